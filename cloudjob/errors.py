@@ -1,0 +1,51 @@
+"""What can go wrong, each with the exit code that a batch script sees.
+
+0 done (or nothing to do) - 1 a bug - 2 usage or configuration - 3 an input stage is not complete -
+4 finished with failed items - 75 interrupted in good order, run the same command again.
+"""
+
+
+class CloudjobError(Exception):
+    """Base of all errors that are not bugs: the message alone is shown, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(CloudjobError):
+    """The configuration, the command line or what they ask for is wrong."""
+
+    exit_code = 2
+
+
+class InputError(CloudjobError):
+    """An earlier stage has not made what this one reads."""
+
+    exit_code = 3
+
+
+class ItemError(CloudjobError):
+    """One item cannot be made: a refused download, a truncated file, a broken product. Others go on."""
+
+    exit_code = 4
+
+
+class CorruptFileError(ItemError):
+    """A file is truncated or does not hold what it should; `path` names it, so that it can be set aside."""
+
+    def __init__(self, path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+
+
+class DiskFullError(ItemError):
+    """No space left; going on with other items would fail in the same way."""
+
+
+class RejectedError(CloudjobError):
+    """A rule said no to this item. Not an error: rejected items are counted apart from failed ones."""
+
+
+class InterruptedJob(CloudjobError):  # noqa: N818 (it is a state, not an error)
+    """Stopped in good order; the same command goes on from here."""
+
+    exit_code = 75
