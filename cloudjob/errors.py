@@ -42,10 +42,17 @@ class DiskFullError(ItemError):
 
 
 class RejectedError(CloudjobError):
-    """A rule said no to this item. Not an error: rejected items are counted apart from failed ones."""
+    """A rule said no to this item. Not an error: rejected items are counted apart from failed ones.
+
+    `result` is kept in the item's record (the measures that the rule looked at).
+    """
+
+    def __init__(self, reason: str, result=None):
+        super().__init__(reason)
+        self.result = result
 
 
-class InterruptedJob(CloudjobError):  # noqa: N818 (it is a state, not an error)
+class InterruptedJob(CloudjobError):
     """Stopped in good order; the same command goes on from here."""
 
     exit_code = 75

@@ -1,0 +1,38 @@
+# make demo: the whole pipeline on the embedded archive.  make test: all tests.  make lint: style.
+# Each sets up .venv by itself. PYTHON names another interpreter: make demo PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test quick lint format setup clean
+
+demo: $(READY)
+	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+quick: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "cloudjob needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv .venv || { \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv .venv; \
+	  else echo "python3-venv is missing; ask for: apt-get install python3-venv"; exit 2; fi; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,test]"
+	@touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,159 @@
+"""Fills an archive: synthetic tiles with the ground below their clouds kept as truth, or products made from rasters."""
+
+import hashlib
+import os
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.warp import transform as warp_points
+
+from cloudjob.archive.rasters import product_from_raster, read_raster
+from cloudjob.archive.safe import sun_position, tile_centre, tile_corner, write_product
+from cloudjob.archive.synthetic import acquire
+from cloudjob.errors import ConfigError
+
+_GOLDEN = 0.6180339887  # multiples of it, modulo 1, spread evenly for any number of dates
+_REVOLUTION = timedelta(minutes=100)
+_BASELINES = {0: "0214", -1000: "0510"}
+
+
+def make_synthetic(
+    archive: Path,
+    *,
+    tiles: list[str],
+    size: int,
+    clear: list[date],
+    cloudy: list[date],
+    seed: int,
+    cloud: tuple[float, float],
+) -> list[str]:
+    """Write a product of `size` x `size` pixels per tile and date, and return their names; existing ones are kept.
+
+    It lies in the tile's north-west corner. Cloudy dates get cloud fractions (of one) spread over `cloud`, clear ones
+    at most 0.4 %. Every third product is of baseline 02.14 without BOA_ADD_OFFSET, the others of 05.10 with -1000. On
+    a date in both lists the cloudy overpass is one revolution later. The ground without clouds goes to
+    `<archive>/truth/<product>.tif` (our DN convention).
+    """
+    low, high = cloud
+    if not 0 <= low <= high <= 1:
+        raise ConfigError(f"cloud = {cloud}: expected two fractions of one, 0 <= low <= high <= 1")
+    if size < 16:
+        raise ConfigError(f"size = {size}: expected at least 16 pixels")
+    plans = [
+        (tile, day, is_cloudy) for tile in tiles for is_cloudy in (False, True) for day in (clear, cloudy)[is_cloudy]
+    ]
+    names = []
+    for index, (tile, day, is_cloudy) in enumerate(plans):
+        step = index * _GOLDEN % 1
+        fraction = low + (high - low) * step if is_cloudy else max(0.0, 0.008 * step - 0.004)
+        offset = 0 if index % 3 == 2 else -1000
+        sensing = _overpass(day, *tile_centre(tile)) + (_REVOLUTION if is_cloudy and day in clear else timedelta(0))
+        name = _name(tile, sensing, offset)
+        names.append(name)
+        if not (Path(archive) / f"{name}.SAFE").exists():
+            _make_one(Path(archive), name, tile, sensing, size, seed, fraction, offset)
+    return names
+
+
+def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
+    """Write the cloudy and the clear product of each pair, and return their names; existing ones are kept.
+
+    A pair has `tile`, `cloudy` and `clear` (GeoTIFFs of B04, B03, B02, B08), `cloudy_date`, `clear_date`, `mask` (a
+    raster, or None for a comparison of the two dates) and `offset` (BOA_ADD_OFFSET of both rasters). Scenes of one
+    tile and day are told apart by the second of their sensing.
+    """
+    names, taken = [], {}
+    for pair in pairs:
+        for which in ("cloudy", "clear"):
+            raster = Path(pair[which])
+            mask, other = ("clear", None) if which == "clear" else (pair["mask"], Path(pair["clear"]))
+            content = hashlib.sha256(f"{which}{pair['offset']}".encode())
+            for path in (raster, mask if which == "cloudy" else None):
+                content.update(Path(path).read_bytes() if path else b"")
+            sensing = _overpass(pair[f"{which}_date"], *_centre(raster))
+            sensing += timedelta(seconds=int.from_bytes(content.digest()[:2], "big") % 1800)
+            while taken.setdefault((pair["tile"], sensing), content.digest()) != content.digest():
+                sensing += timedelta(seconds=1)
+            name = _name(pair["tile"], sensing, pair["offset"])
+            if name not in names:
+                names.append(name)
+            if not (Path(archive) / f"{name}.SAFE").exists():
+                product_from_raster(
+                    Path(archive), name=name, raster=raster, mask=mask, other=other, offset=pair["offset"]
+                )
+    return names
+
+
+def _make_one(archive, name, tile, sensing, size, seed, fraction, offset) -> None:
+    acquisition = acquire(tile=tile, when=sensing, size=size, seed=seed, cloud=fraction)
+    crs, left, top = tile_corner(tile)
+    transform = Affine(10, 0, left, 0, -10, top)
+    elevation, azimuth = sun_position(sensing, *tile_centre(tile))
+    _write_truth(archive / "truth" / f"{name}.tif", acquisition.truth, crs, transform)
+    write_product(
+        archive,
+        name=name,
+        bands=acquisition.bands,
+        scl=acquisition.scl,
+        cloud_probability=acquisition.cloud_probability,
+        snow_probability=acquisition.snow_probability,
+        crs=crs,
+        transform=transform,
+        offset=offset,
+        sun_elevation=elevation,
+        sun_azimuth=azimuth,
+    )
+
+
+def _write_truth(path: Path, dn: np.ndarray, crs: str, transform: Affine) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    count, height, width = dn.shape
+    with rasterio.open(
+        temporary,
+        "w",
+        driver="GTiff",
+        dtype="uint16",
+        count=count,
+        height=height,
+        width=width,
+        crs=crs,
+        transform=transform,
+        nodata=0,
+        compress="deflate",
+        predictor=2,
+        tiled=True,
+        bigtiff="if_safer",
+    ) as image:
+        image.write(dn)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _overpass(day: date, lon: float, lat: float) -> datetime:
+    """When Sentinel-2 passes: about 10:40 local solar time, and past noon at 70 degrees north."""
+    hours = (12.4 if abs(lat) > 60 else 10.7) - lon / 15
+    midnight = datetime.combine(day, time(), UTC)
+    return midnight + timedelta(seconds=round((hours % 24) * 3600))
+
+
+def _name(tile: str, sensing: datetime, offset: int) -> str:
+    """A product name; the relative orbit belongs to the tile, satellites take turns, "processed" three hours later."""
+    if offset not in _BASELINES:
+        raise ConfigError(f"offset = {offset}: BOA_ADD_OFFSET is 0 or -1000")
+    orbit = int(hashlib.sha256(tile.encode()).hexdigest(), 16) % 143 + 1
+    return (
+        f"S2{'AB'[sensing.toordinal() % 2]}_MSIL2A_{sensing:%Y%m%dT%H%M%S}_N{_BASELINES[offset]}_R{orbit:03d}"
+        f"_T{tile}_{sensing + timedelta(hours=3, minutes=7):%Y%m%dT%H%M%S}"
+    )
+
+
+def _centre(raster: Path) -> tuple[float, float]:
+    dn, crs, transform = read_raster(raster)
+    x, y = transform @ (dn.shape[2] / 2, dn.shape[1] / 2)
+    lon, lat = warp_points(crs, "EPSG:4326", [x], [y])
+    return lon[0], lat[0]

@@ -1,0 +1,144 @@
+"""A GeoTIFF of four Sentinel-2 bands, cloudy or clear, becomes a Level-2A product of the archive."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.errors import RasterioError
+from rasterio.warp import transform as warp_points
+from scipy import ndimage
+
+from cloudjob.archive.safe import sun_position, write_product
+from cloudjob.errors import ConfigError, CorruptFileError
+from cloudjob.sentinel2.product import ProductName
+from cloudjob.sentinel2.radiometry import BANDS, reflectance, to_convention
+
+_CLASSES = ((2, 3), (3, 10), (1, 9))  # house mask class and its class in the SCL, the later one wins
+_CLOUD_PROBABILITY = {8: 60, 9: 95, 10: 25}
+
+
+def product_from_raster(
+    archive: Path,
+    *,
+    name: str,
+    raster: Path,
+    mask: Path | Literal["clear"] | None,
+    other: Path | None,
+    offset: int,
+) -> Path:
+    """Write `<archive>/<name>.SAFE` from a GeoTIFF of B04, B03, B02, B08 (uint16 DN with BOA_ADD_OFFSET `offset`).
+
+    A pixel that is 0 in all bands is no data. `mask` is "clear", or a raster of the same size in which every value
+    but 0 is cloud, or, where a value above 1 occurs, 1 cloud, 2 shadow, 3 cirrus. With None the scene classification
+    comes from the brightness against `other`, the same ground on another date, by the rule of `compare`.
+    """
+    dn, crs, transform = read_raster(raster)
+    dn = np.where((dn == 0).all(0), 0, np.maximum(dn, 1))  # 0 in one band alone is dark, not missing
+    bands = to_convention(dn, offset=offset)
+    if mask == "clear":
+        covered = np.zeros(_halved(bands[0].shape), np.uint8)
+    elif mask is not None:
+        covered = _read_mask(mask, bands.shape[1:])
+    elif other is not None:
+        covered = compare(bands, to_convention(read_raster(other, bands.shape)[0], offset=offset))
+    else:
+        raise ConfigError(f"{raster}: give its cloud mask, the other date to compare it with, or 'clear'")
+    scl = np.where(covered > 0, covered, _clear_classes(bands))
+    scl = np.where(_pool(bands[0] == 0, np.any), 0, scl).astype(np.uint8)
+    probability = np.zeros_like(scl)
+    for cls, percent in _CLOUD_PROBABILITY.items():
+        probability[scl == cls] = percent
+    centre = transform @ (dn.shape[2] / 2, dn.shape[1] / 2)
+    lon, lat = warp_points(crs, "EPSG:4326", [centre[0]], [centre[1]])
+    elevation, azimuth = sun_position(ProductName.parse(name).sensing, lon[0], lat[0])
+    return write_product(
+        archive,
+        name=name,
+        bands=bands,
+        scl=scl,
+        cloud_probability=probability,
+        snow_probability=np.where(scl == 11, 95, 0).astype(np.uint8),
+        crs=crs,
+        transform=transform,
+        offset=offset,
+        sun_elevation=elevation,
+        sun_azimuth=azimuth,
+    )
+
+
+def read_raster(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, str, Affine]:
+    """(4, H, W) uint16, CRS such as "EPSG:32605" and transform of a north-up GeoTIFF with pixels of 10 m."""
+    try:
+        with rasterio.open(path) as image:
+            dn, crs, transform = image.read(), image.crs, image.transform
+    except RasterioError as error:
+        raise CorruptFileError(path, f"not readable as a raster: {error}") from None
+    if dn.shape[0] != len(BANDS) or dn.dtype != np.uint16 or (shape and dn.shape != shape):
+        expected = f"{shape or '(4, H, W)'} uint16 of {', '.join(BANDS)}"
+        raise ConfigError(f"{path}: {dn.shape} {dn.dtype}, expected {expected}")
+    epsg = crs.to_epsg() if crs else None
+    if epsg is None or epsg // 100 not in (326, 327):
+        raise ConfigError(f"{path}: its CRS is {crs}, expected a UTM zone on WGS 84 (EPSG:326xx or 327xx)")
+    if not transform.almost_equals(Affine(10, 0, transform.c, 0, -10, transform.f), 1e-6):
+        raise ConfigError(f"{path}: its transform is {tuple(transform)[:6]}, expected pixels of 10 m, north up")
+    return dn, f"EPSG:{epsg}", Affine(10, 0, transform.c, 0, -10, transform.f)
+
+
+def compare(bands: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """SCL classes 8, 9 (cloud) and 3 (shadow) on the 20 m grid, 0 elsewhere, from two dates (4, H, W) in our DN.
+
+    On the mean over 60 m x 60 m, the visible brightness is compared: more than 0.04 above the other date is cloud
+    (9 from 0.15 on), and a loss of a third or more in B08, not explained by haze, is shadow. It is a rule for making
+    test scenes and no cloud detection: fresh snow counts as cloud and melt as shadow, a cloud over snow is missed
+    unless it is brighter, cirrus and thick cloud are not told apart, and the other date must be clear.
+    """
+    visible, before = (np.nan_to_num(reflectance(dn[:3])).mean(0) for dn in (bands, other))
+    infrared, infrared_before = (np.nan_to_num(reflectance(dn[3])) for dn in (bands, other))
+    gain = _smooth(visible - before)
+    ratio = _smooth(infrared) / np.maximum(_smooth(infrared_before), 0.02)
+    classes = np.zeros(gain.shape, np.uint8)
+    classes[(ratio < 0.67) & (gain < 0.01)] = 3
+    classes[gain > 0.04] = 8
+    classes[gain > 0.15] = 9
+    return classes
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+    return ndimage.uniform_filter(_pool(image, np.mean), 3)
+
+
+def _clear_classes(bands: np.ndarray) -> np.ndarray:
+    """Snow 11, water 6, vegetation 4, bare 5 on the 20 m grid, by plain thresholds."""
+    red, green, _, infrared = (_pool(np.nan_to_num(reflectance(band)), np.mean) for band in bands)
+    index = (infrared - red) / np.maximum(infrared + red, 1e-3)
+    conditions = [green > 0.4, (infrared < 0.08) & (index < 0), index > 0.35]
+    return np.select(conditions, [11, 6, 4], default=5)
+
+
+def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        with rasterio.open(path) as image:
+            mask = image.read(1)
+    except RasterioError as error:
+        raise CorruptFileError(path, f"not readable as a raster: {error}") from None
+    if mask.shape != shape:
+        raise ConfigError(f"{path}: the mask has {mask.shape} pixels, the bands have {shape}")
+    if mask.max(initial=0) <= 1:
+        return np.where(_pool(mask, np.max) > 0, 9, 0).astype(np.uint8)
+    classes = np.zeros(_halved(shape), np.uint8)
+    for house, scl in _CLASSES:
+        classes[_pool(mask == house, np.any)] = scl
+    return classes
+
+
+def _halved(shape: tuple[int, int]) -> tuple[int, int]:
+    return -(-shape[0] // 2), -(-shape[1] // 2)
+
+
+def _pool(image: np.ndarray, how) -> np.ndarray:
+    """10 m to 20 m: `how` (np.mean, np.max, np.any) over 2 x 2 pixels; an odd last row or column counts twice."""
+    padded = np.pad(image, [(0, length % 2) for length in image.shape], mode="edge")
+    rows, columns = padded.shape
+    return how(padded.reshape(rows // 2, 2, columns // 2, 2), axis=(1, 3))

@@ -1,0 +1,358 @@
+"""The configuration: one pydantic model a stage, read from YAML, with errors that name file, line and key."""
+
+import difflib
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cloudjob.errors import ConfigError
+
+PRESETS = ("notebook-2025", "tiny", "small", "base")
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML with dates left as text: pydantic says better what is wrong with 2024-02-30, and where."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _ascending(pair, what: str):
+    if pair[0] > pair[1]:
+        raise ValueError(f"{what} must not be above the upper limit; write [low, high]")
+    return pair
+
+
+class SyntheticScenes(Section):
+    """Scenes that the embedded archive makes up: every tile has every date."""
+
+    tiles: list[Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]] = Field(min_length=1)
+    size: Annotated[int, Field(ge=64, le=10980)] = Field(512, description="rows and columns at 10 m")
+    clear: list[date] = Field(min_length=1)
+    cloudy: list[date] = Field(min_length=1)
+    cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
+    seed: int = 0
+
+    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
+
+
+class RasterPair(Section):
+    """Two GeoTIFFs (bands B04, B03, B02, B08, uint16) of one place that become two products."""
+
+    tile: Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]
+    cloudy: Path
+    cloudy_date: date
+    clear: Path
+    clear_date: date
+    mask: Path | None = None
+    offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
+
+
+class ArchiveConfig(Section):
+    """The embedded archive. With it, the Data Space is a server on this machine."""
+
+    path: Path | None = Field(None, description="folder of the archive; default: archive/ in the run folder")
+    synthetic: SyntheticScenes | None = None
+    rasters: list[RasterPair] = []
+
+
+class CopernicusConfig(Section):
+    """Where the Copernicus Data Space answers; credentials come from the environment."""
+
+    stac: str = "https://stac.dataspace.copernicus.eu/v1"
+    catalogue: str = "https://catalogue.dataspace.copernicus.eu/odata/v1"
+    download: str = "https://download.dataspace.copernicus.eu/odata/v1"
+    token: str = "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
+    connections: Annotated[int, Field(ge=1, le=4)] = Field(4, description="the account's limit is 4 at a time")
+
+    def urls(self) -> dict[str, str]:
+        return self.model_dump(exclude={"connections"})
+
+
+class Query(Section):
+    """One catalogue query: first and last day (both inclusive) and the range of the catalogue's cloud cover."""
+
+    start: date
+    end: date
+    cloud: tuple[Percent, Percent] = Field(description="percent")
+
+    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud cover"))
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if self.start > self.end:
+            raise ValueError(f"start {self.start} is after end {self.end}")
+        return self
+
+    def months(self) -> list[tuple[date, date]]:
+        """The query cut into calendar months: (first, last) day of each."""
+        parts, first = [], self.start
+        while first <= self.end:
+            following = (first.replace(day=28) + timedelta(days=4)).replace(day=1)
+            parts.append((first, min(self.end, following - timedelta(days=1))))
+            first = following
+        return parts
+
+
+class SearchConfig(Section):
+    polygon: list[tuple[float, float]] = Field(description="closed ring of (longitude, latitude), degrees")
+    clear: Query
+    cloudy: Query
+    catalogue: Literal["stac", "odata"] = "stac"
+
+    @field_validator("polygon")
+    @classmethod
+    def _ring(cls, ring):
+        if len(ring) < 4 or ring[0] != ring[-1]:
+            first = list(ring[0]) if ring else []
+            raise ValueError(
+                f"the polygon is not closed: the last point must repeat the first one; add {first} at the end"
+            )
+        if any(abs(lon) > 180 or abs(lat) > 90 for lon, lat in ring):
+            raise ValueError("a point lies outside longitude -180..180, latitude -90..90; write (longitude, latitude)")
+        return ring
+
+
+class MasksConfig(Section):
+    dilate_m: Annotated[float, Field(ge=0, le=1000)] = Field(
+        50, description="growth of cloud, shadow and cirrus, metres"
+    )
+
+
+class PairConfig(Section):
+    """Rules for a cloudy product and a clear one of the same tile; cloud fractions are those of the masks."""
+
+    max_days: Count = 30
+    min_overlap: Fraction = Field(0.5, description="jointly valid area over the smaller valid area")
+    clear_max_cloud: Fraction = Field(0.05, description="cloud, shadow and cirrus of the clear product")
+    cloudy_range: tuple[Fraction, Fraction] = Field((0.01, 0.9), description="cloud and cirrus of the cloudy product")
+    max_sun_difference: float = Field(15, description="degrees of sun elevation")
+    min_sun_elevation: float = Field(5, description="degrees, on both dates")
+
+    _range = field_validator("cloudy_range")(lambda pair: _ascending(pair, "the lower cloud fraction"))
+
+
+class ReviewConfig(Section):
+    gain: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="picture = gain x reflectance; 1 for snow, 2.5 for land"
+    )
+
+
+class ShardConfig(Section):
+    window: Annotated[int, Field(ge=32, multiple_of=8)] = 256
+    stride: Count = 64
+    cloud: tuple[Fraction, Fraction] = Field((0.05, 0.30), description="cloud and cirrus in a window")
+    target_max_cloud: Fraction = Field(0.01, description="cloud, shadow and cirrus of the clear date in a window")
+    match_radiometry: bool = Field(True, description="bring the clear dates to the light of the cloudy one")
+    val_share: Fraction = 0.15
+    test_share: Fraction = 0.15
+
+    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
+
+
+class TrainConfig(Section):
+    preset: Literal[PRESETS] = "small"
+    process: Literal["residual", "ddpm"] = Field(
+        "residual", description="ddpm is the 2025 notebook's, kept for comparison"
+    )
+    epochs: Annotated[float, Field(gt=0)] = 50
+    batch_size: Count = 32
+    lr: Annotated[float, Field(gt=0)] = 4e-4
+    warmup: int = Field(1000, ge=0, description="samples over which the learning rate rises")
+    decay: bool = Field(True, description="cosine decay of the learning rate to zero")
+    clear_weight: Annotated[float, Field(gt=0)] = Field(
+        0.2, description="loss weight of clear pixels; cloud pixels have 1"
+    )
+    drop_reference: Fraction = Field(0.15, description="share of samples that must do without the reference date")
+    ema_gamma: Annotated[float, Field(gt=0)] = Field(6.94, description="power-function moving average")
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Count | None = Field(
+        None, description="CPU threads per rank; default: the cores of the task over its ranks"
+    )
+    checkpoint_s: Annotated[float, Field(gt=0)] = Field(600, description="seconds between checkpoints")
+    log_s: Annotated[float, Field(gt=0)] = Field(10, description="seconds between lines of metrics")
+
+    @model_validator(mode="after")
+    def _notebook(self):
+        if (self.preset == "notebook-2025") != (self.process == "ddpm"):
+            raise ValueError("preset notebook-2025 and process ddpm belong together: set both or neither")
+        return self
+
+
+class InferConfig(Section):
+    checkpoint: Path | None = Field(None, description="a checkpoint from elsewhere; default: the newest of this run")
+    tile: Annotated[int, Field(ge=32, multiple_of=8)] = 256
+    overlap: Annotated[int, Field(ge=0)] = 64
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(4, description="sampling steps; ddpm always takes its 1000")
+    members: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="ensemble members; above 1 the output has /uncertainty"
+    )
+    use_reference: bool = True
+    preview_gain: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _overlap(self):
+        if 2 * self.overlap > self.tile:
+            raise ValueError(f"overlap {self.overlap} is more than half of tile {self.tile}")
+        return self
+
+
+class Config(Section):
+    """Everything a run needs. The resolved configuration lies in the run folder as config.yaml."""
+
+    seed: int = 0
+    archive: ArchiveConfig | None = None
+    copernicus: CopernicusConfig = CopernicusConfig()
+    search: SearchConfig
+    masks: MasksConfig = MasksConfig()
+    pair: PairConfig = PairConfig()
+    review: ReviewConfig = ReviewConfig()
+    shard: ShardConfig = ShardConfig()
+    train: TrainConfig = TrainConfig()
+    infer: InferConfig = InferConfig()
+
+    def section(self, *names: str) -> dict:
+        """These sections and `seed` as plain values: what an item's record keeps."""
+        return self.model_dump(mode="json", include={"seed", *names})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the values of a configuration came from: the file, the line of each key, the `--set` overrides."""
+
+    path: Path
+    lines: dict[tuple, int]
+    overrides: dict[tuple, str]
+
+    def where(self, key: tuple) -> str:
+        """`file:line` (of the key or of the nearest one above it that is written), or the `--set`."""
+        for end in range(len(key), -1, -1):
+            if key[:end] in self.overrides:
+                return f"--set {self.overrides[key[:end]]}"
+            if key[:end] in self.lines:
+                return f"{self.path}:{self.lines[key[:end]]}"
+        return str(self.path)
+
+
+def load(path: Path, overrides: list[str] = ()) -> tuple[Config, Source]:
+    """The configuration in a YAML file, with `section.key=value` overrides. ConfigError lists every mistake at once."""
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}  not YAML: {error.problem}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1  the file must hold keys and values; an example is configs/demo.yaml")
+    lines: dict[tuple, int] = {}
+    repeated = _walk(node, (), lines)
+    if repeated:
+        raise ConfigError("\n".join(f"{path}:{line}  {_dotted(key)}: given twice" for key, line in repeated))
+    changed = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        try:
+            _set(data, key.split("."), yaml.load(value, Loader=_Loader), text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text}: the value is not YAML") from None
+        changed[tuple(key.split("."))] = text
+    source = Source(path, lines, changed)
+    _absolute_paths(data, path.parent.resolve())
+    try:
+        return Config.model_validate(data), source
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, width=110)
+
+
+def _walk(node, key: tuple, lines: dict) -> list[tuple[tuple, int]]:
+    lines[key] = node.start_mark.line + 1
+    repeated = []
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            child = (*key, name.value)
+            if child in lines:
+                repeated.append((child, name.start_mark.line + 1))
+            repeated += _walk(value, child, lines)
+            lines[child] = name.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            repeated += _walk(value, (*key, number), lines)
+    return repeated
+
+
+def _set(data: dict, names: list[str], value, text: str) -> None:
+    if "=" not in text or not all(names):
+        raise ConfigError(f"--set {text}: write --set section.key=value")
+    for name in names[:-1]:
+        if data.get(name) is None:
+            data[name] = {}
+        data = data[name]
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {text}: {name} is not a section")
+    data[names[-1]] = value
+
+
+def _absolute_paths(data: dict, folder: Path) -> None:
+    """Paths in a file are meant from where that file lies."""
+    archive = data.get("archive") if isinstance(data.get("archive"), dict) else {}
+    rasters = archive.get("rasters")
+    holders = [(archive, "path"), (data.get("infer"), "checkpoint")]
+    holders += [(raster, key) for raster in rasters or [] for key in ("cloudy", "clear", "mask")]
+    for holder, key in holders:
+        if isinstance(holder, dict) and isinstance(holder.get(key), str):
+            holder[key] = str((folder / holder[key]).resolve())
+
+
+def _dotted(key: tuple) -> str:
+    return ".".join(str(part) for part in key)
+
+
+def _explain(detail: dict, source: Source) -> str:
+    key = tuple(detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        known = _keys_of(key[:-1])
+        near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{source.where(key)}  {_dotted(key)}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{source.where(key)}  {_dotted(key)}: is missing and has no default"
+    value = detail.get("input")
+    shown = f" = {value}" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"{source.where(key)}  {_dotted(key)}{shown}: {message}"
+
+
+def _keys_of(key: tuple) -> list[str]:
+    """The keys allowed in the section at `key`, found in the JSON schema."""
+    schema = Config.model_json_schema()
+    node = schema
+    for part in key:
+        node = node["items"] if isinstance(part, int) else node["properties"][part]
+        node = next((option for option in node.get("anyOf", []) if "$ref" in option), node)
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return list(node.get("properties", {}))

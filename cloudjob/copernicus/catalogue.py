@@ -1,0 +1,220 @@
+"""Search of the Copernicus Data Space for Sentinel-2 Level-2A products, by STAC or by OData."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, urlencode
+
+import requests
+
+from cloudjob.copernicus.session import Endpoints, get_json, host_of
+from cloudjob.errors import ItemError
+
+_NAME = re.compile(r"(S2[A-D])_MSIL2A_\d{8}T\d{6}_N(\d\d)(\d\d)_R(\d{3})_T(\d\d[A-Z]{3})_\d{8}T\d{6}")
+_PRODUCT_ID = re.compile(r"Products\(([0-9a-f-]{36})\)")
+_CHECKED_ASSETS = ("B04_10m", "B03_10m", "B02_10m", "B08_10m", "SCL_20m")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A product as a catalogue describes it; percentages are 0..100, None where the catalogue does not know."""
+
+    product: str  # without .SAFE
+    id: str  # UUID, which the download needs
+    datetime: str  # 2020-07-05T10:15:59.024Z
+    tile: str
+    relative_orbit: int
+    baseline: str
+    satellite: str
+    cloud_cover: float  # of the valid pixels, thin cirrus included
+    snow_cover: float | None
+    sun_elevation: float | None  # degrees
+    no_data: float | None
+    footprint: dict  # GeoJSON geometry of the pixels with data
+    size: int | None  # bytes of the whole product
+    online: bool
+    checksums: dict[str, dict] = field(default_factory=dict)  # path below the SAFE -> {"size", "multihash"}
+
+
+def search_stac(
+    session: requests.Session,
+    endpoints: Endpoints,
+    *,
+    polygon: list[tuple[float, float]],
+    start: datetime,
+    end: datetime,
+    cloud: tuple[float, float],
+    page_size: int = 100,
+) -> list[Scene]:
+    """All products that meet the closed ring of (longitude, latitude), from `start` to before `end`.
+
+    `cloud` is the range of cloud cover in percent. Sorted by (datetime, product), each product once.
+    ItemError where an answer is not what it should be, or the service gives less than it says to have.
+    """
+    body = {
+        "collections": ["sentinel-2-l2a"],
+        "intersects": {"type": "Polygon", "coordinates": [[list(point) for point in polygon]]},
+        "datetime": f"{_iso(start)}/{_iso(end - timedelta(milliseconds=1))}",  # STAC includes both ends
+        "query": {"eo:cloud_cover": {"gte": cloud[0], "lte": cloud[1]}},
+        "sortby": [{"field": "datetime", "direction": "asc"}],
+        "limit": page_size,
+    }
+
+    def following(page: dict, request: dict) -> dict | None:
+        link = next((link for link in page.get("links", []) if link["rel"] == "next"), None)
+        if link is None:
+            return None
+        body = {**request.get("json", {}), **link["body"]} if link.get("merge") else link.get("body")
+        return {"method": link.get("method", "GET"), "url": link["href"], **({"json": body} if body else {})}
+
+    first = {"method": "POST", "url": f"{endpoints.stac}/search", "json": body}
+    return _collect(session, first, rows="features", count="numberMatched", parse=_from_stac, following=following)
+
+
+def search_odata(
+    session: requests.Session,
+    endpoints: Endpoints,
+    *,
+    polygon: list[tuple[float, float]],
+    start: datetime,
+    end: datetime,
+    cloud: tuple[float, float],
+    page_size: int = 100,
+) -> list[Scene]:
+    """As `search_stac`, from OData: no snow, sun, no data and checksums, and at most 10000 products."""
+    ring = ",".join(f"{lon} {lat}" for lon, lat in polygon)
+    attribute = "Attributes/OData.CSC.{0}Attribute/any(att:att/Name eq '{1}' and att/OData.CSC.{0}Attribute/Value {2})"
+    conditions = [
+        "Collection/Name eq 'SENTINEL-2'",
+        attribute.format("String", "productType", "eq 'S2MSI2A'"),
+        attribute.format("Double", "cloudCover", f"ge {cloud[0]:.4f}"),
+        attribute.format("Double", "cloudCover", f"le {cloud[1]:.4f}"),
+        f"OData.CSC.Intersects(area=geography'SRID=4326;POLYGON(({ring}))')",
+        f"ContentDate/Start ge {_iso(start)}",
+        f"ContentDate/Start lt {_iso(end)}",
+    ]
+    query = {
+        "$filter": " and ".join(conditions),
+        "$orderby": "ContentDate/Start asc",  # without it, paging loses and repeats rows
+        "$top": str(page_size),
+        "$count": "true",
+        "$expand": "Attributes",
+    }
+
+    def following(page: dict, request: dict) -> dict | None:
+        link = page.get("@odata.nextLink")  # left out, without an error, where it would pass the 10000th row
+        return {"method": "GET", "url": link} if link else None
+
+    encoded = urlencode(query, quote_via=quote, safe="$'()/:,")
+    first = {"method": "GET", "url": f"{endpoints.catalogue}/Products?{encoded}"}
+    return _collect(session, first, rows="value", count="@odata.count", parse=_from_odata, following=following)
+
+
+def digest_of(multihash: str) -> tuple[str, str]:
+    """(algorithm, hexadecimal digest) of a STAC `file:checksum`.
+
+    By the length of the digest: the Data Space marks the SHA3-256 of XML files with the code of MD5.
+    """
+    for digits, algorithm in ((64, "SHA3-256"), (32, "MD5")):
+        if re.fullmatch(rf"(16|d501){digits // 2:02x}[0-9a-f]{{{digits}}}", multihash):
+            return algorithm, multihash[-digits:]
+    raise ItemError(f"checksum of an unknown kind: {multihash!r}")
+
+
+def _collect(
+    session: requests.Session,
+    request: dict,
+    *,
+    rows: str,
+    count: str,
+    parse: Callable[[dict], Scene],
+    following: Callable[[dict, dict], dict | None],
+) -> list[Scene]:
+    """Follows the pages to the end; the last one is that without a next link, or an empty one."""
+    host = host_of(request["url"])
+    scenes: dict[str, Scene] = {}
+    received, expected = 0, 0
+    while request:
+        if host_of(request["url"]) != host:
+            raise ItemError(f"{host}: the next page is on another host, {host_of(request['url'])}; not followed")
+        page = get_json(session, **request)
+        try:
+            found = [parse(row) for row in page[rows]]
+            expected = max(expected, page.get(count) or 0)
+            request = following(page, request) if found else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ItemError(f"{host}: an answer of another shape than documented: {error!r}") from None
+        known = len(scenes)
+        scenes.update((scene.product, scene) for scene in found)
+        if request and len(scenes) == known:
+            raise ItemError(f"{host}: the pages repeat themselves after {received} products")
+        received += len(found)
+    if received < expected:
+        raise ItemError(f"{host}: has {expected} products, gave {received}: make the dates or the area smaller")
+    return sorted(scenes.values(), key=lambda scene: (scene.datetime, scene.product))
+
+
+def _from_stac(item: dict) -> Scene:
+    properties, assets = item["properties"], item["assets"]
+    match = _PRODUCT_ID.search(json.dumps(assets))
+    if match is None:
+        raise ValueError(f"{item['id']}: no asset has the address of the product")
+    prefix = f"{item['id']}.SAFE/"
+    return Scene(
+        **_from_name(item["id"]),
+        id=match[1],
+        datetime=_iso(datetime.fromisoformat(properties["datetime"])),
+        cloud_cover=properties["eo:cloud_cover"],
+        snow_cover=properties.get("eo:snow_cover"),
+        sun_elevation=properties.get("view:sun_elevation"),
+        no_data=properties.get("statistics", {}).get("nodata"),
+        footprint=item["geometry"],
+        size=assets.get("Product", {}).get("file:size"),
+        online=True,  # the STAC catalogue does not say
+        checksums={
+            asset["file:local_path"].removeprefix(prefix): {
+                "size": asset["file:size"],
+                "multihash": asset["file:checksum"],
+            }
+            for asset in (assets[key] for key in _CHECKED_ASSETS if key in assets)
+        },
+    )
+
+
+def _from_odata(row: dict) -> Scene:
+    attributes = {a["Name"]: a["Value"] for a in row["Attributes"]}
+    if row["GeoFootprint"] is None:
+        raise ValueError(f"{row['Name']}: no footprint")
+    return Scene(
+        **_from_name(row["Name"].removesuffix(".SAFE")),
+        id=row["Id"],
+        datetime=_iso(datetime.fromisoformat(row["ContentDate"]["Start"])),
+        cloud_cover=attributes["cloudCover"],
+        snow_cover=None,
+        sun_elevation=None,
+        no_data=None,
+        footprint=row["GeoFootprint"],
+        size=row["ContentLength"] or None,  # 0 = not known
+        online=row["Online"],
+    )
+
+
+def _from_name(product: str) -> dict:
+    match = _NAME.fullmatch(product)
+    if match is None:
+        raise ValueError(f"not the name of a Level-2A product: {product!r}")
+    satellite, major, minor, orbit, tile = match.groups()
+    return {
+        "product": product,
+        "satellite": satellite,
+        "baseline": f"{major}.{minor}",
+        "relative_orbit": int(orbit),
+        "tile": tile,
+    }
+
+
+def _iso(moment: datetime) -> str:
+    """Milliseconds in UTC: the catalogues write three or six decimals, which would not sort as text."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

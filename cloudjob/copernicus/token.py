@@ -1,0 +1,111 @@
+"""Access tokens of the Copernicus Data Space: one sign-in, then refreshed; never in a log or an address."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import requests
+
+from cloudjob.copernicus.session import Endpoints, ask, host_of, refusal
+from cloudjob.errors import ConfigError, ItemError
+
+
+class TokenSource:
+    """Bearer tokens for any number of threads.
+
+    A token lives 10 minutes and is refreshed at 80 % of that. The password is sent once, and again only when
+    the service no longer takes the refresh token: every sign-in opens one of the account's 100 sessions. What
+    the service has refused is not tried again, as that can lock the account.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        session: requests.Session,
+        username: str,
+        password: str,
+        totp: str | None = None,
+    ):
+        self._url, self._session = endpoints.token, session
+        self._lock = threading.Lock()
+        self._password_grant = {"grant_type": "password", "username": username, "password": password}
+        if totp:
+            self._password_grant["totp"] = totp
+        self._access = self._refresh = ""
+        self._renew_at = 0.0  # on the monotonic clock
+        self._file: Path | None = None
+        self._refused: ConfigError | None = None
+
+    @classmethod
+    def from_file(cls, endpoints: Endpoints, session: requests.Session, path: Path) -> "TokenSource":
+        """From a saved answer of the token service (JSON with `refresh_token`), which is renewed in place."""
+        try:
+            if path.stat().st_mode & 0o077:
+                raise ConfigError(f"{path}: others can read this token file; do: chmod 600 {path}")
+            refresh = json.loads(path.read_text())["refresh_token"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: no token file (JSON with refresh_token): {type(error).__name__}") from None
+        source = cls(endpoints, session, "", "")
+        source._file, source._refresh = path, refresh
+        return source
+
+    def bearer(self, *, rejected: str = "") -> str:
+        """A living access token; `rejected` is one that the service has just answered 401 to.
+
+        ConfigError where the service refuses the credentials, ItemError where it does not answer.
+        """
+        with self._lock:
+            if self._access in ("", rejected) or time.monotonic() >= self._renew_at:
+                self._renew()
+            return self._access
+
+    def _renew(self) -> None:
+        if self._refused:
+            raise self._refused
+        answer = None
+        if self._refresh:
+            answer = self._request({"grant_type": "refresh_token", "refresh_token": self._refresh})
+        if not answer and self._file is None:
+            answer = self._request(self._password_grant)
+        if not answer:  # the truth of an answer is that of its status
+            what = "CDSE_USERNAME, CDSE_PASSWORD, CDSE_TOTP" if self._file is None else str(self._file)
+            self._refused = ConfigError(f"credentials refused ({what}): {refusal(answer)}")
+            raise self._refused
+
+    def _request(self, grant: dict) -> requests.Response:
+        """The answer to a grant: a token, which is taken over, or a refusal (400, 401); ItemError for others."""
+        asked = time.monotonic()
+        answer = ask(self._session, "POST", self._url, data={"client_id": "cdse-public", **grant})
+        if answer.status_code in (400, 401):
+            return answer
+        if not answer.ok:
+            raise ItemError(refusal(answer))
+        try:
+            body = answer.json()
+            self._access, self._refresh = body["access_token"], body["refresh_token"]
+            self._renew_at = asked + 0.8 * body["expires_in"]
+        except (ValueError, KeyError, TypeError):
+            raise ItemError(f"{host_of(self._url)}: the answer holds no token") from None
+        if self._file:
+            temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(body, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._file)
+        return answer
+
+
+def from_environment(endpoints: Endpoints, session: requests.Session) -> TokenSource:
+    """By CDSE_TOKEN_FILE, or CDSE_USERNAME and CDSE_PASSWORD (and CDSE_TOTP); ConfigError without either."""
+    if path := os.environ.get("CDSE_TOKEN_FILE"):
+        return TokenSource.from_file(endpoints, session, Path(path))
+    username, password = os.environ.get("CDSE_USERNAME"), os.environ.get("CDSE_PASSWORD")
+    if not (username and password):
+        raise ConfigError(
+            "no credentials of the Copernicus Data Space: set CDSE_USERNAME and CDSE_PASSWORD (and CDSE_TOTP, the "
+            "second factor, where there is one), or CDSE_TOKEN_FILE, a saved token answer of mode 600"
+        )
+    return TokenSource(endpoints, session, username, password, os.environ.get("CDSE_TOTP"))

@@ -1,0 +1,92 @@
+"""What the network is told: a batch in normalised units, its channels in one table, and the anchor of the residual."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cloudjob.diffusion import noise
+
+CLEAR, CLOUD, SHADOW, CIRRUS, NO_DATA = 0, 1, 2, 3, 255
+
+# Order and width of the condition channels. The notebook of 2025 looks at the first four only.
+CHANNELS = {"cloudy": 4, "cloud": 1, "shadow": 1, "valid": 1, "reference": 4, "present": 1}
+CONDITION_CHANNELS = sum(CHANNELS.values())
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-band mean and standard deviation (reflectance) of the training split; 0 is the training mean."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def forward(self, reflectance: Tensor) -> Tensor:
+        """(..., bands, H, W) reflectance to normalised units."""
+        mean, std = (torch.tensor(v, device=reflectance.device)[:, None, None] for v in (self.mean, self.std))
+        return (reflectance - mean) / std
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Back to reflectance."""
+        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
+        return x * std + mean
+
+    def limits(self, low: float = -0.1, high: float = 2.0) -> tuple[Tensor, Tensor]:
+        """The physical range of reflectance in normalised units, each (bands, 1, 1). Snow under a low sun exceeds 1."""
+        pair = torch.tensor([low, high]).view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1)
+        return tuple(self.forward(pair))
+
+
+# The notebook of 2025 divided 16-bit numbers by 255 and mapped [0, 1] to [-1, 1]: x = DN / 127.5 - 1, DN = 10000 r + 1000.
+NOTEBOOK_2025 = Normalisation(mean=(-0.08725,) * 4, std=(0.01275,) * 4)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """One batch of conditions; images are normalised and hold 0 where there are no data."""
+
+    cloudy: Tensor  # (N, 4, H, W) float32
+    mask: Tensor  # (N, 1, H, W) uint8 mask classes
+    reference: Tensor  # (N, 4, H, W) float32, another date, clear
+    present: Tensor  # (N, 1, H, W) bool, where the reference has data
+
+    @classmethod
+    def of(cls, cloudy: Tensor, mask: Tensor, reference: Tensor | None, *, norm: Normalisation) -> "Conditions":
+        """From reflectances (N, 4, H, W) with NaN where there are no data, and mask classes (N, H, W)."""
+        if reference is None:
+            reference = torch.full_like(cloudy, torch.nan)
+        hole = cloudy.isnan().any(1, keepdim=True)
+        present = ~reference.isnan().any(1, keepdim=True)
+        return cls(
+            cloudy=norm.forward(cloudy).nan_to_num(0).masked_fill(hole, 0),
+            mask=mask[:, None].masked_fill(hole, NO_DATA),
+            reference=norm.forward(reference).nan_to_num(0) * present,
+            present=present,
+        )
+
+    def channels(self) -> Tensor:
+        """(N, CONDITION_CHANNELS, H, W) float32 in the order of CHANNELS."""
+        cloud = (self.mask == CLOUD) | (self.mask == CIRRUS)
+        flags = [flag.float() for flag in (cloud, self.mask == SHADOW, self.mask != NO_DATA)]
+        return torch.cat([self.cloudy, *flags, self.reference, self.present.float()], 1)
+
+    def anchor(self) -> Tensor:
+        """First guess of the ground: cloudy image where clear, else the reference, else 0, the training mean."""
+        return torch.where(self.mask == CLEAR, self.cloudy, self.reference)
+
+    def choose(self, clear: float, reference: float, nothing: float) -> Tensor:
+        """(N, 1, H, W): one of three numbers, by what the anchor is at a pixel."""
+        hidden = torch.where(self.present, reference, nothing)
+        return torch.where(self.mask == CLEAR, clear, hidden)
+
+    def drop_reference(self, share: float, *, seed: int, indices: list[int]) -> "Conditions":
+        """Without the reference for a random `share` of the samples, so that the model learns to work without."""
+        kept = (noise.uniforms(seed, indices, "drop reference") >= share).to(self.cloudy.device)[:, None, None, None]
+        return replace(self, reference=self.reference * kept, present=self.present & kept)
+
+
+def turn(image: Tensor, *, seed: int, indices: list[int]) -> Tensor:
+    """Each sample of (N, ..., H, W), H = W, flipped and turned by one of the 8 symmetries that its index draws."""
+    draws = (noise.uniforms(seed, indices, "turn") * 8).long().tolist()
+    turned = [torch.rot90(one, draw % 4, (-2, -1)) for one, draw in zip(image, draws, strict=True)]
+    return torch.stack([one.flip(-1) if draw >= 4 else one for one, draw in zip(turned, draws, strict=True)])

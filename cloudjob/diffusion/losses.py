@@ -1,0 +1,23 @@
+"""Weighted squared error: what the network is asked to be right about."""
+
+from torch import Tensor
+
+from cloudjob.diffusion.conditions import CLEAR, NO_DATA
+
+
+def pixel_weights(mask: Tensor, clean_valid: Tensor, *, clear_weight: float) -> Tensor:
+    """(N, 1, H, W): 1 on cloud, shadow and cirrus, `clear_weight` on clear pixels, 0 where a date has no data.
+
+    `mask` holds mask classes, `clean_valid` is true where the clear date has data; both (N, 1, H, W). `clear_weight`
+    must be above 0: a network that is never asked about clear pixels fills them with noise.
+    """
+    weights = (mask != CLEAR).float() + clear_weight * (mask == CLEAR)
+    return weights * (mask != NO_DATA) * clean_valid
+
+
+def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean over all pixels and bands of weights * squared error, in float32.
+
+    The divisor is the fixed pixel count, not the sum of weights: so the mean over ranks is the mean over the batch.
+    """
+    return (weights * (prediction.float() - target).square()).mean()

@@ -1,0 +1,194 @@
+"""The networks: dense residual-convolution U-Nets of three sizes, and the U-Net of the notebook of 2025.
+
+All map `network(x, level, conditions)` to (N, 4, H, W): x (N, 4, H, W) the scaled noisy image, level (N,) in 0..1 where
+the process stands between least and most noise, conditions (N, C, H, W). Any height and width divisible by `stride`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+BANDS = 4
+EMBEDDING = 128
+
+
+@dataclass(frozen=True)
+class Size:
+    """Channels of each resolution, residual blocks on each side of it, and the side of the pixel cells of the stem."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    cell: int = 2
+
+
+SIZES = {
+    "tiny": Size(widths=(32, 64, 96), blocks=1),
+    "small": Size(widths=(64, 128, 192), blocks=1),
+    "base": Size(widths=(96, 192, 256, 384), blocks=2),
+}
+PRESETS = (*SIZES, "notebook-2025")
+
+
+def build(preset: str, *, condition_channels: int) -> nn.Module:
+    """A freshly initialised network (from torch's global generator)."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r}: must be one of {', '.join(PRESETS)}")
+    if preset == "notebook-2025":
+        return NotebookUNet()
+    return UNet(SIZES[preset], condition_channels=condition_channels)
+
+
+def describe(preset: str, size: int, *, condition_channels: int) -> dict[str, int]:
+    """Parameters, multiply-accumulates of one forward pass of one size x size sample, and the bytes of float32
+    activations that its backward pass keeps. Counted on the meta device: nothing is computed."""
+    with torch.device("meta"):
+        network = build(preset, condition_channels=condition_channels)
+        x, level = torch.empty(1, BANDS, size, size), torch.empty(1)
+        conditions = torch.empty(1, condition_channels, size, size)
+    held = {id(parameter): 0 for parameter in network.parameters()}
+    kept = []  # holds the tensors, so that no id is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        storage = tensor.untyped_storage()._cdata if id(tensor) not in held else id(tensor)
+        held.setdefault(storage, tensor.untyped_storage().nbytes())
+        return tensor
+
+    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, saved:
+        network(x, level, conditions)
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "macs": counter.get_total_flops() // 2,
+        "activation_bytes": sum(held.values()),
+    }
+
+
+def sinusoids(level: Tensor, channels: int) -> Tensor:
+    """(N, channels) sines and cosines of 1000 * level, periods from 2 pi to 2e4 pi (Vaswani et al. 2017, section 3.5)."""
+    frequency = torch.exp(torch.arange(channels // 2, device=level.device) * (-math.log(1e4) / (channels // 2 - 1)))
+    angle = 1000 * level.float()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def check_size(x: Tensor, stride: int) -> None:
+    height, width = x.shape[-2:]
+    if height % stride or width % stride:
+        raise ValueError(
+            f"image of {height} x {width} pixels: both must be divisible by the network's stride, {stride}"
+        )
+
+
+class Block(nn.Module):
+    """x + conv(silu(scale * norm(conv(silu(norm x))) + shift)), scale and shift from the noise level."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(EMBEDDING, 2 * channels)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        return x + self.conv2(F.silu(h * (1 + scale) + shift))
+
+
+class UNet(nn.Module):
+    """No attention: fully convolutional, so the window may be larger at inference than in training.
+
+    The stem folds `cell` x `cell` pixels into channels and the head unfolds them: full resolution costs no convolution.
+    Skips are added, which beat concatenation in DiffCR's ablation (and cost nothing).
+    """
+
+    def __init__(self, size: Size, *, condition_channels: int):
+        super().__init__()
+        widths, self.cell = size.widths, size.cell
+        self.stride = size.cell * 2 ** (len(widths) - 1)
+
+        def stage(width: int) -> nn.ModuleList:
+            return nn.ModuleList(Block(width) for _ in range(size.blocks))
+
+        self.embed = nn.Sequential(
+            nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU()
+        )
+        self.stem = nn.Conv2d((BANDS + condition_channels) * self.cell**2, widths[0], 3, padding=1)
+        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        self.encoder = nn.ModuleList(stage(width) for width in widths)
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in steps)
+        self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in reversed(steps))
+        self.decoder = nn.ModuleList(stage(width) for width in reversed(widths))
+        self.norm = nn.GroupNorm(8, widths[0])
+        self.head = nn.Conv2d(widths[0], 2 * BANDS * self.cell**2, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, level: Tensor, conditions: Tensor) -> Tensor:
+        check_size(x, self.stride)
+        embedding = self.embed(sinusoids(level, EMBEDDING))
+        h = self.stem(F.pixel_unshuffle(torch.cat([x, conditions], 1), self.cell))
+        skips = []
+        for index, blocks in enumerate(self.encoder):
+            if index:
+                h = self.down[index - 1](h)
+            for block in blocks:
+                h = block(h, embedding)
+            skips.append(h)
+        for index, blocks in enumerate(self.decoder):
+            if index:
+                h = self.up[index - 1](F.interpolate(h, scale_factor=2.0, mode="nearest")) + skips[-1 - index]
+            for block in blocks:
+                h = block(h, embedding)
+        output, gain = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.cell).chunk(2, 1)
+        return output + gain * x
+
+
+class DoubleConv(nn.Module):
+    """The notebook's block: two convolutions, the noise level added between them."""
+
+    def __init__(self, channels_in: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(1, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(1, channels)
+        self.time = nn.Sequential(nn.Linear(256, channels), nn.GELU(), nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = F.gelu(self.norm1(self.conv1(x))) + self.time(embedding)[:, :, None, None]
+        return F.gelu(self.norm2(self.conv2(h)))
+
+
+class NotebookUNet(nn.Module):
+    """The network of the notebook of 2025, 3,452,868 parameters. It sees the cloudy image alone of the conditions."""
+
+    stride = 4
+
+    def __init__(self):
+        super().__init__()
+        self.inc = DoubleConv(2 * BANDS, 64)
+        self.down1 = DoubleConv(64, 128)
+        self.down2 = DoubleConv(128, 256)
+        self.bottleneck = DoubleConv(256, 256)
+        self.up1 = nn.ConvTranspose2d(256, 128, 2, stride=2)
+        self.merge1 = DoubleConv(256, 128)
+        self.up2 = nn.ConvTranspose2d(128, 64, 2, stride=2)
+        self.merge2 = DoubleConv(128, 64)
+        self.out = nn.Conv2d(64, BANDS, 1)
+
+    def forward(self, x: Tensor, level: Tensor, conditions: Tensor) -> Tensor:
+        check_size(x, self.stride)
+        embedding = sinusoids(level, 256)
+        fine = self.inc(torch.cat([x, conditions[:, :BANDS]], 1), embedding)
+        middle = self.down1(F.max_pool2d(fine, 2), embedding)
+        h = self.bottleneck(self.down2(F.max_pool2d(middle, 2), embedding), embedding)
+        h = self.merge1(torch.cat([self.up1(h), middle], 1), embedding)
+        return self.out(self.merge2(torch.cat([self.up2(h), fine], 1), embedding))

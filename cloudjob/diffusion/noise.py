@@ -1,0 +1,75 @@
+"""Randomness that belongs to the sample or to the pixel, never to the process: every draw is a pure function of its key.
+
+The generator is counter-based: SplitMix64 (Steele, Lea & Flood 2014, OOPSLA) in wrapping 64-bit integers, the same bits
+on every device, thread count, tile and rank. A 64-bit word becomes a normal deviate as the scaled sum of two quantiles
+looked up by 16 bits each. Box-Muller is avoided because vectorised log and cos may round differently from their scalar
+tails, which would make a window differ in its last bit from the same window cut out of a bigger field.
+"""
+
+import zlib
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int) -> int:
+    """The 64-bit pattern of `value` as torch's int64 holds it."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of 64-bit words (`&` makes torch's arithmetic shift a logical one)."""
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ ((z >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)
+    return z ^ ((z >> 31) & (2**33 - 1))
+
+
+def _key(seed: int, use: str, *numbers: int | Tensor) -> Tensor:
+    """Hash of (seed, use, numbers): `use` separates streams, a tensor among the numbers gives a key for each element."""
+    key = torch.tensor(_signed(seed))
+    for number in (zlib.crc32(use.encode()), *numbers):
+        key = _mix(key + _signed(_GAMMA)) + torch.as_tensor(number, dtype=torch.int64)
+    return _mix(key + _signed(_GAMMA))
+
+
+@lru_cache
+def _quantiles(device: torch.device) -> Tensor:
+    """The 2^16 mid-point quantiles of the normal distribution, divided by sqrt(2) and scaled to unit variance of a sum."""
+    z = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
+    return (z / (2 * z.square().mean()).sqrt()).float().to(device)
+
+
+def _normal(keys: Tensor, *, rows: range, cols: range, bands: int, device) -> Tensor:
+    """(len(keys), bands, rows, cols) standard normal; a key with its band and row starts a SplitMix64 stream over cols."""
+    band = _mix(keys[:, None] + torch.arange(bands) * _signed(_GAMMA))
+    row = _mix(band[:, :, None] + torch.arange(rows.start, rows.stop) * _signed(_GAMMA)).to(device)
+    col = torch.arange(cols.start, cols.stop, device=device) * _signed(_GAMMA)
+    word = _mix(row[..., None] + col)
+    table = _quantiles(word.device)
+    return table[word & 0xFFFF] + table[(word >> 32) & 0xFFFF]
+
+
+def field(seed: int, *, rows: range, cols: range, bands: int, member: int = 0, step: int = 0, device="cpu") -> Tensor:
+    """A window of a scene's standard normal noise: float32 (bands, rows, cols), keyed by absolute row and column.
+
+    Any window equals, bit for bit, the same window cut out of a bigger field. `member` numbers the ensemble members,
+    `step` the draws of a stochastic sampler.
+    """
+    keys = _key(seed, "scene", member, step)[None]
+    return _normal(keys, rows=rows, cols=cols, bands=bands, device=device)[0]
+
+
+def normals(seed: int, indices: list[int], use: str, *, like: Tensor) -> Tensor:
+    """Standard normal noise of the shape and device of `like` (N, bands, H, W), sample i a function of indices[i]."""
+    keys = _key(seed, use, torch.tensor(indices))
+    bands, height, width = like.shape[1:]
+    return _normal(keys, rows=range(height), cols=range(width), bands=bands, device=like.device)
+
+
+def uniforms(seed: int, indices: list[int], use: str) -> Tensor:
+    """One float64 in [0, 1) for each sample, on the CPU; another `use` is an independent draw."""
+    word = _key(seed, use, torch.tensor(indices))
+    return ((word >> 11) & (2**53 - 1)).double() / 2**53

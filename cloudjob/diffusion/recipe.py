@@ -1,0 +1,74 @@
+"""A recipe: network, process and normalisation that belong together, as a configuration or checkpoint names them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from cloudjob.diffusion import losses, networks
+from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation, turn
+from cloudjob.diffusion.processes import Ddpm, Noise, Residual
+
+
+@dataclass(frozen=True)
+class Recipe:
+    preset: str
+    process: Residual | Ddpm
+    norm: Normalisation
+
+    @classmethod
+    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float]) -> "Recipe":
+        """`process` is residual or ddpm; mean and std per band are those of the training split's reflectance.
+
+        With ddpm the 2025 notebook's own scaling is used: its images are noise partly because of it.
+        """
+        if process == "ddpm":
+            return cls(preset, Ddpm(), NOTEBOOK_2025)
+        return cls(preset, Residual(), Normalisation(tuple(mean), tuple(std)))
+
+    def network(self) -> nn.Module:
+        return networks.build(self.preset, condition_channels=CONDITION_CHANNELS)
+
+    @property
+    def sampler(self) -> str:
+        return "euler" if isinstance(self.process, Residual) else "ancestral"
+
+    def steps(self, wanted: int) -> int:
+        """The sampling steps that are taken: ancestral sampling needs all of them."""
+        return wanted if isinstance(self.process, Residual) else self.process.timesteps
+
+    def loss(
+        self,
+        network: nn.Module,
+        batch: dict[str, Tensor],
+        *,
+        seed: int,
+        samples: list[int],
+        clear_weight: float,
+        drop_reference: float,
+    ) -> Tensor:
+        """Scalar loss of a batch: cloudy, clear, reference (N, 4, n, n) reflectance with NaN where there is none,
+        mask (N, n, n) classes. What is random about a sample is a function of (seed, its number) alone."""
+        turned = {name: turn(value, seed=seed, indices=samples) for name, value in batch.items()}
+        conditions = Conditions.of(turned["cloudy"], turned["mask"], turned["reference"], norm=self.norm)
+        conditions = conditions.drop_reference(drop_reference, seed=seed, indices=samples)
+        clean = self.norm.forward(turned["clear"])
+        valid = clean.isfinite().all(1, keepdim=True)
+        terms = self.process.loss_terms(network, clean.nan_to_num(0), conditions, seed=seed, indices=samples)
+        weights = losses.pixel_weights(conditions.mask, valid, clear_weight=clear_weight)
+        return losses.weighted_mse(terms.prediction, terms.target, weights)
+
+    def restore(
+        self,
+        network: nn.Module,
+        cloudy: Tensor,
+        mask: Tensor,
+        reference: Tensor | None,
+        *,
+        noise: Noise,
+        steps: int,
+    ) -> Tensor:
+        """A sample of the ground's reflectance (N, 4, H, W), given cloudy and reference ones and the mask (N, H, W)."""
+        conditions = Conditions.of(cloudy, mask, reference, norm=self.norm)
+        limits = None if isinstance(self.process, Ddpm) else self.norm.limits()
+        clean = self.process.sample(network, conditions, noise=noise, steps=self.steps(steps), limits=limits)
+        return self.norm.inverse(clean)

@@ -1,0 +1,67 @@
+"""The MPI world, or a world of one where no MPI launcher started us; the only user of mpi4py."""
+
+import os
+import sys
+from typing import Any
+
+from cloudjob.errors import ConfigError
+from cloudjob.hpc import slurm
+
+_LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+
+
+class World:
+    """`with mpi.world() as world:` - leaving the block by an error takes the other ranks down too, or they would wait
+    for ever in the next collective call."""
+
+    def __init__(self, communicator=None):
+        self._communicator = communicator
+        self.rank = communicator.Get_rank() if communicator else 0
+        self.size = communicator.Get_size() if communicator else 1
+
+    def barrier(self) -> None:
+        if self._communicator:
+            self._communicator.Barrier()
+
+    def bcast(self, value: Any) -> Any:
+        """Rank 0's (small, picklable) value, on every rank."""
+        return self._communicator.bcast(value) if self._communicator else value
+
+    def gather(self, value: Any) -> list | None:
+        """Every rank's (small, picklable) value in rank order on rank 0, None on the others."""
+        return self._communicator.gather(value) if self._communicator else [value]
+
+    def abort(self, code: int = 1) -> None:
+        """End every rank at once with this exit code; returns in a world of one."""
+        if self.size > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._communicator.Abort(code)
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is not None and self.size > 1:
+            sys.excepthook(kind, error, traceback)
+            self.abort(getattr(error, "exit_code", 1))
+
+
+def world() -> World:
+    """The world this process was launched into. mpi4py is imported only under mpiexec or an srun that speaks PMI.
+
+    ConfigError where srun started several tasks that MPI does not see: each would do all of the work.
+    """
+    communicator = None
+    if any(name in os.environ for name in _LAUNCHED):
+        from mpi4py import MPI
+
+        communicator = MPI.COMM_WORLD
+    found = World(communicator)
+    task = slurm.task()
+    if task and task.size != found.size:
+        raise ConfigError(
+            f"srun started {task.size} tasks, but MPI sees {found.size}: use srun --mpi=pmi2 (or pmix), the kind that "
+            "the MPI library of this environment speaks (srun --mpi=list), and keep PMI_* in the container"
+        )
+    return found

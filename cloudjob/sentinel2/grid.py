@@ -1,0 +1,61 @@
+"""Tiles and windows on a scene's pixel grid: where they lie, and how overlapping tiles are blended."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a scene: upper left pixel and size, in pixels. It may hang over the scene's lower/right edge
+    only where the scene is smaller than a tile (the reader pads there)."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """(rows, columns), to cut the tile out of an array of the scene."""
+        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+
+
+def tiles(shape: tuple[int, int], *, size: int, overlap: int) -> list[Tile]:
+    """Square tiles of `size` pixels that cover a scene of `shape` (rows, columns), row by row.
+
+    Neighbours overlap by at least `overlap` pixels; the last of a row or column is shifted inwards, so that no tile
+    leaves a scene that is at least `size` wide.
+    """
+    return [Tile(r, c, size, size) for r in _starts(shape[0], size, overlap) for c in _starts(shape[1], size, overlap)]
+
+
+def _starts(length: int, size: int, overlap: int) -> list[int]:
+    last = max(length - size, 0)
+    return [*range(0, last, size - overlap), last]
+
+
+def taper(size: int, overlap: int) -> np.ndarray:
+    """(size, size) float32 weights of a tile in the blend: raised cosine over the overlap, 1 inside, never 0."""
+    ramp = np.ones(size, np.float32)
+    if overlap:
+        edge = 0.5 - 0.5 * np.cos(np.pi * (np.arange(overlap) + 0.5) / overlap)
+        ramp[:overlap] = edge
+        ramp[-overlap:] = np.minimum(ramp[-overlap:], edge[::-1])
+    return np.outer(ramp, ramp)
+
+
+def window_sums(values: np.ndarray, *, size: int, stride: int) -> np.ndarray:
+    """Sum of a (H, W) boolean or small integer array over every sliding window: (rows, columns) int64.
+
+    Window (i, j) has its upper left pixel at (i * stride, j * stride). By a summed-area table (Crow 1984).
+    """
+    height, width = values.shape
+    if height < size or width < size:
+        return np.zeros((0, 0), np.int64)
+    table = np.zeros((height + 1, width + 1), np.int64)
+    np.cumsum(np.cumsum(values, axis=0, dtype=np.int64), axis=1, out=table[1:, 1:])
+    top = np.arange(0, height - size + 1, stride)
+    left = np.arange(0, width - size + 1, stride)
+    a, b = np.ix_(top, left), np.ix_(top + size, left + size)
+    return table[b] - table[top[:, None], left + size] - table[top[:, None] + size, left] + table[a]

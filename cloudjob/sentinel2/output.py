@@ -1,0 +1,208 @@
+"""The restored scene as files that other tools open: CF/netCDF-4 HDF5, Cloud-Optimized GeoTIFF, STAC item, PNG."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform_geom
+
+from cloudjob.errors import CorruptFileError
+from cloudjob.sentinel2.radiometry import BANDS, NO_DATA, OFFSET, SCALE
+from cloudjob.sentinel2.render import encode_png, true_colour
+
+FLAGS = {0: "observed", 1: "reconstructed", 2: "blended_edge", 255: "no_data"}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """One restored scene. Images (4, H, W) uint16 DN, `reconstructed` (H, W) uint8 (see FLAGS)."""
+
+    product: str
+    reflectance: np.ndarray
+    reconstructed: np.ndarray
+    uncertainty: np.ndarray | None  # standard deviation over members, in the units of reflectance / SCALE
+    crs: str
+    transform: Affine
+    sensing_time: str  # ISO 8601
+    attributes: dict[str, str | int | float]  # source products, checkpoint, configuration, seed, sampler, ...
+
+    @property
+    def attribution(self) -> str:
+        return f"Contains modified Copernicus Sentinel data {self.sensing_time[:4]}"
+
+
+def write_h5(path: Path, scene: Restored) -> None:
+    """HDF5 that is also netCDF-4 with CF-1.10 coordinates: for h5py, xarray (h5netcdf) and GDAL's netCDF driver."""
+    height, width = scene.reconstructed.shape
+    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
+        file.attrs.update({"Conventions": "CF-1.10", "title": f"{scene.product} without clouds", **scene.attributes})
+        file.attrs["references"] = scene.attribution
+        _scale(file, "x", _centres(scene.transform.c, scene.transform.a, width), "projection_x_coordinate", "m")
+        _scale(file, "y", _centres(scene.transform.f, scene.transform.e, height), "projection_y_coordinate", "m")
+        _scale(file, "band", np.array(BANDS, dtype=object), None, None)
+        grid = file.create_dataset("spatial_ref", data=np.int32(0))
+        wkt = CRS.from_user_input(scene.crs).to_wkt()
+        grid.attrs.update(
+            {
+                "crs_wkt": wkt,
+                "spatial_ref": wkt,
+                "GeoTransform": " ".join(map(repr, scene.transform.to_gdal())),
+            }
+        )
+        grid.attrs["grid_mapping_name"] = "transverse_mercator"
+        scaled = {"scale_factor": SCALE, "units": "1"}
+        _layer(
+            file,
+            "reflectance",
+            scene.reflectance,
+            NO_DATA,
+            {**scaled, "add_offset": OFFSET, "long_name": "surface reflectance"},
+        )
+        _layer(file, "reconstructed", scene.reconstructed, None, {
+            "long_name": "what was done to the pixel",
+            "flag_values": np.array(list(FLAGS), "u1"),
+            "flag_meanings": " ".join(FLAGS.values()),
+        })  # fmt: skip
+        if scene.uncertainty is not None:
+            _layer(
+                file,
+                "uncertainty",
+                scene.uncertainty,
+                None,
+                {**scaled, "long_name": "standard deviation over members"},
+            )
+
+
+def _centres(origin: float, step: float, count: int) -> np.ndarray:
+    return origin + step * (np.arange(count) + 0.5)
+
+
+def _scale(file: h5py.File, name: str, values: np.ndarray, standard_name: str | None, units: str | None) -> None:
+    dtype = h5py.string_dtype() if values.dtype == object else None
+    data = file.create_dataset(name, data=values, dtype=dtype)
+    data.make_scale(name)
+    if standard_name:
+        data.attrs.update({"standard_name": standard_name, "units": units, "axis": name.upper()})
+
+
+def _layer(file: h5py.File, name: str, values: np.ndarray, fill: int | None, attributes: dict) -> None:
+    chunks = (*[1] * (values.ndim - 2), *(min(512, side) for side in values.shape[-2:]))
+    data = file.create_dataset(
+        name,
+        data=values,
+        chunks=chunks,
+        compression="gzip",
+        compression_opts=4,
+        shuffle=True,
+        fletcher32=True,
+        fillvalue=fill,
+    )
+    for axis, dimension in enumerate(("band", "y", "x")[3 - values.ndim :]):
+        data.dims[axis].attach_scale(file[dimension])
+    if fill is not None:
+        data.attrs["_FillValue"] = values.dtype.type(fill)
+    data.attrs.update({**attributes, "grid_mapping": "spatial_ref"})
+
+
+def write_cog(path: Path, scene: Restored) -> None:
+    """Cloud-Optimized GeoTIFF of the four bands, uint16 with scale and offset tags; averaged overviews."""
+    height, width = scene.reconstructed.shape
+    profile = {
+        "driver": "GTiff",
+        "dtype": "uint16",
+        "count": 4,
+        "height": height,
+        "width": width,
+        "nodata": NO_DATA,
+    }
+    with rasterio.MemoryFile() as memory:
+        with memory.open(**profile, crs=scene.crs, transform=scene.transform) as target:
+            target.write(scene.reflectance)
+            target.descriptions = BANDS
+            target.scales, target.offsets = (SCALE,) * 4, (OFFSET,) * 4
+            target.update_tags(
+                **{key: str(value) for key, value in scene.attributes.items()}, copyright=scene.attribution
+            )
+        with memory.open() as source:
+            options = {
+                "COMPRESS": "DEFLATE",
+                "PREDICTOR": 2,
+                "BLOCKSIZE": 512,
+                "OVERVIEW_RESAMPLING": "AVERAGE",
+            }
+            rasterio.shutil.copy(source, path, driver="COG", **options)
+
+
+def write_png(path: Path, scene: Restored, *, gain: float) -> None:
+    """True colour, at most 1024 pixels a side."""
+    step = -(-max(scene.reconstructed.shape) // 1024)
+    path.write_bytes(encode_png(true_colour(scene.reflectance[:, ::step, ::step], gain=gain)))
+
+
+def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
+    """A STAC 1.1 item beside the files, with their sizes and SHA-256 multihashes."""
+    height, width = scene.reconstructed.shape
+    left, top = scene.transform.c, scene.transform.f
+    right, bottom = scene.transform @ (width, height)
+    ring = [[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]]
+    geometry = transform_geom(scene.crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
+    lons, lats = zip(*geometry["coordinates"][0], strict=True)
+    types = {
+        "h5": ("application/x-hdf5", ["data"]),
+        "tif": ("image/tiff; application=geotiff; profile=cloud-optimized", ["data"]),
+        "png": ("image/png", ["overview"]),
+    }
+    bands = [{"name": band, "raster:scale": SCALE, "raster:offset": OFFSET} for band in BANDS]
+    assets = {}
+    for key, file in files.items():
+        content = file.read_bytes()
+        media, roles = types[key]
+        assets[key] = {
+            "href": f"./{scene.product}.{key}",
+            "type": media,
+            "roles": roles,
+            "file:size": len(content),
+            "file:checksum": "1220" + hashlib.sha256(content).hexdigest(),
+        } | ({"bands": bands, "data_type": "uint16", "nodata": NO_DATA} if key != "png" else {})
+    item = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [
+            f"https://stac-extensions.github.io/{name}/schema.json"
+            for name in ("projection/v2.0.0", "file/v2.1.0", "raster/v2.0.0", "processing/v1.2.0")
+        ],
+        "id": scene.product,
+        "geometry": geometry,
+        "bbox": [min(lons), min(lats), max(lons), max(lats)],
+        "properties": {
+            "datetime": scene.sensing_time,
+            "proj:code": scene.crs,
+            "proj:shape": [height, width],
+            "proj:transform": list(scene.transform)[:6],
+            "processing:software": {"cloudjob": scene.attributes["cloudjob_version"]},
+            "processing:level": "L3",
+            "attribution": scene.attribution,
+            **{f"cloudjob:{key}": value for key, value in scene.attributes.items()},
+        },
+        "links": [
+            {"rel": "derived_from", "href": name, "title": name} for name in scene.attributes["source_products"].split()
+        ],
+        "assets": assets,
+    }
+    path.write_text(json.dumps(item, indent=1) + "\n")
+
+
+def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """`reflectance` (4, H, W) uint16 DN and `reconstructed` (H, W) uint8 of an output."""
+    try:
+        with h5py.File(path, "r") as file:
+            return file["reflectance"][...], file["reconstructed"][...]
+    except (OSError, KeyError) as error:
+        raise CorruptFileError(path, f"cannot be read ({error}); remove it and run infer again") from error

@@ -1,0 +1,311 @@
+"""Reader of Sentinel-2 Level-2A products in ESA's SAFE layout, every processing baseline since 02.xx.
+
+Elements and layout: Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD), Level-2A user product.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+import rasterio
+from affine import Affine
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse
+from rasterio.errors import RasterioError
+
+from cloudjob.errors import ConfigError, CorruptFileError, ItemError
+from cloudjob.sentinel2.radiometry import BANDS, to_convention
+
+_NAME = re.compile(
+    r"(?P<satellite>S2[A-D])_MSIL2A_(?P<sensing>\d{8}T\d{6})_N(?P<major>\d\d)(?P<minor>\d\d)"
+    r"_R(?P<orbit>\d{3})_T(?P<tile>\d\d[A-Z]{3})_(?P<discriminator>\d{8}T\d{6})"
+)
+_BAND_ID = {"B02": "1", "B03": "2", "B04": "3", "B08": "7"}  # the physical bands in order: B01 is 0, B8A is 8
+_PREVIEW = ("_SCL_20m", "_TCI_60m", "MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
+_DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}  # MD5 before processing baseline 04.00
+_CACHE_BYTES = 256 << 20  # GDAL's default is 5 % of the node's memory, in every process
+
+
+@dataclass(frozen=True)
+class ProductName:
+    """The fields of a product name; `name` is without .SAFE, `sensing` the start of the datatake in UTC."""
+
+    name: str
+    satellite: str
+    sensing: datetime
+    baseline: str
+    relative_orbit: int
+    tile: str
+    discriminator: str
+
+    @classmethod
+    def parse(cls, name: str) -> "ProductName":
+        """Takes the name with or without .SAFE; ConfigError where it is not a Level-2A name."""
+        name = name.removesuffix(".SAFE")
+        try:
+            match = _NAME.fullmatch(name)
+            sensing = datetime.strptime(match["sensing"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        except (TypeError, ValueError):  # no match, or not a date
+            raise ConfigError(
+                f"not the name of a Sentinel-2 Level-2A product: {name!r}; expected e.g. "
+                "S2A_MSIL2A_20240301T222541_N0510_R029_T05WPS_20240302T001122"
+            ) from None
+        return cls(
+            name=name,
+            satellite=match["satellite"],
+            sensing=sensing,
+            baseline=f"{match['major']}.{match['minor']}",
+            relative_orbit=int(match["orbit"]),
+            tile=match["tile"],
+            discriminator=match["discriminator"],
+        )
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a product's two XML files say; `transform` and `shape` (rows, columns) are of the 10 m grid."""
+
+    folder: Path
+    name: ProductName
+    baseline: str
+    offsets: dict[str, int]  # BOA_ADD_OFFSET of each of BANDS, 0 where the product has none (before 04.00)
+    quantification: float
+    crs: str
+    transform: Affine
+    shape: tuple[int, int]
+    sun_elevation: float  # degrees, mean over the tile
+    percentages: dict[str, float]  # ESA's own, by XML element name; all but no data are of the valid pixels
+    sensing_time: datetime
+    files: dict[str, str]  # "B04_10m", "SCL_20m", "MSK_CLDPRB_20m" ... -> path below the folder
+
+    @classmethod
+    def open(cls, folder: Path) -> "Product":
+        """Needs MTD_MSIL2A.xml and the granule's MTD_TL.xml; CorruptFileError names file and element."""
+        folder = Path(folder)
+        user = _Metadata(folder / "MTD_MSIL2A.xml")
+        images = [f"{_inside(user.path, _text(e))}.jp2" for e in user.all("IMAGE_FILE")]
+        if not images:
+            raise CorruptFileError(user.path, "no element IMAGE_FILE")
+        granule = PurePosixPath(images[0]).parents[2]  # GRANULE/<granule>/IMG_DATA/R10m/<file>
+        tile = _Metadata(folder / granule / "MTD_TL.xml")
+        masks = [_inside(tile.path, _text(e)) for e in tile.all("MASK_FILENAME")]
+        x, y = (tile.get("Geoposition", axis, convert=float, resolution="10") for axis in ("ULX", "ULY"))
+        rows, columns = (tile.get("Size", n, convert=int, resolution="10") for n in ("NROWS", "NCOLS"))
+        return cls(
+            folder=folder,
+            name=user.get("PRODUCT_URI", convert=ProductName.parse),
+            baseline=user.get("PROCESSING_BASELINE"),
+            offsets=_offsets(user),
+            quantification=user.get("BOA_QUANTIFICATION_VALUE", convert=float),
+            crs=tile.get("HORIZONTAL_CS_CODE").upper(),
+            transform=Affine(10.0, 0.0, x, 0.0, -10.0, y),
+            shape=(rows, columns),
+            sun_elevation=90.0 - tile.get("Mean_Sun_Angle", "ZENITH_ANGLE", convert=float),
+            percentages=_percentages(user),
+            sensing_time=tile.get("SENSING_TIME", convert=datetime.fromisoformat),
+            files={_key(path): path for path in images + masks},
+        )
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One file of the product: path below the SAFE folder, size in bytes, digest in lower case."""
+
+    path: str
+    size: int
+    algorithm: str  # "SHA3-256" or "MD5"
+    digest: str
+
+
+def read_manifest(path: Path) -> list[ManifestEntry]:
+    """The files that manifest.safe lists, in its order; CorruptFileError where an entry is incomplete."""
+    manifest = _Metadata(path)
+    entries = []
+    for stream in manifest.all("byteStream"):
+        fields = {_local(child): child for child in stream}
+        try:
+            entry = ManifestEntry(
+                path=_inside(manifest.path, fields["fileLocation"].attrib["href"]),
+                size=int(stream.attrib["size"]),
+                algorithm=fields["checksum"].attrib["checksumName"],
+                digest=_text(fields["checksum"]).lower(),
+            )
+        except (KeyError, ValueError) as error:
+            raise CorruptFileError(path, f"byteStream number {len(entries) + 1}: {error!r}") from None
+        if entry.algorithm not in _DIGESTS:
+            raise CorruptFileError(path, f"{entry.path}: unknown checksumName {entry.algorithm!r}")
+        entries.append(entry)
+    if not entries:
+        raise CorruptFileError(path, "no element byteStream")
+    return entries
+
+
+def check_file(folder: Path, entry: ManifestEntry) -> None:
+    """CorruptFileError unless the file is there with the size and the digest of the manifest."""
+    path = Path(folder) / entry.path
+    if not path.is_file():
+        raise CorruptFileError(path, "missing")
+    size = path.stat().st_size
+    if size != entry.size:
+        raise CorruptFileError(path, f"{size} bytes, the manifest says {entry.size}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, _DIGESTS[entry.algorithm]).hexdigest()
+    if digest != entry.digest:
+        raise CorruptFileError(path, f"{entry.algorithm} is {digest}, the manifest says {entry.digest}")
+
+
+def preview_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
+    """Metadata, scene classification, probabilities and the 60 m picture: about 1 % of the bytes."""
+    return [
+        entry
+        for entry in entries
+        if PurePosixPath(entry.path).name in ("MTD_MSIL2A.xml", "MTD_TL.xml")
+        or PurePosixPath(entry.path).stem.endswith(_PREVIEW)
+    ]
+
+
+def band_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
+    """The four 10 m bands in the order of BANDS; ItemError where one is not listed."""
+    found = {_key(entry.path): entry for entry in entries}
+    missing = [band for band in BANDS if f"{band}_10m" not in found]
+    if missing:
+        granule = next((e.path.split("/")[1] for e in entries if e.path.startswith("GRANULE/")), "no granule")
+        raise ItemError(f"{granule}: the manifest lists no 10 m band {', '.join(missing)}")
+    return [found[f"{band}_10m"] for band in BANDS]
+
+
+def read_bands(product: Product, *, threads: int = 1) -> np.ndarray:
+    """The 10 m bands, (4, H, W) uint16 in our DN convention; CorruptFileError where one cannot be decoded.
+
+    A full scene is 0.96 GB. Each thread decodes one band (11 s of CPU), so more than four are of no use.
+    """
+    out = np.empty((len(BANDS), *product.shape), np.uint16)
+
+    def read(index: int) -> None:
+        band = BANDS[index]
+        dn = _read(product, f"{band}_10m", factor=1, dtype="uint16", bands=1)[0]
+        for rows in (slice(top, top + 1024) for top in range(0, len(dn), 1024)):  # the change works in 32 bits
+            out[index, rows] = to_convention(
+                dn[rows], offset=product.offsets[band], quantification=product.quantification
+            )
+
+    with ThreadPoolExecutor(max(1, min(threads, len(BANDS)))) as pool:
+        list(pool.map(read, range(len(BANDS))))
+    return out
+
+
+def read_scl(product: Product) -> np.ndarray:
+    """Scene classification, (ceil(H/2), ceil(W/2)) uint8, classes 0 to 11."""
+    scl = _read(product, "SCL_20m", factor=2, dtype="uint8", bands=1)[0]
+    if scl.max(initial=0) > 11:
+        raise CorruptFileError(product.folder / product.files["SCL_20m"], f"class {scl.max()}, expected 0 to 11")
+    return scl
+
+
+def read_cloud_probability(product: Product) -> np.ndarray | None:
+    """MSK_CLDPRB, (ceil(H/2), ceil(W/2)) uint8 percent; None where the product's metadata name none."""
+    if "MSK_CLDPRB_20m" not in product.files:
+        return None
+    return _read(product, "MSK_CLDPRB_20m", factor=2, dtype="uint8", bands=1)[0]
+
+
+def read_classi(product: Product) -> np.ndarray | None:
+    """MSK_CLASSI, (3, ceil(H/6), ceil(W/6)) uint8: opaque cloud, cirrus, snow; None before baseline 04.00."""
+    if "MSK_CLASSI_B00" not in product.files:
+        return None
+    return _read(product, "MSK_CLASSI_B00", factor=6, dtype="uint8", bands=3)
+
+
+def read_true_colour(product: Product) -> np.ndarray:
+    """ESA's true-colour image at 60 m, (ceil(H/6), ceil(W/6), 3) uint8."""
+    return np.moveaxis(_read(product, "TCI_60m", factor=6, dtype="uint8", bands=3), 0, -1)
+
+
+def _read(product: Product, key: str, *, factor: int, dtype: str, bands: int) -> np.ndarray:
+    """The whole image (bands, rows, columns), whose pixels are `factor` times those of the 10 m grid."""
+    if key not in product.files:
+        raise CorruptFileError(product.folder / "MTD_MSIL2A.xml", f"no IMAGE_FILE or MASK_FILENAME is a {key}")
+    path = product.folder / product.files[key]
+    if not path.is_file():
+        raise CorruptFileError(path, "missing")
+    expected = (bands, *(-(-length // factor) for length in product.shape))
+    # One thread: with more, GDAL's JPEG 2000 driver reads a truncated file as garbage, without an error.
+    try:
+        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES), rasterio.open(path) as image:
+            found = (image.count, image.height, image.width)
+            if found != expected or set(image.dtypes) != {dtype}:
+                raise CorruptFileError(
+                    path, f"{found} pixels of {image.dtypes[0]}, the metadata say {expected} of {dtype}"
+                )
+            return image.read()
+    except RasterioError as error:
+        raise CorruptFileError(path, f"cannot be decoded: {error.__cause__ or error}") from None
+
+
+class _Metadata:
+    """An XML file read by the local names of its elements: prefixes differ between baselines."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        try:
+            self.root = parse(self.path).getroot()
+        except FileNotFoundError:
+            raise CorruptFileError(path, "missing") from None
+        except (ParseError, DefusedXmlException) as error:
+            raise CorruptFileError(path, f"not readable as XML: {error!r}") from None
+
+    def all(self, name: str, **attributes: str) -> list[Element]:
+        wanted = attributes.items()
+        return [e for e in self.root.iter() if _local(e) == name and wanted <= e.attrib.items()]
+
+    def get(self, name: str, child: str = "", *, convert: Callable = str, **attributes: str):
+        """The text of the first element `name` with these attributes, or of its child."""
+        found = self.all(name, **attributes)
+        if found and child:
+            found = [e for e in found[0] if _local(e) == child]
+        if not found:
+            raise CorruptFileError(self.path, f"no element {name} {child}".rstrip())
+        try:
+            return convert(_text(found[0]))
+        except (ValueError, ConfigError) as error:
+            raise CorruptFileError(self.path, f"element {name} {child}: {error}") from None
+
+
+def _local(element: Element) -> str:
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _text(element: Element) -> str:
+    return (element.text or "").strip()
+
+
+def _inside(source: Path, path: str) -> str:
+    """The relative path without "./"; it must not lead out of the product, whoever wrote the file."""
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or path.startswith("/"):
+        raise CorruptFileError(source, f"not a path inside the product: {path!r}")
+    return "/".join(parts)
+
+
+def _key(path: str) -> str:
+    """T05WPS_20240301T222541_B04_10m.jp2 -> B04_10m; masks keep their whole stem, MSK_CLDPRB_20m."""
+    stem = PurePosixPath(path).stem
+    return stem if stem.startswith("MSK_") else "_".join(stem.split("_")[-2:])
+
+
+def _offsets(user: _Metadata) -> dict[str, int]:
+    if not user.all("BOA_ADD_OFFSET"):
+        return dict.fromkeys(BANDS, 0)
+    return {band: user.get("BOA_ADD_OFFSET", convert=int, band_id=_BAND_ID[band]) for band in BANDS}
+
+
+def _percentages(user: _Metadata) -> dict[str, float]:
+    names = {_local(e) for e in user.root.iter()}
+    wanted = [*sorted(n for n in names if n.endswith("_PERCENTAGE")), "Cloud_Coverage_Assessment"]
+    return {name: user.get(name, convert=float) for name in wanted}

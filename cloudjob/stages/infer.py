@@ -1,0 +1,265 @@
+"""infer: restores the ground under the clouds of every cloudy product; tiles are shared out over MPI ranks.
+
+MPI carries the names of products and the ranks' answers, never pixels: inputs and restored tiles lie as .npy files in
+a hidden folder beside the outputs, which is also what a killed job goes on from.
+"""
+
+import shutil
+from pathlib import Path
+
+from cloudjob import __version__
+from cloudjob.config import Config
+from cloudjob.errors import CorruptFileError, InputError, InterruptedJob
+from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256
+
+STAGE = "infer"
+
+
+def items(config: Config, workspace: Workspace) -> list[Item]:
+    settings = config.section("infer", "masks")
+    checkpoint = {"checkpoint": _checkpoint_digest(config, workspace)}
+    found = []
+    for pair in workspace.accepted_pairs():
+        products = [pair["cloudy"]] + ([pair["reference"]] if pair["reference"] and config.infer.use_reference else [])
+        inputs = {name: workspace.output_digest("download", name) for name in products}
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs | checkpoint))
+    return found
+
+
+def _checkpoint_digest(config: Config, workspace: Workspace) -> str:
+    path = config.infer.checkpoint
+    if path is None:
+        return workspace.output_digest("train", "run")
+    if not path.exists():
+        raise InputError(f"infer.checkpoint: {path} does not exist")
+    return file_sha256(path)
+
+
+def run(config: Config, workspace: Workspace) -> Summary:
+    from cloudjob.hpc import mpi
+
+    with mpi.world() as world:
+        every = items(config, workspace)
+        if config.infer.checkpoint is None:
+            workspace.require("train", ["run"], reader=STAGE)
+        names = sorted({name for item in every for name in item.inputs if name != "checkpoint"})
+        workspace.require("download", names, reader=STAGE)
+        if world.rank == 0 and not [i for i in workspace.wanted(every) if workspace.force or workspace.why(i)]:
+            world.bcast(None)  # nothing to do: torch is not even imported
+            return workspace.work(STAGE, every, None)
+        if world.rank:
+            return _serve(config, workspace, world)
+        model = None
+
+        def make(item: Item):
+            nonlocal model
+            model = model or _Model(config, workspace, world.rank)
+            work = workspace.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
+            try:
+                pair = _prepare(config, workspace, item, work)
+            except CorruptFileError as error:
+                workspace.set_aside(error.path)
+                raise
+            world.bcast(str(work))
+            answers = world.gather(_restore(config, workspace, model, work, world))
+            for rank, answer in enumerate(answers):
+                if answer == "stopped":
+                    raise InterruptedJob(
+                        f"infer: {item.name} stopped; finished tiles are kept, run the same command again"
+                    )
+                if answer:
+                    raise CorruptFileError(work, f"rank {rank}: {answer}")
+            outputs = _write(config, workspace, item, work, pair, model)
+            shutil.rmtree(work)
+            return outputs, None
+
+        summary = workspace.work(STAGE, every, make)
+        world.bcast(None)
+        summary.note = f"{world.size} rank{'s' if world.size > 1 else ''}"
+        return summary
+
+
+def _serve(config: Config, workspace: Workspace, world) -> Summary:
+    """Ranks above 0: restore their share of every product that rank 0 names."""
+    model = None
+    while (work := world.bcast(None)) is not None:
+        model = model or _Model(config, workspace, world.rank)
+        world.gather(_restore(config, workspace, model, Path(work), world))
+    return Summary(STAGE)
+
+
+class _Model:
+    """Network with the averaged weights, process and normalisation, as the checkpoint has them."""
+
+    def __init__(self, config: Config, workspace: Workspace, rank: int):
+        import torch
+
+        from cloudjob.diffusion import recipe
+        from cloudjob.hpc import checkpoint
+
+        # One thread and one tile at a time: the bytes must not depend on how many ranks share the tiles.
+        torch.set_num_threads(1)
+        torch.backends.cudnn.deterministic = True
+        gpus = torch.cuda.device_count()
+        self.device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
+        path = config.infer.checkpoint
+        if path is None:
+            path = workspace.newest_checkpoint()
+        self.sha256 = file_sha256(path)
+        try:
+            state = checkpoint.load(path)
+            trained = state["config"]["train"]
+            self.recipe = recipe.Recipe.of(trained["preset"], trained["process"], **state["normalisation"])
+            self.network = self.recipe.network().to(self.device).eval()
+            self.network.load_state_dict(state["average"])
+        except (RuntimeError, EOFError, KeyError, ValueError) as error:
+            raise CorruptFileError(
+                path, f"is not a checkpoint of this version ({str(error).splitlines()[0]})"
+            ) from error
+
+
+def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> dict:
+    """Decodes bands and masks once, and leaves them as .npy for all ranks: cloudy, reference, mask, edge."""
+    import numpy as np
+
+    from cloudjob.sentinel2 import masks, radiometry
+    from cloudjob.sentinel2.product import Product, read_bands, read_scl
+
+    pair = next(pair for pair in workspace.accepted_pairs() if pair["cloudy"] == item.name)
+    if (work / "mask.npy").exists():  # the last one to be written
+        return pair
+    for old in work.parent.glob(".work-*"):
+        shutil.rmtree(old)
+    dilate_px = round(config.masks.dilate_m / 10)
+    product = Product.open(workspace.safe(item.name))
+    cloudy, scl = read_bands(product), read_scl(product)
+    shape = cloudy.shape[1:]
+    mask = masks.from_scl(scl, shape=shape, dilate_px=dilate_px)
+    mask[(cloudy == 0).any(0)] = masks.NO_DATA
+    arrays = {"cloudy": cloudy, "core": masks.from_scl(scl, shape=shape)}
+    if pair["reference"] in item.inputs:
+        other = Product.open(workspace.safe(pair["reference"]))
+        bands = read_bands(other)
+        other_mask = masks.from_scl(read_scl(other), shape=shape, dilate_px=dilate_px)
+        usable = (mask == 0) & (other_mask == 0) & (bands > 0).all(0)
+        bands = radiometry.apply_match(bands, radiometry.match(bands, cloudy, usable))
+        bands[:, other_mask > 0] = 0
+        arrays["reference"] = bands
+    for name, array in [*arrays.items(), ("mask", mask)]:
+        with atomic(work / f"{name}.npy") as temporary:
+            np.save(temporary, array)
+    return pair
+
+
+def _restore(config: Config, workspace: Workspace, model: _Model, work: Path, world) -> str | None:
+    """Restores this rank's share of the tiles that have cloud. Answers None, "stopped", or what went wrong."""
+    import numpy as np
+
+    mask = np.load(work / "mask.npy", mmap_mode="r")
+    cloudy = np.load(work / "cloudy.npy", mmap_mode="r")
+    reference = np.load(work / "reference.npy", mmap_mode="r") if (work / "reference.npy").exists() else None
+    for number, tile in enumerate(_cloudy_tiles(config, mask)):
+        target = work / f"tile-{tile.row:05d}-{tile.col:05d}.npy"
+        if number % world.size != world.rank or target.exists():
+            continue
+        if workspace.stop_requested():
+            return "stopped"
+        members = [_sample(config, model, tile, cloudy, mask, reference, m) for m in range(config.infer.members)]
+        with atomic(target) as temporary:
+            np.save(temporary, np.concatenate(members))
+    return None
+
+
+def _sample(config: Config, model: _Model, tile, cloudy, mask, reference, member: int):
+    """One member of one tile, (1, 4, size, size) uint16 DN; where the scene ends before the tile there is no data."""
+    import numpy as np
+    import torch
+
+    from cloudjob.diffusion import noise
+    from cloudjob.sentinel2.radiometry import digital_number, reflectance
+
+    def cut(array, fill):
+        part = array[(..., *tile.slices)]
+        beyond = [(0, 0)] * (part.ndim - 2) + [
+            (0, tile.height - part.shape[-2]),
+            (0, tile.width - part.shape[-1]),
+        ]
+        return np.pad(part, beyond, constant_values=fill)
+
+    def tensor(array):
+        return torch.from_numpy(array)[None].to(model.device)
+
+    rows, cols = range(tile.row, tile.row + tile.height), range(tile.col, tile.col + tile.width)
+    ground = model.recipe.restore(
+        model.network,
+        tensor(reflectance(cut(cloudy, 0))),
+        tensor(cut(mask, 255)),
+        None if reference is None else tensor(reflectance(cut(reference, 0))),
+        noise=lambda step: noise.field(
+            config.seed, rows=rows, cols=cols, bands=4, member=member, step=step, device=model.device
+        )[None],
+        steps=config.infer.steps,
+    )
+    return digital_number(ground.cpu().numpy())
+
+
+def _cloudy_tiles(config: Config, mask) -> list:
+    import numpy as np
+
+    from cloudjob.sentinel2.grid import tiles
+
+    every = tiles(mask.shape, size=config.infer.tile, overlap=config.infer.overlap)
+    return [tile for tile in every if np.isin(mask[tile.slices], (1, 2, 3)).any()]
+
+
+def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: dict, model: _Model) -> list[Path]:
+    """Blends the tiles, puts them into the dilated mask alone, and writes the four files."""
+    import numpy as np
+
+    from cloudjob.sentinel2 import blend, output
+    from cloudjob.sentinel2.product import Product
+
+    mask, cloudy = np.load(work / "mask.npy"), np.load(work / "cloudy.npy")
+    parts = [(tile, work / f"tile-{tile.row:05d}-{tile.col:05d}.npy") for tile in _cloudy_tiles(config, mask)]
+    mean, spread = blend.mosaic(parts, shape=mask.shape, overlap=config.infer.overlap)
+    reflectance, reconstructed = blend.compose(cloudy, mean, mask=mask, core=np.load(work / "core.npy"))
+    product = Product.open(workspace.safe(item.name))
+    settings = config.infer
+    used = pair["reference"] if pair["reference"] in item.inputs else None
+    scene = output.Restored(
+        product=item.name,
+        reflectance=reflectance,
+        reconstructed=reconstructed,
+        uncertainty=np.where(reconstructed % 255 > 0, spread, 0).astype(np.uint16) if settings.members > 1 else None,
+        crs=product.crs,
+        transform=product.transform,
+        sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
+        attributes={
+            "source_products": " ".join([item.name] + ([used] if used else [])),
+            "checkpoint_sha256": model.sha256,
+            "config_sha256": digest(item.config),
+            "seed": config.seed,
+            "sampler": model.recipe.sampler,
+            "steps": model.recipe.steps(settings.steps),
+            "members": settings.members,
+            "cloudjob_version": __version__,
+        },
+    )
+    files = {}
+    for key, write in (
+        ("h5", output.write_h5),
+        ("tif", output.write_cog),
+        ("png", _png(settings.preview_gain)),
+    ):
+        files[key] = workspace.output(item.name, f".{key}")
+        with atomic(files[key]) as temporary:
+            write(temporary, scene)
+    with atomic(workspace.output(item.name, ".json")) as temporary:
+        output.write_item(temporary, scene, files)
+    return [*files.values(), workspace.output(item.name, ".json")]
+
+
+def _png(gain: float):
+    from cloudjob.sentinel2 import output
+
+    return lambda path, scene: output.write_png(path, scene, gain=gain)

@@ -1,0 +1,124 @@
+"""report: one self-contained page with the scores, the pictures, the training curve and what made them."""
+
+import base64
+import html
+import json
+
+from cloudjob import __version__
+from cloudjob.config import Config
+from cloudjob.errors import InputError
+from cloudjob.workspace import Item, Summary, Workspace, digest, read_jsonl, write_text
+
+STAGE = "report"
+
+
+def items(config: Config, workspace: Workspace) -> list[Item]:
+    if not workspace.evaluation.exists():
+        raise InputError(f"{workspace.evaluation} is not there yet. Run: cloudjob evaluate {workspace.root}")
+    scores = json.loads(workspace.evaluation.read_text())
+    return [Item(STAGE, "run", {}, {"evaluation": digest(scores), "train": workspace.output_digest("train", "run")})]
+
+
+def run(config: Config, workspace: Workspace) -> Summary:
+    def make(item: Item):
+        write_text(workspace.report, _page(config, workspace))
+        return [workspace.report], None
+
+    summary = workspace.work(STAGE, items(config, workspace), make)
+    summary.output = f"report: {workspace.report}"
+    return summary
+
+
+def _page(config: Config, workspace: Workspace) -> str:
+    from cloudjob.config import dump
+
+    scores = json.loads(workspace.evaluation.read_text())
+    rows = read_jsonl(workspace.scores)
+    split = scores["headline_split"]
+    held_out = (
+        "tiles that no triplet of the training came from" if split == "test" else "training tiles: nothing is held out"
+    )
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>cloudjob report</title>",
+        "<style>body{font:15px/1.5 system-ui;margin:2em auto;max-width:1100px;padding:0 1em}"
+        "table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}"
+        "td:first-child,th:first-child{text-align:left}"
+        "img{max-width:100%}figure{margin:1em 0}figcaption{color:#555}pre{background:#f5f5f5;padding:1em;overflow:auto}"
+        ".ours{font-weight:bold}</style><h1>Clouds removed</h1>",
+        f"<p>Scores on the split <b>{split}</b> ({held_out}), {scores['scenes'].get(split, 0)} scenes. "
+        f"Clear pixels changed by the restoration: <b>{scores['changed_clear_pixels']}</b>.</p>",
+        _scores(scores["scores"][split], scores["methods"]),
+        f"<p>{html.escape(scores['definitions'])}</p><h2>Scenes: cloudy, restored, truth</h2>",
+        *_pictures(workspace, rows),
+        "<h2>Training</h2>",
+        _curve(read_jsonl(workspace.metrics) if workspace.metrics.exists() else []),
+        "<h2>Data</h2>",
+        _data(workspace),
+        f"<h2>Configuration</h2><pre>{html.escape(dump(config))}</pre>",
+        f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
+    ]
+    return "\n".join(parts)
+
+
+def _scores(pooled: dict, methods: dict) -> str:
+    keys = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".4f"), "mae": ("MAE", ".4f")}
+    out = [
+        "<table><tr><th rowspan=2>method",
+        *[f"<th colspan=3>{on} pixels" for on in ("cloud", "clear", "all")],
+        "<th>",
+    ]
+    out.append("<tr>" + "".join(f"<th>{name}" for name, _ in keys.values()) * 3 + "<th>texture (cloud)")
+    for method, on in sorted(pooled.items(), key=lambda pair: -(pair[1]["cloud"]["psnr"] or 0)):
+        cells = [format(on[p][k], f) if on[p][k] is not None else "-" for p in on for k, (_, f) in keys.items()]
+        ratio = on["cloud"]["high_pass_ratio"]
+        cells.append("-" if ratio is None else f"{ratio:.2f}")
+        title = html.escape(methods[method])
+        out.append(f"<tr class={method}><td title='{title}'>{method}" + "".join(f"<td>{cell}" for cell in cells))
+    notes = "".join(f"<li><b>{name}</b>: {html.escape(text)}" for name, text in methods.items() if name in pooled)
+    texture = "<li><b>texture</b>: high-pass standard deviation over that of the truth; above 1 noise, below 1 blur"
+    return "".join(out) + f"</table><ul>{notes}{texture}</ul>"
+
+
+def _pictures(workspace: Workspace, rows: list[dict]) -> list[str]:
+    order = {"test": 0, "val": 1, "train": 2}
+    chosen = sorted(
+        (r for r in rows if r["method"] == "ours" and r["on"] == "cloud"),
+        key=lambda r: (order[r["split"]], r["product"]),
+    )
+    out = []
+    for row in chosen[:24]:
+        data = base64.b64encode((workspace.evaluation.parent / f"{row['product']}.png").read_bytes()).decode()
+        psnr = "no cloud pixel with truth" if row["psnr"] is None else f"{row['psnr']:.2f} dB on cloud pixels"
+        out.append(
+            f"<figure><img alt='cloudy, restored, truth' src='data:image/png;base64,{data}'>"
+            f"<figcaption>{row['product']} ({row['split']}): {psnr}; truth: {row['truth']}</figcaption></figure>"
+        )
+    return out
+
+
+def _curve(rows: list[dict]) -> str:
+    """The loss over the samples seen as an inline SVG, logarithmic."""
+    import math
+
+    points = [(row["seen"], math.log10(row["loss"])) for row in rows if row["loss"] > 0]
+    if len(points) < 2:
+        return "<p>Too few lines of metrics for a curve.</p>"
+    xs, ys = zip(*points, strict=True)
+    low, high = min(ys), max(max(ys), min(ys) + 1e-6)
+    at = [f"{60 + 900 * x / xs[-1]:.1f},{20 + 200 * (high - y) / (high - low):.1f}" for x, y in points]
+    speed = sorted(row["samples_per_s"] for row in rows)[len(rows) // 2]
+    return (
+        "<svg viewBox='0 0 1000 260' role=img aria-label='training loss'>"
+        f"<polyline fill=none stroke='#06c' stroke-width=2 points='{' '.join(at)}'/>"
+        f"<text x=0 y=25>{10**high:.3g}</text><text x=0 y=222>{10**low:.3g}</text>"
+        f"<text x=60 y=250>0</text><text x=880 y=250>{xs[-1]} samples</text></svg>"
+        f"<p>Loss by samples seen; {speed:.1f} samples a second (median), last loss {rows[-1]['loss']:.4f}.</p>"
+    )
+
+
+def _data(workspace: Workspace) -> str:
+    index = json.loads(workspace.shard_index.read_text())
+    pairs = workspace.accepted_pairs()
+    counts = ", ".join(f"{count} {split}" for split, count in index["counts"].items())
+    tiles = ", ".join(f"{tile} ({split})" for tile, split in sorted(index["split"]["tiles"].items()))
+    return f"<p>{len(pairs)} pairs; triplets of {index['window']} pixels: {counts}. Tiles: {tiles}.</p>"

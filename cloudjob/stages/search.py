@@ -1,0 +1,85 @@
+"""search: asks the catalogue, one query a role and month, and writes scenes.jsonl."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+
+from cloudjob.config import Config
+from cloudjob.errors import ConfigError
+from cloudjob.workspace import Item, Summary, Workspace, write_jsonl
+
+STAGE = "search"
+
+
+def items(config: Config, workspace: Workspace) -> list[Item]:
+    found = []
+    for role in ("clear", "cloudy"):
+        query = getattr(config.search, role)
+        for first, last in query.months():
+            part = {"role": role, "first": str(first), "last": str(last), "cloud": list(query.cloud)}
+            part |= {
+                "polygon": [list(point) for point in config.search.polygon],
+                "catalogue": config.search.catalogue,
+            }
+            inputs = {}
+            if config.archive:
+                inputs["archive"] = config.archive.model_dump_json(exclude={"path"})
+            found.append(Item(STAGE, f"{role}-{first:%Y-%m}", part, inputs))
+    return found
+
+
+def run(config: Config, workspace: Workspace) -> Summary:
+    from cloudjob.copernicus import catalogue
+    from cloudjob.copernicus.session import Endpoints, open_session
+
+    _check_polygon(config)
+    endpoints = Endpoints(**config.copernicus.urls())
+    search = catalogue.search_stac if config.search.catalogue == "stac" else catalogue.search_odata
+
+    def make(item: Item):
+        start, end = (datetime.fromisoformat(item.config[key]).replace(tzinfo=UTC) for key in ("first", "last"))
+        scenes = search(
+            open_session(),
+            endpoints,
+            polygon=config.search.polygon,
+            start=start,
+            end=end + timedelta(days=1),
+            cloud=tuple(item.config["cloud"]),
+        )
+        return [], [asdict(scene) for scene in scenes]
+
+    every = items(config, workspace)
+    summary = workspace.work(STAGE, every, make)
+    if summary.failed or any(workspace.why(item) for item in every):
+        return summary
+    rows = _merge(every, workspace.results(every))
+    for role in ("clear", "cloudy"):
+        if not any(role in row["roles"] for row in rows):
+            query = getattr(config.search, role)
+            raise ConfigError(
+                f"search.{role}: no product of {query.start} to {query.end} with {query.cloud[0]:g} to "
+                f"{query.cloud[1]:g} % cloud touches the polygon; widen the dates, the cloud range or the area"
+            )
+    write_jsonl(workspace.scenes, rows)
+    summary.note = f"{len(rows)} products on {len({row['tile'] for row in rows})} tiles"
+    return summary
+
+
+def _check_polygon(config: Config) -> None:
+    from shapely.geometry import Polygon
+    from shapely.validation import explain_validity
+
+    if not (polygon := Polygon(config.search.polygon)).is_valid:
+        raise ConfigError(f"search.polygon: {explain_validity(polygon)}")
+
+
+def _merge(every: list[Item], results: list) -> list[dict]:
+    """One row a product with its roles; of one datatake and tile only the newest processing baseline is kept."""
+    rows: dict[str, dict] = {}
+    for item, scenes in zip(every, results, strict=True):
+        for scene in scenes:
+            row = rows.setdefault(scene["product"], {**scene, "roles": []})
+            row["roles"] = sorted({*row["roles"], item.config["role"]})
+    newest: dict[tuple, dict] = {}
+    for row in sorted(rows.values(), key=lambda row: (row["baseline"], row["product"])):
+        newest[row["satellite"], row["product"].split("_")[2], row["tile"]] = row
+    return sorted(newest.values(), key=lambda row: row["product"])

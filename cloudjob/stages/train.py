@@ -1,0 +1,306 @@
+"""train: trains the network on the shards; its whole state follows from one integer, the samples seen."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+
+from cloudjob import __version__
+from cloudjob.config import Config
+from cloudjob.errors import ConfigError, InputError, InterruptedJob, ItemError
+from cloudjob.workspace import Item, Summary, Workspace, digest, read_jsonl, write_bytes, write_jsonl
+
+STAGE = "train"
+_PACE = {"threads", "checkpoint_s", "log_s"}  # how the work is done, not what comes out of it
+
+
+def items(config: Config, workspace: Workspace) -> list[Item]:
+    if not workspace.shard_index.exists():
+        raise InputError(f"{workspace.shard_index} is not there yet. Run: cloudjob shard {workspace.root}")
+    index = json.loads(workspace.shard_index.read_text())
+    settings = config.section("train")
+    settings["train"] = {key: value for key, value in settings["train"].items() if key not in _PACE}
+    return [Item(STAGE, "run", settings, {"shards": digest(index)})]
+
+
+def run(config: Config, workspace: Workspace) -> Summary:
+    item = items(config, workspace)[0]
+    index = json.loads(workspace.shard_index.read_text())
+    workspace.require("shard", [entry["pair"] for entry in index["files"]], reader=STAGE)
+    if not workspace.force and workspace.why(item) is None:
+        return workspace.work(STAGE, [item], None)
+
+    from cloudjob.hpc import distributed
+
+    world = distributed.join()
+    try:
+        if world.rank:
+            Training(config, workspace, item, index, world).run()
+            return Summary(STAGE, done=["run"])
+        return workspace.work(STAGE, [item], lambda item: Training(config, workspace, item, index, world).run())
+    finally:
+        distributed.leave()
+
+
+class Training:
+    """One training on one rank. All but the wall clock is a function of (configuration, shards, samples seen)."""
+
+    def __init__(self, config: Config, workspace: Workspace, item: Item, index: dict, world):
+        import torch
+
+        from cloudjob.diffusion.average import PowerAverage
+        from cloudjob.diffusion.recipe import Recipe
+        from cloudjob.hpc import distributed
+        from cloudjob.patches.shards import ShardSet
+
+        self.config, self.workspace, self.world, self.settings = config, workspace, world, config.train
+        self.key = digest([item.config, item.inputs])
+        self.normalisation = index["normalisation"]
+        self.shards = ShardSet(workspace.shard_index.parent, index, "train")
+        self.held_out = ShardSet(workspace.shard_index.parent, index, "val")
+        batch = self.settings.batch_size
+        if batch % world.size:
+            near = -(-batch // world.size) * world.size
+            raise ConfigError(f"train.batch_size = {batch}: must be divisible by {world.size} ranks; try {near}")
+        self.total = max(1, round(self.settings.epochs * len(self.shards) / batch)) * batch
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(self.settings.threads or max(cores, 1))
+        torch.manual_seed(config.seed)
+        self.recipe = Recipe.of(self.settings.preset, self.settings.process, **self.normalisation)
+        self.network = self.recipe.network().to(world.device, memory_format=torch.channels_last)
+        self.average = PowerAverage(self.network, gamma=self.settings.ema_gamma)
+        fused = world.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=self.settings.lr, weight_decay=0.01, fused=fused
+        )
+        self.seen = 0
+        self._resume()
+        self.parallel = distributed.wrap(self.network)
+
+    # --- the loop ----------------------------------------------------------------------------------------------
+    def run(self):
+        from cloudjob.hpc import checkpoint, distributed
+
+        meter, saved = Meter(self), time.monotonic()
+        for samples, arrays in self._batches(meter):
+            loss, norm = self._step(samples, arrays)
+            self.seen += self.settings.batch_size
+            self.average.update(self.network, step=self.seen / self.settings.batch_size)
+            meter.note(loss, norm)
+            stop = distributed.agree(self.workspace.stop_requested())
+            due = distributed.agree(time.monotonic() - saved > self.settings.checkpoint_s)
+            if stop or due or self.seen >= self.total:
+                if self.world.rank == 0:
+                    path = checkpoint.save(self.workspace.checkpoints, self.seen, self._state())
+                    self._picture()
+                saved = time.monotonic()
+                distributed.barrier()
+            if stop and self.seen < self.total:
+                raise InterruptedJob(
+                    f"train: stopped at {self.seen} of {self.total} samples, saved; run the same command again"
+                )
+        if self.world.rank:
+            return None
+        if not checkpoint.saved(self.workspace.checkpoints):
+            path = checkpoint.save(self.workspace.checkpoints, self.seen, self._state())
+        path = self.workspace.newest_checkpoint()
+        return [path], {"checkpoint": path.name, "seen": self.seen, "triplets": len(self.shards)}
+
+    def _batches(self, meter) -> Iterator[tuple]:
+        from cloudjob.patches import loader
+
+        source = loader.batches(
+            self.shards,
+            seed=self.config.seed,
+            start=self.seen,
+            stop=self.total,
+            batch=self.settings.batch_size,
+            rank=self.world.rank,
+            size=self.world.size,
+        )
+        while True:
+            begun = time.monotonic()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            meter.waited += time.monotonic() - begun
+            yield batch
+
+    def _step(self, samples: list[int], arrays: dict):
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        batch = to_tensors(arrays, self.world.device)
+        low = self.settings.precision == "bfloat16"
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=low):
+            loss = self.recipe.loss(
+                self.parallel,
+                batch,
+                seed=self.config.seed,
+                samples=samples,
+                clear_weight=self.settings.clear_weight,
+                drop_reference=self.settings.drop_reference,
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
+        if not torch.isfinite(norm):
+            raise ItemError(f"train: the gradient is not finite at {self.seen} samples; lower train.lr")
+        self.optimizer.step()
+        return loss.detach(), norm
+
+    def rate(self) -> float:
+        """Learning rate: linear warm-up, then half a cosine to zero, both by samples seen."""
+        rise = min(1.0, (self.seen + self.settings.batch_size) / max(self.settings.warmup, 1))
+        fall = 0.5 + 0.5 * math.cos(math.pi * self.seen / self.total) if self.settings.decay else 1.0
+        return self.settings.lr * rise * fall
+
+    # --- state -------------------------------------------------------------------------------------------------
+    def _state(self) -> dict:
+        from cloudjob.sentinel2.radiometry import BANDS
+
+        return {
+            "seen": self.seen,
+            "model": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "config": self.config.section("train", "shard", "masks"),
+            "normalisation": self.normalisation,
+            "bands": list(BANDS),
+            "cloudjob_version": __version__,
+            "key": self.key,
+        }
+
+    def _resume(self) -> None:
+        """Goes on from the newest readable checkpoint of this very training; another training's are set aside whole."""
+        from cloudjob.hpc import checkpoint, distributed
+
+        found = checkpoint.load_newest(self.workspace.checkpoints)
+        if found and (found[1]["key"] != self.key or self.workspace.force):
+            distributed.barrier()
+            if self.world.rank == 0:
+                self.workspace.say(f"train: the checkpoints are of another configuration: kept in {self._set_aside()}")
+            found = None
+        distributed.barrier()
+        if found is None:
+            return
+        path, state = found
+        self.seen = state["seen"]
+        self.network.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.workspace.say(f"train: goes on from {path.name}, {self.seen} of {self.total} samples seen")
+
+    def _set_aside(self):
+        folder, number = self.workspace.checkpoints.parent, 1
+        while (target := folder.with_name(f"{folder.name}-before-{number}")).exists():
+            number += 1
+        return folder.rename(target)
+
+    # --- what one sees -----------------------------------------------------------------------------------------
+    def _picture(self) -> None:
+        """Cloudy, reference, restored and clear of the first held-out triplets, with the averaged weights."""
+        import copy
+
+        import numpy as np
+
+        from cloudjob.diffusion import noise
+        from cloudjob.patches.loader import stack
+        from cloudjob.sentinel2.radiometry import digital_number
+        from cloudjob.sentinel2.render import encode_png, side_by_side, true_colour
+
+        shards = self.held_out if len(self.held_out) else self.shards
+        positions = np.linspace(0, len(shards) - 1, min(4, len(shards))).astype(int)
+        arrays = stack([shards[int(position)] for position in positions])
+        batch = to_tensors(arrays, self.world.device)
+        network = copy.deepcopy(self.network).eval()
+        self.average.copy_to(network)
+        steps = self.config.infer.steps if self.settings.process == "residual" else 0
+        if not steps:  # a thousand ancestral steps are too slow for a look in passing
+            return
+
+        def draw(step: int):
+            shape = range(batch["cloudy"].shape[-1])
+            field = noise.field(self.config.seed, rows=shape, cols=shape, bands=4, step=step, device=self.world.device)
+            return field.expand_as(batch["cloudy"])
+
+        restored = self.recipe.restore(
+            network, batch["cloudy"], batch["mask"], batch["reference"], noise=draw, steps=steps
+        )
+        restored = digital_number(restored.cpu().numpy())
+        gain = self.config.infer.preview_gain
+        rows = [
+            side_by_side([true_colour(image, gain=gain) for image in images])
+            for images in zip(arrays["cloudy"], arrays["reference"], restored, arrays["clear"], strict=True)
+        ]
+        write_bytes(self.workspace.samples / f"seen-{self.seen:08d}.png", encode_png(np.concatenate(rows)))
+
+
+class Meter:
+    """Loss, speed and waiting since the last line of metrics.jsonl (rank 0 writes it)."""
+
+    def __init__(self, training: Training):
+        self.training, self.path = training, training.workspace.metrics
+        self.rows = [row for row in _metrics(self.path) if row["seen"] <= training.seen]
+        if training.world.rank == 0:
+            write_jsonl(self.path, self.rows)
+        self._restart()
+
+    def _restart(self) -> None:
+        self.begun, self.from_seen, self.waited, self.losses = time.monotonic(), self.training.seen, 0.0, []
+
+    def note(self, loss, norm) -> None:
+        training, elapsed = self.training, time.monotonic() - self.begun
+        if training.world.rank:
+            return
+        self.losses.append(loss)
+        if elapsed < training.settings.log_s and training.seen < training.total:
+            return
+        row = {
+            "time": round(time.time(), 3),
+            "step": training.seen // training.settings.batch_size,
+            "seen": training.seen,
+            "total": training.total,
+            "loss": round(sum(float(loss) for loss in self.losses) / len(self.losses), 6),
+            "lr": training.rate(),
+            "grad_norm": round(float(norm), 4),
+            "samples_per_s": round((training.seen - self.from_seen) / elapsed, 2),
+            "data_wait_pct": round(100 * self.waited / elapsed, 2),
+        }
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        training.workspace.say(
+            f"train: {row['seen']} of {row['total']} samples, loss {row['loss']:.4f}, "
+            f"{row['samples_per_s']:.1f} samples/s"
+        )
+        self._restart()
+
+
+def _metrics(path) -> list[dict]:
+    """The lines written so far; a last one cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    try:
+        return read_jsonl(path)
+    except json.JSONDecodeError:
+        lines = path.read_text().splitlines()[:-1]
+        return [json.loads(line) for line in lines]
+
+
+def to_tensors(arrays: dict, device) -> dict:
+    """uint16 DN to float32 reflectance on the device, NaN where there is no data; the mask as it is."""
+    import torch
+
+    from cloudjob.sentinel2.radiometry import OFFSET, SCALE
+
+    tensors = {}
+    for name, array in arrays.items():
+        tensor = torch.from_numpy(array).to(device)
+        if name != "mask":
+            dn = tensor.to(torch.float32)
+            tensor = (dn * SCALE + OFFSET).masked_fill(dn == 0, torch.nan)
+        tensors[name] = tensor
+    return tensors

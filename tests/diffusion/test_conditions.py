@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from cloudjob.diffusion.conditions import (
+    CHANNELS,
+    CONDITION_CHANNELS,
+    NOTEBOOK_2025,
+    Conditions,
+    Normalisation,
+    turn,
+)
+
+NORM = Normalisation(mean=(0.1, 0.2, 0.3, 0.4), std=(0.1, 0.2, 0.1, 0.2))
+
+
+def one_row(mask: list[int], *, reference: list[float] | None = None) -> Conditions:
+    """A 1 x n image of reflectance 0.5 on all bands."""
+    cloudy = torch.full((1, 4, 1, len(mask)), 0.5)
+    if reference is not None:
+        reference = torch.tensor(reference).expand(1, 4, 1, -1)
+    return Conditions.of(cloudy, torch.tensor([[mask]], dtype=torch.uint8), reference, norm=NORM)
+
+
+def test_the_anchor_is_cloudy_then_reference_then_the_mean():
+    conditions = one_row([0, 1, 2, 3, 1], reference=[0.3, 0.3, 0.3, 0.3, np.nan])
+    guess = NORM.inverse(conditions.anchor())
+    assert guess[0, :, 0].numpy() == pytest.approx(
+        np.array([[0.5, 0.3, 0.3, 0.3, mean] for mean in NORM.mean]), abs=1e-6
+    )
+    assert conditions.choose(1, 2, 3).flatten().tolist() == [1, 2, 2, 2, 3]
+
+
+def test_channels_follow_the_table():
+    channels = one_row([0, 1, 2, 3, 255], reference=[np.nan, 0.3, 0.3, 0.3, 0.3]).channels()[0, :, 0]
+    parts = dict(zip(CHANNELS, channels.split(list(CHANNELS.values())), strict=True))
+    assert channels.shape == (CONDITION_CHANNELS, 5)
+    assert parts["cloud"].tolist() == [[0, 1, 0, 1, 0]]
+    assert parts["shadow"].tolist() == [[0, 0, 1, 0, 0]]
+    assert parts["valid"].tolist() == [[1, 1, 1, 1, 0]]
+    assert parts["present"].tolist() == [[0, 1, 1, 1, 1]]
+    assert (parts["reference"][:, 0] == 0).all()
+    assert (parts["reference"][:, 1] == NORM.forward(torch.full((4, 1, 1), 0.3)).flatten()).all()
+
+
+def test_missing_data_are_masked_and_finite():
+    cloudy = torch.full((1, 4, 2, 2), 0.5)
+    cloudy[0, 2, 0, 0] = torch.nan
+    conditions = Conditions.of(cloudy, torch.zeros(1, 2, 2, dtype=torch.uint8), None, norm=NORM)
+    assert conditions.mask.flatten().tolist() == [255, 0, 0, 0]
+    assert conditions.channels().isfinite().all()
+    assert (conditions.anchor()[0, :, 0, 0] == 0).all()
+
+
+def test_a_dropped_reference_leaves_no_trace_and_belongs_to_the_sample():
+    image, mask = torch.rand(1, 4, 2, 2).expand(64, -1, -1, -1), torch.ones(64, 2, 2, dtype=torch.uint8)
+    conditions = Conditions.of(image, mask, image, norm=NORM)
+    indices = list(range(100, 164))
+    dropped = conditions.drop_reference(0.5, seed=1, indices=indices)
+    gone = ~dropped.present.flatten(1).any(1)
+    assert 16 < gone.sum() < 48
+    without = Conditions.of(image, mask, None, norm=NORM)
+    assert torch.equal(dropped.channels()[gone], without.channels()[gone])
+    assert torch.equal(dropped.channels()[~gone], conditions.channels()[~gone])
+    again = conditions.drop_reference(0.5, seed=1, indices=indices[::-1])
+    assert torch.equal(again.present.flip(0), dropped.present)
+
+
+def test_turns_are_the_eight_symmetries_and_belong_to_the_sample():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3).expand(200, -1, -1, -1)
+    indices = list(range(200))
+    turned = turn(image, seed=0, indices=indices)
+    assert len({tuple(one.flatten().tolist()) for one in turned}) == 8
+    assert torch.equal(turn(image[:1, 0], seed=0, indices=[7])[0], turned[7, 0])
+
+
+def test_normalisation_and_the_notebooks():
+    reflectance = torch.rand(2, 4, 3, 3)
+    assert torch.allclose(NORM.inverse(NORM.forward(reflectance)), reflectance, atol=1e-6)
+    low, high = NORM.limits(0.0, 1.0)
+    assert torch.allclose(NORM.inverse(low), torch.zeros(4, 1, 1), atol=1e-6)
+    assert torch.allclose(NORM.inverse(high), torch.ones(4, 1, 1), atol=1e-6)
+    dn = 10_000 * reflectance + 1000
+    assert torch.allclose(NOTEBOOK_2025.forward(reflectance), (dn / 255 - 0.5) / 0.5, rtol=1e-3)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from cloudjob.diffusion.conditions import CONDITION_CHANNELS
+from cloudjob.diffusion.networks import PRESETS, build, describe
+
+
+def test_the_notebooks_network_is_rebuilt_exactly():
+    counted = describe("notebook-2025", 256, condition_channels=4)
+    assert counted["parameters"] == 3_452_868
+    assert counted["macs"] == pytest.approx(30.38e9, rel=1e-3)
+    assert counted["activation_bytes"] == pytest.approx(425e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "gmacs"),
+    [("tiny", (0.3e6, 1e6), 3), ("small", (1e6, 4e6), 20), ("base", (10e6, 25e6), 60)],
+)
+def test_presets_keep_their_budget(preset, parameters, gmacs):
+    counted = describe(preset, 256, condition_channels=CONDITION_CHANNELS)
+    assert parameters[0] <= counted["parameters"] <= parameters[1]
+    assert counted["macs"] <= gmacs * 1e9
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_any_size_divisible_by_the_stride(preset):
+    network = build(preset, condition_channels=CONDITION_CHANNELS)
+    height, width = network.stride, 3 * network.stride
+    x, conditions = torch.randn(2, 4, height, width), torch.randn(2, CONDITION_CHANNELS, height, width)
+    assert network(x, torch.rand(2), conditions).shape == x.shape
+    with pytest.raises(ValueError, match=rf"{height} x {width - 1} .* {network.stride}"):
+        network(x[..., 1:], torch.rand(2), conditions[..., 1:])
+
+
+def test_an_untrained_network_says_nothing():
+    network = build("tiny", condition_channels=3)
+    assert not network(torch.randn(1, 4, 16, 16), torch.rand(1), torch.randn(1, 3, 16, 16)).any()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_is_trained_and_every_input_is_used(preset):
+    torch.manual_seed(0)
+    network = build(preset, condition_channels=CONDITION_CHANNELS)
+    for parameter in network.parameters():  # leave the zero initialisation
+        torch.nn.init.normal_(parameter, std=0.05)
+    x = torch.randn(1, 4, 32, 32, requires_grad=True)
+    conditions = torch.randn(1, CONDITION_CHANNELS, 32, 32, requires_grad=True)
+    level = torch.rand(1, requires_grad=True)
+    network(x, level, conditions).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in network.parameters())
+    seen = 4 if preset == "notebook-2025" else CONDITION_CHANNELS
+    assert x.grad.flatten(2).any(2).all()
+    assert conditions.grad.flatten(2).any(2)[0].tolist() == [True] * seen + [False] * (CONDITION_CHANNELS - seen)
+    assert level.grad.any()
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ValueError, match="huge"):
+        build("huge", condition_channels=4)

@@ -1,0 +1,65 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from cloudjob.diffusion import noise
+
+BIG = noise.field(7, rows=range(300, 428), cols=range(10_000, 10_128), bands=4)
+
+
+@given(st.integers(0, 127), st.integers(0, 127), st.integers(1, 128), st.integers(1, 128))
+def test_a_window_equals_the_cut_of_a_bigger_field(row, col, height, width):
+    rows, cols = slice(row, row + height), slice(col, col + width)
+    window = noise.field(
+        7,
+        rows=range(300, 428)[rows],
+        cols=range(10_000, 10_128)[cols],
+        bands=4,
+    )
+    assert torch.equal(window, BIG[:, rows, cols])
+
+
+def test_the_field_is_standard_normal():
+    values = noise.field(1, rows=range(512), cols=range(512), bands=1).numpy().ravel()
+    assert stats.kstest(values, "norm").pvalue > 0.01
+    assert abs(stats.kurtosis(values)) < 0.03
+    assert np.abs(values).max() > 4.3
+
+
+def test_every_part_of_the_key_gives_an_independent_field():
+    key = {"seed": 3, "rows": range(200, 456), "cols": range(256), "bands": 2}
+    fields = [
+        noise.field(**(key | other))[0]
+        for other in (
+            {},
+            {"seed": 4},
+            {"seed": -4},
+            {"member": 1},
+            {"step": 1},
+            {"rows": range(201, 457)},
+            {"cols": range(1, 257)},
+            {"cols": range(2**20, 2**20 + 256)},
+        )
+    ]
+    fields.append(noise.field(**key)[1])
+    correlation = np.corrcoef([field.flatten().numpy() for field in fields]) - np.eye(len(fields))
+    assert np.abs(correlation).max() < 5 / 256  # 5 standard errors
+
+
+def test_draws_belong_to_the_sample():
+    like = torch.empty(3, 4, 8, 8)
+    batch = noise.normals(5, [10, 11, 12], "noise", like=like)
+    assert torch.equal(batch[1], noise.normals(5, [11], "noise", like=like[:1])[0])
+    assert not torch.equal(batch[0], batch[1])
+    assert not torch.equal(batch, noise.normals(6, [10, 11, 12], "noise", like=like))
+    assert not torch.equal(batch, noise.normals(5, [10, 11, 12], "other", like=like))
+
+
+def test_uniforms_fill_the_interval():
+    draws = noise.uniforms(0, list(range(20_000)), "sigma").numpy()
+    assert stats.kstest(draws, "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.04
+    other = noise.uniforms(0, list(range(20_000)), "share").numpy()
+    assert abs(np.corrcoef(draws, other)[0, 1]) < 0.04

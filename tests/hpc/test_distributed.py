@@ -1,0 +1,67 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from cloudjob.hpc import distributed
+
+PROGRAM = """
+import torch
+from torch import nn
+from cloudjob.hpc import distributed
+
+world = distributed.join(timeout_s=60)
+torch.manual_seed(0)
+network = distributed.wrap(nn.Linear(2, 1))
+x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])[world.rank :: world.size]
+network(x).square().mean().backward()
+gradient = next(network.parameters()).grad
+alone, together = distributed.agree(False), distributed.agree(world.rank == world.size - 1)
+distributed.barrier()
+print(world.rank, world.size, alone, together, *(f"{value:.5f}" for value in gradient.flatten()))
+distributed.leave()
+"""
+
+
+def start(environment: dict) -> subprocess.Popen:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM], env=kept | environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_two_processes_train_as_one(launcher):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def variables(rank: int) -> dict:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        if launcher == "torchrun":
+            return meeting | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        return meeting | {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": str(rank)}
+
+    outputs = [process.communicate(timeout=60)[0].split() for process in [start(variables(rank)) for rank in (0, 1)]]
+    single = start({}).communicate(timeout=60)[0].split()
+    assert single[:4] == ["0", "1", "False", "True"]
+    for rank, output in enumerate(outputs):
+        assert output[:4] == [str(rank), "2", "False", "True"]
+        assert output[4:] == single[4:]
+
+
+def test_alone_nothing_is_set_up(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    world = distributed.join()
+    assert (world.rank, world.size, world.local_rank) == (0, 1, 0)
+    assert not torch.distributed.is_initialized()
+    network = nn.Linear(1, 1)
+    assert distributed.wrap(network) is network
+    assert distributed.agree(True)
+    assert not distributed.agree(False)
+    distributed.barrier()
+    distributed.leave()

@@ -1,0 +1,40 @@
+"""Tiles cover a scene, windows are summed right."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudjob.sentinel2 import grid
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([32, 64]), st.integers(0, 32))
+def test_tiles_cover_every_pixel_and_stay_inside(height, width, size, overlap):
+    overlap = min(overlap, size // 2)
+    tiles = grid.tiles((height, width), size=size, overlap=overlap)
+    covered = np.zeros((height, width), int)
+    for tile in tiles:
+        covered[tile.slices] += 1
+        assert tile.row + size <= max(height, size)
+        assert tile.col + size <= max(width, size)
+    assert covered.min() >= 1
+    assert len({(tile.row, tile.col) for tile in tiles}) == len(tiles)
+
+
+@given(st.sampled_from([32, 64]), st.integers(0, 32))
+def test_taper_is_positive_and_symmetric(size, overlap):
+    weights = grid.taper(size, min(overlap, size // 2))
+    assert weights.min() > 0
+    assert weights.max() <= 1
+    np.testing.assert_allclose(weights, weights[::-1, ::-1], rtol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 7), st.integers(0, 10**6))
+def test_window_sums_equal_brute_force(height, width, size, stride, seed):
+    values = np.random.default_rng(seed).random((height, width)) < 0.4
+    rows, cols = range(0, height - size + 1, stride), range(0, width - size + 1, stride)
+    expected = [[values[i : i + size, j : j + size].sum() for j in cols] for i in rows]
+    found = grid.window_sums(values, size=size, stride=stride)
+    if len(rows) and len(cols):
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert found.size == 0

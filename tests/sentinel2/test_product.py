@@ -1,0 +1,307 @@
+import csv
+import hashlib
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from cloudjob.errors import ConfigError, CorruptFileError, ItemError
+from cloudjob.sentinel2.product import (
+    ManifestEntry,
+    Product,
+    ProductName,
+    band_files,
+    check_file,
+    preview_files,
+    read_bands,
+    read_classi,
+    read_cloud_probability,
+    read_manifest,
+    read_scl,
+    read_true_colour,
+)
+
+NAME = "S2C_MSIL2A_20250605T222541_N0511_R029_T05WPS_20250606T001122"
+GRANULE = "GRANULE/L2A_T05WPS_A003901_20250605T222541"
+SHAPE = (301, 206)  # neither divides by 6
+IMAGES = [f"R10m/T05WPS_20250605T222541_{band}_10m" for band in ("B02", "B03", "B04", "B08")]
+IMAGES += ["R20m/T05WPS_20250605T222541_SCL_20m", "R60m/T05WPS_20250605T222541_TCI_60m"]
+
+
+def find(shared_data: Path, pattern: str) -> Path:
+    return next(shared_data.glob(pattern))
+
+
+@pytest.fixture(scope="module")
+def t29unu(shared_data) -> Path:
+    return find(shared_data, "safe_T29UNU/*.SAFE")
+
+
+def write_image(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, rows, columns = array.shape
+    profile = {
+        "driver": "JP2OpenJPEG",
+        "dtype": array.dtype,
+        "count": bands,
+        "height": rows,
+        "width": columns,
+    }
+    with rasterio.open(path, "w", **profile, QUALITY="100", REVERSIBLE="YES") as image:
+        image.write(array)
+
+
+@pytest.fixture
+def small(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A product of 301 x 206 pixels with all that is read, and its pixels."""
+    folder = tmp_path / f"{NAME}.SAFE"
+    rng = np.random.default_rng(1)
+    rows, columns = SHAPE
+    pixels = {path: rng.integers(0, 4000, (1, rows, columns), dtype=np.uint16) for path in IMAGES[:4]}
+    pixels[IMAGES[4]] = rng.integers(0, 12, (1, 151, 103), dtype=np.uint8)
+    pixels[IMAGES[5]] = rng.integers(0, 256, (3, 51, 35), dtype=np.uint8)
+    for path, array in pixels.items():
+        write_image(folder / GRANULE / f"IMG_DATA/{path}.jp2", array)
+    offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">{-900 - i}</BOA_ADD_OFFSET>' for i in range(13))
+    images = "".join(f"<IMAGE_FILE>{GRANULE}/IMG_DATA/{path}</IMAGE_FILE>" for path in IMAGES)
+    (folder / "MTD_MSIL2A.xml").write_text(
+        f"""<x:User xmlns:x="urn:any"><PRODUCT_URI>{NAME}.SAFE</PRODUCT_URI>
+        <PROCESSING_BASELINE>05.11</PROCESSING_BASELINE>{images}
+        <BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE>{offsets}
+        <x:Cloud_Coverage_Assessment>12.5</x:Cloud_Coverage_Assessment>
+        <NODATA_PIXEL_PERCENTAGE>6.46E-4</NODATA_PIXEL_PERCENTAGE></x:User>"""
+    )
+    (folder / GRANULE / "MTD_TL.xml").write_text(
+        """<Tile><SENSING_TIME>2025-06-05T22:26:01.5Z</SENSING_TIME>
+        <HORIZONTAL_CS_CODE>EPSG:32605</HORIZONTAL_CS_CODE>
+        <Size resolution="20"><NROWS>151</NROWS><NCOLS>103</NCOLS></Size>
+        <Size resolution="10"><NROWS>301</NROWS><NCOLS>206</NCOLS></Size>
+        <Geoposition resolution="10"><ULX>499980.25</ULX><ULY>7700040</ULY></Geoposition>
+        <Mean_Sun_Angle><ZENITH_ANGLE unit="deg">50.5</ZENITH_ANGLE></Mean_Sun_Angle></Tile>"""
+    )
+    return folder, pixels
+
+
+def test_name_has_its_fields():
+    name = ProductName.parse(f"{NAME}.SAFE")
+    assert name == ProductName(
+        name=NAME,
+        satellite="S2C",
+        sensing=datetime(2025, 6, 5, 22, 25, 41, tzinfo=UTC),
+        baseline="05.11",
+        relative_orbit=29,
+        tile="05WPS",
+        discriminator="20250606T001122",
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        NAME.replace("MSIL2A", "MSIL1C"),
+        NAME.replace("S2C", "S2E"),
+        NAME.replace("0605", "1305"),
+        f"{NAME}.zip",
+    ],
+)
+def test_what_is_no_level_2a_name_is_a_configuration_error(name):
+    with pytest.raises(ConfigError, match="not the name"):
+        ProductName.parse(name)
+
+
+def test_real_metadata_with_offset(t29unu):
+    product = Product.open(t29unu)
+    assert product.name.tile == "29UNU"
+    assert product.baseline == "04.00"
+    assert product.offsets == {"B04": -1000, "B03": -1000, "B02": -1000, "B08": -1000}
+    assert product.quantification == 10000
+    assert product.crs == "EPSG:32629"
+    assert product.transform[:6] == (10, 0, 499980, 0, -10, 5900040)
+    assert product.shape == (10980, 10980)
+    assert product.sun_elevation == pytest.approx(90 - 57.820574357679)
+    assert product.sensing_time == datetime(2022, 10, 5, 11, 56, 49, 581767, tzinfo=UTC)
+    assert product.percentages["Cloud_Coverage_Assessment"] == 59.769726
+
+
+@pytest.mark.parametrize("tile", ["T22HBD", "T01CCV"])
+def test_real_metadata_before_the_offset(shared_data, tile):
+    product = Product.open(find(shared_data, f"l2a_metadata/*{tile}*.SAFE"))
+    assert product.offsets == dict.fromkeys(("B04", "B03", "B02", "B08"), 0)
+    assert read_classi(product) is None  # this baseline has none
+
+
+def test_scene_classification_agrees_with_esas_own_percentages(t29unu):
+    product = Product.open(t29unu)
+    counts = np.bincount(read_scl(product).ravel(), minlength=12)
+    percent = 100 * counts / counts[1:].sum()
+    percent[0] = 100 * counts[0] / counts.sum()
+    with (t29unu.parent / "ESA_percentages_vs_SCL20.csv").open() as file:
+        recorded = {row["item"]: float(row["ESA_MTD_MSIL2A"]) for row in csv.DictReader(file)}
+    classes = {
+        "NODATA_PIXEL_PERCENTAGE": 0,
+        "CLOUD_SHADOW_PERCENTAGE": 3,
+        "VEGETATION_PERCENTAGE": 4,
+        "NOT_VEGETATED_PERCENTAGE": 5,
+        "WATER_PERCENTAGE": 6,
+        "UNCLASSIFIED_PERCENTAGE": 7,
+        "MEDIUM_PROBA_CLOUDS_PERCENTAGE": 8,
+        "HIGH_PROBA_CLOUDS_PERCENTAGE": 9,
+        "THIN_CIRRUS_PERCENTAGE": 10,
+        "SNOW_ICE_PERCENTAGE": 11,
+    }
+    for item, scl_class in classes.items():
+        assert percent[scl_class] == pytest.approx(product.percentages[item], abs=1e-4), item
+        assert product.percentages[item] == recorded[item]
+    cloud = percent[[8, 9, 10]].sum()
+    assert cloud == pytest.approx(product.percentages["Cloud_Coverage_Assessment"], abs=1e-4)
+
+
+def test_real_masks_have_the_size_of_their_grids(t29unu):
+    product = Product.open(t29unu)
+    probability = read_cloud_probability(product)
+    assert probability.shape == (5490, 5490)
+    assert probability.max() == 100
+    classi = read_classi(product)
+    assert classi.shape == (3, 1830, 1830)
+    assert set(np.unique(classi)) <= {0, 1}
+
+
+def test_kept_files_match_the_real_manifests(shared_data, t29unu):
+    t22hbd = find(shared_data, "l2a_metadata/*T22HBD*.SAFE")
+    for folder, algorithm, expected in ((t29unu, "SHA3-256", 32), (t22hbd, "MD5", 2)):
+        kept = [e for e in read_manifest(folder / "manifest.safe") if (folder / e.path).exists()]
+        assert [e.algorithm for e in kept] == [algorithm] * expected
+        for entry in kept:
+            check_file(folder, entry)
+
+
+def test_a_manifest_that_does_not_describe_its_files_is_reported(shared_data):
+    folder = find(shared_data, "l2a_metadata/*T01CCV*.SAFE")
+    entries = {e.path: e for e in read_manifest(folder / "manifest.safe")}
+    with pytest.raises(CorruptFileError, match=r"MTD_MSIL2A\.xml: 51365 bytes, the manifest says 444"):
+        check_file(folder, entries["MTD_MSIL2A.xml"])
+
+
+def test_selection_of_files_from_real_manifests(shared_data, t29unu):
+    entries = read_manifest(t29unu / "manifest.safe")
+    assert [e.path.split("_")[-2] for e in band_files(entries)] == ["B04", "B03", "B02", "B08"]
+    preview = preview_files(entries)
+    assert len(preview) == 7
+    assert sum(e.size for e in preview) < 0.02 * sum(e.size for e in entries)
+    with pytest.raises(ItemError, match=r"L2A_T29UNU_A038058_20221005T115407.* B08"):
+        band_files([e for e in entries if "B08" not in e.path])
+    old = preview_files(read_manifest(find(shared_data, "l2a_metadata/*T22HBD*.SAFE") / "manifest.safe"))
+    assert len(old) == 6  # no MSK_CLASSI before baseline 04.00
+
+
+def test_incomplete_manifest_names_the_entry(shared_data, tmp_path):
+    with pytest.raises(CorruptFileError, match=r"broken_manifest\.safe: byteStream number 1: KeyError\('href'\)"):
+        read_manifest(shared_data / "cdse_answers/cdsetool/broken_manifest.safe")
+    escape = tmp_path / "manifest.safe"
+    escape.write_text(
+        '<m><byteStream size="1"><fileLocation href="./../../x"/><checksum checksumName="MD5">0</checksum>'
+        "</byteStream></m>"
+    )
+    with pytest.raises(CorruptFileError, match="not a path inside the product"):
+        read_manifest(escape)
+
+
+def test_check_file_finds_missing_short_and_changed_files(tmp_path):
+    (tmp_path / "a").write_bytes(b"cloud")
+    digest = hashlib.sha3_256(b"cloud").hexdigest()
+    check_file(tmp_path, ManifestEntry("a", 5, "SHA3-256", digest))
+    for entry, reason in (
+        (ManifestEntry("b", 5, "SHA3-256", digest), "missing"),
+        (ManifestEntry("a", 6, "SHA3-256", digest), "5 bytes, the manifest says 6"),
+        (ManifestEntry("a", 5, "MD5", digest), "MD5 is"),
+    ):
+        with pytest.raises(CorruptFileError, match=reason):
+            check_file(tmp_path, entry)
+
+
+def test_bands_come_in_house_order_and_convention(small):
+    folder, pixels = small
+    product = Product.open(folder)
+    assert product.transform.c == 499980.25
+    assert product.percentages["NODATA_PIXEL_PERCENTAGE"] == 6.46e-4
+    dn = read_bands(product, threads=3)
+    assert dn.dtype == np.uint16
+    assert np.array_equal(dn, read_bands(product))
+    for index, (path, band_id) in enumerate(((IMAGES[2], 3), (IMAGES[1], 2), (IMAGES[0], 1), (IMAGES[3], 7))):
+        source = pixels[path][0].astype(int)
+        assert np.array_equal(dn[index], np.where(source == 0, 0, source + 100 - band_id)), path
+
+
+def test_the_20_m_and_60_m_grids_are_rounded_up(small):
+    folder, pixels = small
+    product = Product.open(folder)
+    assert np.array_equal(read_scl(product), pixels[IMAGES[4]][0])
+    assert np.array_equal(read_true_colour(product), pixels[IMAGES[5]].transpose(1, 2, 0))
+    assert read_cloud_probability(product) is None
+
+
+def test_an_image_of_another_size_is_corrupt(small):
+    folder, _ = small
+    write_image(folder / GRANULE / f"IMG_DATA/{IMAGES[3]}.jp2", np.ones((1, 301, 205), np.uint16))
+    with pytest.raises(CorruptFileError, match=r"B08_10m\.jp2.*\(1, 301, 205\).*\(1, 301, 206\)"):
+        read_bands(Product.open(folder))
+
+
+@pytest.mark.parametrize("threads", ["1", "ALL_CPUS"])
+@pytest.mark.parametrize("cut", [None, 0, 200, 0.5, -5000, -1])
+def test_truncated_jpeg_2000_is_never_read_as_pixels(t29unu, tmp_path, monkeypatch, cut, threads):
+    monkeypatch.setenv("GDAL_NUM_THREADS", threads)
+    product = Product.open(t29unu)
+    for path in ("MTD_MSIL2A.xml", product.files["SCL_20m"].split("/IMG_DATA")[0] + "/MTD_TL.xml"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(t29unu / path, tmp_path / path)
+    scl = tmp_path / product.files["SCL_20m"]
+    if cut is not None:
+        scl.parent.mkdir(parents=True)
+        data = (t29unu / product.files["SCL_20m"]).read_bytes()
+        scl.write_bytes(data[: int(cut * len(data)) if isinstance(cut, float) else cut])
+    with pytest.raises(CorruptFileError) as error:
+        read_scl(Product.open(tmp_path))
+    assert error.value.path == scl
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_truncated_band_is_named(small, threads):
+    folder, _ = small
+    path = folder / GRANULE / f"IMG_DATA/{IMAGES[1]}.jp2"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptFileError, match=r"B03_10m\.jp2: cannot be decoded"):
+        read_bands(Product.open(folder), threads=threads)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("MTD_MSIL2A.xml", "PRODUCT_URI", "OTHER", "no element PRODUCT_URI"),
+        ("MTD_MSIL2A.xml", "IMAGE_FILE", "OTHER", "no element IMAGE_FILE"),
+        ("MTD_MSIL2A.xml", 'band_id="7"', 'band_id="77"', "no element BOA_ADD_OFFSET"),
+        ("MTD_MSIL2A.xml", ">10000<", ">ten<", "BOA_QUANTIFICATION_VALUE.*'ten'"),
+        ("MTD_MSIL2A.xml", "</x:User>", "", "not readable as XML"),
+        ("MTD_MSIL2A.xml", "<x:User", '<!DOCTYPE d [<!ENTITY e "e">]><x:User', "EntitiesForbidden"),
+        (f"{GRANULE}/MTD_TL.xml", "ULX", "X", "no element Geoposition ULX"),
+        (f"{GRANULE}/MTD_TL.xml", 'resolution="10"', 'resolution="60"', "no element Geoposition"),
+        (f"{GRANULE}/MTD_TL.xml", "2025-06-05", "yesterday", "SENSING_TIME"),
+    ],
+)
+def test_missing_or_unreadable_metadata_name_file_and_element(small, file, old, new, reason):
+    folder, _ = small
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(CorruptFileError, match=reason) as error:
+        Product.open(folder)
+    assert error.value.path == folder / file
+
+
+def test_missing_metadata_file_is_named(tmp_path):
+    with pytest.raises(CorruptFileError, match=r"MTD_MSIL2A\.xml: missing"):
+        Product.open(tmp_path)

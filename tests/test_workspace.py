@@ -1,0 +1,107 @@
+"""Records, atomic writes, and why an item would run again."""
+
+import errno
+
+import pytest
+
+from cloudjob.errors import ConfigError, DiskFullError, InputError, InterruptedJob, ItemError, RejectedError
+from cloudjob.workspace import Item, Workspace, atomic, write_text
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return Workspace(tmp_path)
+
+
+def item(name="a", config=None, inputs=None):
+    return Item("shard", name, config or {"shard": {"window": 64}}, inputs or {"x": "1"})
+
+
+def maker(workspace, text="made"):
+    def make(item):
+        path = workspace.root / f"{item.name}.txt"
+        write_text(path, text)
+        return [path], {"answer": 42}
+
+    return make
+
+
+def test_done_once_and_only_once(workspace):
+    items = [item("a"), item("b")]
+    assert workspace.work("shard", items, maker(workspace)).done == ["a", "b"]
+    again = workspace.work("shard", items, None)
+    assert (again.done, again.skipped) == ([], ["a", "b"])
+    assert workspace.results(items) == [{"answer": 42}] * 2
+
+
+def test_why_names_what_changed(workspace):
+    workspace.work("shard", [item()], maker(workspace))
+    assert workspace.why(item()) is None
+    assert workspace.why(item(config={"shard": {"window": 128}})) == "changed: shard.window 64 -> 128"
+    assert workspace.why(item(inputs={"x": "2"})) == "changed: input x"
+    (workspace.root / "a.txt").write_text("mad")
+    assert "3 bytes instead of 4" in workspace.why(item())
+    (workspace.root / "a.txt").unlink()
+    assert workspace.why(item()) == "output a.txt is gone"
+    workspace.record_path("shard", "a").write_text('{"stage"')
+    assert workspace.why(item()) == "missing"
+
+
+def test_rejected_is_not_failed_is_not_skipped(workspace):
+    def make(item):
+        raise {"a": RejectedError("too dark", [1]), "b": ItemError("broken")}[item.name]
+
+    summary = workspace.work("shard", [item("a"), item("b")], make)
+    assert summary.rejected == {"a": "too dark"}
+    assert summary.failed == {"b": "broken"}
+    assert workspace.why(item("a")) is None  # a rule's no stands until something changes
+    assert workspace.why(item("b")) == "failed: broken"
+    assert workspace.results([item("a")]) == [[1]]
+    with pytest.raises(InputError, match="broken"):
+        workspace.require("shard", ["a", "b"], reader="train")
+    workspace.require("shard", ["a"], reader="train")
+
+
+def test_only_and_force(workspace):
+    items = [item("a"), item("b")]
+    workspace.only = ["b"]
+    assert workspace.work("shard", items, maker(workspace)).done == ["b"]
+    workspace.force = True
+    assert workspace.work("shard", items, maker(workspace)).done == ["b"]
+    workspace.only = ["c"]
+    with pytest.raises(ConfigError, match="no such item"):
+        workspace.work("shard", items, maker(workspace))
+
+
+def test_a_stop_comes_between_items(workspace):
+    workspace.stop_requested = lambda: (workspace.root / "a.txt").exists()
+    with pytest.raises(InterruptedJob) as caught:
+        workspace.work("shard", [item("a"), item("b")], maker(workspace))
+    assert caught.value.exit_code == 75
+    assert workspace.why(item("a")) is None
+    assert workspace.why(item("b")) == "missing"
+
+
+def test_atomic_leaves_whole_files_or_none(tmp_path):
+    path = tmp_path / "sub" / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(ValueError, match="in between"), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError("in between")
+    assert path.read_text() == "old"
+    with pytest.raises(DiskFullError, match=r"file\.txt.*no space left"), atomic(path) as temporary:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_sweep_takes_only_what_a_kill_left_behind(workspace):
+    write_text(workspace.scenes, "")
+    (workspace.root / ".tmp-123.h5").write_text("half")
+    workspace.sweep()
+    assert [entry.name for entry in workspace.root.iterdir()] == ["scenes.jsonl"]
+
+
+def test_decisions_written_by_hand_are_checked(workspace):
+    write_text(workspace.decisions, "pair,decision,reason,reviewer,version\np,maybe,,me,1\n")
+    with pytest.raises(ConfigError, match=r"decisions\.csv:2.*accept or reject"):
+        workspace.read_decisions()
