@@ -1,6 +1,7 @@
 """Fills an archive: synthetic tiles with the ground below their clouds kept as truth, or products made from rasters."""
 
 import hashlib
+import json
 import os
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -8,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from affine import Affine
-from rasterio.warp import transform as warp_points
 
-from cloudjob.archive.rasters import product_from_raster, read_raster
+from cloudjob.archive.rasters import centre, product_from_raster, read_raster
 from cloudjob.archive.safe import sun_position, tile_centre, tile_corner, write_product
 from cloudjob.archive.synthetic import acquire
 from cloudjob.errors import ConfigError
@@ -33,15 +33,17 @@ def make_synthetic(
     """Write a product of `size` x `size` pixels per tile and date, and return their names; existing ones are kept.
 
     It lies in the tile's north-west corner. Cloudy dates get cloud fractions (of one) spread over `cloud`, clear ones
-    at most 0.4 %. Every third product is of baseline 02.14 without BOA_ADD_OFFSET, the others of 05.10 with -1000. On
-    a date in both lists the cloudy overpass is one revolution later. The ground without clouds goes to
-    `<archive>/truth/<product>.tif` (our DN convention).
+    at most 0.4 %. About a third is of baseline 02.14 without BOA_ADD_OFFSET, the others of 05.10 with -1000. On
+    a date in both lists the cloudy overpass is one revolution earlier. The ground without clouds goes to
+    `<archive>/truth/<product>.tif` (our DN convention). ConfigError where the archive was begun with another size or
+    seed: its grounds would not match.
     """
     low, high = cloud
     if not 0 <= low <= high <= 1:
         raise ConfigError(f"cloud = {cloud}: expected two fractions of one, 0 <= low <= high <= 1")
     if size < 16:
         raise ConfigError(f"size = {size}: expected at least 16 pixels")
+    _settle(Path(archive) / "synthetic.json", {"size": size, "seed": seed})
     plans = [
         (tile, day, is_cloudy) for tile in tiles for is_cloudy in (False, True) for day in (clear, cloudy)[is_cloudy]
     ]
@@ -49,8 +51,10 @@ def make_synthetic(
     for index, (tile, day, is_cloudy) in enumerate(plans):
         step = index * _GOLDEN % 1
         fraction = low + (high - low) * step if is_cloudy else max(0.0, 0.008 * step - 0.004)
-        offset = 0 if index % 3 == 2 else -1000
-        sensing = _overpass(day, *tile_centre(tile)) + (_REVOLUTION if is_cloudy and day in clear else timedelta(0))
+        offset = 0 if _hash(f"{tile} {day} {is_cloudy}") % 3 == 0 else -1000
+        sensing = _overpass(day, *tile_centre(tile))
+        if is_cloudy and day in clear:
+            sensing -= _REVOLUTION
         name = _name(tile, sensing, offset)
         names.append(name)
         if not (Path(archive) / f"{name}.SAFE").exists():
@@ -73,7 +77,8 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
             content = hashlib.sha256(f"{which}{pair['offset']}".encode())
             for path in (raster, mask if which == "cloudy" else None):
                 content.update(Path(path).read_bytes() if path else b"")
-            sensing = _overpass(pair[f"{which}_date"], *_centre(raster))
+            dn, crs, transform = read_raster(raster)
+            sensing = _overpass(pair[f"{which}_date"], *centre(crs, transform, dn.shape[1:]))
             sensing += timedelta(seconds=int.from_bytes(content.digest()[:2], "big") % 1800)
             while taken.setdefault((pair["tile"], sensing), content.digest()) != content.digest():
                 sensing += timedelta(seconds=1)
@@ -85,6 +90,21 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
                     Path(archive), name=name, raster=raster, mask=mask, other=other, offset=pair["offset"]
                 )
     return names
+
+
+def _settle(path: Path, settings: dict) -> None:
+    """Keep what all products of an archive share, or hold a later call to it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        temporary.write_text(json.dumps(settings))
+        os.replace(temporary, path)
+    elif (found := json.loads(path.read_text())) != settings:
+        raise ConfigError(f"{path.parent} holds products of {found}, asked for {settings}: choose another folder")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _make_one(archive, name, tile, sensing, size, seed, fraction, offset) -> None:
@@ -145,15 +165,8 @@ def _name(tile: str, sensing: datetime, offset: int) -> str:
     """A product name; the relative orbit belongs to the tile, satellites take turns, "processed" three hours later."""
     if offset not in _BASELINES:
         raise ConfigError(f"offset = {offset}: BOA_ADD_OFFSET is 0 or -1000")
-    orbit = int(hashlib.sha256(tile.encode()).hexdigest(), 16) % 143 + 1
+    orbit = _hash(tile) % 143 + 1
     return (
         f"S2{'AB'[sensing.toordinal() % 2]}_MSIL2A_{sensing:%Y%m%dT%H%M%S}_N{_BASELINES[offset]}_R{orbit:03d}"
         f"_T{tile}_{sensing + timedelta(hours=3, minutes=7):%Y%m%dT%H%M%S}"
     )
-
-
-def _centre(raster: Path) -> tuple[float, float]:
-    dn, crs, transform = read_raster(raster)
-    x, y = transform @ (dn.shape[2] / 2, dn.shape[1] / 2)
-    lon, lat = warp_points(crs, "EPSG:4326", [x], [y])
-    return lon[0], lat[0]

@@ -50,9 +50,7 @@ def product_from_raster(
     probability = np.zeros_like(scl)
     for cls, percent in _CLOUD_PROBABILITY.items():
         probability[scl == cls] = percent
-    centre = transform @ (dn.shape[2] / 2, dn.shape[1] / 2)
-    lon, lat = warp_points(crs, "EPSG:4326", [centre[0]], [centre[1]])
-    elevation, azimuth = sun_position(ProductName.parse(name).sensing, lon[0], lat[0])
+    elevation, azimuth = sun_position(ProductName.parse(name).sensing, *centre(crs, transform, dn.shape[1:]))
     return write_product(
         archive,
         name=name,
@@ -86,20 +84,26 @@ def read_raster(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.nd
     return dn, f"EPSG:{epsg}", Affine(10, 0, transform.c, 0, -10, transform.f)
 
 
+def centre(crs: str, transform: Affine, shape: tuple[int, int]) -> tuple[float, float]:
+    """Longitude and latitude of the middle of an image of `shape` (rows, columns) pixels of 10 m."""
+    lon, lat = warp_points(crs, "EPSG:4326", [transform.c + 5 * shape[1]], [transform.f - 5 * shape[0]])
+    return lon[0], lat[0]
+
+
 def compare(bands: np.ndarray, other: np.ndarray) -> np.ndarray:
     """SCL classes 8, 9 (cloud) and 3 (shadow) on the 20 m grid, 0 elsewhere, from two dates (4, H, W) in our DN.
 
     On the mean over 60 m x 60 m, the visible brightness is compared: more than 0.04 above the other date is cloud
-    (9 from 0.15 on), and a loss of a third or more in B08, not explained by haze, is shadow. It is a rule for making
-    test scenes and no cloud detection: fresh snow counts as cloud and melt as shadow, a cloud over snow is missed
-    unless it is brighter, cirrus and thick cloud are not told apart, and the other date must be clear.
+    (9 from 0.15 on), and a loss of a third or more in B08 is shadow, but for water, which is too dark to tell. It is a
+    rule for making test scenes and no cloud detection: fresh snow and muddy water count as cloud and melt as shadow,
+    a cloud over snow is missed unless it is brighter, cirrus counts as cloud, and the other date must be clear.
     """
     visible, before = (np.nan_to_num(reflectance(dn[:3])).mean(0) for dn in (bands, other))
     infrared, infrared_before = (np.nan_to_num(reflectance(dn[3])) for dn in (bands, other))
     gain = _smooth(visible - before)
-    ratio = _smooth(infrared) / np.maximum(_smooth(infrared_before), 0.02)
+    infrared, infrared_before = _smooth(infrared), _smooth(infrared_before)
     classes = np.zeros(gain.shape, np.uint8)
-    classes[(ratio < 0.67) & (gain < 0.01)] = 3
+    classes[(infrared < 0.67 * infrared_before) & (infrared_before > 0.1)] = 3
     classes[gain > 0.04] = 8
     classes[gain > 0.15] = 9
     return classes

@@ -200,7 +200,7 @@ def _write_jp2(path, pixels, crs, transform, *, resolution: int, block: int, bit
         height=height,
         width=width,
         crs=crs,
-        transform=transform * Affine.scale(resolution / 10),
+        transform=Affine(resolution, 0, transform.c, 0, -resolution, transform.f),
         QUALITY=100,
         REVERSIBLE="YES",
         YCC="NO",
@@ -241,8 +241,8 @@ def _true_colour(dn: np.ndarray) -> np.ndarray:
 def _footprint(crs: str, transform: Affine, shape: tuple[int, int]) -> str:
     """The closed outline as EXT_POS_LIST writes it: latitude and longitude by turns, ended by a blank."""
     rows, columns = shape
-    corners = [transform @ corner for corner in ((0, 0), (columns, 0), (columns, rows), (0, rows), (0, 0))]
-    lon, lat = warp_points(crs, "EPSG:4326", [x for x, _ in corners], [y for _, y in corners])
+    left, top, right, bottom = transform.c, transform.f, transform.c + 10 * columns, transform.f - 10 * rows
+    lon, lat = warp_points(crs, "EPSG:4326", [left, right, right, left, left], [top, top, bottom, bottom, top])
     return "".join(f"{y:.12f} {x:.12f} " for x, y in zip(lon, lat, strict=True))
 
 

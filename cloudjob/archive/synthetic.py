@@ -139,9 +139,9 @@ class _Noise:
     def evolving(self, name: str, day: float, period: float, longest: float, **shape) -> np.ndarray:
         """A field that turns into another one and back in `period` days, at constant variance."""
         turn = 2 * math.pi * day / period
-        return self.field(name + "a", longest, **shape) * np.float32(math.cos(turn)) + self.field(
-            name + "b", longest, **shape
-        ) * np.float32(math.sin(turn))
+        out = math.cos(turn) * self.field(name + "a", longest, **shape)
+        out += math.sin(turn) * self.field(name + "b", longest, **shape)
+        return out
 
 
 def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:

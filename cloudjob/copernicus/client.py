@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cloudjob.copernicus.session import Endpoints, open_session
 from cloudjob.copernicus.token import from_environment
-from cloudjob.copernicus.transfer import fetch, file_url
+from cloudjob.copernicus.transfer import fetch, file_url, mismatch
 
 
 class Client:
@@ -17,16 +17,16 @@ class Client:
         self.endpoints = endpoints
         self._connections = connections
         self._local = threading.local()
+        self._lock = threading.Lock()
         self._token = None
 
     def file(self, product_id: str, product: str, path: str, folder: Path, **expected) -> Path:
         """Fetches `path` of the product (name without .SAFE) below its SAFE folder; `expected` is size and digest."""
-        if self._token is None:
-            self._token = from_environment(self.endpoints, open_session())
+        with self._lock:
+            self._token = self._token or from_environment(self.endpoints, open_session())
         if not hasattr(self._local, "session"):
             self._local.session = open_session()
         target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
         url = file_url(self.endpoints, product_id, product, path)
         fetch(self._local.session, url, target, token=self._token, **expected)
         return target
@@ -35,8 +35,10 @@ class Client:
         """Fetches what these manifest entries (path, size, algorithm, digest) name, verified; whole files are kept."""
 
         def one(entry) -> Path:
-            digest = (entry.algorithm, entry.digest)
-            return self.file(product_id, product, entry.path, folder, size=entry.size, digest=digest)
+            expected = {"size": entry.size, "digest": (entry.algorithm, entry.digest)}
+            if mismatch(folder / entry.path, **expected) is None:
+                return folder / entry.path
+            return self.file(product_id, product, entry.path, folder, **expected)
 
         with ThreadPoolExecutor(self._connections) as pool:
             return list(pool.map(one, entries))

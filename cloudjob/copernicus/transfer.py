@@ -17,7 +17,7 @@ from cloudjob.copernicus.token import TokenSource
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
 
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # what is lost of a connection that breaks
 _BREAKS = 5  # connections in a row that may end early without bringing a byte
 
 
@@ -70,7 +70,7 @@ def fetch(
         tell(_length(part))
         for _ in range(2):
             _complete(partial(_get, session, url, token), part, size, tell)
-            reason = _mismatch(part, size, digest)
+            reason = mismatch(part, size, digest)
             if reason is None:
                 os.replace(part, target)
                 return
@@ -145,7 +145,8 @@ def _get(session: requests.Session, url: str, token: TokenSource | None, start: 
     return response
 
 
-def _mismatch(part: Path, size: int | None, digest: tuple[str, str] | None) -> str | None:
+def mismatch(part: Path, size: int | None, digest: tuple[str, str] | None) -> str | None:
+    """What is wrong with the size in bytes or the digest (algorithm, hexadecimal) of a file; None where it is right."""
     if size is not None and _length(part) != size:
         return f"{_length(part)} bytes instead of {size}"
     if digest is not None:

@@ -37,7 +37,8 @@ class Normalisation:
         return tuple(self.forward(pair))
 
 
-# The notebook of 2025 divided 16-bit numbers by 255 and mapped [0, 1] to [-1, 1]: x = DN / 127.5 - 1, DN = 10000 r + 1000.
+# The notebook of 2025 divided 16-bit numbers by 255 and mapped [0, 1] to [-1, 1]: x = DN / 127.5 - 1 with
+# DN = 10000 r + 1000. So its data lie far outside of the unit variance that the diffusion assumes.
 NOTEBOOK_2025 = Normalisation(mean=(-0.08725,) * 4, std=(0.01275,) * 4)
 
 

@@ -6,6 +6,7 @@ the process stands between least and most noise, conditions (N, C, H, W). Any he
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def describe(preset: str, size: int, *, condition_channels: int) -> dict[str, in
 
 
 def sinusoids(level: Tensor, channels: int) -> Tensor:
-    """(N, channels) sines and cosines of 1000 * level, periods from 2 pi to 2e4 pi (Vaswani et al. 2017, section 3.5)."""
+    """(N, channels) sines and cosines of 1000 * level, wavelengths 2 pi to 2e4 pi (Vaswani et al. 2017, 3.5)."""
     frequency = torch.exp(torch.arange(channels // 2, device=level.device) * (-math.log(1e4) / (channels // 2 - 1)))
     angle = 1000 * level.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)
@@ -78,9 +79,7 @@ def sinusoids(level: Tensor, channels: int) -> Tensor:
 def check_size(x: Tensor, stride: int) -> None:
     height, width = x.shape[-2:]
     if height % stride or width % stride:
-        raise ValueError(
-            f"image of {height} x {width} pixels: both must be divisible by the network's stride, {stride}"
-        )
+        raise ValueError(f"image of {height} x {width} pixels: both must be divisible by the network's stride {stride}")
 
 
 class Block(nn.Module):
@@ -121,7 +120,7 @@ class UNet(nn.Module):
             nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU()
         )
         self.stem = nn.Conv2d((BANDS + condition_channels) * self.cell**2, widths[0], 3, padding=1)
-        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        steps = list(pairwise(widths))
         self.encoder = nn.ModuleList(stage(width) for width in widths)
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in steps)
         self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in reversed(steps))

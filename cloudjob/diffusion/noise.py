@@ -1,4 +1,4 @@
-"""Randomness that belongs to the sample or to the pixel, never to the process: every draw is a pure function of its key.
+"""Randomness that belongs to the sample or the pixel, never to the process: each draw is a pure function of its key.
 
 The generator is counter-based: SplitMix64 (Steele, Lea & Flood 2014, OOPSLA) in wrapping 64-bit integers, the same bits
 on every device, thread count, tile and rank. A 64-bit word becomes a normal deviate as the scaled sum of two quantiles
@@ -21,14 +21,14 @@ def _signed(value: int) -> int:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of 64-bit words (`&` makes torch's arithmetic shift a logical one)."""
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ ((z >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)
-    return z ^ ((z >> 31) & (2**33 - 1))
+    """SplitMix64's finaliser, a bijection of 64-bit words (masked, torch's arithmetic shift is a logical one)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        z = (z >> shift).bitwise_and_(2 ** (64 - shift) - 1).bitwise_xor_(z).mul_(_signed(factor))
+    return z
 
 
 def _key(seed: int, use: str, *numbers: int | Tensor) -> Tensor:
-    """Hash of (seed, use, numbers): `use` separates streams, a tensor among the numbers gives a key for each element."""
+    """Hash of (seed, use, numbers): `use` separates streams; a tensor among the numbers gives a key an element."""
     key = torch.tensor(_signed(seed))
     for number in (zlib.crc32(use.encode()), *numbers):
         key = _mix(key + _signed(_GAMMA)) + torch.as_tensor(number, dtype=torch.int64)
@@ -37,13 +37,13 @@ def _key(seed: int, use: str, *numbers: int | Tensor) -> Tensor:
 
 @lru_cache
 def _quantiles(device: torch.device) -> Tensor:
-    """The 2^16 mid-point quantiles of the normal distribution, divided by sqrt(2) and scaled to unit variance of a sum."""
+    """The 2^16 mid-point quantiles of the normal distribution, scaled so that the sum of two has unit variance."""
     z = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
     return (z / (2 * z.square().mean()).sqrt()).float().to(device)
 
 
 def _normal(keys: Tensor, *, rows: range, cols: range, bands: int, device) -> Tensor:
-    """(len(keys), bands, rows, cols) standard normal; a key with its band and row starts a SplitMix64 stream over cols."""
+    """(len(keys), bands, rows, cols) standard normal: (key, band, row) seeds a SplitMix64 stream over the columns."""
     band = _mix(keys[:, None] + torch.arange(bands) * _signed(_GAMMA))
     row = _mix(band[:, :, None] + torch.arange(rows.start, rows.stop) * _signed(_GAMMA)).to(device)
     col = torch.arange(cols.start, cols.stop, device=device) * _signed(_GAMMA)

@@ -7,6 +7,7 @@ baseline. Both work in normalised units; images are (N, 4, H, W) float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -28,11 +29,11 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class Residual:
-    """EDM on the residual from a first guess, in units of its spread: r = (x0 - anchor) / spread, x_sigma = r + sigma n.
+    """EDM on the error of a first guess, in units of its spread: r = (x0 - anchor) / spread, x_sigma = r + sigma n.
 
-    The anchor (Conditions.anchor) is good on clear pixels, fair where there is a reference, poor elsewhere, and `spread`
-    is how good: the standard deviation of x0 - anchor on (clear, referenced, other) pixels, normalised units. So r has
-    unit variance at every kind of pixel (sigma_data = 1), and noise that is left over is small where the guess is good.
+    The anchor (Conditions.anchor) is good on clear pixels, fair where there is a reference, poor elsewhere; `spread`
+    says how good: the standard deviation of x0 - anchor on (clear, referenced, other) pixels, normalised units. So r
+    has unit variance at every pixel (sigma_data = 1), and noise that is left over is small where the guess is good.
     """
 
     spread: tuple[float, float, float] = (0.1, 0.4, 1.0)
@@ -46,16 +47,11 @@ class Residual:
     @classmethod
     def measured(cls, clean: Tensor, conditions: Conditions, valid: Tensor, **options: float) -> "Residual":
         """With the spread of these samples; `valid` (N, 1, H, W) is where both dates have data."""
-        squares = (clean - conditions.anchor()).square().mean(1, keepdim=True)
-        guess = conditions.choose(0, 1, 2)
-        hidden = valid & (guess > 0)  # what is "other" where a reference is dropped in training
-        kinds = (
-            (squares, valid & (guess == 0)),
-            (squares, valid & (guess == 1)),
-            (clean.square().mean(1, True), hidden),
-        )
-        spread = tuple(max(error[kind].mean().sqrt().item(), 0.05) if kind.any() else 1.0 for error, kind in kinds)
-        return cls(spread=spread, **options)
+        error, guess = clean - conditions.anchor(), conditions.choose(0, 1, 2)
+        hidden = valid & (guess > 0)  # "other" once the reference is dropped: then the anchor is 0
+        kinds = ((error, valid & (guess == 0)), (error, valid & (guess == 1)), (clean, hidden))
+        rms = (x.square().mean(1, True)[kind].mean().sqrt().item() if kind.any() else 1.0 for x, kind in kinds)
+        return cls(spread=tuple(max(value, 0.05) for value in rms), **options)
 
     def _denoise(self, network: nn.Module, x: Tensor, sigma: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The raw output F, and c_skip x and c_out: D(x; sigma) = c_skip x + c_out F (eq. 7, table 1)."""
@@ -68,7 +64,7 @@ class Residual:
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
     ) -> Terms:
-        """F and its target (eq. 8): the weight lambda(sigma) c_out(sigma)^2 is 1. sigma and noise belong to the sample."""
+        """F and its target (eq. 8), where the weight lambda(sigma) c_out(sigma)^2 is 1."""
         pick, level = uniforms(seed, indices, "share"), uniforms(seed, indices, "sigma")
         log_sigma = self.log_mean + self.log_std * torch.special.ndtri(level.clamp(1e-9, 1))
         sigma = log_sigma.exp().clamp(self.sigma_min, self.sigma_max).where(pick >= self.share_at_max, self.sigma_max)
@@ -94,7 +90,7 @@ class Residual:
         anchor, spread, channels = conditions.anchor(), conditions.choose(*self.spread), conditions.channels()
         sigmas = self.sigmas(steps).to(anchor.device)
         x = sigmas[0] * noise(0)
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in pairwise(sigmas):
             output, skip, c_out = self._denoise(network, x, sigma.expand(len(x)), channels)
             clean = (anchor + spread * (skip + c_out * output)).clamp(*limits)
             residual = (clean - anchor) / spread

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: `step-NNNNNNNN.pt`, the newest two kept, loaded without running pickled code."""
+"""Checkpoints, whole or absent: `step-NNNNNNNN.pt`, the newest two kept, loaded without running pickled code."""
 
 import contextlib
 import errno

@@ -17,7 +17,7 @@ class Task:
 
 
 def task() -> Task | None:
-    """This process as a task of an srun step; None outside one (a batch script has SLURM_PROCID without being a step)."""
+    """This process as a task of an srun step; None outside one (a batch script has SLURM_PROCID, and is no step)."""
     get = os.environ.get
     if "SLURM_PROCID" not in os.environ or "SLURM_STEP_NUM_TASKS" not in os.environ:
         return None

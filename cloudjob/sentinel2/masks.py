@@ -10,6 +10,11 @@ _CLASSES = np.zeros(256, np.uint8)  # Level-2A algorithm theoretical basis, scen
 _CLASSES[[0, 3, 8, 9, 10]] = NO_DATA, SHADOW, CLOUD, CLOUD, CIRRUS
 
 
+def classes(scl: np.ndarray) -> np.ndarray:
+    """uint8 mask classes on the scene classification's own grid."""
+    return _CLASSES[scl]
+
+
 def from_scl(scl: np.ndarray, *, shape: tuple[int, int], dilate_px: int = 0) -> np.ndarray:
     """(H, W) uint8 mask classes from the (ceil(H/2), ceil(W/2)) scene classification at 20 m.
 
@@ -19,7 +24,7 @@ def from_scl(scl: np.ndarray, *, shape: tuple[int, int], dilate_px: int = 0) -> 
     rows, columns = shape
     if scl.shape != (-(-rows // 2), -(-columns // 2)):
         raise ValueError(f"scene classification of {scl.shape} pixels does not cover {shape} pixels of 10 m")
-    mask = _CLASSES[scl].repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
+    mask = classes(scl).repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
     if dilate_px:
         grown = [(value, dilate(mask == value, dilate_px)) for value in (CLOUD, SHADOW, CIRRUS)]
         for value, near in grown:

@@ -33,7 +33,7 @@ def preview(product: Product) -> Preview:
         product.sensing_time,
         name.relative_orbit,
         product.sun_elevation,
-        masks.from_scl(scl, shape=scl.shape),
+        masks.classes(scl),
     )
 
 

@@ -189,11 +189,10 @@ def read_bands(product: Product, *, threads: int = 1) -> np.ndarray:
 
     def read(index: int) -> None:
         band = BANDS[index]
-        dn = _read(product, f"{band}_10m", factor=1, dtype="uint16", bands=1)[0]
-        for rows in (slice(top, top + 1024) for top in range(0, len(dn), 1024)):  # the change works in 32 bits
-            out[index, rows] = to_convention(
-                dn[rows], offset=product.offsets[band], quantification=product.quantification
-            )
+        _read(product, f"{band}_10m", factor=1, dtype="uint16", bands=1, out=out[index : index + 1])
+        for top in range(0, product.shape[0], 1024):  # in stripes, as the conversion works in 32 bits
+            stripe = out[index, top : top + 1024]
+            stripe[:] = to_convention(stripe, offset=product.offsets[band], quantification=product.quantification)
 
     with ThreadPoolExecutor(max(1, min(threads, len(BANDS)))) as pool:
         list(pool.map(read, range(len(BANDS))))
@@ -227,8 +226,8 @@ def read_true_colour(product: Product) -> np.ndarray:
     return np.moveaxis(_read(product, "TCI_60m", factor=6, dtype="uint8", bands=3), 0, -1)
 
 
-def _read(product: Product, key: str, *, factor: int, dtype: str, bands: int) -> np.ndarray:
-    """The whole image (bands, rows, columns), whose pixels are `factor` times those of the 10 m grid."""
+def _read(product: Product, key: str, *, factor: int, dtype: str, bands: int, out=None) -> np.ndarray:
+    """The whole image (bands, rows, columns), whose pixels are `factor` times as wide as those of 10 m."""
     if key not in product.files:
         raise CorruptFileError(product.folder / "MTD_MSIL2A.xml", f"no IMAGE_FILE or MASK_FILENAME is a {key}")
     path = product.folder / product.files[key]
@@ -240,10 +239,9 @@ def _read(product: Product, key: str, *, factor: int, dtype: str, bands: int) ->
         with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES), rasterio.open(path) as image:
             found = (image.count, image.height, image.width)
             if found != expected or set(image.dtypes) != {dtype}:
-                raise CorruptFileError(
-                    path, f"{found} pixels of {image.dtypes[0]}, the metadata say {expected} of {dtype}"
-                )
-            return image.read()
+                reason = f"{found} pixels of {image.dtypes[0]}, the metadata say {expected} of {dtype}"
+                raise CorruptFileError(path, reason)
+            return image.read(out=out)
     except RasterioError as error:
         raise CorruptFileError(path, f"cannot be decoded: {error.__cause__ or error}") from None
 

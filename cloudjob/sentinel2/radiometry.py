@@ -49,8 +49,8 @@ def match(source: np.ndarray, target: np.ndarray, usable: np.ndarray) -> list[di
 
     Both are (4, H, W) uint16 DN; `usable` (H, W) bool is where both are clear. Repeated medians (Siegel 1982: up to
     half of the pixels may have changed), then least squares without what lies further off than 2.5 robust standard
-    deviations (1.4826 median absolute deviations). Where fewer than 500 pixels are usable, or the pixels hardly vary, only the
-    medians are brought together (gain 1), or nothing is done (no pixel at all).
+    deviations (1.4826 median absolute deviations). Where fewer than 500 pixels are usable, or the pixels hardly vary,
+    only the medians are brought together (gain 1), or nothing is done (no pixel at all).
     """
     step = max(1, int(np.sqrt(usable.sum() / 250_000)))  # a quarter of a million pixels settle two numbers
     grid = np.s_[::step, ::step]

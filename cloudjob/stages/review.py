@@ -30,8 +30,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
         colour = read_true_colour(product)
         if not outlined:
             return colour
-        scl = read_scl(product)
-        mask = masks.from_scl(scl, shape=scl.shape)[1::3, 1::3]  # 20 m to the 60 m of the picture
+        mask = masks.classes(read_scl(product))[::3, ::3]  # 20 m to the 60 m of the picture
         return render.outline(colour[: mask.shape[0], : mask.shape[1]], (mask > 0) & (mask < 255))
 
     def make(item: Item):

@@ -1,0 +1,83 @@
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from cloudjob.archive.synthetic import acquire
+from cloudjob.sentinel2.radiometry import reflectance
+
+WHEN = datetime(2024, 3, 5, 22, 20, 35, tzinfo=UTC)
+COVERED = (3, 8, 9, 10)
+
+
+def shot(tile="06WVC", days=0, size=256, seed=3, cloud=0.0):
+    return acquire(tile=tile, when=WHEN + timedelta(days=days), size=size, seed=seed, cloud=cloud)
+
+
+def full_size(mask, size):
+    return mask.repeat(2, 0).repeat(2, 1)[:size, :size]
+
+
+@pytest.mark.parametrize("cloud", [0.03, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("size", [200, 257])
+def test_cloud_fraction_is_reached(cloud, size):
+    scl = shot(cloud=cloud, size=size).scl
+    assert np.isin(scl, (8, 9, 10)).mean() == pytest.approx(cloud, abs=0.02)
+
+
+def test_clear_acquisition_has_neither_cloud_nor_shadow():
+    clear = shot()
+    assert not np.isin(clear.scl, COVERED).any()
+    assert not clear.cloud_probability.any()
+
+
+@pytest.mark.parametrize("days", [0, 7, 21])
+def test_clear_ground_is_the_truth_within_sensor_noise(days):
+    seen = shot(days=days, cloud=0.45)
+    clear = full_size(~np.isin(seen.scl, COVERED), 256)
+    difference = np.abs(reflectance(seen.bands) - reflectance(seen.truth))[:, clear]
+    assert np.sqrt(np.mean(difference**2)) < 0.0045
+    assert np.percentile(difference, 99.9) < 0.02
+
+
+def test_flagged_cloud_hides_the_ground():
+    seen = shot(cloud=0.4)
+    difference = np.abs(reflectance(seen.bands) - reflectance(seen.truth)).max(0)
+    assert np.median(difference[full_size(seen.scl == 9, 256)]) > 0.05
+    assert np.median(difference[full_size(seen.scl == 3, 256)]) > 0.1
+    assert (seen.cloud_probability[seen.scl == 9] > 60).all()
+
+
+def test_same_arguments_give_the_same_pixels_and_others_do_not():
+    first, again, other = shot(cloud=0.3), shot(cloud=0.3), shot(cloud=0.3, seed=4)
+    assert np.array_equal(first.bands, again.bands)
+    assert np.array_equal(first.scl, again.scl)
+    assert not np.array_equal(first.truth, other.truth)
+
+
+def test_ground_does_not_depend_on_the_clouds():
+    assert np.array_equal(shot(cloud=0.6).truth, shot(cloud=0).truth)
+
+
+@pytest.mark.parametrize("tile", ["05WPS", "06WVC", "04WEE", "07WDT"])
+def test_another_date_is_close_but_not_the_same(tile):
+    here, later = (reflectance(shot(tile=tile, days=days).truth) for days in (0, 15))
+    change = np.sqrt(np.mean((here - later) ** 2))
+    assert 0.008 < change < 0.06
+    assert change < 0.4 * here.std()
+
+
+def test_snow_is_bright_and_every_band_has_its_own_ground():
+    values = reflectance(shot().truth)
+    assert 0.6 < np.median(values[0]) < 0.95
+    assert values.min() > 0.01
+    assert values.max() < 1.2
+    assert np.median(values[3]) < np.median(values[0])  # snow is darker in the near infrared
+
+
+def test_shapes_of_an_odd_size():
+    seen = shot(size=201, cloud=0.3)
+    assert seen.bands.shape == seen.truth.shape == (4, 201, 201)
+    assert seen.scl.shape == seen.cloud_probability.shape == seen.snow_probability.shape == (101, 101)
+    assert {a.dtype for a in (seen.scl, seen.cloud_probability, seen.snow_probability)} == {np.dtype("uint8")}
+    assert seen.bands.min() > 0

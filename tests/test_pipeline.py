@@ -1,0 +1,368 @@
+"""The whole pipeline through the front door: one small run, then everything that can happen to it."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import rasterio
+
+from cloudjob.sentinel2.masks import from_scl
+from cloudjob.sentinel2.product import Product, read_bands, read_scl
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "test.yaml"
+STAGES = ("search", "preview", "pair", "review", "download", "shard", "train", "infer", "evaluate", "report")
+CLOUDJOB = (sys.executable, "-m", "cloudjob")
+
+
+def call(*arguments, launcher=(), env=None, timeout=300) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    command = [*launcher, *CLOUDJOB, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+
+
+def good(*arguments, **options) -> subprocess.CompletedProcess:
+    done = call(*arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def clean_message(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
+    """The right exit code, the words that help, and no traceback."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def products(run: Path) -> list[str]:
+    return sorted(folder.name for folder in (run / "outputs").iterdir())
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """The bytes of all that a run is for: shards, the last checkpoint, outputs, scores."""
+    newest = max((run / "train" / "checkpoints").glob("step-*.pt"))
+    files = [*(run / "shards").iterdir(), newest, *(run / "outputs").rglob("*.*"), *(run / "evaluation").iterdir()]
+    files += [run / "scenes.jsonl", run / "pairs.jsonl"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
+
+
+def same(a: Path, b: Path) -> None:
+    one, other = results(a), results(b)
+    assert sorted(one) == sorted(other)
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    done = good("run", CONFIG, "--run-dir", folder)
+    assert "report: " in done.stdout
+    assert "nearest_clear" in done.stdout
+    assert "PSNR dB" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    """A copy of the finished run elsewhere: what a moved run folder is."""
+    return Path(shutil.copytree(run, tmp_path / "moved"))
+
+
+def again_from(copy: Path, *stages: str) -> None:
+    """Forgets these stages, as if they had never run."""
+    for stage in stages:
+        shutil.rmtree(copy / "records" / stage)
+    folders = {"infer": "outputs", "train": "train", "shard": "shards", "evaluate": "evaluation", "download": None}
+    for stage in stages:
+        if folders.get(stage):
+            shutil.rmtree(copy / folders[stage])
+
+
+# --- what comes out --------------------------------------------------------------------------------------------
+def test_output_opens_everywhere_with_the_same_pixels(run):
+    xarray = pytest.importorskip("xarray")
+    for name in products(run):
+        base = run / "outputs" / name / name
+        product = Product.open(run / "scenes" / f"{name}.SAFE")
+        with h5py.File(f"{base}.h5") as file:
+            dn = file["reflectance"][:]
+            flags = file["reconstructed"][:]
+            assert "Contains modified Copernicus Sentinel data 2024" in file.attrs["references"]
+            assert name in file.attrs["source_products"]
+        with xarray.open_dataset(f"{base}.h5", engine="h5netcdf") as data:
+            values = data["reflectance"].values
+            np.testing.assert_allclose(values, np.where(dn == 0, np.nan, dn * 1e-4 - 0.1), atol=1e-6)
+            assert list(data["band"].values) == ["B04", "B03", "B02", "B08"]
+            assert data["x"].values[0] == product.transform.c + 5
+            assert data["y"].values[0] == product.transform.f - 5
+        with rasterio.open(f"{base}.tif") as tif, rasterio.open(f"netcdf:{base}.h5:reflectance") as netcdf:
+            for source in (tif, netcdf):
+                assert source.crs.to_epsg() == rasterio.CRS.from_string(product.crs).to_epsg()
+                assert source.transform == product.transform
+                np.testing.assert_array_equal(source.read(), dn)
+            assert tif.scales == (1e-4,) * 4
+            assert tif.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        item = json.loads(Path(f"{base}.json").read_text())
+        assert item["stac_version"] == "1.1.0"
+        assert item["assets"]["tif"]["file:size"] == Path(f"{base}.tif").stat().st_size
+        assert set(np.unique(flags)) <= {0, 1, 2, 255}
+        assert (flags == 1).any()
+
+
+def test_observed_clear_pixels_are_the_input_bit_for_bit(run):
+    for name in products(run):
+        product = Product.open(run / "scenes" / f"{name}.SAFE")
+        source = read_bands(product)
+        mask = from_scl(read_scl(product), shape=product.shape, dilate_px=5)
+        with h5py.File(run / "outputs" / name / f"{name}.h5") as file:
+            dn = file["reflectance"][:]
+        clear = ~np.isin(mask, (1, 2, 3))
+        np.testing.assert_array_equal(dn[:, clear], source[:, clear])
+        assert (dn[:, ~clear] != source[:, ~clear]).mean() > 0.9
+
+
+def test_scores_hold_every_method_on_every_kind_of_pixel(run):
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert summary["changed_clear_pixels"] == 0
+    scores = summary["scores"]["all"]
+    assert set(scores) == {"ours", "cloudy", "mean_fill", "nearest_clear", "nearest_matched", "reference"}
+    assert all(set(on) == {"cloud", "clear", "all"} for on in scores.values())
+    assert scores["ours"]["cloud"]["psnr"] > scores["cloudy"]["cloud"]["psnr"] + 5
+
+
+def test_report_and_review_are_pages_that_need_nothing_else(run):
+    report = (run / "report" / "index.html").read_text()
+    assert report.count("data:image/png;base64,") == len(products(run))
+    assert "http" not in report.split("<h2>Configuration")[0].replace("http://www.w3.org", "")
+    review = (run / "review" / "index.html").read_text()
+    for image in (run / "review" / "images").iterdir():
+        assert image.name in review
+
+
+def test_splits_share_no_tile(run):
+    index = json.loads((run / "shards" / "index.json").read_text())
+    assert set(index["split"]["tiles"].values()) == {"train", "val", "test"}
+    assert index["counts"]["train"] > 0
+    for entry in index["files"]:
+        assert index["split"]["tiles"][entry["pair"].split("_")[0]] == entry["split"]
+
+
+# --- what it says ----------------------------------------------------------------------------------------------
+def test_again_there_is_nothing_to_do_wherever_the_folder_lies(copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("records/*/*.json")}
+    done = good("run", copy)
+    assert "0 done" in done.stderr
+    assert all(f"{stage}: 0 done" in done.stderr for stage in STAGES)
+    assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("records/*/*.json")}
+
+
+def test_plan_status_and_items(copy):
+    plan = json.loads(good("plan", copy, "--json").stdout)
+    assert [row["stage"] for row in plan["stages"]] == list(STAGES)
+    assert all(item["why"] is None for row in plan["stages"] for item in row["items"])
+    text = good("plan", copy, "--set", "train.lr=0.5").stdout
+    assert "train.lr 0.001 -> 0.5" in text
+    status = json.loads(good("status", copy, "--json").stdout)
+    assert status["training"]["seen"] == status["training"]["of"]
+    number = len(products(copy))
+    assert good("items", "infer", copy, "--as-array").stdout.strip() == f"0-{number - 1}"
+    assert good("items", "infer", copy, "--missing").stdout == ""
+    shutil.rmtree(copy / "outputs" / products(copy)[1])
+    assert good("items", "infer", copy, "--missing", "--as-array").stdout.strip() == "1"
+    good("infer", copy, "--index", 1)
+    assert good("items", "infer", copy, "--missing").stdout == ""
+    clean_message(call("infer", copy, "--index", 99), 2, "0 to")
+
+
+def test_answers_come_without_the_heavy_libraries(run):
+    code = (
+        "import sys; from cloudjob.cli import main; "
+        f"main(['plan', {str(run)!r}]); main(['status', {str(run)!r}]); "
+        "print([m for m in ('torch', 'rasterio', 'numpy', 'requests', 'shapely') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- more ranks ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_any_number_of_mpi_ranks_gives_the_same_bytes(run, copy, ranks):
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python: pip install mpich")
+    again_from(copy, "infer")
+    good("infer", copy, launcher=(mpiexec, "-n", str(ranks)))
+    for name in products(run):
+        for suffix in ("h5", "tif", "json", "png"):
+            file = Path("outputs") / name / f"{name}.{suffix}"
+            assert (run / file).read_bytes() == (copy / file).read_bytes()
+
+
+def test_two_ranks_train_the_same_weights_as_one(run, copy):
+    import torch
+
+    again_from(copy, "train")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
+    good("train", copy, launcher=launcher)
+    one, two = (torch.load(max((r / "train/checkpoints").glob("*.pt")), weights_only=True) for r in (run, copy))
+    assert one["seen"] == two["seen"]
+    for name, weight in one["model"].items():
+        torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+# --- kills and stops -------------------------------------------------------------------------------------------
+def start(*arguments) -> tuple[subprocess.Popen, list[str]]:
+    """The command in the background, and the lines that it says, as they come."""
+    process = subprocess.Popen([*CLOUDJOB, *map(str, arguments)], stderr=subprocess.PIPE, text=True, bufsize=1)
+    lines: list[str] = []
+    threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")), daemon=True).start()
+    return process, lines
+
+
+def wait_for(condition, process, seconds=120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def finished(run: Path) -> dict[Path, int]:
+    done = {}
+    for path in run.rglob("records/*/*.json"):
+        if not path.name.startswith("."):
+            done[path] = path.stat().st_mtime_ns
+    return done
+
+
+def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(run, tmp_path):
+    """SIGKILL once in each stage, at a random moment: no finished item is made twice, and all bytes are the same."""
+    again, chance = tmp_path / "killed", random.Random(0)
+    killed_in = []
+    for stage, before in zip(STAGES, ("archive", *STAGES[:-1]), strict=True):
+        process, lines = start("run", CONFIG, "--run-dir", again)
+        wait_for(lambda lines=lines, before=before: any(line.startswith(f"{before}: ") for line in lines), process)
+        records = [json.loads(path.read_text()) for path in (run / "records" / stage).iterdir()]
+        time.sleep(chance.uniform(0.1, 0.9) * min(sum(record["seconds"] for record in records) + 0.02, 20))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_in.append((stage, bool(lines) and lines[-1].split(":")[0]))
+        done = finished(again)
+        following, seen = start("run", CONFIG, "--run-dir", again)
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda seen=seen, stage=stage: any(line.startswith(f"{stage}: ") for line in seen), following)
+        following.kill()
+        following.wait()
+        now = finished(again)
+        twice = [str(path) for path, moment in done.items() if now.get(path) != moment]
+        assert twice == [], f"made again after a kill in {stage}"
+    good("run", CONFIG, "--run-dir", again)
+    same(run, again)
+    assert [path.name for path in again.rglob(".tmp-*")] == []
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "STOP file"])
+def test_a_stopped_training_goes_on_to_the_same_weights(run, copy, way):
+    again_from(copy, "train")
+    process, lines = start("train", copy, "--set", "train.log_s=0.01")
+    wait_for(lambda: any("samples/s" in line for line in lines), process)
+    if way == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    else:
+        (copy / "STOP").touch()
+    assert process.wait(60) == 75
+    (copy / "STOP").unlink(missing_ok=True)
+    good("train", copy)
+    same(run, copy)
+
+
+# --- what users do wrong, and what happens to disks ------------------------------------------------------------
+def test_a_truncated_band_is_named_and_fetched_again(run, copy):
+    name = products(copy)[0]
+    band = next((copy / "scenes" / f"{name}.SAFE").rglob("*_B03_10m.jp2"))
+    band.write_bytes(band.read_bytes()[:-100])
+    clean_message(call("shard", copy), 3, band.name, "cloudjob download")
+    done = good("run", copy)
+    assert "download: 1 done" in done.stderr
+    same(run, copy)
+
+
+def test_a_damaged_band_is_set_aside_named_and_fetched_again(run, copy):
+    name = products(copy)[0]
+    band = next((copy / "scenes" / f"{name}.SAFE").rglob("*_B03_10m.jp2"))
+    data = bytearray(band.read_bytes())
+    data[200:-200] = bytes(len(data) - 400)  # of the right length, so that only decoding can tell
+    band.write_bytes(data)
+    again_from(copy, "shard")
+    clean_message(call("shard", copy), 4, band.name)
+    assert not band.exists()
+    good("run", copy)
+    same(run, copy)
+
+
+def test_an_empty_search_says_what_to_widen(tmp_path):
+    query = "search.clear={start: 2019-03-01, end: 2019-03-30, cloud: [0, 1]}"
+    done = call("search", CONFIG, "--run-dir", tmp_path / "run", "--set", query)
+    clean_message(done, 2, "search.clear", "widen")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--set", "train.presset=tiny"], 2, ["did you mean preset"]),
+        (["--set", "search.polygon=[[-162, 68], [-160, 70], [-150, 70], [-150, 68]]"], 2, ["not closed"]),
+        (["--set", "search.polygon=[[-162, 68], [-150, 70], [-150, 68], [-162, 70], [-162, 68]]"], 2, ["Self-inters"]),
+        (["--from", "train", "--until", "shard"], 2, ["comes after"]),
+        (["--from", "train"], 3, ["cloudjob shard"]),
+    ],
+)
+def test_mistakes_get_one_clear_message(tmp_path, arguments, code, words):
+    clean_message(call("run", CONFIG, "--run-dir", tmp_path / "run", *arguments), code, *words)
+
+
+def test_missing_configuration_and_missing_raster(tmp_path):
+    clean_message(call("run", tmp_path / "no.yaml"), 2, "no.yaml", "no such file")
+    pair = "{tile: 05WPS, cloudy: a.tif, cloudy_date: 2024-03-10, clear: b.tif, clear_date: 2024-03-20}"
+    done = call("search", CONFIG, "--run-dir", tmp_path, "--set", f"archive={{rasters: [{pair}]}}")
+    clean_message(done, 2, "a.tif")
+
+
+def test_without_credentials_the_variables_are_named(copy):
+    again_from(copy, "download")
+    next((copy / "scenes").rglob("*_B03_10m.jp2")).unlink()
+    env = {"CDSE_USERNAME": "", "CDSE_PASSWORD": "", "CDSE_TOKEN_FILE": ""}
+    clean_message(call("download", copy, "--set", "archive=null", env=env), 2, "CDSE_USERNAME")
+
+
+def test_a_full_disk_costs_nothing_that_was_finished(run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small tmpfs can be mounted by root alone")
+    try:
+        archive = f"archive.path={run / 'archive'}"
+        small = call("run", CONFIG, "--run-dir", disk / "run", "--set", archive)
+        clean_message(small, 4, "no space left", "run the same command again")
+        done = finished(disk / "run")
+        assert done
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        good("run", CONFIG, "--run-dir", disk / "run", "--set", archive)
+        assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
+        same(run, disk / "run")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
