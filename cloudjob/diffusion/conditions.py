@@ -1,16 +1,19 @@
 """What the network is told: a batch in normalised units, its channels in one table, and the anchor of the residual."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
 
 CLEAR, CLOUD, SHADOW, CIRRUS, NO_DATA = 0, 1, 2, 3, 255
 
 # Order and width of the condition channels. The notebook of 2025 looks at the first four only.
-CHANNELS = {"cloudy": 4, "cloud": 1, "shadow": 1, "valid": 1, "reference": 4, "present": 1}
+CHANNELS = {"cloudy": 4, "cloud": 1, "shadow": 1, "valid": 1, "reference": 4, "present": 1, "anchor": 4}
+_CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
 CONDITION_CHANNELS = sum(CHANNELS.values())
 
 
@@ -69,11 +72,15 @@ class Conditions:
         """(N, CONDITION_CHANNELS, H, W) float32 in the order of CHANNELS."""
         cloud = (self.mask == CLOUD) | (self.mask == CIRRUS)
         flags = [flag.float() for flag in (cloud, self.mask == SHADOW, self.mask != NO_DATA)]
-        return torch.cat([self.cloudy, *flags, self.reference, self.present.float()], 1)
+        return torch.cat([self.cloudy, *flags, self.reference, self.present.float(), self.anchor], 1)
 
+    @cached_property
     def anchor(self) -> Tensor:
-        """First guess of the ground: cloudy image where clear, else the reference, else 0, the training mean."""
-        return torch.where(self.mask == CLEAR, self.cloudy, self.reference)
+        """First guess of the ground (N, 4, H, W): the cloudy image where it is clear; elsewhere the reference, shifted
+        to agree with it in the clear surroundings; without one, the surroundings continued (far from any: 0)."""
+        clear = self.mask == CLEAR
+        shifted = self.reference + _fill(self.cloudy - self.reference, clear & self.present)
+        return torch.where(clear, self.cloudy, torch.where(self.present, shifted, _fill(self.cloudy, clear)))
 
     def choose(self, clear: float, reference: float, nothing: float) -> Tensor:
         """(N, 1, H, W): one of three numbers, by what the anchor is at a pixel."""
@@ -84,6 +91,18 @@ class Conditions:
         """Without the reference for a random `share` of the samples, so that the model learns to work without."""
         kept = (noise.uniforms(seed, indices, "drop reference") >= share).to(self.cloudy.device)[:, None, None, None]
         return replace(self, reference=self.reference * kept, present=self.present & kept)
+
+
+def _fill(values: Tensor, known: Tensor) -> Tensor:
+    """Smooth continuation of the known values (N, C, H, W) into the rest, 0 far from any: means of ever smaller cells,
+    each drawn to those of the coarser level where few of its pixels are known (pull-push, Gortler et al. 1996)."""
+    values, weight = values * known, known.float()
+    guess = values.new_zeros(*values.shape[:2], 1, 1)
+    for cell in _CELLS:
+        mean, share = (F.avg_pool2d(x, cell, ceil_mode=True, count_include_pad=False) for x in (values, weight))
+        prior = F.interpolate(guess, size=mean.shape[-2:], mode="bilinear")
+        guess = (mean + _PRIOR * prior) / (share + _PRIOR)
+    return F.interpolate(guess, size=values.shape[-2:], mode="bilinear")
 
 
 def turn(image: Tensor, *, seed: int, indices: list[int]) -> Tensor:

@@ -15,19 +15,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 BANDS = 4
 EMBEDDING = 128
+CELL = 2  # pixels folded into channels by the stem: full resolution costs no convolution
 
 
 @dataclass(frozen=True)
 class Size:
-    """Channels of each resolution, residual blocks on each side of it, and the side of the pixel cells of the stem."""
+    """Channels at each resolution, and the residual blocks on either side of it."""
 
     widths: tuple[int, ...]
     blocks: int
-    cell: int = 2
 
 
 SIZES = {
-    "tiny": Size(widths=(32, 64, 96), blocks=1),
+    "tiny": Size(widths=(32, 48, 64), blocks=1),
     "small": Size(widths=(64, 128, 192), blocks=1),
     "base": Size(widths=(96, 192, 256, 384), blocks=2),
 }
@@ -50,22 +50,22 @@ def describe(preset: str, size: int, *, condition_channels: int) -> dict[str, in
         network = build(preset, condition_channels=condition_channels)
         x, level = torch.empty(1, BANDS, size, size), torch.empty(1)
         conditions = torch.empty(1, condition_channels, size, size)
-    held = {id(parameter): 0 for parameter in network.parameters()}
-    kept = []  # holds the tensors, so that no id is used twice
+    kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        storage = tensor.untyped_storage()._cdata if id(tensor) not in held else id(tensor)
-        held.setdefault(storage, tensor.untyped_storage().nbytes())
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
         return tensor
 
     saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, saved:
         network(x, level, conditions)
+    for parameter in network.parameters():
+        kept.pop(parameter.untyped_storage()._cdata, None)
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "macs": counter.get_total_flops() // 2,
-        "activation_bytes": sum(held.values()),
+        "activation_bytes": sum(storage.nbytes() for storage in kept.values()),
     }
 
 
@@ -104,14 +104,14 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """No attention: fully convolutional, so the window may be larger at inference than in training.
 
-    The stem folds `cell` x `cell` pixels into channels and the head unfolds them: full resolution costs no convolution.
-    Skips are added, which beat concatenation in DiffCR's ablation (and cost nothing).
+    Skips are added, which beat concatenation in DiffCR's ablation. The output is a value and a gain on x at each pixel:
+    what is left of the noise can be taken off at full resolution, however narrow the network.
     """
 
     def __init__(self, size: Size, *, condition_channels: int):
         super().__init__()
-        widths, self.cell = size.widths, size.cell
-        self.stride = size.cell * 2 ** (len(widths) - 1)
+        widths = size.widths
+        self.stride = CELL * 2 ** (len(widths) - 1)
 
         def stage(width: int) -> nn.ModuleList:
             return nn.ModuleList(Block(width) for _ in range(size.blocks))
@@ -119,21 +119,21 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU()
         )
-        self.stem = nn.Conv2d((BANDS + condition_channels) * self.cell**2, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d((BANDS + condition_channels) * CELL**2, widths[0], 3, padding=1)
         steps = list(pairwise(widths))
         self.encoder = nn.ModuleList(stage(width) for width in widths)
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in steps)
         self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in reversed(steps))
         self.decoder = nn.ModuleList(stage(width) for width in reversed(widths))
         self.norm = nn.GroupNorm(8, widths[0])
-        self.head = nn.Conv2d(widths[0], 2 * BANDS * self.cell**2, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], 2 * BANDS * CELL**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, level: Tensor, conditions: Tensor) -> Tensor:
         check_size(x, self.stride)
         embedding = self.embed(sinusoids(level, EMBEDDING))
-        h = self.stem(F.pixel_unshuffle(torch.cat([x, conditions], 1), self.cell))
+        h = self.stem(F.pixel_unshuffle(torch.cat([x, conditions], 1), CELL))
         skips = []
         for index, blocks in enumerate(self.encoder):
             if index:
@@ -146,7 +146,7 @@ class UNet(nn.Module):
                 h = self.up[index - 1](F.interpolate(h, scale_factor=2.0, mode="nearest")) + skips[-1 - index]
             for block in blocks:
                 h = block(h, embedding)
-        output, gain = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.cell).chunk(2, 1)
+        output, gain = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).chunk(2, 1)
         return output + gain * x
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cloudjob.diffusion.conditions import Conditions
+from cloudjob.diffusion.conditions import CLEAR, Conditions
 from cloudjob.diffusion.noise import normals, uniforms
 
 Noise = Callable[[int], Tensor]  # step -> (N, 4, H, W) standard normal; step 0 starts the sampler
@@ -47,9 +47,10 @@ class Residual:
     @classmethod
     def measured(cls, clean: Tensor, conditions: Conditions, valid: Tensor, **options: float) -> "Residual":
         """With the spread of these samples; `valid` (N, 1, H, W) is where both dates have data."""
-        error, guess = clean - conditions.anchor(), conditions.choose(0, 1, 2)
-        hidden = valid & (guess > 0)  # "other" once the reference is dropped: then the anchor is 0
-        kinds = ((error, valid & (guess == 0)), (error, valid & (guess == 1)), (clean, hidden))
+        bare = conditions.drop_reference(1, seed=0, indices=list(range(len(clean))))
+        guess, other = conditions.choose(0, 1, 2), valid & (conditions.mask != CLEAR)
+        error, bare_error = clean - conditions.anchor, clean - bare.anchor
+        kinds = ((error, valid & (guess == 0)), (error, valid & (guess == 1)), (bare_error, other))
         rms = (x.square().mean(1, True)[kind].mean().sqrt().item() if kind.any() else 1.0 for x, kind in kinds)
         return cls(spread=tuple(max(value, 0.05) for value in rms), **options)
 
@@ -70,7 +71,7 @@ class Residual:
         sigma = log_sigma.exp().clamp(self.sigma_min, self.sigma_max).where(pick >= self.share_at_max, self.sigma_max)
         sigma = sigma.float().to(clean.device)
 
-        residual = (clean - conditions.anchor()) / conditions.choose(*self.spread)
+        residual = (clean - conditions.anchor) / conditions.choose(*self.spread)
         x = residual + sigma[:, None, None, None] * normals(seed, indices, "noise", like=clean)
         output, skip, c_out = self._denoise(network, x, sigma, conditions.channels())
         return Terms(output, (residual - skip) / c_out)
@@ -87,7 +88,7 @@ class Residual:
 
         The estimate of x0 is clamped to `limits` at each step, so that no error is carried on and amplified.
         """
-        anchor, spread, channels = conditions.anchor(), conditions.choose(*self.spread), conditions.channels()
+        anchor, spread, channels = conditions.anchor, conditions.choose(*self.spread), conditions.channels()
         sigmas = self.sigmas(steps).to(anchor.device)
         x = sigmas[0] * noise(0)
         for sigma, following in pairwise(sigmas):

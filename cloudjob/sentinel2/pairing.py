@@ -15,7 +15,7 @@ class Preview:
 
     product: str
     tile: str
-    crs: str
+    grid: tuple  # CRS, transform and shape at 10 m: the same for all products of a tile, or pixels do not meet
     sensing_time: datetime
     relative_orbit: int
     sun_elevation: float  # degrees
@@ -29,7 +29,7 @@ def preview(product: Product) -> Preview:
     return Preview(
         name.name,
         name.tile,
-        product.crs,
+        (product.crs, product.transform, product.shape),
         product.sensing_time,
         name.relative_orbit,
         product.sun_elevation,
@@ -94,14 +94,14 @@ def judge(
 
 
 def candidates(cloudy: Preview, clear: list[Preview], rules: dict) -> list[dict]:
-    """One row for each clear product of the same tile and UTM zone, nearest date first.
+    """One row for each clear product of the same tile and pixel grid, nearest date first.
 
     The nearest acceptable one is `accepted`; the next acceptable one of another acquisition is its `reference`
     (the third image of the triplet, never the target's own acquisition). Every row says why it was not taken.
     """
     rows = []
     for other in clear:
-        if (other.tile, other.crs) != (cloudy.tile, cloudy.crs) or other.product == cloudy.product:
+        if (other.tile, other.grid) != (cloudy.tile, cloudy.grid) or other.product == cloudy.product:
             continue
         measures = measure(cloudy, other)
         rows.append({"clear": other.product, **measures, "reasons": judge(measures, **rules)})

@@ -13,7 +13,9 @@ _MAGENTA = (255, 0, 255)  # neither ground, cloud, snow nor water has it
 
 
 def true_colour(dn: np.ndarray, *, gain: float = 2.5) -> np.ndarray:
-    """(H, W, 3) uint8 from (4, H, W) DN: 255 * clip(gain * reflectance, 0, 1), black where there is no data.
+    """(H, W, 3) uint8 from DN (3 or 4, H, W), red, green, blue first: 255 * clip(gain * reflectance, 0, 1).
+
+    Black where there is no data.
 
     The stretch never depends on the picture, so that two dates can be compared; gain 1.0 suits snow.
     """
@@ -23,9 +25,9 @@ def true_colour(dn: np.ndarray, *, gain: float = 2.5) -> np.ndarray:
 
 
 def outline(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of the (H, W, 3) picture with a line two pixels wide, one on either side, around mask > 0."""
+    """A copy of the (H, W, 3) picture with the outermost pixels of mask > 0 painted."""
     inside = mask > 0
-    edge = dilate(inside, 1) & dilate(~inside, 1)
+    edge = inside & dilate(~inside, 1)
     return np.where(edge[..., None], np.array(_MAGENTA, np.uint8), rgb)
 
 

@@ -16,10 +16,10 @@ METHODS = {
     "reference": "the clear date that the model was given, brought to the light of the cloudy date",
 }
 DEFINITIONS = (
-    "Surface reflectance, data range 1.0, no clipping. cloud: cloud, shadow and cirrus of the dilated mask; clear: all "
-    "other pixels with data. Pooled: errors of all pixels of all scenes together, SSIM (Gaussian 11 x 11) the mean over "
-    "pixels. truth: the ground of the day, known for synthetic clouds; else the pair's clear date, matched, "
-    "which the model did not see."
+    "Surface reflectance, data range 1.0, no clipping. cloud: cloud, shadow and cirrus of the dilated mask; "
+    "clear: all other pixels with data. Pooled: errors of all pixels of all scenes together, SSIM (Gaussian 11 x 11) "
+    "the mean over pixels. truth: the ground of the day, known for synthetic clouds; else the pair's clear date, "
+    "matched, which the model did not see."
 )
 
 

@@ -1,4 +1,4 @@
-"""preview: fetches metadata, masks and the 60 m picture of every product, about 1 % of its bytes."""
+"""preview: fetches metadata, masks and the 60 m picture of every product: 1 to 3 % of its bytes."""
 
 from cloudjob.config import Config
 from cloudjob.workspace import Item, Summary, Workspace, digest

@@ -107,7 +107,7 @@ def test_manifest_lists_every_file_with_its_digest(written):
     for entry in entries:
         reader.check_file(folder, entry)
     assert len(reader.band_files(entries)) == 4
-    assert len(reader.preview_files(entries)) == (7 if given["name"] == NEW else 6)
+    assert len(reader.preview_files(entries)) == (9 if given["name"] == NEW else 8)
 
 
 def test_percentages_are_esas(written):

@@ -17,8 +17,8 @@ from cloudjob.sentinel2.product import (
     preview_files,
     read_bands,
     read_manifest,
+    read_overview,
     read_scl,
-    read_true_colour,
 )
 
 server = pytest.importorskip("cloudjob.archive.server")
@@ -81,7 +81,7 @@ def test_search_and_fetch(archive, session, tmp_path):
             assert (known["size"], digest_of(known["multihash"])) == (entry.size, (entry.algorithm, entry.digest))
     product = Product.open(safe)
     assert read_scl(product).shape == (150, 150)
-    assert read_true_colour(product).shape == (50, 50, 3)
+    assert read_overview(product).shape == (3, 50, 50)
     assert np.array_equal(read_bands(product), read_bands(Product.open(folder / safe.name), threads=4))
 
 

@@ -22,12 +22,39 @@ def one_row(mask: list[int], *, reference: list[float] | None = None) -> Conditi
     return Conditions.of(cloudy, torch.tensor([[mask]], dtype=torch.uint8), reference, norm=NORM)
 
 
-def test_the_anchor_is_cloudy_then_reference_then_the_mean():
+def test_the_anchor_is_cloudy_where_clear():
+    conditions = Conditions.of(torch.rand(1, 4, 9, 9), torch.randint(0, 4, (1, 9, 9)).byte(), None, norm=NORM)
+    clear = (conditions.mask == 0).expand(1, 4, 9, 9)
+    assert torch.equal(conditions.anchor[clear], conditions.cloudy[clear])
+    assert not torch.equal(conditions.anchor, conditions.cloudy)
+
+
+def test_the_anchor_below_cloud_is_the_reference_made_to_agree_with_the_surroundings():
+    """A date that differs by a constant leaves no step; a reference of its own is followed in detail."""
+    ground = NORM.inverse(torch.randn(1, 4, 96, 96))
+    mask = torch.zeros(1, 96, 96, dtype=torch.uint8)
+    mask[:, 30:60, 30:60] = 1
+    cloudy = ground.masked_fill(mask[:, None] == 1, 1.0)
+    guess = Conditions.of(cloudy, mask, ground + 0.05, norm=NORM).anchor
+    assert (guess - NORM.forward(ground)).abs().max() < 0.1
+    flat = torch.full_like(ground, 0.7)
+    guess = Conditions.of(flat.masked_fill(mask[:, None] == 1, 1.0), mask, None, norm=NORM).anchor
+    assert NORM.inverse(guess).numpy() == pytest.approx(0.7, abs=0.02)
+    partial = (ground + 0.05).index_fill(3, torch.arange(45), torch.nan)  # the other date's swath ends here
+    guess = Conditions.of(cloudy, mask, partial, norm=NORM).anchor
+    assert (guess - NORM.forward(ground))[..., 45:].abs().max() < 0.1
+
+
+@pytest.mark.parametrize("size", [4, 96, 100])
+def test_the_anchor_far_from_anything_clear_is_the_reference_or_the_mean(size):
+    image, mask = torch.rand(1, 4, size, size), torch.ones(1, size, size, dtype=torch.uint8)
+    conditions = Conditions.of(image, mask, image / 2, norm=NORM)
+    assert torch.equal(conditions.anchor, conditions.reference)
+    assert not Conditions.of(image, mask, None, norm=NORM).anchor.any()
+
+
+def test_one_of_three_numbers_for_each_kind_of_pixel():
     conditions = one_row([0, 1, 2, 3, 1], reference=[0.3, 0.3, 0.3, 0.3, np.nan])
-    guess = NORM.inverse(conditions.anchor())
-    assert guess[0, :, 0].numpy() == pytest.approx(
-        np.array([[0.5, 0.3, 0.3, 0.3, mean] for mean in NORM.mean]), abs=1e-6
-    )
     assert conditions.choose(1, 2, 3).flatten().tolist() == [1, 2, 2, 2, 3]
 
 
@@ -49,7 +76,7 @@ def test_missing_data_are_masked_and_finite():
     conditions = Conditions.of(cloudy, torch.zeros(1, 2, 2, dtype=torch.uint8), None, norm=NORM)
     assert conditions.mask.flatten().tolist() == [255, 0, 0, 0]
     assert conditions.channels().isfinite().all()
-    assert (conditions.anchor()[0, :, 0, 0] == 0).all()
+    assert (conditions.cloudy[0, :, 0, 0] == 0).all()
 
 
 def test_a_dropped_reference_leaves_no_trace_and_belongs_to_the_sample():

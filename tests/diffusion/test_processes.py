@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def normal_noise(step: int, *, count: int = 2, size: int = 8) -> torch.Tensor:
 
 def optimal_network(process: Residual, clean: torch.Tensor, conditions: Conditions):
     """The F that denoises perfectly, by inverting D = c_skip x + c_out F with the coefficients of EDM's table 1."""
-    residual = (clean - conditions.anchor()) / conditions.choose(*process.spread)
+    residual = (clean - conditions.anchor) / conditions.choose(*process.spread)
 
     def network(x, level, channels):
         low, high = math.log(process.sigma_min), math.log(process.sigma_max)
@@ -70,7 +71,7 @@ def test_an_untrained_network_gives_back_the_anchor():
     network = build("tiny", condition_channels=conditions.channels().shape[1])
     _, large = batch(size=16)
     found = Residual().sample(network, large, noise=lambda step: normal_noise(step, size=16), steps=1, limits=WIDE)
-    assert torch.allclose(found, large.anchor(), atol=0.2)
+    assert torch.allclose(found, large.anchor, atol=0.2)
 
 
 def test_samples_stay_in_the_physical_range():
@@ -90,11 +91,11 @@ def test_the_spread_is_measured_for_each_kind_of_pixel():
     cloudy, reference = ground + 0.2 * torch.randn_like(ground), ground + 0.5 * torch.randn_like(ground)
     valid = torch.ones(8, 1, 32, 32, dtype=torch.bool)
     valid[..., 0] = False
-    cloudy[..., 0] += 1e6
+    ground[..., 0] = 1e6
     with_reference = Conditions.of(cloudy, mask, reference, norm=NORM)
-    assert Residual.measured(ground, with_reference, valid).spread == pytest.approx((0.2, 0.5, 1), rel=0.02)
+    assert Residual.measured(ground, with_reference, valid).spread == pytest.approx((0.2, 0.5, 1), rel=0.03)
     without = Conditions.of(cloudy, mask, None, norm=NORM)
-    assert Residual.measured(2 * ground, without, valid, rho=5).spread[1:] == pytest.approx((1, 2), rel=0.02)
+    assert Residual.measured(2 * ground, without, valid, rho=5).spread[1:] == pytest.approx((1, 2), rel=0.03)
 
 
 def test_sigmas_fall_to_zero():
@@ -122,7 +123,7 @@ def test_the_share_at_sigma_max():
 @pytest.mark.parametrize("process", [Residual(), Ddpm()])
 def test_a_draw_belongs_to_the_sample_not_to_the_batch(process):
     clean, conditions = batch(count=3)
-    alone = Conditions(*(part[2:] for part in vars(conditions).values()))
+    alone = Conditions(*(getattr(conditions, field.name)[2:] for field in dataclasses.fields(conditions)))
     together = process.loss_terms(lambda x, *_: x, clean, conditions, seed=4, indices=[5, 6, 9])
     single = process.loss_terms(lambda x, *_: x, clean[2:], alone, seed=4, indices=[9])
     assert torch.equal(together.target[2], single.target[0])

@@ -20,15 +20,17 @@ from cloudjob.sentinel2.product import (
     read_classi,
     read_cloud_probability,
     read_manifest,
+    read_overview,
     read_scl,
-    read_true_colour,
 )
+from cloudjob.sentinel2.radiometry import to_convention
 
 NAME = "S2C_MSIL2A_20250605T222541_N0511_R029_T05WPS_20250606T001122"
 GRANULE = "GRANULE/L2A_T05WPS_A003901_20250605T222541"
 SHAPE = (301, 206)  # neither divides by 6
 IMAGES = [f"R10m/T05WPS_20250605T222541_{band}_10m" for band in ("B02", "B03", "B04", "B08")]
-IMAGES += ["R20m/T05WPS_20250605T222541_SCL_20m", "R60m/T05WPS_20250605T222541_TCI_60m"]
+IMAGES += ["R20m/T05WPS_20250605T222541_SCL_20m"]
+IMAGES += [f"R60m/T05WPS_20250605T222541_{band}_60m" for band in ("B04", "B03", "B02")]
 
 
 def find(shared_data: Path, pattern: str) -> Path:
@@ -62,7 +64,7 @@ def small(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
     rows, columns = SHAPE
     pixels = {path: rng.integers(0, 4000, (1, rows, columns), dtype=np.uint16) for path in IMAGES[:4]}
     pixels[IMAGES[4]] = rng.integers(0, 12, (1, 151, 103), dtype=np.uint8)
-    pixels[IMAGES[5]] = rng.integers(0, 256, (3, 51, 35), dtype=np.uint8)
+    pixels |= {path: rng.integers(0, 4000, (1, 51, 35), dtype=np.uint16) for path in IMAGES[5:]}
     for path, array in pixels.items():
         write_image(folder / GRANULE / f"IMG_DATA/{path}.jp2", array)
     offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">{-900 - i}</BOA_ADD_OFFSET>' for i in range(13))
@@ -190,12 +192,12 @@ def test_selection_of_files_from_real_manifests(shared_data, t29unu):
     entries = read_manifest(t29unu / "manifest.safe")
     assert [e.path.split("_")[-2] for e in band_files(entries)] == ["B04", "B03", "B02", "B08"]
     preview = preview_files(entries)
-    assert len(preview) == 7
-    assert sum(e.size for e in preview) < 0.02 * sum(e.size for e in entries)
+    assert len(preview) == 9
+    assert sum(e.size for e in preview) < 0.03 * sum(e.size for e in entries)
     with pytest.raises(ItemError, match=r"L2A_T29UNU_A038058_20221005T115407.* B08"):
         band_files([e for e in entries if "B08" not in e.path])
     old = preview_files(read_manifest(find(shared_data, "l2a_metadata/*T22HBD*.SAFE") / "manifest.safe"))
-    assert len(old) == 6  # no MSK_CLASSI before baseline 04.00
+    assert len(old) == 8  # no MSK_CLASSI before baseline 04.00
 
 
 def test_incomplete_manifest_names_the_entry(shared_data, tmp_path):
@@ -240,7 +242,8 @@ def test_the_20_m_and_60_m_grids_are_rounded_up(small):
     folder, pixels = small
     product = Product.open(folder)
     assert np.array_equal(read_scl(product), pixels[IMAGES[4]][0])
-    assert np.array_equal(read_true_colour(product), pixels[IMAGES[5]].transpose(1, 2, 0))
+    for path, band, offset in zip(IMAGES[5:], read_overview(product), (-903, -902, -901), strict=True):
+        assert np.array_equal(band, to_convention(pixels[path][0], offset=offset))
     assert read_cloud_probability(product) is None
 
 
