@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cloudjob.diffusion.conditions import CLEAR, Conditions
+from cloudjob.diffusion.conditions import CLEAR, NO_DATA, Conditions
 from cloudjob.diffusion.noise import normals, uniforms
 
 Noise = Callable[[int], Tensor]  # step -> (N, 4, H, W) standard normal; step 0 starts the sampler
@@ -46,8 +46,9 @@ class Residual:
 
     @classmethod
     def measured(cls, clean: Tensor, conditions: Conditions, valid: Tensor, **options: float) -> "Residual":
-        """With the spread of these samples; `valid` (N, 1, H, W) is where both dates have data."""
+        """With the spread of these samples; `valid` (N, 1, H, W) is where the clear date has data."""
         bare = conditions.drop_reference(1, seed=0, indices=list(range(len(clean))))
+        valid = valid & (conditions.mask != NO_DATA)
         guess, other = conditions.choose(0, 1, 2), valid & (conditions.mask != CLEAR)
         error, bare_error = clean - conditions.anchor, clean - bare.anchor
         kinds = ((error, valid & (guess == 0)), (error, valid & (guess == 1)), (bare_error, other))

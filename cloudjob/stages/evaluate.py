@@ -55,7 +55,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
             "definitions": DEFINITIONS,
             "methods": METHODS,
             "headline_split": headline,
-            "scenes": {split: sum(s == split for s in splits.values()) for split in set(splits.values())},
+            "scenes": {split: sum(s == split for s in splits.values()) for split in sorted(set(splits.values()))},
             "changed_clear_pixels": sum(row["changed_clear_pixels"] for row in rows if "changed_clear_pixels" in row),
             "scores": pooled,
         },
