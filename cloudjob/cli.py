@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from cloudjob import __version__
-from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob
+from cloudjob.errors import CloudjobError, ConfigError, DiskFullError, InputError, InterruptedJob
 
 STAGES = {
     "search": "ask the catalogue for products of the area, the dates and the cloud range",
@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.call(arguments) or 0
+    except DiskFullError as error:
+        _say(f"cloudjob: {error}")
+        _leave(error.exit_code)
     except CloudjobError as error:
         _say(f"cloudjob: {error}")
         return error.exit_code
@@ -48,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         _say(f"cloudjob: no space left on the disk ({error.filename or 'file unknown'}); make room, then run again")
-        return 4
+        _leave(DiskFullError.exit_code)
+
+
+def _leave(code: int) -> None:
+    """Ends the process without cleaning up: on a full disk, HDF5 crashes when it flushes its open files at exit."""
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -207,7 +216,7 @@ def _execute(stages: list[str], arguments, *, sweep: bool) -> int:
 @contextlib.contextmanager
 def _data_space(config, workspace, stages: list[str]):
     """With an embedded archive: makes it where it is missing, and serves it while stages need the network."""
-    if config.archive is None or not {"search", "preview", "download"} & set(stages):
+    if config.archive is None or not _network_needed(config, workspace, stages):
         yield config
         return
     from cloudjob.archive.server import ArchiveServer
@@ -226,6 +235,19 @@ def _data_space(config, workspace, stages: list[str]):
         os.environ.setdefault("CDSE_USERNAME", "embedded")
         os.environ.setdefault("CDSE_PASSWORD", "embedded")
         yield config.model_copy(update={"copernicus": here})
+
+
+def _network_needed(config, workspace, stages: list[str]) -> bool:
+    try:
+        items = [
+            item
+            for stage in ("search", "preview", "download")
+            if stage in stages
+            for item in _module(stage).items(config, workspace)
+        ]
+    except InputError:
+        return True
+    return bool(items) and (workspace.force or any(workspace.why(item) for item in items))
 
 
 def _make_archive(config, folder: Path, workspace) -> list[str]:

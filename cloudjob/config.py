@@ -178,10 +178,10 @@ class TrainConfig(Section):
     clear_weight: Annotated[float, Field(gt=0)] = Field(
         0.2, description="loss weight of clear pixels; cloud pixels have 1"
     )
-    drop_reference: Fraction = Field(0.15, description="share of samples that must do without the reference date")
+    drop_reference: Fraction = Field(0.3, description="share of samples that must do without the reference date")
     ema_gamma: Annotated[float, Field(gt=0)] = Field(6.94, description="power-function moving average")
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     threads: Count | None = Field(
         None, description="CPU threads per rank; default: the cores of the task over its ranks"
     )
@@ -199,7 +199,7 @@ class InferConfig(Section):
     checkpoint: Path | None = Field(None, description="a checkpoint from elsewhere; default: the newest of this run")
     tile: Annotated[int, Field(ge=32, multiple_of=8)] = 256
     overlap: Annotated[int, Field(ge=0)] = 64
-    steps: Annotated[int, Field(ge=1, le=1000)] = Field(4, description="sampling steps; ddpm always takes its 1000")
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="sampling steps; ddpm always takes its 1000")
     members: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="ensemble members; above 1 the output has /uncertainty"
     )

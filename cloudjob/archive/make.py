@@ -69,6 +69,9 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
     raster, or None for a comparison of the two dates) and `offset` (BOA_ADD_OFFSET of both rasters). Scenes of one
     tile and day are told apart by the second of their sensing.
     """
+    for path in (pair[key] for pair in pairs for key in ("cloudy", "clear", "mask") if pair[key]):
+        if not Path(path).is_file():
+            raise ConfigError(f"archive.rasters: {path} does not exist")
     names, taken = [], {}
     for pair in pairs:
         for which in ("cloudy", "clear"):

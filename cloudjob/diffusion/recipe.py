@@ -1,6 +1,6 @@
 """A recipe: network, process and normalisation that belong together, as a configuration or checkpoint names them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -16,14 +16,36 @@ class Recipe:
     norm: Normalisation
 
     @classmethod
-    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float]) -> "Recipe":
+    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], spread=None) -> "Recipe":
         """`process` is residual or ddpm; mean and std per band are those of the training split's reflectance.
 
-        With ddpm the 2025 notebook's own scaling is used: its images are noise partly because of it.
+        `spread` is that of the residual process, from `measure`. With ddpm the 2025 notebook's own scaling is used:
+        its images are noise partly because of it.
         """
         if process == "ddpm":
             return cls(preset, Ddpm(), NOTEBOOK_2025)
-        return cls(preset, Residual(), Normalisation(tuple(mean), tuple(std)))
+        fitted = Residual(spread=tuple(spread)) if spread else Residual()
+        return cls(preset, fitted, Normalisation(tuple(mean), tuple(std)))
+
+    def facts(self) -> dict:
+        """What `of` takes to make this recipe again, in plain values for a checkpoint."""
+        plain = {"preset": self.preset, "mean": list(self.norm.mean), "std": list(self.norm.std)}
+        if isinstance(self.process, Ddpm):
+            return plain | {"process": "ddpm"}
+        return plain | {"process": "residual", "spread": list(self.process.spread)}
+
+    def measure(self, batch: dict[str, Tensor]) -> "Recipe":
+        """With the residual's spread as it is in this batch (see `loss` for its arrays)."""
+        if isinstance(self.process, Ddpm):
+            return self
+        clean, valid, conditions = self._parts(batch)
+        return replace(self, process=Residual.measured(clean, conditions, valid))
+
+    def _parts(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Conditions]:
+        """Normalised clear image, where it has data, and conditions."""
+        conditions = Conditions.of(batch["cloudy"], batch["mask"], batch["reference"], norm=self.norm)
+        clean = self.norm.forward(batch["clear"])
+        return clean.nan_to_num(0), clean.isfinite().all(1, keepdim=True), conditions
 
     def network(self) -> nn.Module:
         return networks.build(self.preset, condition_channels=CONDITION_CHANNELS)
@@ -49,11 +71,9 @@ class Recipe:
         """Scalar loss of a batch: cloudy, clear, reference (N, 4, n, n) reflectance with NaN where there is none,
         mask (N, n, n) classes. What is random about a sample is a function of (seed, its number) alone."""
         turned = {name: turn(value, seed=seed, indices=samples) for name, value in batch.items()}
-        conditions = Conditions.of(turned["cloudy"], turned["mask"], turned["reference"], norm=self.norm)
+        clean, valid, conditions = self._parts(turned)
         conditions = conditions.drop_reference(drop_reference, seed=seed, indices=samples)
-        clean = self.norm.forward(turned["clear"])
-        valid = clean.isfinite().all(1, keepdim=True)
-        terms = self.process.loss_terms(network, clean.nan_to_num(0), conditions, seed=seed, indices=samples)
+        terms = self.process.loss_terms(network, clean, conditions, seed=seed, indices=samples)
         weights = losses.pixel_weights(conditions.mask, valid, clear_weight=clear_weight)
         return losses.weighted_mse(terms.prediction, terms.target, weights)
 

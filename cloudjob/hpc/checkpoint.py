@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     temporary = folder / f".{path.name}.{os.getpid()}"
     try:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            torch.save(_canonical(state), file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -42,6 +43,16 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     for old in saved(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def _canonical(value):
+    """The same containers built anew, equal strings made one: pickle writes identity, so that a resumed training would
+    otherwise end in other bytes than one that was never stopped."""
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_canonical(item) for item in value)
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

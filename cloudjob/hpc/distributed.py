@@ -4,8 +4,10 @@ One process a device, started by torchrun (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_
 """
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -52,6 +54,17 @@ def _launched() -> tuple[int, int, int, str]:
     host = os.environ.get("MASTER_ADDR", task.first_node)
     port = os.environ.get("MASTER_PORT", 10000 + task.job_id % 20000)
     return task.rank, task.size, task.local_rank, f"tcp://{host}:{port}"
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 pays on this device: on a processor without units for it, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    except OSError:
+        return False
+    return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def _device(local_rank: int) -> torch.device:

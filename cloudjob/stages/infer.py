@@ -108,8 +108,7 @@ class _Model:
         self.sha256 = file_sha256(path)
         try:
             state = checkpoint.load(path)
-            trained = state["config"]["train"]
-            self.recipe = recipe.Recipe.of(trained["preset"], trained["process"], **state["normalisation"])
+            self.recipe = recipe.Recipe.of(**state["recipe"])
             self.network = self.recipe.network().to(self.device).eval()
             self.network.load_state_dict(state["average"])
         except (RuntimeError, EOFError, KeyError, ValueError) as error:

@@ -55,8 +55,8 @@ class Training:
         from cloudjob.patches.shards import ShardSet
 
         self.config, self.workspace, self.world, self.settings = config, workspace, world, config.train
+        self.item = item
         self.key = digest([item.config, item.inputs])
-        self.normalisation = index["normalisation"]
         self.shards = ShardSet(workspace.shard_index.parent, index, "train")
         self.held_out = ShardSet(workspace.shard_index.parent, index, "val")
         batch = self.settings.batch_size
@@ -67,13 +67,16 @@ class Training:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(self.settings.threads or max(cores, 1))
         torch.manual_seed(config.seed)
-        self.recipe = Recipe.of(self.settings.preset, self.settings.process, **self.normalisation)
+        recipe = Recipe.of(self.settings.preset, self.settings.process, **index["normalisation"])
+        self.recipe = recipe.measure(self._look(self.shards, 64)[1])
         self.network = self.recipe.network().to(world.device, memory_format=torch.channels_last)
         self.average = PowerAverage(self.network, gamma=self.settings.ema_gamma)
         fused = world.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.settings.lr, weight_decay=0.01, fused=fused
+            self.network.parameters(), lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
         )
+        choice = self.settings.precision
+        self.low_precision = choice == "bfloat16" or (choice == "auto" and distributed.fast_bfloat16(world.device))
         self.seen = 0
         self._resume()
         self.parallel = distributed.wrap(self.network)
@@ -134,8 +137,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         batch = to_tensors(arrays, self.world.device)
-        low = self.settings.precision == "bfloat16"
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.low_precision):
             loss = self.recipe.loss(
                 self.parallel,
                 batch,
@@ -167,8 +169,8 @@ class Training:
             "model": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "config": self.config.section("train", "shard", "masks"),
-            "normalisation": self.normalisation,
+            "config": self.item.config,
+            "recipe": self.recipe.facts(),
             "bands": list(BANDS),
             "cloudjob_version": __version__,
             "key": self.key,
@@ -200,6 +202,14 @@ class Training:
             number += 1
         return folder.rename(target)
 
+    def _look(self, shards, number: int) -> tuple[dict, dict]:
+        """The same `number` triplets each time, from all over the shards: as arrays and as tensors."""
+        from cloudjob.patches.loader import stack
+
+        number = min(number, len(shards))
+        arrays = stack([shards[place * len(shards) // number] for place in range(number)])
+        return arrays, to_tensors(arrays, self.world.device)
+
     # --- what one sees -----------------------------------------------------------------------------------------
     def _picture(self) -> None:
         """Cloudy, reference, restored and clear of the first held-out triplets, with the averaged weights."""
@@ -208,14 +218,10 @@ class Training:
         import numpy as np
 
         from cloudjob.diffusion import noise
-        from cloudjob.patches.loader import stack
         from cloudjob.sentinel2.radiometry import digital_number
         from cloudjob.sentinel2.render import encode_png, side_by_side, true_colour
 
-        shards = self.held_out if len(self.held_out) else self.shards
-        positions = np.linspace(0, len(shards) - 1, min(4, len(shards))).astype(int)
-        arrays = stack([shards[int(position)] for position in positions])
-        batch = to_tensors(arrays, self.world.device)
+        arrays, batch = self._look(self.held_out if len(self.held_out) else self.shards, 4)
         network = copy.deepcopy(self.network).eval()
         self.average.copy_to(network)
         steps = self.config.infer.steps if self.settings.process == "residual" else 0
