@@ -203,7 +203,11 @@ class InferConfig(Section):
     members: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="ensemble members; above 1 the output has /uncertainty"
     )
-    use_reference: bool = True
+    reference: Literal["other", "nearest", "none"] = Field(
+        "other",
+        description="clear dates that the model is shown: nearest is all of them and the best picture; other leaves "
+        "the pair's own clear date out, so that there is something independent to score against",
+    )
     preview_gain: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")

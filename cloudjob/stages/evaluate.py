@@ -3,6 +3,7 @@
 import math
 
 from cloudjob.config import Config
+from cloudjob.errors import RejectedError
 from cloudjob.workspace import Item, Summary, Workspace, write_bytes, write_json, write_jsonl
 
 STAGE = "evaluate"
@@ -13,7 +14,7 @@ METHODS = {
     "mean_fill": "clear pixels kept, the others set to the mean of the scene's clear pixels (sees one date)",
     "nearest_clear": "nearest clear date, the whole image as it is",
     "nearest_matched": "nearest clear date, each band brought to the light of the cloudy date",
-    "reference": "the clear date that the model was given, brought to the light of the cloudy date",
+    "other_matched": "the next clear date, each band brought to the light of the cloudy date",
 }
 DEFINITIONS = (
     "Surface reflectance, data range 1.0, no clipping. cloud: cloud, shadow and cirrus of the dilated mask; "
@@ -31,6 +32,7 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
             if pair[role]:
                 inputs[role] = workspace.output_digest("download", pair[role])
         settings = config.section("masks") | {"preview_gain": config.infer.preview_gain}
+        settings["reference"] = config.infer.reference
         found.append(Item(STAGE, pair["cloudy"], settings, inputs))
     return found
 
@@ -44,7 +46,9 @@ def run(config: Config, workspace: Workspace) -> Summary:
         return summary
     splits = _splits(workspace)
     results = zip(every, workspace.results(every), strict=True)
-    rows = [{"product": item.name, "split": splits[item.name], **row} for item, result in results for row in result]
+    rows = [
+        {"product": item.name, "split": splits[item.name], **row} for item, result in results for row in result or []
+    ]
     write_jsonl(workspace.scores, rows)
     pooled = {split: _pool([row for row in rows if row["split"] == split]) for split in sorted(set(splits.values()))}
     headline = "test" if "test" in pooled else "train"
@@ -90,15 +94,19 @@ def _score(config: Config, workspace: Workspace, pair: dict):
     def matched(bands, other_mask):
         return radiometry.apply_match(bands, radiometry.match(bands, cloudy, (mask == 0) & (other_mask == 0)))
 
+    truth_path = workspace.truth(pair["cloudy"])
+    if not truth_path.exists() and config.infer.reference == "nearest":
+        raise RejectedError(
+            "nothing independent to score against: the clear date was shown to the model; set "
+            "infer.reference to other, or look at the pictures"
+        )
     cloudy, mask = load(pair["cloudy"])
     restored, _ = output.read_h5(workspace.output(pair["cloudy"], ".h5"))
     clear, clear_mask = load(pair["clear"])
     images = {"ours": restored, "cloudy": cloudy, "mean_fill": _mean_fill(cloudy, mask)}
     if pair["reference"]:
         reference, reference_mask = load(pair["reference"])
-        images["reference"] = matched(reference, reference_mask)
-        images["reference"][:, reference_mask != 0] = 0
-    truth_path = workspace.truth(pair["cloudy"])
+        images["other_matched"] = matched(reference, reference_mask)
     if truth_path.exists():
         with rasterio.open(truth_path) as source:
             truth = source.read()
@@ -107,15 +115,14 @@ def _score(config: Config, workspace: Workspace, pair: dict):
         truth = matched(clear, clear_mask)
         truth[:, clear_mask != 0] = 0
         if pair["reference"]:
-            images |= {"nearest_clear": reference, "nearest_matched": images["reference"]}
+            images |= {"nearest_clear": reference, "nearest_matched": images.pop("other_matched")}
 
     ground = radiometry.reflectance(truth)
     where = {"cloud": np.isin(mask, (1, 2, 3)), "clear": mask == 0, "all": mask != 255}
     rows = []
     for method, image in images.items():
         values = radiometry.reflectance(image)
-        for pixels in PIXELS:
-            score = metrics.score(values, ground, where[pixels])
+        for pixels, score in metrics.scores(values, ground, where).items():
             rows.append({"method": method, "on": pixels} | {key: _finite(value) for key, value in score.items()})
     changed = int((restored != cloudy).any(0)[~where["cloud"]].sum())
     rows[0] |= {"changed_clear_pixels": changed, "truth": "ground" if truth_path.exists() else "clear date"}
@@ -165,7 +172,8 @@ def _pool(rows: list[dict]) -> dict:
                 "sam": _rounded(mean("sam")),
                 "high_pass_ratio": _rounded(mean("high_pass_ratio")),
             }
-    return pooled
+    # Best on cloud pixels first, for the table and for the report.
+    return dict(sorted(pooled.items(), key=lambda pair: -(pair[1].get("cloud", {}).get("psnr") or 0)))
 
 
 def _rounded(value):
@@ -173,13 +181,13 @@ def _rounded(value):
 
 
 def table(pooled: dict, split: str) -> str:
-    """The scores as text, best first on cloud pixels."""
+    """The scores as text."""
     head = f"{'split: ' + split:<17}" + "".join(f"{on + ' pixels':^27}" for on in PIXELS)
     lines = [head, f"{'':<17}" + f"{'PSNR dB':>9}{'SSIM':>9}{'MAE':>9}" * 3]
-    for method, scores in sorted(pooled.items(), key=lambda pair: -(pair[1]["cloud"]["psnr"] or 0)):
+    for method, scores in pooled.items():
         cells = ""
         for on in PIXELS:
-            score = scores[on]
+            score = scores.get(on, {"psnr": None, "ssim": None, "mae": None})
             cells += "".join(
                 f"{'-' if score[key] is None else format(score[key], form):>9}"
                 for key, form in (("psnr", ".2f"), ("ssim", ".4f"), ("mae", ".4f"))

@@ -20,10 +20,16 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
     checkpoint = {"checkpoint": _checkpoint_digest(config, workspace)}
     found = []
     for pair in workspace.accepted_pairs():
-        products = [pair["cloudy"]] + ([pair["reference"]] if pair["reference"] and config.infer.use_reference else [])
+        products = [pair["cloudy"], *_references(config, pair)]
         inputs = {name: workspace.output_digest("download", name) for name in products}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs | checkpoint))
     return found
+
+
+def _references(config: Config, pair: dict) -> list[str]:
+    """The clear products that the model is shown, the most wanted first."""
+    roles = {"other": ["reference"], "nearest": ["clear", "reference"], "none": []}[config.infer.reference]
+    return [pair[role] for role in roles if pair[role]]
 
 
 def _checkpoint_digest(config: Config, workspace: Workspace) -> str:
@@ -136,14 +142,15 @@ def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> di
     mask = masks.from_scl(scl, shape=shape, dilate_px=dilate_px)
     mask[(cloudy == 0).any(0)] = masks.NO_DATA
     arrays = {"cloudy": cloudy, "core": masks.from_scl(scl, shape=shape)}
-    if pair["reference"] in item.inputs:
-        other = Product.open(workspace.safe(pair["reference"]))
+    for name in _references(config, pair):
+        other = Product.open(workspace.safe(name))
         bands = read_bands(other)
         other_mask = masks.from_scl(read_scl(other), shape=shape, dilate_px=dilate_px)
         usable = (mask == 0) & (other_mask == 0) & (bands > 0).all(0)
         bands = radiometry.apply_match(bands, radiometry.match(bands, cloudy, usable))
         bands[:, other_mask > 0] = 0
-        arrays["reference"] = bands
+        first = arrays.setdefault("reference", bands)
+        first[first == 0] = bands[first == 0]  # where the nearer date has clouds of its own
     for name, array in [*arrays.items(), ("mask", mask)]:
         with atomic(work / f"{name}.npy") as temporary:
             np.save(temporary, array)
@@ -224,7 +231,6 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
     reflectance, reconstructed = blend.compose(cloudy, mean, mask=mask, core=np.load(work / "core.npy"))
     product = Product.open(workspace.safe(item.name))
     settings = config.infer
-    used = pair["reference"] if pair["reference"] in item.inputs else None
     scene = output.Restored(
         product=item.name,
         reflectance=reflectance,
@@ -234,7 +240,7 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
         transform=product.transform,
         sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
         attributes={
-            "source_products": " ".join([item.name] + ([used] if used else [])),
+            "source_products": " ".join([item.name, *_references(config, pair)]),
             "checkpoint_sha256": model.sha256,
             "config_sha256": digest(item.config),
             "seed": config.seed,

@@ -68,15 +68,19 @@ def _scores(pooled: dict, methods: dict) -> str:
         "<th>",
     ]
     out.append("<tr>" + "".join(f"<th>{name}" for name, _ in keys.values()) * 3 + "<th>texture (cloud)")
-    for method, on in sorted(pooled.items(), key=lambda pair: -(pair[1]["cloud"]["psnr"] or 0)):
-        cells = [format(on[p][k], f) if on[p][k] is not None else "-" for p in on for k, (_, f) in keys.items()]
-        ratio = on["cloud"]["high_pass_ratio"]
-        cells.append("-" if ratio is None else f"{ratio:.2f}")
+    for method, on in pooled.items():
+        scores = [on.get(pixels, {}) for pixels in ("cloud", "clear", "all")]
+        cells = [_cell(score.get(key), form) for score in scores for key, (_, form) in keys.items()]
+        cells.append(_cell(scores[0].get("high_pass_ratio"), ".2f"))
         title = html.escape(methods[method])
         out.append(f"<tr class={method}><td title='{title}'>{method}" + "".join(f"<td>{cell}" for cell in cells))
     notes = "".join(f"<li><b>{name}</b>: {html.escape(text)}" for name, text in methods.items() if name in pooled)
     texture = "<li><b>texture</b>: high-pass standard deviation over that of the truth; above 1 noise, below 1 blur"
     return "".join(out) + f"</table><ul>{notes}{texture}</ul>"
+
+
+def _cell(value, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _pictures(workspace: Workspace, rows: list[dict]) -> list[str]:

@@ -51,8 +51,8 @@ def test_known_values():
 
 
 def test_the_high_pass_ratio_finds_noise_and_blur():
-    assert metrics.high_pass_ratio(2 * TRUTH, TRUTH, ALL) == pytest.approx(2, rel=1e-4)
-    assert metrics.high_pass_ratio(TRUTH * 0 + 0.5, TRUTH, ALL) == pytest.approx(0, abs=1e-4)
+    assert metrics.score(2 * TRUTH, TRUTH, ALL)["high_pass_ratio"] == pytest.approx(2, rel=1e-4)
+    assert metrics.score(TRUTH * 0 + 0.5, TRUTH, ALL)["high_pass_ratio"] == pytest.approx(0, abs=1e-4)
 
 
 def test_no_pixels_no_scores():
