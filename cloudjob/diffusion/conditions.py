@@ -82,6 +82,15 @@ class Conditions:
         shifted = self.reference + _fill(self.cloudy - self.reference, clear & self.present)
         return torch.where(clear, self.cloudy, torch.where(self.present, shifted, _fill(self.cloudy, clear)))
 
+    def within(self, margin: int) -> "Conditions":
+        """Without the outermost `margin` pixels, whose part in the anchor remains: neighbouring tiles that see each
+        other's pixels continue the same surroundings."""
+        inner = slice(margin, -margin or None)
+        fields = (self.cloudy, self.mask, self.reference, self.present)
+        cut = Conditions(*(value[..., inner, inner] for value in fields))
+        cut.__dict__["anchor"] = self.anchor[..., inner, inner]
+        return cut
+
     def choose(self, clear: float, reference: float, nothing: float) -> Tensor:
         """(N, 1, H, W): one of three numbers, by what the anchor is at a pixel."""
         hidden = torch.where(self.present, reference, nothing)

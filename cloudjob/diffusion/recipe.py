@@ -86,9 +86,13 @@ class Recipe:
         *,
         noise: Noise,
         steps: int,
+        margin: int = 0,
     ) -> Tensor:
-        """A sample of the ground's reflectance (N, 4, H, W), given cloudy and reference ones and the mask (N, H, W)."""
-        conditions = Conditions.of(cloudy, mask, reference, norm=self.norm)
+        """A sample of the ground's reflectance (N, 4, H, W), given cloudy and reference ones and the mask (N, H, W).
+
+        The images may be larger than what is restored, by `margin` pixels on each side: the surroundings of a tile.
+        """
+        conditions = Conditions.of(cloudy, mask, reference, norm=self.norm).within(margin)
         limits = None if isinstance(self.process, Ddpm) else self.norm.limits()
         clean = self.process.sample(network, conditions, noise=noise, steps=self.steps(steps), limits=limits)
         return self.norm.inverse(clean)

@@ -27,7 +27,7 @@ def mosaic(parts: list[tuple[Tile, Path]], *, shape: tuple[int, int], overlap: i
         weights[inside] += weight
         for k, value in enumerate((members.mean(0), members.std(0))):
             sums[k][:, *inside] += weight * value[:, :height, :width]
-    sums /= np.maximum(weights, 1e-6)
+    np.divide(sums, weights, out=sums, where=weights > 0)
     return sums[0], sums[1]
 
 

@@ -184,13 +184,14 @@ def _sample(config: Config, model: _Model, tile, cloudy, mask, reference, member
     from cloudjob.diffusion import noise
     from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
+    margin = config.infer.tile  # the first guess of the ground looks as far as the next tile
+
     def cut(array, fill):
-        part = array[(..., *tile.slices)]
-        beyond = [(0, 0)] * (part.ndim - 2) + [
-            (0, tile.height - part.shape[-2]),
-            (0, tile.width - part.shape[-1]),
-        ]
-        return np.pad(part, beyond, constant_values=fill)
+        (top, bottom), (left, right) = ((part.start - margin, part.stop + margin) for part in tile.slices)
+        height, width = array.shape[-2:]
+        part = array[..., max(top, 0) : bottom, max(left, 0) : right]
+        beyond = [(max(-top, 0), max(bottom - height, 0)), (max(-left, 0), max(right - width, 0))]
+        return np.pad(part, [(0, 0)] * (part.ndim - 2) + beyond, constant_values=fill)
 
     def tensor(array):
         return torch.from_numpy(array)[None].to(model.device)
@@ -205,6 +206,7 @@ def _sample(config: Config, model: _Model, tile, cloudy, mask, reference, member
             config.seed, rows=rows, cols=cols, bands=4, member=member, step=step, device=model.device
         )[None],
         steps=config.infer.steps,
+        margin=margin,
     )
     return digital_number(ground.cpu().numpy())
 

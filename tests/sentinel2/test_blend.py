@@ -28,11 +28,11 @@ def test_mosaic_of_tiles_cut_from_one_image_is_that_image(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(1, 60000, (4, 100, 75)).astype(np.uint16)
     parts = []
-    for number, tile in enumerate(grid.tiles((100, 75), size=32, overlap=8)):
+    for number, tile in enumerate(grid.tiles((100, 75), size=64, overlap=32)):
         path = tmp_path / f"{number}.npy"
         np.save(path, image[(None, slice(None), *tile.slices)])
         parts.append((tile, path))
-    mean, spread = blend.mosaic(parts, shape=(100, 75), overlap=8)
+    mean, spread = blend.mosaic(parts, shape=(100, 75), overlap=32)
     np.testing.assert_allclose(mean, image, rtol=1e-5)
     np.testing.assert_allclose(spread, 0, atol=1e-3)
 
@@ -44,3 +44,9 @@ def test_mosaic_of_a_scene_smaller_than_a_tile_and_spread_over_members(tmp_path)
     np.testing.assert_allclose(mean, 2000)
     np.testing.assert_allclose(spread, 1000)
     assert mean.shape == (4, 20, 17)
+
+
+def test_the_corners_of_a_scene_are_as_bright_as_the_rest(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((1, 4, 256, 256), 5000, np.uint16))
+    mean, _ = blend.mosaic([(grid.Tile(0, 0, 256, 256), tmp_path / "a.npy")], shape=(256, 256), overlap=128)
+    np.testing.assert_allclose(mean, 5000, rtol=1e-5)
