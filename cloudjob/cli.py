@@ -144,15 +144,32 @@ def _load(arguments) -> tuple:
 def _workspace(root: Path, arguments):
     from cloudjob.workspace import Workspace
 
-    return Workspace(root, say=_say, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
+    workspace = Workspace(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
+    workspace.say, workspace.progress = _say, _progress
+    return workspace
 
 
 def _module(stage: str):
     return importlib.import_module(f"cloudjob.stages.{stage}")
 
 
+_TERMINAL = sys.stderr.isatty()
+_CLEAR = "\r\x1b[K" if _TERMINAL else ""
+_shown = time.monotonic()
+
+
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{_CLEAR}{line}", file=sys.stderr, flush=True)
+
+
+def _progress(share: float, line: str) -> None:
+    """A live bar on a terminal; elsewhere one line every 30 seconds."""
+    global _shown
+    if _TERMINAL:
+        print(f"{_CLEAR}[{'#' * round(20 * share):20}] {line}"[:120], end="", file=sys.stderr, flush=True)
+    elif time.monotonic() - _shown > 30:
+        _shown = time.monotonic()
+        _say(line)
 
 
 def _first_rank() -> bool:
@@ -196,7 +213,7 @@ def _execute(stages: list[str], arguments, *, sweep: bool) -> int:
             workspace.sweep()
         write_text(workspace.config, configuration.dump(config))
     else:
-        workspace.say = lambda line: None
+        workspace.say = workspace.progress = lambda *line: None
     with _data_space(config, workspace, stages) as config:
         for stage in stages:
             summary = _module(stage).run(config, workspace)

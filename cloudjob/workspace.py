@@ -111,15 +111,15 @@ class Summary:
 
 
 class Workspace:
-    """File names below one run folder. `say` takes progress lines for people (standard error)."""
+    """The run folder. What people see goes through `say` (a line) and `progress` (share done, a line), which the
+    command line sets; `stop_requested` tells that this process should end in good order."""
 
-    def __init__(
-        self, root: Path, *, say: Callable[[str], None] = lambda line: None, only: list[str] = (), force=False
-    ):
+    def __init__(self, root: Path, *, only: list[str] = (), force: bool = False):
         self.root = Path(root)
-        self.say = say
         self.only = only  # names of the items to work on; all when empty
         self.force = force
+        self.say: Callable[[str], None] = lambda line: None
+        self.progress: Callable[[float, str], None] = lambda share, line: None
         self.stop_requested: Callable[[], bool] = lambda: False
 
     # --- names -------------------------------------------------------------------------------------------------
@@ -179,8 +179,12 @@ class Workspace:
         return [(self.record(item.stage, item.name) or {}).get("result") for item in items]
 
     def accepted_pairs(self) -> list[dict]:
-        """The pairs that the rule accepted and nobody rejected in the review, in the order of pairs.jsonl."""
+        """The pairs that the rule accepted and nobody rejected in the review, in the order of pairs.jsonl.
+
+        `number` counts the rule's pairs: it names the shard, and does not change when a person rejects another pair.
+        """
         rows = [row for row in self.rows(self.pairs, stage="pair") if row["accepted"]]
+        rows = [{**row, "number": number} for number, row in enumerate(rows)]
         if not self.decisions.exists():
             raise InputError(f"{self.decisions} is not there yet. Run: cloudjob review {self.root}")
         decided = {(row["pair"], row["version"]): row["decision"] for row in self.read_decisions()}
@@ -241,7 +245,7 @@ class Workspace:
         RejectedError is recorded as rejected and ItemError as failed (others go on); a full disk, and a request to
         stop, end the stage at once.
         """
-        summary, start, shown = Summary(stage), time.monotonic(), time.monotonic()
+        summary, start = Summary(stage), time.monotonic()
         items = self.wanted(items)
         for number, item in enumerate(items):
             if self.stop_requested():
@@ -263,9 +267,7 @@ class Workspace:
             else:
                 summary.done.append(item.name)
                 self._note(item, "done", begun, outputs=outputs, result=result)
-            if time.monotonic() - shown > 30 or os.isatty(2):
-                shown = time.monotonic()
-                self.say(f"{stage}: {number + 1} of {len(items)} ({item.name})")
+            self.progress((number + 1) / len(items), f"{stage}: {number + 1} of {len(items)} ({item.name})")
         summary.seconds = time.monotonic() - start
         return summary
 

@@ -39,7 +39,7 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
 
 def run(config: Config, workspace: Workspace) -> Summary:
     every = items(config, workspace)
-    workspace.require("infer", [item.name for item in every], reader=STAGE)
+    workspace.require("infer", [item.name for item in workspace.wanted(every)], reader=STAGE)
     pairs = {pair["cloudy"]: pair for pair in workspace.accepted_pairs()}
     summary = workspace.work(STAGE, every, lambda item: _score(config, workspace, pairs[item.name]))
     if summary.failed or any(workspace.why(item) for item in every):

@@ -16,8 +16,8 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
     shares = {"val_share": config.shard.val_share, "test_share": config.shard.test_share}
     splits = split_tiles([_tile(pair) for pair in pairs], seed=config.seed, **shares)
     found = []
-    for number, pair in enumerate(pairs):
-        place = {"split": splits[_tile(pair)], "number": number, "splits": splits}
+    for pair in pairs:
+        place = {"split": splits[_tile(pair)], "number": pair["number"], "splits": splits}
         products = [pair[key] for key in ("cloudy", "clear", "reference") if pair[key]]
         inputs = {name: workspace.output_digest("download", name) for name in products}
         found.append(Item(STAGE, pair["pair"], settings | place, inputs | {"pair": pair["version"]}))

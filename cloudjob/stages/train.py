@@ -278,10 +278,9 @@ class Meter:
         }
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
-        training.workspace.say(
-            f"train: {row['seen']} of {row['total']} samples, loss {row['loss']:.4f}, "
-            f"{row['samples_per_s']:.1f} samples/s"
-        )
+        done, speed = f"{row['seen']} of {row['total']} samples", f"{row['samples_per_s']:.1f} samples/s"
+        line = f"train: {done}, loss {row['loss']:.4f}, {speed}"
+        training.workspace.progress(row["seen"] / row["total"], line)
         self._restart()
 
 
