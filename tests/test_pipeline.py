@@ -229,6 +229,31 @@ def test_any_number_of_mpi_ranks_gives_the_same_bytes(run, copy, ranks):
             assert (run / file).read_bytes() == (copy / file).read_bytes()
 
 
+def test_two_ranks_stop_together_and_fail_together(copy):
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python: pip install mpich")
+    again_from(copy, "infer")
+    launcher = (mpiexec, "-n", "2")
+    command = [*map(str, launcher), *CLOUDJOB, "infer", str(copy), "--set", "infer.steps=100"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(copy.rglob(".work-*/tile-*.npy")), process)
+    (copy / "STOP").touch()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "finished tiles are kept" in said
+    (copy / "STOP").unlink()
+    band = next((copy / "scenes" / f"{last_product(copy)}.SAFE").rglob("*_B03_10m.jp2"))
+    band.write_bytes(bytes(len(band.read_bytes())))
+    done = call("infer", copy, "--set", "infer.steps=1", launcher=launcher)
+    clean_message(done, 4, band.name)
+
+
+def last_product(run: Path) -> str:
+    """The last cloudy product of the run."""
+    return json.loads(good("plan", run, "--json").stdout)["stages"][STAGES.index("infer")]["items"][-1]["item"]
+
+
 def test_two_ranks_train_the_same_weights_as_one(run, copy):
     import torch
 

@@ -1,6 +1,7 @@
 """Real Sentinel-2 pixels through every stage: GeoTIFFs become products, are served, trained on and restored."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -101,3 +102,16 @@ def test_no_data_stays_no_data(run):
     with rasterio.open(mosaic) as made:
         assert (made.read()[:, :128, :128] == 0).all()
         assert made.nodata == 0
+
+
+def test_the_nearest_date_is_shown_but_not_scored_against(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "nearest")
+    for stage in ("infer", "evaluate", "report"):
+        command = [sys.executable, "-m", "cloudjob", stage, str(copy), "--set", "infer.reference=nearest"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    summary = json.loads((copy / "evaluation" / "summary.json").read_text())
+    assert summary["scores"]["all"] == {}
+    assert summary["changed_clear_pixels"] == 0
+    report = (copy / "report" / "index.html").read_text()
+    assert report.count("data:image/png;base64,") == len(outputs(run))

@@ -3,10 +3,10 @@
 import math
 
 from cloudjob.config import Config
-from cloudjob.errors import RejectedError
 from cloudjob.workspace import Item, Summary, Workspace, write_bytes, write_json, write_jsonl
 
 STAGE = "evaluate"
+NO_TRUTH = "none, the clear date was shown to the model"
 PIXELS = ("cloud", "clear", "all")
 METHODS = {
     "ours": "restored by this run",
@@ -46,9 +46,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
         return summary
     splits = _splits(workspace)
     results = zip(every, workspace.results(every), strict=True)
-    rows = [
-        {"product": item.name, "split": splits[item.name], **row} for item, result in results for row in result or []
-    ]
+    rows = [{"product": item.name, "split": splits[item.name], **row} for item, result in results for row in result]
     write_jsonl(workspace.scores, rows)
     pooled = {split: _pool([row for row in rows if row["split"] == split]) for split in sorted(set(splits.values()))}
     headline = "test" if "test" in pooled else "train"
@@ -95,11 +93,7 @@ def _score(config: Config, workspace: Workspace, pair: dict):
         return radiometry.apply_match(bands, radiometry.match(bands, cloudy, (mask == 0) & (other_mask == 0)))
 
     truth_path = workspace.truth(pair["cloudy"])
-    if not truth_path.exists() and config.infer.reference == "nearest":
-        raise RejectedError(
-            "nothing independent to score against: the clear date was shown to the model; set "
-            "infer.reference to other, or look at the pictures"
-        )
+    kind = "ground" if truth_path.exists() else NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     cloudy, mask = load(pair["cloudy"])
     restored, _ = output.read_h5(workspace.output(pair["cloudy"], ".h5"))
     clear, clear_mask = load(pair["clear"])
@@ -107,7 +101,7 @@ def _score(config: Config, workspace: Workspace, pair: dict):
     if pair["reference"]:
         reference, reference_mask = load(pair["reference"])
         images["other_matched"] = matched(reference, reference_mask)
-    if truth_path.exists():
+    if kind == "ground":
         with rasterio.open(truth_path) as source:
             truth = source.read()
         images |= {"nearest_clear": clear, "nearest_matched": matched(clear, clear_mask)}
@@ -118,6 +112,8 @@ def _score(config: Config, workspace: Workspace, pair: dict):
             images |= {"nearest_clear": reference, "nearest_matched": images.pop("other_matched")}
 
     ground = radiometry.reflectance(truth)
+    if kind == NO_TRUTH:
+        ground[:] = np.nan  # what the model was shown is no judge of it
     where = {"cloud": np.isin(mask, (1, 2, 3)), "clear": mask == 0, "all": mask != 255}
     rows = []
     for method, image in images.items():
@@ -125,7 +121,7 @@ def _score(config: Config, workspace: Workspace, pair: dict):
         for pixels, score in metrics.scores(values, ground, where).items():
             rows.append({"method": method, "on": pixels} | {key: _finite(value) for key, value in score.items()})
     changed = int((restored != cloudy).any(0)[~where["cloud"]].sum())
-    rows[0] |= {"changed_clear_pixels": changed, "truth": "ground" if truth_path.exists() else "clear date"}
+    rows[0] |= {"changed_clear_pixels": changed, "truth": kind}
     picture = workspace.evaluation.parent / f"{pair['cloudy']}.png"
     step = -(-max(mask.shape) // 512)
     thin, gain = np.s_[:, ::step, ::step], config.infer.preview_gain

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cloudjob import __version__
 from cloudjob.config import Config
-from cloudjob.errors import CorruptFileError, InputError, InterruptedJob
+from cloudjob.errors import CloudjobError, CorruptFileError, DiskFullError, InputError, InterruptedJob, ItemError
 from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256
 
 STAGE = "infer"
@@ -44,45 +44,49 @@ def _checkpoint_digest(config: Config, workspace: Workspace) -> str:
 def run(config: Config, workspace: Workspace) -> Summary:
     from cloudjob.hpc import mpi
 
+    every = items(config, workspace)
+    if config.infer.checkpoint is None:
+        workspace.require("train", ["run"], reader=STAGE)
+    names = sorted({name for item in every for name in item.inputs if name != "checkpoint"})
+    workspace.require("download", names, reader=STAGE)
+    failure = None
     with mpi.world() as world:
-        every = items(config, workspace)
-        if config.infer.checkpoint is None:
-            workspace.require("train", ["run"], reader=STAGE)
-        names = sorted({name for item in every for name in item.inputs if name != "checkpoint"})
-        workspace.require("download", names, reader=STAGE)
-        if world.rank == 0 and not [i for i in workspace.wanted(every) if workspace.force or workspace.why(i)]:
-            world.bcast(None)  # nothing to do: torch is not even imported
-            return workspace.work(STAGE, every, None)
         if world.rank:
             return _serve(config, workspace, world)
-        model = None
-
-        def make(item: Item):
-            nonlocal model
-            model = model or _Model(config, workspace, world.rank)
-            work = workspace.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
-            try:
-                pair = _prepare(config, workspace, item, work)
-            except CorruptFileError as error:
-                workspace.set_aside(error.path)
-                raise
-            world.bcast(str(work))
-            answers = world.gather(_restore(config, workspace, model, work, world))
-            for rank, answer in enumerate(answers):
-                if answer == "stopped":
-                    raise InterruptedJob(
-                        f"infer: {item.name} stopped; finished tiles are kept, run the same command again"
-                    )
-                if answer:
-                    raise CorruptFileError(work, f"rank {rank}: {answer}")
-            outputs = _write(config, workspace, item, work, pair, model)
-            shutil.rmtree(work)
-            return outputs, None
-
-        summary = workspace.work(STAGE, every, make)
+        try:
+            summary = _lead(config, workspace, every, world)
+        except CloudjobError as error:
+            failure = error  # the other ranks wait for a name: send them home before it ends this one
         world.bcast(None)
-        summary.note = f"{world.size} rank{'s' if world.size > 1 else ''}"
-        return summary
+    if failure:
+        raise failure
+    summary.note = f"{world.size} rank{'s' if world.size > 1 else ''}"
+    return summary
+
+
+def _lead(config: Config, workspace: Workspace, every: list[Item], world) -> Summary:
+    """Rank 0: prepares each product, restores its share with the others, and writes the outputs."""
+    model = None
+
+    def make(item: Item):
+        nonlocal model
+        model = model or _Model(config, workspace, world.rank)  # not before there is something to do
+        work = workspace.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
+        try:
+            pair = _prepare(config, workspace, item, work)
+        except CorruptFileError as error:
+            workspace.set_aside(error.path)
+            raise
+        world.bcast(str(work))
+        for rank, answer in enumerate(world.gather(_share(config, workspace, model, work, world))):
+            if answer is not None:
+                kind, message = answer
+                raise _KINDS[kind](f"{item.name}, rank {rank}: {message}")
+        outputs = _write(config, workspace, item, work, pair, model)
+        shutil.rmtree(work)
+        return outputs, None
+
+    return workspace.work(STAGE, every, make)
 
 
 def _serve(config: Config, workspace: Workspace, world) -> Summary:
@@ -90,8 +94,21 @@ def _serve(config: Config, workspace: Workspace, world) -> Summary:
     model = None
     while (work := world.bcast(None)) is not None:
         model = model or _Model(config, workspace, world.rank)
-        world.gather(_restore(config, workspace, model, Path(work), world))
+        world.gather(_share(config, workspace, model, Path(work), world))
     return Summary(STAGE)
+
+
+_KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}
+
+
+def _share(config: Config, workspace: Workspace, model, work: Path, world) -> tuple[str, str] | None:
+    """Restores this rank's share. What goes wrong is an answer: an error would leave the others waiting for it."""
+    try:
+        _restore(config, workspace, model, work, world)
+    except CloudjobError as error:
+        kind = type(error).__name__
+        return (kind if kind in _KINDS else ItemError.__name__), str(error)
+    return None
 
 
 class _Model:
@@ -157,8 +174,8 @@ def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> di
     return pair
 
 
-def _restore(config: Config, workspace: Workspace, model: _Model, work: Path, world) -> str | None:
-    """Restores this rank's share of the tiles that have cloud. Answers None, "stopped", or what went wrong."""
+def _restore(config: Config, workspace: Workspace, model: _Model, work: Path, world) -> None:
+    """Every `size`-th of the tiles that have cloud, from this rank's number on; finished ones are kept."""
     import numpy as np
 
     mask = np.load(work / "mask.npy", mmap_mode="r")
@@ -169,11 +186,10 @@ def _restore(config: Config, workspace: Workspace, model: _Model, work: Path, wo
         if number % world.size != world.rank or target.exists():
             continue
         if workspace.stop_requested():
-            return "stopped"
+            raise InterruptedJob("stopped; finished tiles are kept, run the same command again")
         members = [_sample(config, model, tile, cloudy, mask, reference, m) for m in range(config.infer.members)]
         with atomic(target) as temporary:
             np.save(temporary, np.concatenate(members))
-    return None
 
 
 def _sample(config: Config, model: _Model, tile, cloudy, mask, reference, member: int):

@@ -48,7 +48,7 @@ def _page(config: Config, workspace: Workspace) -> str:
         f"<p>Scores on the split <b>{split}</b> ({held_out}), {scores['scenes'].get(split, 0)} scenes. "
         f"Clear pixels changed by the restoration: <b>{scores['changed_clear_pixels']}</b>.</p>",
         _scores(scores["scores"][split], scores["methods"]),
-        f"<p>{html.escape(scores['definitions'])}</p><h2>Scenes: cloudy, restored, truth</h2>",
+        f"<p>{html.escape(scores['definitions'])}</p><h2>Scenes: cloudy, restored, truth (or the clear date)</h2>",
         *_pictures(workspace, rows),
         "<h2>Training</h2>",
         _curve(read_jsonl(workspace.metrics) if workspace.metrics.exists() else []),
@@ -92,7 +92,7 @@ def _pictures(workspace: Workspace, rows: list[dict]) -> list[str]:
     out = []
     for row in chosen[:24]:
         data = base64.b64encode((workspace.evaluation.parent / f"{row['product']}.png").read_bytes()).decode()
-        psnr = "no cloud pixel with truth" if row["psnr"] is None else f"{row['psnr']:.2f} dB on cloud pixels"
+        psnr = "not scored" if row["psnr"] is None else f"{row['psnr']:.2f} dB on cloud pixels"
         out.append(
             f"<figure><img alt='cloudy, restored, truth' src='data:image/png;base64,{data}'>"
             f"<figcaption>{row['product']} ({row['split']}): {psnr}; truth: {row['truth']}</figcaption></figure>"
