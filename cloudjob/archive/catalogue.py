@@ -1,0 +1,419 @@
+"""What the SAFE folders of an archive say, as STAC items and OData rows, and which of them a query asks for.
+
+Shapes follow recorded answers of stac.dataspace.copernicus.eu and catalogue.dataspace.copernicus.eu.
+"""
+
+import ast
+import hashlib
+import operator
+import re
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
+
+import shapely
+from defusedxml.ElementTree import parse
+from shapely.geometry import Polygon, box, mapping, shape
+
+from cloudjob.sentinel2.product import Product, read_manifest
+
+COLLECTION = "sentinel-2-l2a"
+_COLOURS = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
+_STATISTICS = {
+    "nodata": "NODATA_PIXEL",
+    "saturated_defective": "SATURATED_DEFECTIVE_PIXEL",
+    "dark_area": "DARK_FEATURES",
+    **{name: name.upper() for name in ("cloud_shadow", "vegetation", "not_vegetated", "water", "unclassified")},
+    **{name: name.upper() for name in ("medium_proba_clouds", "high_proba_clouds", "thin_cirrus")},
+}
+_SCHEMAS = ("alternate-assets/v1.2", "eo/v2.0", "file/v2.1", "grid/v1.1", "projection/v2.0", "raster/v2.0", "view/v1.0")
+_CONFORMS = ("core", "item-search", "item-search#filter", "item-search#query", "item-search#sort")
+
+
+class Entry:
+    """One product of the archive, with what the catalogues say about it.
+
+    CorruptFileError where its XML files are not in order.
+    """
+
+    def __init__(self, folder: Path):
+        self.product = product = Product.open(folder)
+        self.name = product.name.name
+        self.id = str(uuid5(NAMESPACE_URL, f"{self.name}.SAFE"))
+        self.sensing = product.sensing_time
+        self.made = datetime.strptime(product.name.discriminator, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        self.size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        self.s3_path = f"eodata/Sentinel-2/MSI/L2A/{self.sensing:%Y/%m/%d}/{self.name}.SAFE"
+        positions = list(map(float, _text(folder / "MTD_MSIL2A.xml", "EXT_POS_LIST").split()))
+        self.outline = Polygon(zip(positions[1::2], positions[0::2], strict=True))  # longitude, latitude
+        files = read_manifest(folder / "manifest.safe")
+        self.digests = {file.path: (file.algorithm, file.digest) for file in files}  # by path below the folder
+        for path in ("manifest.safe", f"{self.name}-ql.jpg"):  # which the manifest does not list
+            self.digests[path] = "MD5", hashlib.md5((folder / path).read_bytes()).hexdigest()
+        self.tile_metadata = next(path for path in self.digests if path.endswith("MTD_TL.xml"))
+        self.sun_azimuth = float(_text(folder / self.tile_metadata, "AZIMUTH_ANGLE"))
+
+    def node_path(self, path: str) -> str:
+        """Path of the address of a file or folder; "" is the product's own folder."""
+        nodes = "".join(f"/Nodes({part})" for part in path.split("/") if part)
+        return f"/odata/v1/Products({self.id})/Nodes({self.name}.SAFE){nodes}"
+
+    @cached_property
+    def properties(self) -> dict:
+        """Of the STAC item; nothing is known of the viewing angles."""
+        name, percentages = self.product.name, self.product.percentages
+        orbit = int(re.search(r"_A(\d{6})_", self.product.files["SCL_20m"])[1])
+        sensed = f"{self.sensing:%Y%m%dT%H%M%S}"
+        datastrip = f"{name.satellite}_OPER_MSI_L2A_DS_2APS_{name.discriminator}_S{sensed}_N{name.baseline}"
+        made = ("created", "updated", "published", "processing:datetime", "eopf:origin_datetime")
+        return {
+            **dict.fromkeys(("datetime", "start_datetime", "end_datetime"), _stamp(self.sensing, 3)),
+            **dict.fromkeys(made, _stamp(self.made)),
+            "gsd": 10,
+            "platform": f"sentinel-{name.satellite[1:].lower()}",
+            "constellation": "sentinel-2",
+            "instruments": ["msi"],
+            "grid:code": f"MGRS-{name.tile}",
+            "statistics": {key: percentages[f"{element}_PERCENTAGE"] for key, element in _STATISTICS.items()},
+            "eo:cloud_cover": round(percentages["Cloud_Coverage_Assessment"], 2),
+            "eo:snow_cover": round(percentages["SNOW_ICE_PERCENTAGE"], 2),
+            "auth:schemes": {"s3": {"type": "s3"}, "oidc": {"type": "openIdConnect"}},
+            "storage:schemes": {"cdse-s3": {"requester_pays": False}, "creodias-s3": {"requester_pays": True}},
+            "product:type": "S2MSI2A",
+            "product:timeliness": "PT24H",
+            "product:timeliness_category": "NRT",
+            "processing:level": "L2",
+            "processing:version": self.product.baseline,
+            "processing:facility": "ESA",
+            "sat:orbit_state": "descending",
+            "sat:absolute_orbit": orbit,
+            "sat:relative_orbit": name.relative_orbit,
+            "sat:platform_international_designator": {"A": "2015-028A", "B": "2017-013A"}.get(name.satellite[2]),
+            **dict.fromkeys(("view:azimuth", "view:incidence_angle")),
+            "view:sun_azimuth": self.sun_azimuth,
+            "view:sun_elevation": self.product.sun_elevation,
+            "eopf:datatake_id": f"G{name.satellite}_{sensed}_{orbit:06d}_N{name.baseline}",
+            "eopf:datastrip_id": datastrip,
+            "eopf:instrument_mode": "INS-NOBS",
+        }
+
+    @cached_property
+    def attributes(self) -> dict[str, str | int | float | datetime]:
+        """Of the OData row."""
+        return {
+            "origin": "ESA",
+            "tileId": self.product.name.tile,
+            "cloudCover": self.product.percentages["Cloud_Coverage_Assessment"],
+            "datastripId": self.properties["eopf:datastrip_id"],
+            "orbitNumber": self.properties["sat:absolute_orbit"],
+            "processingDate": self.made,
+            "productGroupId": self.properties["eopf:datatake_id"],
+            "operationalMode": "INS-NOBS",
+            "processingLevel": "S2MSI2A",
+            "processorVersion": self.product.baseline,
+            "platformShortName": "SENTINEL-2",
+            "instrumentShortName": "MSI",
+            "relativeOrbitNumber": self.product.name.relative_orbit,
+            "platformSerialIdentifier": self.product.name.satellite[2],
+            "productType": "S2MSI2A",
+            "beginningDateTime": self.sensing,
+            "endingDateTime": self.sensing,
+        }
+
+    @cached_property
+    def queryables(self) -> dict:
+        """What STAC and OData search and sort by, under the names of both; times as datetime."""
+        return {
+            **self.properties,
+            **dict.fromkeys(("datetime", "start_datetime", "end_datetime"), self.sensing),
+            **dict.fromkeys(("ContentDate/Start", "ContentDate/End"), self.sensing),
+            **dict.fromkeys(("PublicationDate", "ModificationDate"), self.made),
+            "id": self.name,
+            "collection": COLLECTION,
+            "geometry": self.outline,
+            "Collection/Name": "SENTINEL-2",
+            "Name": f"{self.name}.SAFE",
+            "Online": "true",
+        }
+
+
+def _text(path: Path, name: str) -> str:
+    return next(element.text for element in parse(path).iter() if element.tag.rpartition("}")[2] == name)
+
+
+def _stamp(moment: datetime, digits: int = 6) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}"[: 20 + digits] + "Z"
+
+
+def _instant(text: str) -> datetime:
+    value = datetime.fromisoformat(text)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def stac_catalogue(base: str) -> dict:
+    """The landing page, GET /v1; `base` is the server's address."""
+    return {
+        "type": "Catalog",
+        "id": "cdse-stac",
+        "title": "Embedded archive",
+        "description": "Sentinel-2 Level-2A products made by cloudjob, searched as the Copernicus Data Space is.",
+        "stac_version": "1.0.0",
+        "conformsTo": [f"https://api.stacspec.org/v1.0.0/{part}" for part in _CONFORMS],
+        "links": [
+            *(link(rel, f"{base}/v1/") for rel in ("self", "root")),
+            link("search", f"{base}/v1/search", "application/geo+json") | {"method": "POST"},
+        ],
+        "stac_extensions": [],
+    }
+
+
+def stac_collection(entries: list[Entry], base: str) -> dict:
+    """The one collection; `entries` are in the order of time."""
+    bounds = [shapely.union_all([entry.outline for entry in entries]).bounds] if entries else []
+    times = [[_stamp(entries[0].sensing, 3), _stamp(entries[-1].sensing, 3)]] if entries else []
+    return {
+        "type": "Collection",
+        "id": COLLECTION,
+        "title": "Sentinel-2 Level-2A",
+        "description": "Surface reflectance of the embedded archive.",
+        "license": "proprietary",
+        "stac_version": "1.1.0",
+        "extent": {"spatial": {"bbox": bounds}, "temporal": {"interval": times}},
+        "links": [link("self", f"{base}/v1/collections/{COLLECTION}")],
+    }
+
+
+def stac_item(entry: Entry, base: str) -> dict:
+    """The STAC item of a product, with the members of the Data Space's own."""
+    collection = f"{base}/v1/collections/{COLLECTION}"
+    return {
+        "id": entry.name,
+        "bbox": [round(value, 6) for value in entry.outline.bounds],
+        "type": "Feature",
+        "links": [
+            *(link(rel, collection) for rel in ("collection", "parent")),
+            link("root", f"{base}/v1/"),
+            link("self", f"{collection}/items/{entry.name}", "application/geo+json"),
+        ],
+        "geometry": mapping(entry.outline),
+        "collection": COLLECTION,
+        "properties": entry.properties,
+        "assets": _assets(entry, base),
+        "stac_extensions": [f"https://stac-extensions.github.io/{name}.0/schema.json" for name in _SCHEMAS],
+        "stac_version": "1.1.0",
+    }
+
+
+def link(rel: str, href: str, media_type: str = "application/json") -> dict:
+    return {"rel": rel, "type": media_type, "href": href}
+
+
+def _assets(entry: Entry, base: str) -> dict:
+    """As the Data Space does it: masks are no assets, and the XML files' digests carry MD5's code whatever they are."""
+    product = entry.product
+    metadata = (
+        ("safe_manifest", "manifest.safe"),
+        ("granule_metadata", entry.tile_metadata),
+        ("product_metadata", "MTD_MSIL2A.xml"),
+    )
+    assets = {key: _asset(entry, base, path, "application/xml", "metadata") for key, path in metadata}
+    assets["thumbnail"] = _asset(entry, base, f"{entry.name}-ql.jpg", "image/jpeg", "thumbnail", "overview")
+    for key, path in product.files.items():
+        if key.startswith("MSK_"):
+            continue
+        metres = int(key[-3:-1])
+        rows, columns = (-(-length * 10 // metres) for length in product.shape)
+        left, top = product.transform.c, product.transform.f
+        assets[key] = _asset(entry, base, path, "image/jp2", "data") | {
+            "gsd": metres,
+            "nodata": 0,
+            "data_type": "uint16" if key[0] == "B" else "uint8",
+            "proj:code": product.crs,
+            "proj:shape": [rows, columns],
+            "proj:bbox": [left, top - metres * rows, left + metres * columns, top],
+            "proj:transform": [float(metres), 0.0, left, 0.0, -float(metres), top],
+        }
+        if key[:3] in _COLOURS:  # the offset is a constant there, true or not
+            band = {"name": key[:3], "eo:common_name": _COLOURS[key[:3]]}
+            assets[key] |= {"bands": [band], "raster:scale": 0.0001, "raster:offset": -0.1}
+    return assets
+
+
+def _asset(entry: Entry, base: str, path: str, media_type: str, *roles: str) -> dict:
+    file = entry.product.folder / path
+    algorithm, digest = entry.digests[path]
+    address = f"{base}{entry.node_path(path)}/$value"
+    code = "1620" if algorithm == "SHA3-256" and path.endswith(".jp2") else f"d501{len(digest) // 2:02x}"
+    return {
+        "href": f"s3://{entry.s3_path}/{path}",
+        "type": media_type,
+        "title": file.name,
+        "roles": roles,
+        "file:size": file.stat().st_size,
+        "file:checksum": code + digest,
+        "file:local_path": f"{entry.name}.SAFE/{path}",
+        "alternate:name": "S3",
+        "auth:refs": ["s3"],
+        "storage:refs": ["cdse-s3", "creodias-s3"],
+        "alternate": {"https": {"href": address, "alternate:name": "HTTPS", "auth:refs": ["oidc"], "storage:refs": []}},
+    }
+
+
+def odata_row(entry: Entry, base: str, expand: list[str]) -> dict:
+    """The row of a product; `expand` has "Attributes", "Assets", both or neither."""
+    row = {
+        "@odata.mediaContentType": "application/octet-stream",
+        "Id": entry.id,
+        "Name": f"{entry.name}.SAFE",
+        "ContentType": "application/octet-stream",
+        "ContentLength": entry.size,
+        **dict.fromkeys(("OriginDate", "PublicationDate", "ModificationDate"), _stamp(entry.made)),
+        "Online": True,
+        "EvictionDate": "9999-12-31T23:59:59.999999Z",
+        "S3Path": f"/{entry.s3_path}",
+        "Checksum": [],
+        "ContentDate": dict.fromkeys(("Start", "End"), _stamp(entry.sensing)),
+        "Footprint": f"geography'SRID=4326;{entry.outline.wkt}'",
+        "GeoFootprint": mapping(entry.outline),
+    }
+    if "Attributes" in expand:
+        row["Attributes"] = [_odata_attribute(name, value) for name, value in entry.attributes.items()]
+    if "Assets" in expand:
+        quicklook = uuid5(NAMESPACE_URL, f"{entry.name}-ql.jpg")
+        address = f"{base}/odata/v1/Assets({quicklook})/$value"
+        asset = {"Type": "QUICKLOOK", "Id": str(quicklook), "DownloadLink": address, "S3Path": f"/{entry.s3_path}"}
+        row["Assets"] = [asset]
+    return row
+
+
+def _odata_attribute(name: str, value: str | int | float | datetime) -> dict:
+    kind = {str: "String", int: "Integer", float: "Double", datetime: "DateTimeOffset"}[type(value)]
+    value = _stamp(value) if kind == "DateTimeOffset" else value
+    return {"@odata.type": f"#OData.CSC.{kind}Attribute", "Name": name, "Value": value, "ValueType": kind}
+
+
+_OPERATIONS = {
+    **dict.fromkeys(("=", "eq"), operator.eq),  # CQL2; OData, STAC's query extension
+    **dict.fromkeys(("<>", "ne", "neq"), operator.ne),
+    **dict.fromkeys(("<", "lt"), operator.lt),
+    **dict.fromkeys(("<=", "le", "lte"), operator.le),
+    **dict.fromkeys((">", "gt"), operator.gt),
+    **dict.fromkeys((">=", "ge", "gte"), operator.ge),
+    "in": lambda value, choice: value in choice,
+    "between": lambda value, low, high: low <= value <= high,
+    "s_intersects": shapely.intersects,
+    "contains": str.__contains__,
+    "startswith": str.startswith,
+    "endswith": str.endswith,
+    "and": lambda *terms: all(terms),
+    "or": lambda *terms: any(terms),
+    "not": operator.not_,
+}
+_DATES = "ContentDate/Start|ContentDate/End|PublicationDate|ModificationDate"
+_CLAUSE = re.compile(
+    r"OData\.CSC\.Intersects\(\s*area\s*=\s*geography'SRID=4326;(?P<area>[^']+)'\s*\)"
+    r"|(?P<test>contains|startswith|endswith)\(Name,\s*'(?P<text>[^']*)'\)"
+    r"|(?:Attributes/OData\.CSC\.\w+Attribute/any\(\s*(?P<any>\w+)\s*:\s*(?P=any)/Name eq '(?P<attribute>\w+)' and "
+    rf"(?P=any)/OData\.CSC\.\w+Attribute/Value|(?P<field>Collection/Name|Name|Online|{_DATES}))"
+    r" (?P<sign>eq|ne|lt|le|gt|ge) (?P<value>'[^']*'|[^\s)]+)(?(any)\s*\))"
+)
+
+
+def search_stac(entries: list[Entry], body: dict) -> list[Entry]:
+    """Those that the body of POST /v1/search asks for, in its order.
+
+    Here and in `search_odata` ValueError, KeyError, TypeError, AttributeError or ShapelyError where the query is not
+    understood.
+    """
+    query = _from_stac(body)
+    found = [entry for entry in entries if _value(entry, query)]
+    for rule in reversed(body.get("sortby") or [{"field": "datetime", "direction": "desc"}]):
+        field = rule["field"].removeprefix("properties.")
+        found.sort(key=lambda entry: entry.queryables[field], reverse=rule.get("direction") == "desc")
+    return found
+
+
+def search_odata(entries: list[Entry], text: str, order: str) -> list[Entry]:
+    """Those that an OData $filter ("" for all) asks for, in the order of an $orderby."""
+    match = re.fullmatch(rf"({_DATES})( asc| desc)?", order)
+    if not match:
+        raise ValueError(f"$orderby={order}: not sortable")
+    query = _from_odata(text) if text.strip() else True
+    found = [entry for entry in entries if _value(entry, query)]
+    return sorted(found, key=lambda entry: (entry.queryables[match[1]], entry.id), reverse=match[2] == " desc")
+
+
+def _from_stac(body: dict) -> dict:
+    times = body.get("datetime", "..").split("/")  # one instant, or an interval whose ends may be open
+    start, end = (None if time in ("", "..") else _instant(time) for time in (times[0], times[-1]))
+    rules = [
+        ("in", "collection", body.get("collections")),
+        ("in", "id", body.get("ids")),
+        ("s_intersects", "geometry", box(*body["bbox"]) if "bbox" in body else None),
+        ("s_intersects", "geometry", body.get("intersects")),
+        (">=", "datetime", start),
+        ("<=", "datetime", end),
+        *((name, field, value) for field, tests in body.get("query", {}).items() for name, value in tests.items()),
+    ]
+    terms = [{"op": name, "args": [{"property": field}, value]} for name, field, value in rules if value is not None]
+    return {"op": "and", "args": [*terms, body.get("filter", True)]}
+
+
+def _from_odata(text: str) -> dict:
+    """Each clause becomes a name; between the names stands what reads the same in Python."""
+    clauses: dict[str, dict] = {}
+
+    def name_of(match: re.Match) -> str:
+        name = f"clause{len(clauses)}"
+        clauses[name] = _clause(match)
+        return name
+
+    try:
+        tree = ast.parse(_CLAUSE.sub(name_of, text).strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"Invalid field or clause in $filter: {text}") from None
+    return _joined(tree, clauses)
+
+
+def _joined(node: ast.expr, clauses: dict[str, dict]) -> dict:
+    match node:
+        case ast.Name(id=name):
+            return clauses[name]
+        case ast.UnaryOp(op=ast.Not(), operand=inner):
+            return {"op": "not", "args": [_joined(inner, clauses)]}
+        case ast.BoolOp(op=word, values=parts):
+            return {"op": type(word).__name__.lower(), "args": [_joined(part, clauses) for part in parts]}
+    raise ValueError(f"Invalid clause in $filter: {ast.unparse(node)}")
+
+
+def _clause(match: re.Match) -> dict:
+    if match["area"]:
+        return {"op": "s_intersects", "args": [{"property": "geometry"}, shapely.from_wkt(match["area"])]}
+    if match["test"]:
+        return {"op": match["test"], "args": [{"property": "Name"}, match["text"]]}
+    field = {"property": match["field"]} if match["field"] else {"attribute": match["attribute"]}
+    return {"op": match["sign"], "args": [field, match["value"].strip("'")]}
+
+
+def _value(entry: Entry, term):
+    """Value of a CQL2-JSON expression (OGC 21-065, Basic CQL2 with between, in and s_intersects) for one product."""
+    if not isinstance(term, dict):
+        return term
+    if "property" in term:
+        return entry.queryables[term["property"]]
+    if "attribute" in term:
+        return entry.attributes.get(term["attribute"])
+    if "timestamp" in term:
+        return _instant(term["timestamp"])
+    if "type" in term:
+        return shape(term)
+    left, *right = (_value(entry, arg) for arg in term["args"])
+    if left is None:  # what a product does not have meets no condition
+        return False
+    right = [_read_as(type(left), value) if isinstance(value, str) else value for value in right]
+    return _OPERATIONS[term["op"]](left, *right)
+
+
+def _read_as(kind: type, text: str):
+    return _instant(text) if kind is datetime else kind(text)
