@@ -161,6 +161,16 @@ def test_splits_share_no_tile(run):
         assert index["split"]["tiles"][entry["pair"].split("_")[0]] == entry["split"]
 
 
+def test_members_leave_their_spread_beside_the_reflectance(copy):
+    name = products(copy)[0]
+    good("infer", copy, "--only", name, "--set", "infer.members=3")
+    with h5py.File(copy / "outputs" / name / f"{name}.h5") as file:
+        spread, flags = file["uncertainty"][:], file["reconstructed"][:]
+        assert file.attrs["members"] == 3
+    assert (spread[:, flags == 1] > 0).mean() > 0.9
+    assert (spread[:, flags == 0] == 0).all()
+
+
 # --- what it says ----------------------------------------------------------------------------------------------
 def test_again_there_is_nothing_to_do_wherever_the_folder_lies(copy):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("records/*/*.json")}

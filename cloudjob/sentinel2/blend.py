@@ -8,13 +8,15 @@ from scipy.ndimage import distance_transform_edt
 from cloudjob.sentinel2.grid import Tile, taper
 
 
-def mosaic(parts: list[tuple[Tile, Path]], *, shape: tuple[int, int], overlap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over members (4, H, W) float32 DN; 0 where no tile lies.
+def mosaic(
+    parts: list[tuple[Tile, Path]], *, shape: tuple[int, int], overlap: int, spread: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean and, if `spread`, standard deviation over members (4, H, W) float32 DN; 0 where no tile lies.
 
     `parts` are tiles with their .npy file (members, 4, size, size) uint16 DN. They are added in the order given, so
     the sum does not depend on who restored them. Weighted by a raised cosine over the overlap.
     """
-    sums = np.zeros((2, 4, *shape), np.float32)
+    sums = np.zeros((2 if spread else 1, 4, *shape), np.float32)
     weights = np.zeros(shape, np.float32)
     for tile, path in parts:
         members = np.load(path).astype(np.float32)
@@ -25,10 +27,10 @@ def mosaic(parts: list[tuple[Tile, Path]], *, shape: tuple[int, int], overlap: i
         weight = taper(tile.height, overlap)[:height, :width]
         inside = np.s_[tile.row : tile.row + height, tile.col : tile.col + width]
         weights[inside] += weight
-        for k, value in enumerate((members.mean(0), members.std(0))):
-            sums[k][:, *inside] += weight * value[:, :height, :width]
+        for total, value in zip(sums, (members.mean(0), members.std(0)), strict=False):
+            total[:, *inside] += weight * value[:, :height, :width]
     np.divide(sums, weights, out=sums, where=weights > 0)
-    return sums[0], sums[1]
+    return sums[0], sums[1] if spread else None
 
 
 def compose(
@@ -44,8 +46,10 @@ def compose(
     depth = distance_transform_edt(inside)
     outward = distance_transform_edt(~solid) if solid.any() else np.full(mask.shape, np.inf)
     alpha = np.where(solid, 1, depth / (depth + outward)).astype(np.float32)
-    blended = cloudy + alpha * (np.clip(restored, 1, 65535) - cloudy)
-    out = np.where(inside, np.clip(np.rint(blended), 1, 65535), cloudy).astype(np.uint16)
+    out = cloudy.copy()
+    for band, ground in zip(out, restored, strict=True):
+        blended = band + alpha * (np.clip(ground, 1, 65535) - band)
+        band[inside] = np.clip(np.rint(blended[inside]), 1, 65535)
     flags = np.where(inside, np.where(alpha >= 1, 1, 2), 0).astype(np.uint8)
     flags[mask == 255] = 255
     return out, flags

@@ -245,7 +245,8 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
 
     mask, cloudy = np.load(work / "mask.npy"), np.load(work / "cloudy.npy")
     parts = [(tile, work / f"tile-{tile.row:05d}-{tile.col:05d}.npy") for tile in _cloudy_tiles(config, mask)]
-    mean, spread = blend.mosaic(parts, shape=mask.shape, overlap=config.infer.overlap)
+    several = config.infer.members > 1
+    mean, spread = blend.mosaic(parts, shape=mask.shape, overlap=config.infer.overlap, spread=several)
     reflectance, reconstructed = blend.compose(cloudy, mean, mask=mask, core=np.load(work / "core.npy"))
     product = Product.open(workspace.safe(item.name))
     settings = config.infer
@@ -253,7 +254,7 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
         product=item.name,
         reflectance=reflectance,
         reconstructed=reconstructed,
-        uncertainty=np.where(reconstructed % 255 > 0, spread, 0).astype(np.uint16) if settings.members > 1 else None,
+        uncertainty=np.where(reconstructed % 255 > 0, np.rint(spread), 0).astype(np.uint16) if several else None,
         crs=product.crs,
         transform=product.transform,
         sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
