@@ -25,7 +25,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    temporary = folder / f".{path.name}.{os.getpid()}"
+    temporary = folder / f".tmp-{path.name}-{os.getpid()}"
     try:
         with temporary.open("wb") as file:
             torch.save(_canonical(state), file)
