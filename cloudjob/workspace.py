@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +21,14 @@ from pathlib import Path
 
 from cloudjob.errors import ConfigError, DiskFullError, InputError, InterruptedJob, ItemError, RejectedError
 
+HOST = socket.gethostname()
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path`; what is written there gets the final name whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    descriptor, name = tempfile.mkstemp(f"@{HOST}{path.suffix}", f".tmp-{os.getpid()}-", path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -306,9 +309,14 @@ class Workspace:
             os.replace(path, f"{path}.corrupt")
 
     def sweep(self) -> None:
-        """Removes temporary files that a killed process left behind. Only `run` calls it: no stage is at work then."""
-        for path in self.root.rglob(".tmp-*"):
-            path.unlink(missing_ok=True)
+        """Removes temporary files of processes of this machine that are no more; others may be at work elsewhere."""
+        for path in self.root.rglob(f".tmp-*@{HOST}*"):
+            try:
+                os.kill(int(path.name.split("-")[1]), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
+            except PermissionError:  # somebody else's living process
+                continue
 
 
 _NAMES = {

@@ -1,6 +1,9 @@
 """Records, atomic writes, and why an item would run again."""
 
 import errno
+import os
+import socket
+import subprocess
 
 import pytest
 
@@ -99,11 +102,18 @@ def test_atomic_leaves_whole_files_or_none(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
 
 
-def test_sweep_takes_only_what_a_kill_left_behind(workspace):
+def test_sweep_takes_only_what_a_killed_process_left_behind(workspace):
+    killed = subprocess.Popen(["sleep", "100"])
+    killed.kill()
+    killed.wait()
     write_text(workspace.scenes, "")
-    (workspace.root / ".tmp-123.h5").write_text("half")
+    here = socket.gethostname()
+    left = [f".tmp-{killed.pid}-a@{here}.h5", f".tmp-{killed.pid}-step-1.pt@{here}"]
+    kept = [f".tmp-{os.getpid()}-a@{here}.h5", f".tmp-{killed.pid}-a@elsewhere.h5", "scenes.jsonl"]
+    for name in left + kept:
+        (workspace.root / name).write_text("half")
     workspace.sweep()
-    assert [entry.name for entry in workspace.root.iterdir()] == ["scenes.jsonl"]
+    assert sorted(entry.name for entry in workspace.root.iterdir()) == sorted(kept)
 
 
 def test_decisions_written_by_hand_are_checked(workspace):

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import pickle
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    temporary = folder / f".tmp-{path.name}-{os.getpid()}"
+    temporary = folder / f".tmp-{os.getpid()}-{path.name}@{socket.gethostname()}"
     try:
         with temporary.open("wb") as file:
             torch.save(_canonical(state), file)
