@@ -254,7 +254,11 @@ class Workspace:
             if self.stop_requested():
                 raise InterruptedJob(f"{stage}: stopped before {item.name}; run the same command again")
             if not self.force and self.why(item) is None:
-                summary.skipped.append(item.name)
+                record = self.record(stage, item.name)
+                if record["status"] == "rejected":
+                    summary.rejected[item.name] = record["message"]
+                else:
+                    summary.skipped.append(item.name)
                 continue
             begun = time.monotonic()
             try:

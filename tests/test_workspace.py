@@ -60,6 +60,8 @@ def test_rejected_is_not_failed_is_not_skipped(workspace):
     assert workspace.why(item("a")) is None  # a rule's no stands until something changes
     assert workspace.why(item("b")) == "failed: broken"
     assert workspace.results([item("a")]) == [[1]]
+    again = workspace.work("shard", [item("a")], make)
+    assert (again.skipped, again.rejected) == ([], {"a": "too dark"})
     with pytest.raises(InputError, match="broken"):
         workspace.require("shard", ["a", "b"], reader="train")
     workspace.require("shard", ["a"], reader="train")

@@ -95,7 +95,7 @@ class Training:
             due = distributed.agree(time.monotonic() - saved > self.settings.checkpoint_s)
             if stop or due or self.seen >= self.total:
                 if self.world.rank == 0:
-                    path = checkpoint.save(self.workspace.checkpoints, self.seen, self._state())
+                    checkpoint.save(self.workspace.checkpoints, self.seen, self._state())
                     self._picture()
                 saved = time.monotonic()
                 distributed.barrier()
@@ -105,8 +105,6 @@ class Training:
                 )
         if self.world.rank:
             return None
-        if not checkpoint.saved(self.workspace.checkpoints):
-            path = checkpoint.save(self.workspace.checkpoints, self.seen, self._state())
         path = self.workspace.newest_checkpoint()
         return [path], {"checkpoint": path.name, "seen": self.seen, "triplets": len(self.shards)}
 
