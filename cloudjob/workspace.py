@@ -19,7 +19,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloudjob.errors import ConfigError, DiskFullError, InputError, InterruptedJob, ItemError, RejectedError
+from cloudjob.errors import (
+    ConfigError,
+    CorruptFileError,
+    DiskFullError,
+    InputError,
+    InterruptedJob,
+    ItemError,
+    RejectedError,
+)
 
 HOST = socket.gethostname()
 
@@ -269,8 +277,11 @@ class Workspace:
             except DiskFullError:
                 raise
             except ItemError as error:
-                summary.failed[item.name] = str(error)
-                self._note(item, "failed", begun, message=str(error))
+                message = str(error)
+                if isinstance(error, CorruptFileError) and self.set_aside(error.path):
+                    message += "; set aside as *.corrupt, the stage that makes it will do so again"
+                summary.failed[item.name] = message
+                self._note(item, "failed", begun, message=message)
             else:
                 summary.done.append(item.name)
                 self._note(item, "done", begun, outputs=outputs, result=result)
@@ -307,10 +318,14 @@ class Workspace:
             raise InputError(f"{self.checkpoints} holds no checkpoint. Run: cloudjob train {self.root}")
         return found[-1]
 
-    def set_aside(self, path: Path) -> None:
-        """Renames a broken file to `<name>.corrupt`: kept for a look, and missing for the stage that makes it."""
-        if Path(path).exists():
-            os.replace(path, f"{path}.corrupt")
+    def set_aside(self, path: Path) -> bool:
+        """Renames a broken file of this run to `<name>.corrupt`: kept for a look, missing for the stage that makes it.
+        False for a file that is not there, or not the run's own."""
+        path = Path(path)
+        if not path.is_file() or self.root.resolve() not in path.resolve().parents:
+            return False
+        os.replace(path, f"{path}.corrupt")
+        return True
 
     def sweep(self) -> None:
         """Removes temporary files of processes of this machine that are no more; others may be at work elsewhere."""

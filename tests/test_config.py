@@ -97,3 +97,9 @@ def test_raster_paths_are_meant_from_the_file(tmp_path):
     pair = "{tile: 39UWA, cloudy: a.tif, cloudy_date: 2024-03-01, clear: b.tif, clear_date: 2024-03-09}"
     loaded, _ = load(tmp_path, GOOD + f"archive:\n  rasters: [{pair}]\n")
     assert loaded.archive.rasters[0].cloudy == tmp_path / "a.tif"
+
+
+def test_presets_are_those_of_the_networks():
+    from cloudjob.diffusion import networks
+
+    assert set(config.PRESETS) == set(networks.PRESETS)  # named twice, as the configuration must load without torch

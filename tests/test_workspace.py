@@ -7,7 +7,15 @@ import subprocess
 
 import pytest
 
-from cloudjob.errors import ConfigError, DiskFullError, InputError, InterruptedJob, ItemError, RejectedError
+from cloudjob.errors import (
+    ConfigError,
+    CorruptFileError,
+    DiskFullError,
+    InputError,
+    InterruptedJob,
+    ItemError,
+    RejectedError,
+)
 from cloudjob.workspace import Item, Workspace, atomic, write_text
 
 
@@ -65,6 +73,20 @@ def test_rejected_is_not_failed_is_not_skipped(workspace):
     with pytest.raises(InputError, match="broken"):
         workspace.require("shard", ["a", "b"], reader="train")
     workspace.require("shard", ["a"], reader="train")
+
+
+def test_a_corrupt_file_of_the_run_is_set_aside_and_anothers_is_left(workspace, tmp_path_factory):
+    foreign = tmp_path_factory.mktemp("elsewhere") / "model.pt"
+    for path in (workspace.root / "band.jp2", foreign):
+        path.write_text("broken")
+
+        def make(item, path=path):
+            raise CorruptFileError(path, "cannot be decoded")
+
+        summary = workspace.work("shard", [item()], make)
+        assert f"{path}: cannot be decoded" in summary.failed["a"]
+        assert path.exists() == (path == foreign)
+    assert (workspace.root / "band.jp2.corrupt").read_text() == "broken"
 
 
 def test_only_and_force(workspace):

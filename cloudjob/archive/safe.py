@@ -213,6 +213,13 @@ def _write_jp2(path, pixels, crs, transform, *, resolution: int, block: int, bit
         image.write(pixels)
 
 
+def pool_20m(image: np.ndarray, how) -> np.ndarray:
+    """10 m to 20 m: `how` (np.mean, np.max, np.any) over 2 x 2 pixels; an odd last row or column counts twice."""
+    padded = np.pad(image, [(0, length % 2) for length in image.shape], mode="edge")
+    rows, columns = padded.shape
+    return how(padded.reshape(rows // 2, 2, columns // 2, 2), axis=(1, 3))
+
+
 def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
     """(rows, factor, columns, factor) view of an image, filled up with zeros at the south and east."""
     padded = np.pad(image, [(0, -length % factor) for length in image.shape])

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 from scipy import fft, ndimage
 
-from cloudjob.archive.safe import sun_position, tile_centre
+from cloudjob.archive.safe import pool_20m, sun_position, tile_centre
 from cloudjob.sentinel2.radiometry import digital_number
 
 # Reflectance in B04, B03, B02, B08 (factors on the brightness for snow and ice).
@@ -57,12 +57,12 @@ def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) ->
         light = sky.seen(light, band)
         sensor = noise.rng(f"sensor {band}").standard_normal(light.shape, np.float32)
         bands[band] = digital_number(light + sensor * (NOISE * (0.6 + 0.8 * light)))
-    snow = _pool(1 - np.maximum(ground.tundra, ground.water), np.mean)
-    opacity = _pool(np.maximum(sky.thick, sky.cirrus), np.mean)
+    snow = pool_20m(1 - np.maximum(ground.tundra, ground.water), np.mean)
+    opacity = pool_20m(np.maximum(sky.thick, sky.cirrus), np.mean)
     return Acquisition(
         bands=bands,
         truth=truth,
-        scl=_scene_classification(sky, snow, _pool(ground.water, np.mean)),
+        scl=_scene_classification(sky, snow, pool_20m(ground.water, np.mean)),
         cloud_probability=np.rint(100 * opacity**0.6).astype(np.uint8),
         snow_probability=np.rint(100 * snow * (1 - opacity)).astype(np.uint8),
     )
@@ -297,7 +297,7 @@ def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float) -> _Sky:
     share = rng.uniform(0.08, 0.3)  # of the cloud that is cirrus alone
     everywhere = np.ones([-(-noise.size // 2)] * 2, bool)
     thick = _opacity(layer, rng.uniform(2.0, 4.0), cloud * (1 - share), everywhere)
-    free = _pool(thick, np.max) <= VISIBLE
+    free = pool_20m(thick, np.max) <= VISIBLE
     veil = noise.field("cirrus", 160, slope=2.8, stretch=4, angle=rng.uniform(0, math.pi), shortest=4)
     cirrus = 0.5 * _opacity(veil, 0.8, (cloud - (~free).mean()) / max(free.mean(), 1e-9), free, 0.5)
     # A low sun throws shadows kilometres far; 35 pixels at most here, so that small scenes hold cloud and shadow.
@@ -311,7 +311,7 @@ def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float) -> _Sky:
 
 def _opacity(field: np.ndarray, density: float, fraction: float, among: np.ndarray, weight: float = 1) -> np.ndarray:
     """1 - exp(-density * excess) above the level that makes `fraction` of the 20 m pixels `among` visible cloud."""
-    level = np.quantile(_pool(field, np.max)[among], 1 - np.clip(fraction, 0, 1)) if among.any() else field.max()
+    level = np.quantile(pool_20m(field, np.max)[among], 1 - np.clip(fraction, 0, 1)) if among.any() else field.max()
     level = float(level) + math.log(1 - VISIBLE / weight) / density
     return -np.expm1(-density * np.clip(field - level, 0, None))
 
@@ -321,15 +321,8 @@ def _scene_classification(sky: _Sky, snow: np.ndarray, water: np.ndarray) -> np.
     scl = np.where(snow > 0.4, 11, 5)
     scl[water > 0.3] = 2
     scl[water > 0.6] = 6
-    scl[_pool(sky.shadow, np.max) > VISIBLE] = 3
-    scl[_pool(sky.cirrus, np.max) > VISIBLE] = 10
-    scl[_pool(sky.thick, np.max) > VISIBLE] = 8
-    scl[_pool(sky.thick, np.mean) > 0.6] = 9
+    scl[pool_20m(sky.shadow, np.max) > VISIBLE] = 3
+    scl[pool_20m(sky.cirrus, np.max) > VISIBLE] = 10
+    scl[pool_20m(sky.thick, np.max) > VISIBLE] = 8
+    scl[pool_20m(sky.thick, np.mean) > 0.6] = 9
     return scl.astype(np.uint8)
-
-
-def _pool(image: np.ndarray, how) -> np.ndarray:
-    """10 m to 20 m: `how` (np.mean, np.max) over 2 x 2 pixels; an odd last row or column counts twice."""
-    padded = np.pad(image, [(0, n % 2) for n in image.shape], mode="edge")
-    rows, cols = padded.shape
-    return how(padded.reshape(rows // 2, 2, cols // 2, 2), axis=(1, 3))

@@ -18,10 +18,10 @@ _DATA_SPACE = ".dataspace.copernicus.eu"
 class Endpoints:
     """Base addresses of the four services, without a slash at the end."""
 
-    stac: str = "https://stac.dataspace.copernicus.eu/v1"
-    catalogue: str = "https://catalogue.dataspace.copernicus.eu/odata/v1"
-    download: str = "https://download.dataspace.copernicus.eu/odata/v1"
-    token: str = "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
+    stac: str
+    catalogue: str
+    download: str
+    token: str
 
 
 class _Retry(Retry):

@@ -111,7 +111,5 @@ class ShardSet:
             sample = {name: file[name][row] for name in ("cloudy", "clear", "mask")}
             sample["reference"] = file["reference"][row] if "reference" in file else np.zeros_like(sample["cloudy"])
         except (OSError, KeyError, ValueError) as error:
-            raise CorruptFileError(
-                path, f"triplet {row} cannot be read ({error}); remove the file and run shard again"
-            ) from error
+            raise CorruptFileError(path, f"triplet {row} cannot be read ({error})") from error
         return sample

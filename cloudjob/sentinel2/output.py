@@ -205,4 +205,4 @@ def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with h5py.File(path, "r") as file:
             return file["reflectance"][...], file["reconstructed"][...]
     except (OSError, KeyError) as error:
-        raise CorruptFileError(path, f"cannot be read ({error}); remove it and run infer again") from error
+        raise CorruptFileError(path, f"cannot be read ({error})") from error

@@ -79,37 +79,30 @@ def _score(config: Config, workspace: Workspace, pair: dict):
     import rasterio
 
     from cloudjob.diffusion import metrics
-    from cloudjob.sentinel2 import masks, output, radiometry, render
-    from cloudjob.sentinel2.product import Product, read_bands, read_scl
+    from cloudjob.sentinel2 import output, radiometry, render
+    from cloudjob.sentinel2.product import Product
+    from cloudjob.sentinel2.scene import Scene
 
-    def load(name):
-        product = Product.open(workspace.safe(name))
-        bands, scl = read_bands(product), read_scl(product)
-        mask = masks.from_scl(scl, shape=bands.shape[1:], dilate_px=round(config.masks.dilate_m / 10))
-        mask[(bands == 0).any(0)] = masks.NO_DATA
-        return bands, mask
-
-    def matched(bands, other_mask):
-        return radiometry.apply_match(bands, radiometry.match(bands, cloudy, (mask == 0) & (other_mask == 0)))
+    def load(role: str) -> Scene:
+        return Scene.open(Product.open(workspace.safe(pair[role])), dilate_m=config.masks.dilate_m)
 
     truth_path = workspace.truth(pair["cloudy"])
     kind = "ground" if truth_path.exists() else NO_TRUTH if config.infer.reference == "nearest" else "clear date"
-    cloudy, mask = load(pair["cloudy"])
+    scene, clear = load("cloudy"), load("clear")
+    cloudy, mask = scene.bands, scene.mask
     restored, _ = output.read_h5(workspace.output(pair["cloudy"], ".h5"))
-    clear, clear_mask = load(pair["clear"])
     images = {"ours": restored, "cloudy": cloudy, "mean_fill": _mean_fill(cloudy, mask)}
     if pair["reference"]:
-        reference, reference_mask = load(pair["reference"])
-        images["other_matched"] = matched(reference, reference_mask)
+        other = load("reference")
+        images["other_matched"] = scene.matched(other)
     if kind == "ground":
         with rasterio.open(truth_path) as source:
             truth = source.read()
-        images |= {"nearest_clear": clear, "nearest_matched": matched(clear, clear_mask)}
+        images |= {"nearest_clear": clear.bands, "nearest_matched": scene.matched(clear)}
     else:
-        truth = matched(clear, clear_mask)
-        truth[:, clear_mask != 0] = 0
+        truth = clear.clear_only(scene.matched(clear))
         if pair["reference"]:
-            images |= {"nearest_clear": reference, "nearest_matched": images.pop("other_matched")}
+            images |= {"nearest_clear": other.bands, "nearest_matched": images.pop("other_matched")}
 
     ground = radiometry.reflectance(truth)
     if kind == NO_TRUTH:

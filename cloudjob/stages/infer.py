@@ -5,6 +5,7 @@ a hidden folder beside the outputs, which is also what a killed job goes on from
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from cloudjob import __version__
@@ -72,11 +73,7 @@ def _lead(config: Config, workspace: Workspace, every: list[Item], world) -> Sum
         nonlocal model
         model = model or _Model(config, workspace, world.rank)  # not before there is something to do
         work = workspace.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
-        try:
-            pair = _prepare(config, workspace, item, work)
-        except CorruptFileError as error:
-            workspace.set_aside(error.path)
-            raise
+        pair = _prepare(config, workspace, item, work)
         world.bcast(str(work))
         for rank, answer in enumerate(world.gather(_share(config, workspace, model, work, world))):
             if answer is not None:
@@ -141,34 +138,28 @@ class _Model:
 
 
 def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> dict:
-    """Decodes bands and masks once, and leaves them as .npy for all ranks: cloudy, reference, mask, edge."""
+    """Decodes bands and masks once, and leaves them as .npy for all ranks: cloudy, core, reference, mask."""
     import numpy as np
 
-    from cloudjob.sentinel2 import masks, radiometry
-    from cloudjob.sentinel2.product import Product, read_bands, read_scl
+    from cloudjob.sentinel2.product import Product
+    from cloudjob.sentinel2.scene import Scene
+
+    def load(name: str) -> Scene:
+        return Scene.open(Product.open(workspace.safe(name)), dilate_m=config.masks.dilate_m)
 
     pair = next(pair for pair in workspace.accepted_pairs() if pair["cloudy"] == item.name)
     if (work / "mask.npy").exists():  # the last one to be written
         return pair
     for old in work.parent.glob(".work-*"):
         shutil.rmtree(old)
-    dilate_px = round(config.masks.dilate_m / 10)
-    product = Product.open(workspace.safe(item.name))
-    cloudy, scl = read_bands(product), read_scl(product)
-    shape = cloudy.shape[1:]
-    mask = masks.from_scl(scl, shape=shape, dilate_px=dilate_px)
-    mask[(cloudy == 0).any(0)] = masks.NO_DATA
-    arrays = {"cloudy": cloudy, "core": masks.from_scl(scl, shape=shape)}
+    cloudy = load(item.name)
+    arrays = {"cloudy": cloudy.bands, "core": cloudy.core}
     for name in _references(config, pair):
-        other = Product.open(workspace.safe(name))
-        bands = read_bands(other)
-        other_mask = masks.from_scl(read_scl(other), shape=shape, dilate_px=dilate_px)
-        usable = (mask == 0) & (other_mask == 0) & (bands > 0).all(0)
-        bands = radiometry.apply_match(bands, radiometry.match(bands, cloudy, usable))
-        bands[:, other_mask > 0] = 0
+        other = load(name)
+        bands = other.clear_only(cloudy.matched(other))
         first = arrays.setdefault("reference", bands)
         first[first == 0] = bands[first == 0]  # where the nearer date has clouds of its own
-    for name, array in [*arrays.items(), ("mask", mask)]:
+    for name, array in [*arrays.items(), ("mask", cloudy.mask)]:
         with atomic(work / f"{name}.npy") as temporary:
             np.save(temporary, array)
     return pair
@@ -182,7 +173,7 @@ def _restore(config: Config, workspace: Workspace, model: _Model, work: Path, wo
     cloudy = np.load(work / "cloudy.npy", mmap_mode="r")
     reference = np.load(work / "reference.npy", mmap_mode="r") if (work / "reference.npy").exists() else None
     for number, tile in enumerate(_cloudy_tiles(config, mask)):
-        target = work / f"tile-{tile.row:05d}-{tile.col:05d}.npy"
+        target = _tile_file(work, tile)
         if number % world.size != world.rank or target.exists():
             continue
         if workspace.stop_requested():
@@ -236,6 +227,10 @@ def _cloudy_tiles(config: Config, mask) -> list:
     return [tile for tile in every if np.isin(mask[tile.slices], (1, 2, 3)).any()]
 
 
+def _tile_file(work: Path, tile) -> Path:
+    return work / f"tile-{tile.row:05d}-{tile.col:05d}.npy"
+
+
 def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: dict, model: _Model) -> list[Path]:
     """Blends the tiles, puts them into the dilated mask alone, and writes the four files."""
     import numpy as np
@@ -244,7 +239,7 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
     from cloudjob.sentinel2.product import Product
 
     mask, cloudy = np.load(work / "mask.npy"), np.load(work / "cloudy.npy")
-    parts = [(tile, work / f"tile-{tile.row:05d}-{tile.col:05d}.npy") for tile in _cloudy_tiles(config, mask)]
+    parts = [(tile, _tile_file(work, tile)) for tile in _cloudy_tiles(config, mask)]
     several = config.infer.members > 1
     mean, spread = blend.mosaic(parts, shape=mask.shape, overlap=config.infer.overlap, spread=several)
     reflectance, reconstructed = blend.compose(cloudy, mean, mask=mask, core=np.load(work / "core.npy"))
@@ -273,7 +268,7 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
     for key, write in (
         ("h5", output.write_h5),
         ("tif", output.write_cog),
-        ("png", _png(settings.preview_gain)),
+        ("png", partial(output.write_png, gain=settings.preview_gain)),
     ):
         files[key] = workspace.output(item.name, f".{key}")
         with atomic(files[key]) as temporary:
@@ -281,9 +276,3 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
     with atomic(workspace.output(item.name, ".json")) as temporary:
         output.write_item(temporary, scene, files)
     return [*files.values(), workspace.output(item.name, ".json")]
-
-
-def _png(gain: float):
-    from cloudjob.sentinel2 import output
-
-    return lambda path, scene: output.write_png(path, scene, gain=gain)

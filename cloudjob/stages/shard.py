@@ -2,7 +2,7 @@
 
 from cloudjob import __version__
 from cloudjob.config import Config
-from cloudjob.errors import ConfigError, CorruptFileError, RejectedError
+from cloudjob.errors import ConfigError, RejectedError
 from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, write_json
 
 STAGE = "shard"
@@ -33,14 +33,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
     pairs = {pair["pair"]: pair for pair in workspace.accepted_pairs()}
     workspace.require("download", sorted({n for item in every for n in item.inputs if n != "pair"}), reader=STAGE)
 
-    def make(item: Item):
-        try:
-            return _cut(config, workspace, item, pairs[item.name])
-        except CorruptFileError as error:
-            workspace.set_aside(error.path)
-            raise CorruptFileError(error.path, f"{error}; set aside, run download again to fetch it anew") from error
-
-    summary = workspace.work(STAGE, every, make)
+    summary = workspace.work(STAGE, every, lambda item: _cut(config, workspace, item, pairs[item.name]))
     if summary.failed or any(workspace.why(item) for item in every):
         return summary
     counts = _write_index(config, workspace, every)
@@ -52,31 +45,28 @@ def _cut(config: Config, workspace: Workspace, item: Item, pair: dict):
     import numpy as np
 
     from cloudjob.patches import shards, windows
-    from cloudjob.sentinel2 import masks, radiometry
-    from cloudjob.sentinel2.product import Product, read_bands, read_scl
+    from cloudjob.sentinel2 import radiometry
+    from cloudjob.sentinel2.product import Product
+    from cloudjob.sentinel2.scene import Scene
 
     settings = config.shard
     roles = [role for role in ("cloudy", "clear", "reference") if pair[role]]
     products = {role: Product.open(workspace.safe(pair[role])) for role in roles}
-    bands = {role: read_bands(product) for role, product in products.items()}
-    shape = bands["cloudy"].shape[1:]
-    scl = {role: read_scl(product) for role, product in products.items()}
-    plain = {role: masks.from_scl(scl[role], shape=shape) for role in roles}
-    grown = {
-        role: masks.from_scl(scl[role], shape=shape, dilate_px=round(config.masks.dilate_m / 10)) for role in roles
-    }
+    height, width = products["cloudy"].shape
+    if min(height, width) < settings.window:
+        raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {settings.window}")
+    scenes = {role: Scene.open(product, dilate_m=config.masks.dilate_m) for role, product in products.items()}
+    cloudy = scenes["cloudy"]
 
     found = windows.select(
-        plain["cloudy"],
-        plain["clear"],
-        (bands["cloudy"] > 0).all(0) & (bands["clear"] > 0).all(0),
+        cloudy.core,
+        scenes["clear"].core,
+        (cloudy.bands > 0).all(0) & (scenes["clear"].bands > 0).all(0),
         window=settings.window,
         stride=settings.stride,
         cloud=settings.cloud,
         target_max_cloud=settings.target_max_cloud,
     )
-    if min(shape) < settings.window:
-        raise RejectedError(f"the scene has {shape[0]} x {shape[1]} pixels, less than a window of {settings.window}")
     taken = _ground_of_other_splits(workspace, item, products["cloudy"].crs)
     kept = windows.off_ground(found, window=settings.window, transform=products["cloudy"].transform, taken=taken)
     if not kept:
@@ -85,21 +75,20 @@ def _cut(config: Config, workspace: Workspace, item: Item, pair: dict):
         )
         raise RejectedError(f"no window is usable: {where}")
 
-    lines = {}
-    for role in roles[1:]:
-        if settings.match_radiometry:
-            usable = (grown["cloudy"] == 0) & (grown[role] == 0)
-            usable &= (bands["cloudy"] > 0).all(0) & (bands[role] > 0).all(0)
-            lines[role] = radiometry.match(bands[role], bands["cloudy"], usable)
-            bands[role] = radiometry.apply_match(bands[role], lines[role])
+    images, lines = {role: scene.bands for role, scene in scenes.items()}, {}
+    for role in roles[1:] if settings.match_radiometry else ():
+        lines[role] = cloudy.match(scenes[role])
+        images[role] = radiometry.apply_match(images[role], lines[role])
     if pair["reference"]:
-        bands["reference"][:, grown["reference"] > 0] = 0
+        images["reference"] = scenes["reference"].clear_only(images["reference"])
 
     def triplets():
         for row, col, fraction in kept:
             cut = np.s_[..., row : row + settings.window, col : col + settings.window]
-            images = [bands[role][cut] if role in bands else None for role in ("cloudy", "clear", "reference")]
-            yield shards.Triplet(images[0], images[1], grown["cloudy"][cut], images[2], row, col, fraction)
+            cuts = {role: image[cut] for role, image in images.items()}
+            yield shards.Triplet(
+                cuts["cloudy"], cuts["clear"], cloudy.mask[cut], cuts.get("reference"), row, col, fraction
+            )
 
     facts = {
         "pair": pair["pair"],

@@ -87,6 +87,7 @@ def test_search_and_fetch(archive, session, tmp_path):
 
 def test_refused_credentials(archive, session):
     _, _, url = archive
-    endpoints = Endpoints(token=f"{url}/auth/realms/CDSE/protocol/openid-connect/token")
+    token = f"{url}/auth/realms/CDSE/protocol/openid-connect/token"
+    endpoints = Endpoints(stac="", catalogue="", download="", token=token)
     with pytest.raises(ConfigError, match=r"credentials refused .* HTTP 401 invalid_grant"):
         TokenSource(endpoints, session, "", "").bearer()

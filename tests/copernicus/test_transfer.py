@@ -6,6 +6,7 @@ import random
 import pytest
 from scripted_server import Answer, ranged
 
+from cloudjob.config import CopernicusConfig
 from cloudjob.copernicus import transfer
 from cloudjob.copernicus.session import Endpoints
 from cloudjob.copernicus.token import TokenSource
@@ -42,8 +43,9 @@ def ranges(server) -> list[str | None]:
 def test_addresses_are_those_of_the_data_space():
     granule = "GRANULE/L2A_T32TNT_A017394_20200705T101917"
     nodes = f"https://download.dataspace.copernicus.eu/odata/v1/Products({ITEM[0]})/Nodes({ITEM[1]}.SAFE)"
-    assert node_url(Endpoints(), *ITEM) == nodes
-    assert file_url(Endpoints(), *ITEM, f"{granule}/MTD_TL.xml") == (
+    real = Endpoints(**CopernicusConfig().urls())
+    assert node_url(real, *ITEM) == nodes
+    assert file_url(real, *ITEM, f"{granule}/MTD_TL.xml") == (
         f"{nodes}/Nodes(GRANULE)/Nodes(L2A_T32TNT_A017394_20200705T101917)/Nodes(MTD_TL.xml)/$value"
     )
 
