@@ -26,6 +26,7 @@ class _Loader(yaml.CSafeLoader):
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Section(BaseModel):
@@ -129,20 +130,50 @@ class SearchConfig(Section):
 
 
 class MasksConfig(Section):
-    dilate_m: Annotated[float, Field(ge=0, le=1000)] = Field(
-        50, description="growth of cloud, shadow and cirrus, metres"
+    """How pixels become clear, cloud, cloud shadow, thin cirrus, unknown or no data. Radii are metres."""
+
+    source: Literal["scl", "raster"] = Field(
+        "scl", description="ESA's scene classification, or a raster of your own for each product"
     )
+    folder: Path | None = Field(None, description="with source raster: holds <product>.tif at 10 or 20 m")
+    values: dict[Literal["cloud", "shadow", "cirrus", "unknown", "no_data"], list[Byte]] = Field(
+        {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]},
+        description="with source raster: which of its values mean what; all others are clear",
+    )
+    cloud_probability: Percent = Field(20, description="from here on what the classification calls clear is unknown")
+    snow_probability: Percent = Field(80, description="from here on medium cloud and cirrus may be snow: unknown")
+    snow_ndsi: float = Field(0.5, description="snow index of B03 and B11 above which bright ground is snow")
+    snow_b11: Fraction = Field(0.15, description="reflectance in B11 below which bright ground is snow")
+    cloud_b11: Fraction = Field(0.20, description="reflectance in B11 above which bright snow is cloud")
+    brighter: Fraction = Field(
+        0.04, description="reflectance in B02 by which a clear pixel may exceed the other date; 1: no second opinion"
+    )
+    cloud_m: Annotated[float, Field(ge=0, le=2000)] = Field(100, description="growth of cloud")
+    shadow_m: Annotated[float, Field(ge=0, le=2000)] = Field(50, description="growth of cloud shadow")
+    cirrus_m: Annotated[float, Field(ge=0, le=2000)] = Field(20, description="growth of thin cirrus")
+
+    @model_validator(mode="after")
+    def _folder(self):
+        if (self.source == "raster") != (self.folder is not None):
+            raise ValueError("source raster and folder belong together: set both or neither")
+        return self
 
 
 class PairConfig(Section):
-    """Rules for a cloudy product and a clear one of the same tile; cloud fractions are those of the masks."""
+    """Rules for a cloudy product and a clear one of the same tile; fractions are of the masks, over the overlap."""
 
     max_days: Count = 30
+    reference_max_days: Count = Field(60, description="the same for the third image, another clear date")
+    other_orbit_days: float = Field(3, ge=0, description="a date of another relative orbit counts as so much farther")
     min_overlap: Fraction = Field(0.5, description="jointly valid area over the smaller valid area")
     clear_max_cloud: Fraction = Field(0.05, description="cloud, shadow and cirrus of the clear product")
+    clear_max_unknown: Fraction = Field(
+        0.10, description="pixels of the clear product that its masks or the other date call doubtful"
+    )
     cloudy_range: tuple[Fraction, Fraction] = Field((0.01, 0.9), description="cloud and cirrus of the cloudy product")
     max_sun_difference: float = Field(15, description="degrees of sun elevation")
     min_sun_elevation: float = Field(5, description="degrees, on both dates")
+    max_snow_difference: Fraction = Field(0.4, description="difference of snow cover on jointly clear pixels")
 
     _range = field_validator("cloudy_range")(lambda pair: _ascending(pair, "the lower cloud fraction"))
 
@@ -153,14 +184,50 @@ class ReviewConfig(Section):
     )
 
 
+class SplitConfig(Section):
+    """What trains, validates and tests. Splits never share ground or an acquisition."""
+
+    by: Literal["tile", "fold", "pair"] = Field(
+        "tile", description="shares of tiles; one of `folds` groups of tiles; or one pair held out"
+    )
+    val_share: Fraction = 0.15
+    test_share: Fraction = 0.15
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold that is tested on; the next one validates")
+    held_out: str | None = Field(None, description="by pair: the pair that is tested on")
+
+    @model_validator(mode="after")
+    def _chosen(self):
+        if self.fold >= self.folds:
+            raise ValueError(f"fold = {self.fold}: there are the folds 0 to {self.folds - 1}")
+        if (self.by == "pair") != (self.held_out is not None):
+            raise ValueError("by pair and held_out belong together: set both or neither")
+        return self
+
+
 class ShardConfig(Section):
+    preset: Literal["notebook-2025"] | None = Field(
+        None, description="notebook-2025: its selection (cloud 5-30 %, nothing else asked) and masks, whatever is below"
+    )
     window: Annotated[int, Field(ge=32, multiple_of=8)] = 256
     stride: Count = 64
     cloud: tuple[Fraction, Fraction] = Field((0.05, 0.30), description="cloud and cirrus in a window")
-    target_max_cloud: Fraction = Field(0.01, description="cloud, shadow and cirrus of the clear date in a window")
-    match_radiometry: bool = Field(True, description="bring the clear dates to the light of the cloudy one")
-    val_share: Fraction = 0.15
-    test_share: Fraction = 0.15
+    target_max_cloud: Fraction = Field(
+        0.01, description="cloud, shadow, cirrus and unknown of the clear date in a window"
+    )
+    max_no_data: Fraction = Field(0.0, description="pixels of a window without data on either date")
+    min_correlation: float | None = Field(
+        0.5, ge=-1, le=1, description="of both dates on the jointly clear pixels of a window; null: not asked"
+    )
+    balance: int = Field(0, ge=0, le=100, description="bins of cloud fraction that are filled evenly; 0: as they come")
+    max_per_pair: Count | None = Field(None, description="triplets of a pair, drawn at random where there are more")
+    radiometry: Literal["line", "grid", "none"] = Field(
+        "line", description="brings clear dates to the light of the cloudy one: a line per band; with offsets that vary"
+    )
+    min_r2: float = Field(0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected")
+    max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
+    compression: Literal["none", "zstd", "gzip"] = "none"
+    split: SplitConfig = SplitConfig()
 
     _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
 
@@ -179,11 +246,18 @@ class TrainConfig(Section):
         0.2, description="loss weight of clear pixels; cloud pixels have 1"
     )
     drop_reference: Fraction = Field(0.3, description="share of samples that must do without the reference date")
+    synthetic_clouds: Fraction = Field(
+        0.0, description="share of samples whose clear date gets clouds of another triplet's shape: exact ground truth"
+    )
     ema_gamma: Annotated[float, Field(gt=0)] = Field(6.94, description="power-function moving average")
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     threads: Count | None = Field(
         None, description="CPU threads per rank; default: the cores of the task over its ranks"
+    )
+    loader_threads: Count = Field(2, description="threads that read the next batch")
+    local_dir: str | None = Field(
+        None, description="node-local folder that the shards are copied to first, e.g. $SLURM_TMPDIR"
     )
     checkpoint_s: Annotated[float, Field(gt=0)] = Field(600, description="seconds between checkpoints")
     log_s: Annotated[float, Field(gt=0)] = Field(10, description="seconds between lines of metrics")
@@ -324,7 +398,7 @@ def _absolute_paths(data: dict, folder: Path) -> None:
     """Paths in a file are meant from where that file lies."""
     archive = data.get("archive") if isinstance(data.get("archive"), dict) else {}
     rasters = archive.get("rasters")
-    holders = [(archive, "path"), (data.get("infer"), "checkpoint")]
+    holders = [(archive, "path"), (data.get("infer"), "checkpoint"), (data.get("masks"), "folder")]
     holders += [(raster, key) for raster in rasters or [] for key in ("cloudy", "clear", "mask")]
     for holder, key in holders:
         if isinstance(holder, dict) and isinstance(holder.get(key), str):

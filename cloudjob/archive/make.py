@@ -123,6 +123,7 @@ def _make_one(archive, name, tile, sensing, size, seed, fraction, offset) -> Non
         scl=acquisition.scl,
         cloud_probability=acquisition.cloud_probability,
         snow_probability=acquisition.snow_probability,
+        b11=acquisition.b11,
         crs=crs,
         transform=transform,
         offset=offset,

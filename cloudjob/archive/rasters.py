@@ -10,7 +10,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform as warp_points
 from scipy import ndimage
 
-from cloudjob.archive.safe import pool_20m, sun_position, write_product
+from cloudjob.archive.safe import pool, sun_position, write_product
 from cloudjob.errors import ConfigError, CorruptFileError
 from cloudjob.sentinel2.product import ProductName
 from cloudjob.sentinel2.radiometry import BANDS, reflectance, to_convention
@@ -46,7 +46,7 @@ def product_from_raster(
     else:
         raise ConfigError(f"{raster}: give its cloud mask, the other date to compare it with, or 'clear'")
     scl = np.where(covered > 0, covered, _clear_classes(bands))
-    scl = np.where(pool_20m(bands[0] == 0, np.any), 0, scl).astype(np.uint8)
+    scl = np.where(pool(bands[0] == 0, 2, np.any), 0, scl).astype(np.uint8)
     probability = np.zeros_like(scl)
     for cls, percent in _CLOUD_PROBABILITY.items():
         probability[scl == cls] = percent
@@ -110,12 +110,12 @@ def compare(bands: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
-    return ndimage.uniform_filter(pool_20m(image, np.mean), 3)
+    return ndimage.uniform_filter(pool(image, 2, np.mean), 3)
 
 
 def _clear_classes(bands: np.ndarray) -> np.ndarray:
     """Snow 11, water 6, vegetation 4, bare 5 on the 20 m grid, by plain thresholds."""
-    red, green, _, infrared = (pool_20m(np.nan_to_num(reflectance(band)), np.mean) for band in bands)
+    red, green, _, infrared = (pool(np.nan_to_num(reflectance(band)), 2, np.mean) for band in bands)
     index = (infrared - red) / np.maximum(infrared + red, 1e-3)
     conditions = [green > 0.4, (infrared < 0.08) & (index < 0), index > 0.35]
     return np.select(conditions, [11, 6, 4], default=5)
@@ -130,10 +130,10 @@ def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if mask.shape != shape:
         raise ConfigError(f"{path}: the mask has {mask.shape} pixels, the bands have {shape}")
     if mask.max(initial=0) <= 1:
-        return np.where(pool_20m(mask, np.max) > 0, 9, 0).astype(np.uint8)
+        return np.where(pool(mask, 2, np.max) > 0, 9, 0).astype(np.uint8)
     classes = np.zeros(_halved(shape), np.uint8)
     for house, scl in _CLASSES:
-        classes[pool_20m(mask == house, np.any)] = scl
+        classes[pool(mask == house, 2, np.any)] = scl
     return classes
 
 

@@ -109,11 +109,13 @@ def write_product(
     offset: int,
     sun_elevation: float,
     sun_azimuth: float,
+    b11: np.ndarray | None = None,
 ) -> Path:
     """Write `<archive>/<name>.SAFE` whole or not at all and return it; the same arguments give the same bytes.
 
     `bands` (4, H, W) uint16 in our DN convention; `scl`, `cloud_probability`, `snow_probability` (ceil(H/2),
-    ceil(W/2)) uint8; `transform` of the 10 m grid. `offset` 0 or -1000 becomes BOA_ADD_OFFSET (no element for 0).
+    ceil(W/2)) uint8; `b11` (ceil(H/6), ceil(W/6)) uint16 in our DN convention, or None for a product without it;
+    `transform` of the 10 m grid. `offset` 0 or -1000 becomes BOA_ADD_OFFSET (no element for 0).
     Below baseline 04.00, which the name gives, digests are MD5 and MSK_CLASSI is absent, as in ESA's products.
     """
     parsed = ProductName.parse(name)
@@ -121,7 +123,7 @@ def write_product(
     folder = target.with_name(f".{target.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     images, masks = _write_images(
-        folder, parsed, bands, scl, cloud_probability, snow_probability, crs, transform, offset
+        folder, parsed, bands, scl, cloud_probability, snow_probability, b11, crs, transform, offset
     )
     footprint = _footprint(crs, transform, bands.shape[1:])
     percentages = _percentages(scl)
@@ -153,7 +155,7 @@ def _has_classi(name: ProductName) -> bool:
     return name.baseline >= "04.00"
 
 
-def _write_images(folder, name, bands, scl, cloud, snow, crs, transform, offset) -> tuple[list[str], list[str]]:
+def _write_images(folder, name, bands, scl, cloud, snow, b11, crs, transform, offset) -> tuple[list[str], list[str]]:
     """All JPEG 2000 files and the quicklook; returns the paths of the images and of the masks."""
     granule, stem = _granule(name), f"T{name.tile}_{name.sensing:%Y%m%dT%H%M%S}"
     images, masks = [], []
@@ -167,13 +169,15 @@ def _write_images(folder, name, bands, scl, cloud, snow, crs, transform, offset)
         masks.append(f"{granule}/QI_DATA/{file}.jp2")
         _write_jp2(folder / masks[-1], pixels, crs, transform, resolution=resolution, block=block, bits=8)
 
-    coarse = {band: _mean_60m(pixels) for band, pixels in zip(BANDS, bands, strict=True)}
+    coarse = {band: _mean_60m(pixels) for band, pixels in zip(BANDS[:3], bands[:3], strict=True)}
+    picture = _true_colour(np.stack([coarse[band] for band in ("B04", "B03", "B02")]))
     for band in sorted(BANDS):
-        image(10, band, from_convention(bands[BANDS.index(band)], offset=offset), block=1024, bits=15)
+        image(10, band, _as_esa(bands[BANDS.index(band)], offset), block=1024, bits=15)
     image(20, "SCL", scl, block=640)
     for band in ("B02", "B03", "B04"):
-        image(60, band, from_convention(coarse[band], offset=offset), block=192, bits=15)
-    picture = _true_colour(np.stack([coarse[band] for band in ("B04", "B03", "B02")]))
+        image(60, band, _as_esa(coarse[band], offset), block=192, bits=15)
+    if b11 is not None:
+        image(60, "B11", _as_esa(b11, offset), block=192, bits=15)
     image(60, "TCI", picture, block=192)
     mask("MSK_CLDPRB_20m", cloud, resolution=20, block=640)
     mask("MSK_SNWPRB_20m", snow, resolution=20, block=640)
@@ -184,6 +188,14 @@ def _write_images(folder, name, bands, scl, cloud, snow, crs, transform, offset)
     quicklook.thumbnail((_QUICKLOOK_PIXELS, _QUICKLOOK_PIXELS))
     quicklook.save(folder / f"{name.name}-ql.jpg", quality=85)
     return images, masks
+
+
+def _as_esa(dn: np.ndarray, offset: int) -> np.ndarray:
+    """from_convention in stripes: it works in 32 bits, and a whole band has 120 million pixels."""
+    out = np.empty_like(dn)
+    for rows in (slice(top, top + 1024) for top in range(0, len(dn), 1024)):
+        out[rows] = from_convention(dn[rows], offset=offset)
+    return out
 
 
 def _write_jp2(path, pixels, crs, transform, *, resolution: int, block: int, bits: int) -> None:
@@ -213,11 +225,12 @@ def _write_jp2(path, pixels, crs, transform, *, resolution: int, block: int, bit
         image.write(pixels)
 
 
-def pool_20m(image: np.ndarray, how) -> np.ndarray:
-    """10 m to 20 m: `how` (np.mean, np.max, np.any) over 2 x 2 pixels; an odd last row or column counts twice."""
-    padded = np.pad(image, [(0, length % 2) for length in image.shape], mode="edge")
+def pool(image: np.ndarray, factor: int, how) -> np.ndarray:
+    """`how` (np.mean, np.max, np.any) over `factor` x `factor` pixels; an incomplete block repeats its last ones."""
+    missing = [(0, -length % factor) for length in image.shape]
+    padded = np.pad(image, missing, mode="edge") if np.any(missing) else image
     rows, columns = padded.shape
-    return how(padded.reshape(rows // 2, 2, columns // 2, 2), axis=(1, 3))
+    return how(padded.reshape(rows // factor, factor, columns // factor, factor), axis=(1, 3))
 
 
 def _blocks(image: np.ndarray, factor: int) -> np.ndarray:

@@ -12,32 +12,35 @@ from datetime import UTC, datetime
 import numpy as np
 from scipy import fft, ndimage
 
-from cloudjob.archive.safe import pool_20m, sun_position, tile_centre
+from cloudjob.archive.safe import pool, sun_position, tile_centre
 from cloudjob.sentinel2.radiometry import digital_number
 
-# Reflectance in B04, B03, B02, B08 (factors on the brightness for snow and ice).
-SNOW = (0.995, 1.0, 1.0, 0.93)
-BLUE_ICE = (0.82, 0.94, 1.0, 0.66)
-TUNDRA = (0.20, 0.165, 0.13, 0.28)
-WATER = (0.05, 0.06, 0.075, 0.035)
-CLOUD = (1.0, 1.0, 1.01, 0.96)
-SHADOW = (0.55, 0.52, 0.47, 0.60)  # light lost below an opaque cloud: the sky still lights the ground in blue
+# Reflectance in B04, B03, B02, B08, B11 (factors on the brightness for snow, ice and clouds).
+SNOW = (0.995, 1.0, 1.0, 0.93, 0.095)
+BLUE_ICE = (0.82, 0.94, 1.0, 0.66, 0.03)
+TUNDRA = (0.20, 0.165, 0.13, 0.28, 0.22)
+WATER = (0.05, 0.06, 0.075, 0.035, 0.02)
+CLOUD = (1.0, 1.0, 1.01, 0.96, 0.5)
+SHADOW = (0.55, 0.52, 0.47, 0.60, 0.66)  # light lost below an opaque cloud: the sky still lights the ground in blue
 
 VISIBLE = 0.006  # opacity from which a pixel counts as cloud, cirrus or shadow: less drowns in the noise
 NOISE = 0.003  # standard deviation of the sensor noise at reflectance 0.5
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+_B11 = 4  # its place in the tables
 
 
 @dataclass(frozen=True)
 class Acquisition:
     """One overpass. `bands` (4,H,W) uint16 DN as the sensor sees them; `truth` the same of the ground that day, without
-    clouds and noise; `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, two in percent."""
+    clouds and noise; `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, two in percent;
+    `b11` (ceil(H/6), ceil(W/6)) uint16 DN, as the sensor sees it."""
 
     bands: np.ndarray
     truth: np.ndarray
     scl: np.ndarray
     cloud_probability: np.ndarray
     snow_probability: np.ndarray
+    b11: np.ndarray
 
 
 def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) -> Acquisition:
@@ -57,14 +60,17 @@ def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) ->
         light = sky.seen(light, band)
         sensor = noise.rng(f"sensor {band}").standard_normal(light.shape, np.float32)
         bands[band] = digital_number(light + sensor * (NOISE * (0.6 + 0.8 * light)))
-    snow = pool_20m(1 - np.maximum(ground.tundra, ground.water), np.mean)
-    opacity = pool_20m(np.maximum(sky.thick, sky.cirrus), np.mean)
+    b11 = sky.pooled(6).seen(ground.pooled(6).reflectance(_B11), _B11)
+    b11 += NOISE / 3 * noise.rng("sensor B11").standard_normal(b11.shape, np.float32)  # of the 9 pixels of 20 m
+    snow = pool(1 - np.maximum(ground.tundra, ground.water), 2, np.mean)
+    opacity = pool(np.maximum(sky.thick, sky.cirrus), 2, np.mean)
     return Acquisition(
         bands=bands,
         truth=truth,
-        scl=_scene_classification(sky, snow, pool_20m(ground.water, np.mean)),
+        scl=_scene_classification(sky, snow, pool(ground.water, 2, np.mean)),
         cloud_probability=np.rint(100 * opacity**0.6).astype(np.uint8),
         snow_probability=np.rint(100 * snow * (1 - opacity)).astype(np.uint8),
+        b11=digital_number(b11),
     )
 
 
@@ -87,6 +93,10 @@ class _Ground:
         out += self.water * (WATER[band] - out)
         return out
 
+    def pooled(self, factor: int) -> "_Ground":
+        fields = (self.brightness, self.blue, self.tundra, self.water, self.plants)
+        return _Ground(*(pool(field, factor, np.mean) for field in fields), self.season)
+
 
 @dataclass
 class _Sky:
@@ -103,6 +113,10 @@ class _Sky:
         light += self.cirrus * (0.55 * CLOUD[band] - light)
         light += self.thick * (self.tops * CLOUD[band] - light)
         return light
+
+    def pooled(self, factor: int) -> "_Sky":
+        fields = (self.thick, self.cirrus, self.shadow, self.tops)
+        return _Sky(*(pool(field, factor, np.mean) for field in fields))
 
 
 class _Noise:
@@ -297,7 +311,7 @@ def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float) -> _Sky:
     share = rng.uniform(0.08, 0.3)  # of the cloud that is cirrus alone
     everywhere = np.ones([-(-noise.size // 2)] * 2, bool)
     thick = _opacity(layer, rng.uniform(2.0, 4.0), cloud * (1 - share), everywhere)
-    free = pool_20m(thick, np.max) <= VISIBLE
+    free = pool(thick, 2, np.max) <= VISIBLE
     veil = noise.field("cirrus", 160, slope=2.8, stretch=4, angle=rng.uniform(0, math.pi), shortest=4)
     cirrus = 0.5 * _opacity(veil, 0.8, (cloud - (~free).mean()) / max(free.mean(), 1e-9), free, 0.5)
     # A low sun throws shadows kilometres far; 35 pixels at most here, so that small scenes hold cloud and shadow.
@@ -311,7 +325,7 @@ def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float) -> _Sky:
 
 def _opacity(field: np.ndarray, density: float, fraction: float, among: np.ndarray, weight: float = 1) -> np.ndarray:
     """1 - exp(-density * excess) above the level that makes `fraction` of the 20 m pixels `among` visible cloud."""
-    level = np.quantile(pool_20m(field, np.max)[among], 1 - np.clip(fraction, 0, 1)) if among.any() else field.max()
+    level = np.quantile(pool(field, 2, np.max)[among], 1 - np.clip(fraction, 0, 1)) if among.any() else field.max()
     level = float(level) + math.log(1 - VISIBLE / weight) / density
     return -np.expm1(-density * np.clip(field - level, 0, None))
 
@@ -321,8 +335,8 @@ def _scene_classification(sky: _Sky, snow: np.ndarray, water: np.ndarray) -> np.
     scl = np.where(snow > 0.4, 11, 5)
     scl[water > 0.3] = 2
     scl[water > 0.6] = 6
-    scl[pool_20m(sky.shadow, np.max) > VISIBLE] = 3
-    scl[pool_20m(sky.cirrus, np.max) > VISIBLE] = 10
-    scl[pool_20m(sky.thick, np.max) > VISIBLE] = 8
-    scl[pool_20m(sky.thick, np.mean) > 0.6] = 9
+    scl[pool(sky.shadow, 2, np.max) > VISIBLE] = 3
+    scl[pool(sky.cirrus, 2, np.max) > VISIBLE] = 10
+    scl[pool(sky.thick, 2, np.max) > VISIBLE] = 8
+    scl[pool(sky.thick, 2, np.mean) > 0.6] = 9
     return scl.astype(np.uint8)

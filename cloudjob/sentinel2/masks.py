@@ -1,38 +1,150 @@
-"""Mask classes at 10 m, from ESA's scene classification."""
+"""Mask classes from ESA's scene classification and what else tells cloud from snow, and their growth.
 
+Three states: clear, hidden (cloud, its shadow, thin cirrus), and unknown, where the sources disagree.
+"""
+
+from dataclasses import dataclass, field
+from functools import reduce
 from math import isqrt
+from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 
-CLEAR, CLOUD, SHADOW, CIRRUS, NO_DATA = 0, 1, 2, 3, 255  # SHADOW is that of clouds, CIRRUS is thin
+CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA = 0, 1, 2, 3, 4, 255  # SHADOW is that of clouds, CIRRUS is thin
+HIDDEN = (CLOUD, SHADOW, CIRRUS)
 
-_CLASSES = np.zeros(256, np.uint8)  # Level-2A algorithm theoretical basis, scene classification: snow (11) is clear
-_CLASSES[[0, 3, 8, 9, 10]] = NO_DATA, SHADOW, CLOUD, CLOUD, CIRRUS
+# Level-2A algorithm theoretical basis, scene classification
+SCL_NO_DATA, SCL_SATURATED, SCL_UNCLASSIFIED, SCL_MEDIUM, SCL_HIGH, SCL_CIRRUS, SCL_SNOW = 0, 1, 7, 8, 9, 10, 11
+_SCL_GROUND = (2, 4, 5, 6)  # dark, vegetation, bare, water
+_CLASSES = {SCL_NO_DATA: NO_DATA, 3: SHADOW, SCL_MEDIUM: CLOUD, SCL_HIGH: CLOUD, SCL_CIRRUS: CIRRUS}
+_STRIP = 32  # rows: they fit the cache
+
+_BRIGHT = 0.4  # reflectance in B03 from which a pixel is snow or cloud rather than bare ground
+_AROUND, _MOSTLY = 33, 0.9  # cells of 60 m (2 km), and how much of the cloud there must be snow-like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How pixels become classes. Probabilities are percent, `snow_b11`, `cloud_b11` and `brighter` reflectance, radii
+    metres; `folder` and `values` are of rasters that replace the classification (`source` "raster")."""
+
+    source: str = "scl"
+    folder: Path | None = None
+    values: dict[str, list[int]] = field(
+        default_factory=lambda: {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]}
+    )
+    cloud_probability: float = 20
+    snow_probability: float = 80
+    snow_ndsi: float = 0.5
+    snow_b11: float = 0.15
+    cloud_b11: float = 0.20
+    brighter: float = 0.04
+    cloud_m: float = 100
+    shadow_m: float = 50
+    cirrus_m: float = 20
 
 
 def classes(scl: np.ndarray) -> np.ndarray:
-    """uint8 mask classes on the scene classification's own grid."""
-    return _CLASSES[scl]
+    """uint8 mask classes by the scene classification alone, on its grid: snow (11) is clear, and nothing is unknown.
 
-
-def from_scl(scl: np.ndarray, *, shape: tuple[int, int], dilate_px: int = 0) -> np.ndarray:
-    """(H, W) uint8 mask classes from the (ceil(H/2), ceil(W/2)) scene classification at 20 m.
-
-    Cloud, shadow and cirrus grow by `dilate_px` pixels of 10 m into clear pixels only, as the classification
-    misses the thin edges of clouds; where they meet there, cloud wins over shadow, shadow over cirrus.
+    By comparisons of bytes, of which a processor does dozens at a time: a third of the time of a table.
     """
-    rows, columns = shape
-    if scl.shape != (-(-rows // 2), -(-columns // 2)):
-        raise ValueError(f"scene classification of {scl.shape} pixels does not cover {shape} pixels of 10 m")
-    mask = classes(scl).repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
-    if dilate_px:
-        grown = [(value, dilate(mask == value, dilate_px)) for value in (CLOUD, SHADOW, CIRRUS)]
-        for value, near in grown:
-            mask[near & (mask == CLEAR)] = value
+    out = np.zeros_like(scl)
+    for strip, part in ((scl[top : top + _STRIP], out[top : top + _STRIP]) for top in range(0, len(scl), _STRIP)):
+        for found, value in _CLASSES.items():
+            part += np.uint8(value) * (strip == found).view(np.uint8)
+    return out
+
+
+def combine(
+    scl: np.ndarray,
+    settings: Settings,
+    *,
+    cloud_probability: np.ndarray | None = None,
+    snow_probability: np.ndarray | None = None,
+    green: np.ndarray | None = None,
+    b11: np.ndarray | None = None,
+) -> np.ndarray:
+    """(h, w) uint8 mask classes on the 20 m grid from the scene classification and whatever else was fetched.
+
+    The probabilities (MSK_CLDPRB, MSK_SNWPRB) are percent at 20 m; `green` (B03) and `b11` reflectance at 60 m, NaN
+    where there is no data. "Snow-like" is B03 > 0.4, (B03 - B11) / (B03 + B11) >= `snow_ndsi` and B11 <= `snow_b11`,
+    "cloud-like" is B03 > 0.4 and B11 >= `cloud_b11` (Dozier 1989: snow is dark at 1.6 um, water clouds are not). The
+    thin edges of a cloud above snow are snow-like too, so 8, 9 and 10 only count as snow-like where nine tenths of all
+    8, 9 and 10 within 1 km are.
+
+    | SCL                | alone   | by probability                                          | by B11             |
+    |--------------------|---------|---------------------------------------------------------|--------------------|
+    | 0 no data          | no data |                                                         |                    |
+    | 1 saturated        | unknown |                                                         |                    |
+    | 2, 4, 5, 6 ground  | clear   | cloud >= limit: unknown                                 | cloud-like: cloud  |
+    | 7 unclassified     | clear   | cloud >= half the limit: unknown                        | cloud-like: cloud  |
+    | 3 cloud shadow     | shadow  |                                                         |                    |
+    | 8 medium cloud     | cloud   | without B11, snow >= limit: unknown                     | snow-like: clear   |
+    | 9 high cloud       | cloud   |                                                         | snow-like: unknown |
+    | 10 thin cirrus     | cirrus  | without B11, snow >= limit: unknown                     | snow-like: clear   |
+    | 11 snow            | clear   | without B11, cloud >= limit and snow below its: unknown | cloud-like: cloud  |
+
+    A low cloud probability clears nothing: ESA gives 0 % to much thick cloud that it classifies as 8 or 10.
+    """
+    mask = classes(scl)
+    mask[scl == SCL_SATURATED] = UNKNOWN
+    ground = np.isin(scl, (*_SCL_GROUND, SCL_UNCLASSIFIED))
+    doubtful, snow = (scl == SCL_MEDIUM) | (scl == SCL_CIRRUS), scl == SCL_SNOW
+    limit = settings.cloud_probability
+    if cloud_probability is not None:
+        mask[ground & (cloud_probability >= limit)] = UNKNOWN
+        mask[(scl == SCL_UNCLASSIFIED) & (cloud_probability >= limit / 2)] = UNKNOWN
+    if green is not None and b11 is not None:
+        cloud = doubtful | (scl == SCL_HIGH)
+        snow_like, cloud_like = _by_b11(green, b11, cloud, settings)
+        mask[doubtful & snow_like] = CLEAR
+        mask[(scl == SCL_HIGH) & snow_like] = UNKNOWN
+        mask[(ground | snow) & cloud_like] = CLOUD
+        return mask
+    snowy = np.False_ if snow_probability is None else snow_probability >= settings.snow_probability
+    mask[doubtful & snowy] = UNKNOWN
+    if cloud_probability is not None:
+        mask[snow & ~snowy & (cloud_probability >= limit)] = UNKNOWN
     return mask
 
 
-def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
+def _by_b11(green, b11, cloud: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Where `cloud` (h, w) is rather snow, and what is cloud-like: (h, w) bool on its 20 m grid."""
+    bright = green > _BRIGHT
+    snow_like = bright & (b11 <= settings.snow_b11) & (green - b11 >= settings.snow_ndsi * (green + b11))
+    cells = pool(cloud, 3, np.logical_or)
+    around, snowy = (uniform_filter(flags.astype(np.float32), _AROUND) for flags in (cells, cells & snow_like))
+    snow = snow_like & (snowy >= _MOSTLY * around)
+    return upsampled(snow, 3, cloud.shape), upsampled(bright & (b11 >= settings.cloud_b11), 3, cloud.shape)
+
+
+def pool(flags: np.ndarray, factor: int, join: np.ufunc) -> np.ndarray:
+    """`join` (np.logical_and, np.logical_or) of blocks of `factor` x `factor` flags; the last may be incomplete."""
+    missing = [(0, -length % factor) for length in flags.shape]
+    padded = np.pad(flags, missing, mode="edge") if np.any(missing) else flags
+    rows = reduce(join, (padded[n::factor] for n in range(factor)))  # 15 times as fast as .all() of a reshaped array
+    return reduce(join, (rows[:, n::factor] for n in range(factor)))
+
+
+def upsampled(cells: np.ndarray, factor: int, shape: tuple[int, int]) -> np.ndarray:
+    """Each cell `factor` x `factor` pixels, cropped to `shape`."""
+    return cells.repeat(factor, axis=1).repeat(factor, axis=0)[: shape[0], : shape[1]]
+
+
+def grow(mask: np.ndarray, settings: Settings, *, pixel_m: float) -> np.ndarray:
+    """The mask with cloud, shadow and cirrus grown by their radii into clear and unknown pixels of `pixel_m` metres.
+
+    The classification misses the thin edges of clouds. Where they meet, cloud wins over shadow, shadow over cirrus.
+    """
+    out, free = mask.copy(), (mask == CLEAR) | (mask == UNKNOWN)
+    for value, metres in ((CIRRUS, settings.cirrus_m), (SHADOW, settings.shadow_m), (CLOUD, settings.cloud_m)):
+        out[free & dilate(mask == value, metres / pixel_m)] = value
+    return out
+
+
+def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
     """True where a True pixel of the (H, W) mask lies within `radius` pixels (Euclidean, centre to centre).
 
     Meijster's two passes (Mathematical Morphology, 2000) with the distance cut off at the radius: exact, ten
@@ -40,7 +152,8 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """
     if not mask.any():
         return np.zeros(mask.shape, bool)
-    vertical = np.full(mask.shape, radius + 1, np.min_scalar_type(radius + 2))  # rows to the nearest True
+    reach = int(radius)
+    vertical = np.full(mask.shape, reach + 1, np.min_scalar_type(reach + 2))  # rows to the nearest True
     vertical[mask] = 0
     for row in range(1, len(mask)):
         np.minimum(vertical[row], vertical[row - 1] + 1, out=vertical[row])
@@ -48,18 +161,18 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
         np.minimum(vertical[row], vertical[row + 1] + 1, out=vertical[row])
     out = np.zeros(mask.shape, bool)
     width = mask.shape[1]
-    reach = min(radius, width - 1)
+    reach = min(reach, width - 1)
     for top in range(0, len(mask), 64):  # stripes that stay in the processor's cache
         stripe, grown = vertical[top : top + 64], out[top : top + 64]
         for shift in range(-reach, reach + 1):
-            near = stripe[:, max(0, shift) : width + min(0, shift)] <= isqrt(radius**2 - shift**2)
+            near = stripe[:, max(0, shift) : width + min(0, shift)] <= isqrt(int(radius**2 - shift**2))
             grown[:, max(0, -shift) : width + min(0, -shift)] |= near
     return out
 
 
 def fractions(mask: np.ndarray) -> dict[str, float]:
-    """no_data as a fraction of all pixels; cloud, shadow, cirrus and clear of the valid ones (0 if none)."""
-    named = {"cloud": CLOUD, "shadow": SHADOW, "cirrus": CIRRUS, "clear": CLEAR, "no_data": NO_DATA}
+    """no_data as a fraction of all pixels; cloud, shadow, cirrus, unknown and clear of the valid ones (0 if none)."""
+    named = {"cloud": CLOUD, "shadow": SHADOW, "cirrus": CIRRUS, "unknown": UNKNOWN, "clear": CLEAR, "no_data": NO_DATA}
     counts = {name: int(np.count_nonzero(mask == value)) for name, value in named.items()}
     no_data = counts.pop("no_data")
     valid = max(1, mask.size - no_data)

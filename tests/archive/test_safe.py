@@ -33,6 +33,7 @@ def arguments(name):
         "scl": scl,
         "cloud_probability": rng.integers(0, 101, half).astype(np.uint8),
         "snow_probability": rng.integers(0, 101, half).astype(np.uint8),
+        "b11": rng.integers(1001, 32000, (-(-ROWS // 6), -(-COLUMNS // 6))).astype(np.uint16),
         "crs": "EPSG:32605",
         "transform": TRANSFORM,
         "offset": -1000 if name == NEW else 0,
@@ -55,12 +56,14 @@ def test_reader_of_the_project_gets_back_what_was_written(written):
     folder, given = written
     product = reader.Product.open(folder)
     assert (product.crs, product.transform, product.shape) == ("EPSG:32605", TRANSFORM, (ROWS, COLUMNS))
-    assert product.offsets == dict.fromkeys(("B04", "B03", "B02", "B08"), given["offset"])
+    assert product.offsets == dict.fromkeys(("B04", "B03", "B02", "B08", "B11"), given["offset"])
     assert product.sun_elevation == pytest.approx(14.25)
     assert product.name.name == given["name"]
     assert np.array_equal(reader.read_bands(product), given["bands"])
     assert np.array_equal(reader.read_scl(product), given["scl"])
     assert np.array_equal(reader.read_cloud_probability(product), given["cloud_probability"])
+    assert np.array_equal(reader.read_snow_probability(product), given["snow_probability"])
+    assert np.array_equal(reader.read_b11(product), given["b11"])
 
 
 def test_plain_rasterio_reads_lossless_pixels_in_esas_numbers(written):
@@ -107,7 +110,7 @@ def test_manifest_lists_every_file_with_its_digest(written):
     for entry in entries:
         reader.check_file(folder, entry)
     assert len(reader.band_files(entries)) == 4
-    assert len(reader.preview_files(entries)) == (9 if given["name"] == NEW else 8)
+    assert len(reader.preview_files(entries)) == (10 if given["name"] == NEW else 9)
 
 
 def test_percentages_are_esas(written):
@@ -172,6 +175,27 @@ def test_same_arguments_give_the_same_bytes_and_nothing_else_is_left(tmp_path):
         trees.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
         assert [p.name for p in (tmp_path / place).iterdir()] == [f"{NEW}.SAFE"]
     assert trees[0] == trees[1]
+
+
+def test_without_b11_the_rest_is_the_same(tmp_path):
+    given = arguments(NEW)
+    trees = []
+    for place, b11 in (("with", given["b11"]), ("without", None)):
+        folder = safe.write_product(tmp_path / place, **given | {"b11": b11})
+        trees.append({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+    (only,) = trees[0].keys() - trees[1].keys()
+    assert only.endswith("_B11_60m.jp2")
+    changed = {name for name in trees[1] if trees[1][name] != trees[0][name]}
+    assert changed == {"MTD_MSIL2A.xml", "manifest.safe"}
+    assert reader.read_b11(reader.Product.open(tmp_path / "without" / f"{NEW}.SAFE")) is None
+
+
+def test_bands_larger_than_a_stripe_are_converted_whole():
+    dn = np.arange(2100 * 3, dtype=np.uint16).reshape(2100, 3) + np.uint16(30_000)
+    dn[1023:1026] = 0
+    for offset in (0, -1000):
+        expected = np.where(dn == 0, 0, np.clip(dn.astype(int) - 1000 - offset, 1, 32767))
+        assert np.array_equal(safe._as_esa(dn, offset), expected)
 
 
 def test_a_failure_leaves_no_product(tmp_path, monkeypatch):

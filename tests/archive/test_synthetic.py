@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cloudjob.archive.synthetic import acquire
+from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
 
 WHEN = datetime(2024, 3, 5, 22, 20, 35, tzinfo=UTC)
@@ -75,8 +76,35 @@ def test_snow_is_bright_and_every_band_has_its_own_ground():
     assert np.median(values[3]) < np.median(values[0])  # snow is darker in the near infrared
 
 
+def green_and_b11(seen):
+    rows, columns = (side - side % 6 for side in seen.bands.shape[1:])
+    green = reflectance(seen.bands[1, :rows, :columns]).reshape(rows // 6, 6, columns // 6, 6).mean((1, 3))
+    return green, reflectance(seen.b11)[: rows // 6, : columns // 6]
+
+
+def test_b11_shows_snow_dark_and_clouds_bright():
+    clear, cloudy = (shot(size=600, cloud=cloud) for cloud in (0, 0.4))
+    green, b11 = green_and_b11(clear)
+    assert 0.06 < np.median(b11[green > 0.7]) < 0.1
+    assert np.median(b11[green < 0.3]) > 0.18  # tundra
+    _, with_cloud = green_and_b11(cloudy)
+    thick, shaded = ((cloudy.scl == cls).reshape(100, 3, 100, 3).all((1, 3)) for cls in (9, 3))
+    assert 0.3 < np.median(with_cloud[thick]) < 0.5
+    assert np.median(with_cloud[shaded] / b11[shaded]) < 0.9
+
+
+@pytest.mark.parametrize("tile", ["06WVC", "05WPS"])
+@pytest.mark.parametrize("cloud", [0, 0.1, 0.35])
+def test_b11_agrees_with_the_scene_classification(tile, cloud):
+    seen = shot(tile=tile, size=600, cloud=cloud)
+    green, b11 = green_and_b11(seen)
+    found = masks.combine(seen.scl, masks.Settings(), green=green, b11=b11)
+    assert (found != masks.classes(seen.scl)).mean() < 0.02
+
+
 def test_shapes_of_an_odd_size():
     seen = shot(size=201, cloud=0.3)
+    assert (seen.b11.shape, seen.b11.dtype) == ((34, 34), np.uint16)
     assert seen.bands.shape == seen.truth.shape == (4, 201, 201)
     assert seen.scl.shape == seen.cloud_probability.shape == seen.snow_probability.shape == (101, 101)
     assert {a.dtype for a in (seen.scl, seen.cloud_probability, seen.snow_probability)} == {np.dtype("uint8")}
