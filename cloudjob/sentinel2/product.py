@@ -5,31 +5,30 @@ Elements and layout: Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-
 
 import hashlib
 import re
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
-import rasterio
 from affine import Affine
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
-from rasterio.errors import RasterioError
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
-from cloudjob.sentinel2.radiometry import BANDS, to_convention
+from cloudjob.sentinel2 import decode
+from cloudjob.sentinel2.radiometry import BANDS
 
 _NAME = re.compile(
     r"(?P<satellite>S2[A-D])_MSIL2A_(?P<sensing>\d{8}T\d{6})_N(?P<major>\d\d)(?P<minor>\d\d)"
     r"_R(?P<orbit>\d{3})_T(?P<tile>\d\d[A-Z]{3})_(?P<discriminator>\d{8}T\d{6})"
 )
-_BAND_ID = {"B02": "1", "B03": "2", "B04": "3", "B08": "7"}  # the physical bands in order: B01 is 0, B8A is 8
-_PREVIEW = ("_SCL_20m", "_B04_60m", "_B03_60m", "_B02_60m", "MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
+_BAND_ID = {"B04": "3", "B03": "2", "B02": "1", "B08": "7", "B11": "11"}  # B01 is 0, B8A is 8
+_PREVIEW = ("_SCL_20m", *(f"_{band}_60m" for band in ("B04", "B03", "B02", "B11")))
+_PREVIEW += ("MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}  # MD5 before processing baseline 04.00
-_CACHE_BYTES = 256 << 20  # GDAL's default is 5 % of the node's memory, in every process
+_STEPS = (1, 2, 4, 8, 16)  # ESA's files have five resolutions
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Product:
     folder: Path
     name: ProductName
     baseline: str
-    offsets: dict[str, int]  # BOA_ADD_OFFSET of each of BANDS, 0 where the product has none (before 04.00)
+    offsets: dict[str, int]  # BOA_ADD_OFFSET of BANDS and of B11, 0 where the product has none (before 04.00)
     quantification: float
     crs: str
     transform: Affine
@@ -161,7 +160,7 @@ def check_file(folder: Path, entry: ManifestEntry) -> None:
 
 
 def preview_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    """Metadata, scene classification, probabilities, and red, green, blue at 60 m: 1 to 3 % of the bytes."""
+    """Metadata, scene classification, probabilities, and red, green, blue and B11 at 60 m: 1 to 3 % of the bytes."""
     return [
         entry
         for entry in entries
@@ -180,41 +179,70 @@ def band_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
     return [found[f"{band}_10m"] for band in BANDS]
 
 
-def read_bands(product: Product, *, threads: int = 1) -> np.ndarray:
-    """The 10 m bands, (4, H, W) uint16 in our DN convention; CorruptFileError where one cannot be decoded.
+def stripes(products: list[Product], *, rows: int = 1024, processes: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, pixels (len(products), 4, r, W) uint16 in our DN convention) of full rows, from north to south.
 
-    A full scene is 0.96 GB. Each thread decodes one band (11 s of CPU), so more than four are of no use.
+    Each tile (1024 rows) of each band is decoded once, by one of `processes` processes, which go on with the next
+    stripe while the caller has this one: the pixels are valid until the next are asked for. A stripe of a full scene
+    is 90 MB a product. CorruptFileError where a band cannot be decoded.
     """
+    shapes = {product.shape for product in products}
+    if len(shapes) > 1:
+        names = ", ".join(f"{product.name.name} {product.shape}" for product in products)
+        raise ItemError(f"products of different size cannot be read side by side: {names}")
+    bands = [_band(product, band) for product in products for band in BANDS]
+    for top, pixels in decode.stripes(bands, rows=rows, processes=processes):
+        yield top, pixels.reshape(len(products), len(BANDS), *pixels.shape[1:])
+
+
+def read_bands(product: Product, *, processes: int = 1) -> np.ndarray:
+    """The 10 m bands whole, (4, H, W) uint16 in our DN convention: 0.96 GB for a full scene. See `stripes`."""
     out = np.empty((len(BANDS), *product.shape), np.uint16)
-
-    def read(index: int) -> None:
-        out[index] = _read_band(product, BANDS[index], resolution=10)
-
-    with ThreadPoolExecutor(max(1, min(threads, len(BANDS)))) as pool:
-        list(pool.map(read, range(len(BANDS))))
+    for top, pixels in stripes([product], processes=processes):
+        out[:, top : top + pixels.shape[2]] = pixels[0]
     return out
+
+
+def read_reduced(product: Product, step: int) -> np.ndarray:
+    """The 10 m bands at 1/step of the resolution (step 1, 2, 4, 8 or 16), (4, ceil(H/step), ceil(W/step)) uint16 DN.
+
+    Pixel (i, j) is a weighted mean around pixel (i * step, j * step), as the wavelet of JPEG 2000 has it: 8 costs a
+    fiftieth of the decoding, though all of the bytes are read. Pixels beside no data, which the wavelet mixes with
+    it, are no data too; single pixels without data are not seen.
+    """
+    if step not in _STEPS:
+        raise ValueError(f"step {step}, expected one of {_STEPS}")
+    return np.stack([_band(product, band).reduced(step) for band in BANDS])
+
+
+def read_window(product: Product, band: str, rows: slice, cols: slice) -> np.ndarray:
+    """A part of a 10 m band, (r, c) uint16 in our DN convention. Decodes the tiles that it touches."""
+    return _band(product, band).read(rows, cols)
 
 
 def read_scl(product: Product) -> np.ndarray:
     """Scene classification, (ceil(H/2), ceil(W/2)) uint8, classes 0 to 11."""
-    scl = _read(product, "SCL_20m", factor=2, dtype="uint8", bands=1)[0]
+    scl = _mask(product, "SCL_20m", factor=2)[0]
     if scl.max(initial=0) > 11:
         raise CorruptFileError(product.folder / product.files["SCL_20m"], f"class {scl.max()}, expected 0 to 11")
     return scl
 
 
 def read_cloud_probability(product: Product) -> np.ndarray | None:
-    """MSK_CLDPRB, (ceil(H/2), ceil(W/2)) uint8 percent; None where the product's metadata name none."""
-    if "MSK_CLDPRB_20m" not in product.files:
-        return None
-    return _read(product, "MSK_CLDPRB_20m", factor=2, dtype="uint8", bands=1)[0]
+    """MSK_CLDPRB, (ceil(H/2), ceil(W/2)) uint8 percent; None where the metadata name none, or it was not fetched."""
+    return _mask(product, "MSK_CLDPRB_20m", factor=2)[0] if _fetched(product, "MSK_CLDPRB_20m") else None
+
+
+def read_snow_probability(product: Product) -> np.ndarray | None:
+    """MSK_SNWPRB, (ceil(H/2), ceil(W/2)) uint8 percent; None where the metadata name none, or it was not fetched."""
+    return _mask(product, "MSK_SNWPRB_20m", factor=2)[0] if _fetched(product, "MSK_SNWPRB_20m") else None
 
 
 def read_classi(product: Product) -> np.ndarray | None:
     """MSK_CLASSI, (3, ceil(H/6), ceil(W/6)) uint8: opaque cloud, cirrus, snow; None before baseline 04.00."""
     if "MSK_CLASSI_B00" not in product.files:
         return None
-    return _read(product, "MSK_CLASSI_B00", factor=6, dtype="uint8", bands=3)
+    return _mask(product, "MSK_CLASSI_B00", factor=6, bands=3)
 
 
 def read_overview(product: Product) -> np.ndarray:
@@ -222,35 +250,37 @@ def read_overview(product: Product) -> np.ndarray:
 
     Not ESA's true-colour image: that is white from reflectance 0.25 on, so a snow scene shows nothing in it.
     """
-    return np.stack([_read_band(product, band, resolution=60) for band in BANDS[:3]])
+    return np.stack([_band(product, band, resolution=60).read() for band in BANDS[:3]])
 
 
-def _read_band(product: Product, band: str, *, resolution: int) -> np.ndarray:
-    """(rows, columns) uint16 in our DN convention, at 10 or 60 m."""
-    dn = _read(product, f"{band}_{resolution}m", factor=resolution // 10, dtype="uint16", bands=1)[0]
-    for rows in (slice(top, top + 1024) for top in range(0, len(dn), 1024)):  # the change works in 32 bits
-        dn[rows] = to_convention(dn[rows], offset=product.offsets[band], quantification=product.quantification)
-    return dn
+def read_b11(product: Product) -> np.ndarray | None:
+    """Short-wave infrared at 60 m, in which snow is dark and cloud is not, (ceil(H/6), ceil(W/6)) uint16 in our DN
+    convention; None where the metadata name none, or it was not fetched."""
+    return _band(product, "B11", resolution=60).read() if _fetched(product, "B11_60m") else None
 
 
-def _read(product: Product, key: str, *, factor: int, dtype: str, bands: int, out=None) -> np.ndarray:
-    """The whole image (bands, rows, columns), whose pixels are `factor` times as wide as those of 10 m."""
+def _band(product: Product, band: str, *, resolution: int = 10) -> decode.Band:
+    path, (_, *shape) = _image(product, f"{band}_{resolution}m", factor=resolution // 10)
+    return decode.Band(path, tuple(shape), product.offsets[band], product.quantification)
+
+
+def _mask(product: Product, key: str, *, factor: int, bands: int = 1) -> np.ndarray:
+    """The whole image, (bands, rows, columns) uint8."""
+    return decode.read_image(*_image(product, key, factor=factor, bands=bands), "uint8")
+
+
+def _image(product: Product, key: str, *, factor: int, bands: int = 1) -> tuple[Path, tuple[int, int, int]]:
+    """Path and expected (bands, rows, columns) of an image whose pixels are `factor` times as wide as those of 10 m."""
     if key not in product.files:
         raise CorruptFileError(product.folder / "MTD_MSIL2A.xml", f"no IMAGE_FILE or MASK_FILENAME is a {key}")
     path = product.folder / product.files[key]
     if not path.is_file():
         raise CorruptFileError(path, "missing")
-    expected = (bands, *(-(-length // factor) for length in product.shape))
-    # One thread: with more, GDAL's JPEG 2000 driver reads a truncated file as garbage, without an error.
-    try:
-        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES), rasterio.open(path) as image:
-            found = (image.count, image.height, image.width)
-            if found != expected or set(image.dtypes) != {dtype}:
-                reason = f"{found} pixels of {image.dtypes[0]}, the metadata say {expected} of {dtype}"
-                raise CorruptFileError(path, reason)
-            return image.read(out=out)
-    except RasterioError as error:
-        raise CorruptFileError(path, f"cannot be decoded: {error.__cause__ or error}") from None
+    return path, (bands, *(-(-length // factor) for length in product.shape))
+
+
+def _fetched(product: Product, key: str) -> bool:
+    return key in product.files and (product.folder / product.files[key]).is_file()
 
 
 class _Metadata:
@@ -306,8 +336,8 @@ def _key(path: str) -> str:
 
 def _offsets(user: _Metadata) -> dict[str, int]:
     if not user.all("BOA_ADD_OFFSET"):
-        return dict.fromkeys(BANDS, 0)
-    return {band: user.get("BOA_ADD_OFFSET", convert=int, band_id=_BAND_ID[band]) for band in BANDS}
+        return dict.fromkeys(_BAND_ID, 0)
+    return {band: user.get("BOA_ADD_OFFSET", convert=int, band_id=band_id) for band, band_id in _BAND_ID.items()}
 
 
 def _percentages(user: _Metadata) -> dict[str, float]:

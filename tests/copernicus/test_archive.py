@@ -82,7 +82,7 @@ def test_search_and_fetch(archive, session, tmp_path):
     product = Product.open(safe)
     assert read_scl(product).shape == (150, 150)
     assert read_overview(product).shape == (3, 50, 50)
-    assert np.array_equal(read_bands(product), read_bands(Product.open(folder / safe.name), threads=4))
+    assert np.array_equal(read_bands(product), read_bands(Product.open(folder / safe.name)))
 
 
 def test_refused_credentials(archive, session):

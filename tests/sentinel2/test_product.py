@@ -1,13 +1,19 @@
 import csv
 import hashlib
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
+from cloudjob.archive.safe import write_product
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.sentinel2.product import (
     ManifestEntry,
@@ -16,12 +22,17 @@ from cloudjob.sentinel2.product import (
     band_files,
     check_file,
     preview_files,
+    read_b11,
     read_bands,
     read_classi,
     read_cloud_probability,
     read_manifest,
     read_overview,
+    read_reduced,
     read_scl,
+    read_snow_probability,
+    read_window,
+    stripes,
 )
 from cloudjob.sentinel2.radiometry import to_convention
 
@@ -30,7 +41,9 @@ GRANULE = "GRANULE/L2A_T05WPS_A003901_20250605T222541"
 SHAPE = (301, 206)  # neither divides by 6
 IMAGES = [f"R10m/T05WPS_20250605T222541_{band}_10m" for band in ("B02", "B03", "B04", "B08")]
 IMAGES += ["R20m/T05WPS_20250605T222541_SCL_20m"]
-IMAGES += [f"R60m/T05WPS_20250605T222541_{band}_60m" for band in ("B04", "B03", "B02")]
+IMAGES += [f"R60m/T05WPS_20250605T222541_{band}_60m" for band in ("B04", "B03", "B02", "B11")]
+OFFSETS_60M = (-903, -902, -901, -911)
+MASKS = ["MSK_CLDPRB_20m", "MSK_SNWPRB_20m"]
 
 
 def find(shared_data: Path, pattern: str) -> Path:
@@ -67,6 +80,9 @@ def small(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
     pixels |= {path: rng.integers(0, 4000, (1, 51, 35), dtype=np.uint16) for path in IMAGES[5:]}
     for path, array in pixels.items():
         write_image(folder / GRANULE / f"IMG_DATA/{path}.jp2", array)
+    for name in MASKS:
+        pixels[name] = rng.integers(0, 101, (1, 151, 103), dtype=np.uint8)
+        write_image(folder / GRANULE / f"QI_DATA/{name}.jp2", pixels[name])
     offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">{-900 - i}</BOA_ADD_OFFSET>' for i in range(13))
     images = "".join(f"<IMAGE_FILE>{GRANULE}/IMG_DATA/{path}</IMAGE_FILE>" for path in IMAGES)
     (folder / "MTD_MSIL2A.xml").write_text(
@@ -76,8 +92,9 @@ def small(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         <x:Cloud_Coverage_Assessment>12.5</x:Cloud_Coverage_Assessment>
         <NODATA_PIXEL_PERCENTAGE>6.46E-4</NODATA_PIXEL_PERCENTAGE></x:User>"""
     )
+    masks = "".join(f"<MASK_FILENAME>{GRANULE}/QI_DATA/{name}.jp2</MASK_FILENAME>" for name in MASKS)
     (folder / GRANULE / "MTD_TL.xml").write_text(
-        """<Tile><SENSING_TIME>2025-06-05T22:26:01.5Z</SENSING_TIME>
+        f"""<Tile>{masks}<SENSING_TIME>2025-06-05T22:26:01.5Z</SENSING_TIME>
         <HORIZONTAL_CS_CODE>EPSG:32605</HORIZONTAL_CS_CODE>
         <Size resolution="20"><NROWS>151</NROWS><NCOLS>103</NCOLS></Size>
         <Size resolution="10"><NROWS>301</NROWS><NCOLS>206</NCOLS></Size>
@@ -119,7 +136,7 @@ def test_real_metadata_with_offset(t29unu):
     product = Product.open(t29unu)
     assert product.name.tile == "29UNU"
     assert product.baseline == "04.00"
-    assert product.offsets == {"B04": -1000, "B03": -1000, "B02": -1000, "B08": -1000}
+    assert product.offsets == dict.fromkeys(("B04", "B03", "B02", "B08", "B11"), -1000)
     assert product.quantification == 10000
     assert product.crs == "EPSG:32629"
     assert product.transform[:6] == (10, 0, 499980, 0, -10, 5900040)
@@ -132,8 +149,9 @@ def test_real_metadata_with_offset(t29unu):
 @pytest.mark.parametrize("tile", ["T22HBD", "T01CCV"])
 def test_real_metadata_before_the_offset(shared_data, tile):
     product = Product.open(find(shared_data, f"l2a_metadata/*{tile}*.SAFE"))
-    assert product.offsets == dict.fromkeys(("B04", "B03", "B02", "B08"), 0)
+    assert product.offsets == dict.fromkeys(("B04", "B03", "B02", "B08", "B11"), 0)
     assert read_classi(product) is None  # this baseline has none
+    assert read_b11(product) is None  # not fetched
 
 
 def test_scene_classification_agrees_with_esas_own_percentages(t29unu):
@@ -192,12 +210,12 @@ def test_selection_of_files_from_real_manifests(shared_data, t29unu):
     entries = read_manifest(t29unu / "manifest.safe")
     assert [e.path.split("_")[-2] for e in band_files(entries)] == ["B04", "B03", "B02", "B08"]
     preview = preview_files(entries)
-    assert len(preview) == 9
+    assert len(preview) == 10
     assert sum(e.size for e in preview) < 0.03 * sum(e.size for e in entries)
     with pytest.raises(ItemError, match=r"L2A_T29UNU_A038058_20221005T115407.* B08"):
         band_files([e for e in entries if "B08" not in e.path])
     old = preview_files(read_manifest(find(shared_data, "l2a_metadata/*T22HBD*.SAFE") / "manifest.safe"))
-    assert len(old) == 8  # no MSK_CLASSI before baseline 04.00
+    assert len(old) == 9  # no MSK_CLASSI before baseline 04.00
 
 
 def test_incomplete_manifest_names_the_entry(shared_data, tmp_path):
@@ -230,9 +248,8 @@ def test_bands_come_in_house_order_and_convention(small):
     product = Product.open(folder)
     assert product.transform.c == 499980.25
     assert product.percentages["NODATA_PIXEL_PERCENTAGE"] == 6.46e-4
-    dn = read_bands(product, threads=3)
+    dn = read_bands(product)
     assert dn.dtype == np.uint16
-    assert np.array_equal(dn, read_bands(product))
     for index, (path, band_id) in enumerate(((IMAGES[2], 3), (IMAGES[1], 2), (IMAGES[0], 1), (IMAGES[3], 7))):
         source = pixels[path][0].astype(int)
         assert np.array_equal(dn[index], np.where(source == 0, 0, source + 100 - band_id)), path
@@ -242,9 +259,94 @@ def test_the_20_m_and_60_m_grids_are_rounded_up(small):
     folder, pixels = small
     product = Product.open(folder)
     assert np.array_equal(read_scl(product), pixels[IMAGES[4]][0])
-    for path, band, offset in zip(IMAGES[5:], read_overview(product), (-903, -902, -901), strict=True):
-        assert np.array_equal(band, to_convention(pixels[path][0], offset=offset))
-    assert read_cloud_probability(product) is None
+    for path, band, offset in zip(IMAGES[5:], [*read_overview(product), read_b11(product)], OFFSETS_60M, strict=True):
+        assert np.array_equal(band, to_convention(pixels[path][0], offset=offset)), path
+    for name, read in zip(MASKS, (read_cloud_probability, read_snow_probability), strict=True):
+        assert np.array_equal(read(product), pixels[name][0])
+
+
+def test_what_was_not_fetched_or_is_not_named_is_none(small):
+    folder, _ = small
+    product = Product.open(folder)
+    readers = {"B11_60m": read_b11, "MSK_CLDPRB_20m": read_cloud_probability, "MSK_SNWPRB_20m": read_snow_probability}
+    for key, read in readers.items():
+        (folder / product.files[key]).unlink()
+        assert read(product) is None
+        assert read(replace(product, files={})) is None
+
+
+def test_a_window_is_a_part_of_the_band(small):
+    folder, _ = small
+    product = Product.open(folder)
+    whole = read_bands(product)
+    for rows, cols in ((slice(0, 301), slice(0, 206)), (slice(17, 18), slice(100, 206)), (slice(290, 400), slice(3))):
+        for index, band in enumerate(("B04", "B03", "B02", "B08")):
+            assert np.array_equal(read_window(product, band, rows, cols), whole[index, rows, cols])
+
+
+def test_stripes_are_the_bands_from_north_to_south(small):
+    folder, _ = small
+    product = Product.open(folder)
+    for rows in (100, 301, 1024):
+        copies = [(top, pixels.copy()) for top, pixels in stripes([product, product], rows=rows)]
+        assert [top for top, _ in copies] == list(range(0, 301, rows))
+        assert np.array_equal(np.concatenate([pixels for _, pixels in copies], 2), [read_bands(product)] * 2)
+
+
+def test_products_of_different_size_are_refused(small):
+    product = Product.open(small[0])
+    with pytest.raises(ItemError, match=r"\(301, 206\).*\(301, 207\)"):
+        next(stripes([product, replace(product, shape=(301, 207))]))
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 8, 16])
+def test_small_images_are_reduced_by_their_means(small, step):
+    product = Product.open(small[0])
+    whole = read_bands(product).astype(float)
+    reduced = read_reduced(product, step)
+    assert reduced.dtype == np.uint16
+    assert reduced.shape == (4, -(-301 // step), -(-206 // step))
+    for row, col in ((0, 0), (5, 7), (17, 11)):
+        cell = whole[:, row * step : (row + 1) * step, col * step : (col + 1) * step]
+        expected = np.where((cell == 0).any((1, 2)), 0, cell.mean((1, 2)))
+        assert np.abs(reduced[:, row, col] - expected).max() <= 0.5
+
+
+# Below 04.00 ESA gives no offset.
+BASELINES = {"02.07": 0, "02.14": 0, "03.01": 0, **dict.fromkeys(("04.00", "05.00", "05.09"), -1000)}
+BASELINES |= dict.fromkeys(("05.10", "05.11", "05.12"), -1000)
+DIGITAL_NUMBERS = st.tuples(st.integers(16, 60), st.integers(16, 60)).flatmap(
+    lambda shape: arrays(np.uint16, (5, *shape), elements=st.integers(0, 31767), fill=st.integers(0, 31767))
+)
+
+
+@pytest.mark.parametrize(("baseline", "offset"), BASELINES.items())
+@settings(max_examples=5, deadline=None)
+@given(source=DIGITAL_NUMBERS)
+def test_digital_numbers_come_back_through_every_baseline(tmp_path_factory, baseline, offset, source):
+    """`source`: what ESA stores, 1 to 31767 and 0 for no data, in bands and B11, whatever the offset."""
+    ours = np.where(source == 0, 0, source.astype(int) + offset + 1000).astype(np.uint16)
+    rows, columns = ours.shape[1:]
+    half = np.zeros((-(-rows // 2), -(-columns // 2)), np.uint8)
+    folder = write_product(
+        tmp_path_factory.mktemp("archive"),
+        name=NAME.replace("N0511", f"N{baseline.replace('.', '')}"),
+        bands=ours[:4],
+        scl=half,
+        cloud_probability=half,
+        snow_probability=half,
+        b11=ours[4, : -(-rows // 6), : -(-columns // 6)],
+        crs="EPSG:32605",
+        transform=Affine(10, 0, 499980, 0, -10, 7700040),
+        offset=offset,
+        sun_elevation=30,
+        sun_azimuth=180,
+    )
+    product = Product.open(folder)
+    assert product.baseline == baseline
+    assert set(product.offsets.values()) == {offset}
+    assert np.array_equal(read_bands(product), ours[:4])
+    assert np.array_equal(read_b11(product), ours[4, : -(-rows // 6), : -(-columns // 6)])
 
 
 def test_an_image_of_another_size_is_corrupt(small):
@@ -272,13 +374,12 @@ def test_truncated_jpeg_2000_is_never_read_as_pixels(t29unu, tmp_path, monkeypat
     assert error.value.path == scl
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_truncated_band_is_named(small, threads):
+def test_truncated_band_is_named(small):
     folder, _ = small
     path = folder / GRANULE / f"IMG_DATA/{IMAGES[1]}.jp2"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorruptFileError, match=r"B03_10m\.jp2: cannot be decoded"):
-        read_bands(Product.open(folder), threads=threads)
+        read_bands(Product.open(folder))
 
 
 @pytest.mark.parametrize(
