@@ -1,42 +1,60 @@
 """pair: pairs every cloudy product with the nearest clear one of its tile, and writes pairs.jsonl."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from cloudjob.config import Config
 from cloudjob.errors import ConfigError, RejectedError
-from cloudjob.workspace import Item, Summary, Workspace, digest, write_jsonl
+from cloudjob.workspace import Item, Summary, Workspace, digest, file_sha256, write_jsonl
 
 STAGE = "pair"
+VIEWS = 32  # kept in memory, 30 MB each for a whole scene: more than the clear dates of a tile in a season
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
+    """Tile by tile, so that the views of a tile's clear products are opened once."""
     rows = workspace.rows(workspace.scenes, stage="search")
+    settings = config.section("pair", "masks")
+    raster = cache(lambda product: _raster(config, product))
     found = []
-    for cloudy in (row for row in rows if "cloudy" in row["roles"]):
-        clear = [row["product"] for row in rows if "clear" in row["roles"] and row["tile"] == cloudy["tile"]]
-        inputs = {name: workspace.output_digest("preview", name) for name in [cloudy["product"], *clear]}
-        found.append(Item(STAGE, cloudy["product"], config.section("pair")["pair"], inputs))
+    for cloudy in sorted(rows, key=lambda row: (row["tile"], row["product"])):
+        if "cloudy" in cloudy["roles"]:
+            clear = [row["product"] for row in rows if "clear" in row["roles"] and row["tile"] == cloudy["tile"]]
+            inputs = {}
+            for name in [cloudy["product"], *clear]:
+                inputs |= {name: workspace.output_digest("preview", name)} | raster(name)
+            found.append(Item(STAGE, cloudy["product"], settings, inputs))
     return found
 
 
+def _raster(config: Config, product: str) -> dict[str, str]:
+    """The digest of a user's own mask of a product, as an input; nothing where ESA's masks are used."""
+    if config.masks.source == "scl":
+        return {}
+    path = config.masks.folder / f"{product}.tif"
+    return {path.name: file_sha256(path) if path.is_file() else ""}
+
+
 def run(config: Config, workspace: Workspace) -> Summary:
-    from cloudjob.sentinel2 import pairing
+    from cloudjob.sentinel2 import masks, pairing
     from cloudjob.sentinel2.product import Product
 
     every = items(config, workspace)
-    workspace.require("preview", sorted({name for item in every for name in item.inputs}), reader=STAGE)
+    products = {item.name: [name for name in item.inputs if not name.endswith(".tif")] for item in every}
+    workspace.require("preview", sorted({name for names in products.values() for name in names}), reader=STAGE)
+    settings = masks.Settings(**dict(config.masks))
+    rules = pairing.Rules(**dict(config.pair))
 
-    @lru_cache(maxsize=16)  # the clear products of a tile are asked for by each cloudy one
-    def preview(name: str) -> pairing.Preview:
-        return pairing.preview(Product.open(workspace.safe(name)))
+    @lru_cache(maxsize=VIEWS)
+    def view(product: str):
+        return pairing.open_view(Product.open(workspace.safe(product)), settings)
 
     def make(item: Item):
-        clear = [preview(name) for name in item.inputs if name != item.name]
-        rows = pairing.candidates(preview(item.name), clear, dict(config.pair))
-        rows = [row | {"version": digest(row)} for row in rows]
+        clear = (view(name) for name in products[item.name] if name != item.name)
+        rows = pairing.candidates(view(item.name), clear, rules, settings)
+        rows = [row | {"version": _version(row, item.inputs)} for row in rows]
         if not any(row["accepted"] for row in rows):
-            reasons = "; ".join(f"{row['clear']}: {row['reasons'][0]}" for row in rows[:2])
-            raise RejectedError(reasons or "no clear product of this tile", rows)
+            reasons = [f"{row['clear']}: {'; '.join(row['reasons'])}" for row in rows if row["shown"]]
+            raise RejectedError(reasons[0] if reasons else "no clear product of this tile", rows)
         return [], rows
 
     summary = workspace.work(STAGE, every, make)
@@ -48,7 +66,14 @@ def run(config: Config, workspace: Workspace) -> Summary:
     if not accepted:
         raise ConfigError(
             f"pair: none of {len(rows)} candidates is acceptable; {workspace.pairs} says why for each. "
-            "Loosen the rules in the section pair, or search other dates"
+            "Loosen the rules in the section pair, search other dates, or accept some by eye: "
+            f"cloudjob review {workspace.root}"
         )
     summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
     return summary
+
+
+def _version(row: dict, inputs: dict[str, str]) -> str:
+    """Changes with the measures, with what was decided, and with a user's own mask of one of the products."""
+    rasters = [inputs.get(f"{row[role]}.tif") for role in ("cloudy", "clear", "reference")]
+    return digest([row, rasters])
