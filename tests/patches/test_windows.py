@@ -1,53 +1,205 @@
-"""Window selection against brute force; splits share no ground."""
+"""Windows against brute force: selection, correlation, an even histogram, no ground of another split."""
 
 import numpy as np
+import pytest
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from shapely.geometry import box
+from shapely.geometry import Polygon, box
 
-from cloudjob.patches import splits, windows
+from cloudjob.benches import notebook
+from cloudjob.patches import windows
+from cloudjob.patches.windows import Windows
+from cloudjob.sentinel2 import masks
+
+SEEDS = st.integers(0, 10**6)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([(8, 4), (8, 3), (16, 16)]))
-def test_selection_equals_brute_force(seed, sizes):
-    window, stride = sizes
+def blobs(rng, shape: tuple[int, int], values: list[int], p: list[float]) -> np.ndarray:
+    """(h, w) uint8 of patches of 4 x 4 pixels and some single ones: windows are neither all alike nor noise."""
+    coarse = rng.choice(values, (shape[0] // 4 + 1, shape[1] // 4 + 1), p=p).repeat(4, 0).repeat(4, 1)
+    single = rng.random(shape) < 0.03
+    return np.where(single, rng.choice(values, shape), coarse[: shape[0], : shape[1]]).astype(np.uint8)
+
+
+def at_10m(mask: np.ndarray, factor: int, shape: tuple[int, int]) -> np.ndarray:
+    return mask.repeat(factor, 0).repeat(factor, 1)[: shape[0], : shape[1]]
+
+
+def some_windows(rng, count: int, shape: tuple[int, int], window: int) -> Windows:
+    row, col = (rng.integers(0, side - window + 1, count).astype(np.int32) for side in shape)
+    return Windows(row, col, rng.random(count).astype(np.float32), window)
+
+
+def places(found: Windows) -> list[tuple[int, int]]:
+    return list(zip(found.row.tolist(), found.col.tolist(), strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    SEEDS,
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from([1, 2, 6]),
+    st.sampled_from([8, 12, 15, 24]),
+    st.integers(1, 30),
+    st.sampled_from([(0.05, 0.3), (0.0, 1.0), (0.25, 0.25), (0.5, 0.9)]),
+    st.sampled_from([0.0, 0.02, 0.25, 1.0]),
+    st.sampled_from([0.0, 0.02, 0.25, 1.0]),
+)
+def test_selection_equals_brute_force(seed, shape, factor, window, stride, cloud, target_max_cloud, max_no_data):
     rng = np.random.default_rng(seed)
-    mask = rng.choice([0, 1, 2, 3, 255], (37, 41), p=[0.8, 0.1, 0.05, 0.045, 0.005]).astype(np.uint8)
-    target = rng.choice([0, 1, 2], (37, 41), p=[0.99, 0.005, 0.005]).astype(np.uint8)
-    valid = rng.random((37, 41)) > 0.003
-    found = windows.select(mask, target, valid, window=window, stride=stride, cloud=(0.05, 0.3), target_max_cloud=0.02)
+    native = tuple(-(-side // factor) for side in shape)
+    core = blobs(rng, native, [0, 1, 2, 3, 4, 255], [0.6, 0.2, 0.05, 0.1, 0.03, 0.02])
+    target = blobs(rng, native, [0, 1, 2, 3, 4, 255], [0.9, 0.02, 0.02, 0.02, 0.02, 0.02])
+    rule = {"cloud": cloud, "target_max_cloud": target_max_cloud, "max_no_data": max_no_data}
+    found = windows.select(core, target, factor=factor, shape=shape, window=window, stride=stride, **rule)
+
+    a, b = (at_10m(mask, factor, shape) for mask in (core, target))
     expected = []
-    for row in range(0, 37 - window + 1, stride):
-        for col in range(0, 41 - window + 1, stride):
-            cut = np.s_[row : row + window, col : col + window]
-            share = np.isin(mask[cut], (1, 3)).mean()
+    for row in range(0, shape[0] - window + 1, stride):
+        for col in range(0, shape[1] - window + 1, stride):
+            here, there = (mask[row : row + window, col : col + window] for mask in (a, b))
+            share = np.isin(here, (1, 3)).mean()
             if (
-                0.05 <= share <= 0.3
-                and (target[cut] > 0).mean() <= 0.02
-                and valid[cut].all()
-                and not (mask[cut] == 255).any()
+                cloud[0] <= share <= cloud[1]
+                and np.isin(there, (1, 2, 3, 4)).mean() <= target_max_cloud
+                and ((here == 255) | (there == 255)).mean() <= max_no_data
             ):
-                expected.append((row, col, share))
-    assert found == expected
+                expected.append((row, col, np.float32(share)))
+    assert [*zip(*zip(*places(found), strict=True), found.cloud_fraction, strict=True)] == expected
+    assert (found.row.dtype, found.col.dtype, found.cloud_fraction.dtype) == ("i4", "i4", "f4")
+    assert found.window == window
 
 
-def test_windows_on_the_ground_of_another_split_are_left_out():
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from([(20, 4), (20, 5), (40, 20), (20, 6)]), st.integers(60, 90), st.integers(60, 90))
+def test_the_preset_selects_what_the_notebook_did(seed, sizes, height, width):
+    """Windows of 400 and 1600 pixels: shares of exactly 5 and 30 %, which are no binary fractions, come up often."""
+    window, stride = sizes
+    scl = blobs(
+        np.random.default_rng(seed), (-(-height // 2), -(-width // 2)), [4, 8, 9, 10, 3, 0], [0.75] + [0.05] * 5
+    )
+    classes = masks.classes(scl)
+    rule = windows.NOTEBOOK_2025 | {"window": window, "stride": stride}
+    found = windows.select(classes, classes, factor=2, shape=(height, width), **rule)
+    assert places(found) == notebook.select(at_10m(scl, 2, (height, width)), window=window, stride=stride)
+
+
+def test_the_preset_at_its_own_window_and_stride():
+    rng = np.random.default_rng(5)
+    scl = blobs(rng, (15, 19), [4, 8, 9, 10, 11, 5], [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]).repeat(37, 0).repeat(37, 1)
+    shape = (1109, 1405)
+    classes = masks.classes(scl)
+    found = windows.select(classes, classes, factor=2, shape=shape, window=256, **windows.NOTEBOOK_2025)
+    assert places(found) == notebook.select(at_10m(scl, 2, shape))
+    assert 20 < len(found) < 14 * 18  # some of all
+
+
+def test_windows_of_more_rows_than_a_byte_counts():
+    core = np.ones((700, 650), np.uint8)
+    rule = {"cloud": (1.0, 1.0), "target_max_cloud": 0.0, "max_no_data": 0.0}
+    found = windows.select(core, core * 0, factor=1, shape=core.shape, window=600, stride=50, **rule)
+    assert places(found) == [(row, col) for row in (0, 50, 100) for col in (0, 50)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from([1, 2, 4]), st.integers(0, 30), st.floats(0, 1))
+def test_correlation_equals_that_of_the_cut_windows(seed, step, count, share):
+    rng = np.random.default_rng(seed)
+    shape, size = (97, 121), 32
+    reduced = tuple(-(-side // step) for side in shape)
+    clear = rng.integers(1, 65536, (3, *reduced)).astype(np.uint16)
+    cloudy = (clear // 2 + rng.integers(1, 20000, clear.shape)).astype(np.uint16)
+    cloudy[1] = 1207  # a band that does not vary
+    clear[2, :, : reduced[1] // 2] = 65535  # one that does not vary everywhere
+    usable = rng.random(reduced) < share
+    found = some_windows(rng, count, shape, size)
+    values = windows.correlation(cloudy, clear, usable, found, step=step)
+    assert values.dtype == np.float32
+    for row, col, value in zip(found.row, found.col, values, strict=True):
+        here = tuple(slice(int(k / step + 0.5), int((k + size) / step + 0.5)) for k in (row, col))
+        chosen = [image[:, *here][:, usable[here]].astype(float) for image in (cloudy, clear)]
+        bands = [(a, b) for a, b in zip(*chosen, strict=True) if a.size >= 16 and a.std() and b.std()]
+        expected = np.mean([np.corrcoef(a, b)[0, 1] for a, b in bands]) if bands else np.nan
+        np.testing.assert_allclose(value, expected, atol=1e-5)
+
+
+def test_correlation_of_snow_without_features_is_that_of_noise():
+    rng = np.random.default_rng(1)
+    cloudy, clear = 9800 + rng.integers(-3, 4, (2, 4, 64, 64))
+    found = some_windows(rng, 20, (512, 512), 256)
+    everywhere = np.ones((64, 64), bool)
+    assert np.abs(windows.correlation(cloudy, clear, everywhere, found, step=8)).max() < 0.1
+    flat = np.full_like(clear, 9800)
+    assert np.isnan(windows.correlation(cloudy, flat, everywhere, found, step=8)).all()
+    assert np.isnan(windows.correlation(cloudy, clear, ~everywhere, found, step=8)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(0, 200), st.integers(0, 8), st.none() | st.integers(1, 220))
+def test_balance_fills_the_bins_evenly_and_keeps_the_order(seed, count, bins, limit):
+    rng = np.random.default_rng(seed)
+    all_of_them = Windows(np.arange(count), np.arange(count), (rng.random(count) ** 3).astype(np.float32), 8)
+    found = windows.balance(all_of_them, bins=bins, cloud=(0.0, 1.0), limit=limit, seed=seed)
+    assert (np.diff(found.row) > 0).all()
+    np.testing.assert_array_equal(found.cloud_fraction, all_of_them.cloud_fraction[found.row])
+    np.testing.assert_array_equal(
+        found.row, windows.balance(all_of_them, bins=bins, cloud=(0.0, 1.0), limit=limit, seed=seed).row
+    )
+
+    before, after = (np.histogram(w.cloud_fraction, max(bins, 1), (0, 1))[0] for w in (all_of_them, found))
+    if limit is not None:
+        assert len(found) == min(limit, count)
+        short = after < before  # a bin that has more to give has as many as any other, but for one
+        assert not short.any() or after[short].min() >= after.max() - 1
+    elif count:
+        np.testing.assert_array_equal(after, np.minimum(before, int(np.median(before[before > 0]))))
+
+
+def test_a_limit_draws_from_everywhere_and_the_seed_decides_what():
+    whole = Windows(np.arange(1000), np.zeros(1000), np.full(1000, 0.2, np.float32), 8)
+    first, again, other = (
+        windows.balance(whole, bins=0, cloud=(0.05, 0.3), limit=100, seed=seed).row.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert min(first) < 100
+    assert max(first) >= 900
+
+
+def test_a_range_of_cloud_that_is_a_point_can_be_balanced():
+    whole = Windows(np.arange(9), np.arange(9), np.full(9, 0.25, np.float32), 8)
+    assert len(windows.balance(whole, bins=4, cloud=(0.25, 0.25), limit=5, seed=0)) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(0, 40))
+def test_no_window_that_is_left_touches_ground_of_another_split(seed, count):
+    rng = np.random.default_rng(seed)
     transform = Affine(10, 0, 500000, 0, -10, 7800000)
-    found = [(0, 0, 0.1), (0, 100, 0.1), (100, 0, 0.1)]
-    taken = [box(501000, 7799000, 502000, 7800000)]  # columns 100 to 200, rows 0 to 100
-    assert windows.off_ground(found, window=64, transform=transform, taken=taken) == [found[0], found[2]]
-    assert windows.off_ground(found, window=64, transform=transform, taken=[]) == found
+    found = some_windows(rng, count, (400, 500), 64)
+    corners = rng.uniform((500000, 7796000), (505000, 7800000), (2, 3, 2))
+    taken = [Polygon(triangle) for triangle in corners]
+    assume(all(polygon.is_valid for polygon in taken))
+    kept = windows.off_ground(found, transform=transform, taken=taken)
+
+    def distance(row, col):
+        left, top = 500000 + 10 * col, 7800000 - 10 * row
+        square = box(left, top - 640, left + 640, top)
+        return min(square.distance(polygon) for polygon in taken)
+
+    left_out = set(places(found)) - set(places(kept))
+    assert all(distance(*place) > 95 for place in places(kept))  # the margin's corners are drawn with 16 segments
+    assert all(distance(*place) <= windows.GROUND_MARGIN_M for place in left_out)
 
 
-@given(st.sets(st.integers(0, 99), min_size=1, max_size=60), st.integers(0, 5))
-def test_every_tile_is_in_one_split_and_training_is_never_empty(numbers, seed):
-    tiles = [f"{number:02d}WPS" for number in numbers]
-    found = splits.split_tiles(tiles, seed=seed, val_share=0.15, test_share=0.15)
-    assert set(found) == set(tiles)
-    counts = {split: list(found.values()).count(split) for split in ("train", "val", "test")}
-    assert counts["train"] >= 1
-    assert counts["test"] >= (len(tiles) > 1)
-    assert counts["val"] >= (len(tiles) > 2)
-    assert found == splits.split_tiles(tiles[::-1] * 2, seed=seed, val_share=0.15, test_share=0.15)
+def test_without_other_splits_all_windows_stay():
+    found = some_windows(np.random.default_rng(0), 5, (400, 500), 64)
+    assert windows.off_ground(found, transform=Affine(10, 0, 5e5, 0, -10, 78e5), taken=[]) is found
+
+
+@pytest.mark.parametrize("which", [np.array([0, 2]), np.array([True, False, True])])
+def test_windows_can_be_taken_by_position_or_by_flag(which):
+    found = Windows(np.array([1, 2, 3]), np.array([4, 5, 6]), np.array([0.1, 0.2, 0.3]), 8).take(which)
+    assert (len(found), found.window) == (2, 8)
+    assert places(found) == [(1, 4), (3, 6)]
+    assert found.cloud_fraction.tolist() == [0.1, 0.3]
