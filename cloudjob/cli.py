@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ STAGES = {
     "evaluate": "score the outputs against the truth or the clear date, beside baselines",
     "report": "one self-contained page about the run",
 }
+BENCHES = ("shard", "read")
 EXAMPLES = """examples:
   cloudjob run configs/demo.yaml                       all stages, on the embedded archive
   cloudjob train runs/demo --set train.epochs=20       one stage of a run folder
@@ -90,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--index", type=int, metavar="I", help="work on the I-th item (SLURM_ARRAY_TASK_ID)")
         stage.add_argument("--force", action="store_true", help="make items again that are done")
         stage.add_argument("--dry-run", action="store_true", help="show what would be done, and touch nothing")
+        if name == "review":
+            stage.add_argument("--apply", type=Path, metavar="CSV", help="take over the decisions.csv of the page")
+        if name == "shard":
+            stage.add_argument("--stats", action="store_true", help="print what the shards hold, and make nothing")
     for name, text, call in (
         ("plan", "show what is done, missing or failed, and why it would run; touches nothing", _plan),
         ("status", "the same, with progress, speed and the last sign of life", _status),
@@ -109,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     settings.add_argument("action", choices=("show", "check", "schema"))
     settings.add_argument("config", metavar="CONFIG", type=Path, nargs="?")
     settings.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+
+    bench = command("bench", "measure this node: ratios against the plain way", _bench)
+    bench.add_argument("what", choices=BENCHES)
+    bench.add_argument(
+        "--dir", type=Path, default=Path(tempfile.gettempdir()), help="disk to measure (default: %(default)s)"
+    )
+    bench.add_argument("--json", action="store_true")
 
     model = command("model", "parameters, MACs and activation bytes of a network", _model)
     model.add_argument("preset", metavar="PRESET")
@@ -191,6 +204,14 @@ def _run(arguments) -> int:
 
 
 def _stage(arguments) -> int:
+    if getattr(arguments, "stats", False):
+        config, root, _ = _load(arguments)
+        print(_module("shard").stats(config, _workspace(root, arguments)))
+        return 0
+    if getattr(arguments, "apply", None) and not arguments.dry_run:
+        config, root, _ = _load(arguments)
+        for message in _module("review").apply(config, _workspace(root, arguments), arguments.apply):
+            _say(message)
     return _execute([arguments.command], arguments, sweep=False)
 
 
@@ -452,6 +473,19 @@ def _with_origins(text: str, source) -> str:
         known = key in source.lines or any(key == o[: len(key)] for o in source.overrides)
         out.append(f"{line:<50} # {source.where(key) if known else 'default'}")
     return "\n".join(out) + "\n"
+
+
+def _bench(arguments) -> None:
+    if not arguments.dir.is_dir():
+        raise ConfigError(f"--dir {arguments.dir}: no such folder")
+    found = importlib.import_module(f"cloudjob.benches.{arguments.what}").run(arguments.dir, say=_say)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return
+    for part, values in found.items():
+        print(f"{part}:")
+        for name, value in values.items():
+            print(f"  {name:20} {value if not isinstance(value, float) else round(value, 4)}")
 
 
 def _model(arguments) -> None:

@@ -189,29 +189,42 @@ class Workspace:
         """The results recorded for these items, in their order (None for an item without one)."""
         return [(self.record(item.stage, item.name) or {}).get("result") for item in items]
 
-    def accepted_pairs(self) -> list[dict]:
-        """The pairs that the rule accepted and nobody rejected in the review, in the order of pairs.jsonl.
+    def shown_pairs(self) -> list[dict]:
+        """The rows of pairs.jsonl that a person sees, one a cloudy product; `number` is their position.
 
-        `number` counts the rule's pairs: it names the shard, and does not change when a person rejects another pair.
+        The number names the shard, and does not change with what a person decides.
         """
-        rows = [row for row in self.rows(self.pairs, stage="pair") if row["accepted"]]
-        rows = [{**row, "number": number} for number, row in enumerate(rows)]
+        rows = [row for row in self.rows(self.pairs, stage="pair") if row["shown"]]
+        return [{**row, "number": number} for number, row in enumerate(rows)]
+
+    def accepted_pairs(self) -> list[dict]:
+        """The shown pairs that a person accepted, or the rule did and nobody rejected, in the order of pairs.jsonl."""
+        rows = self.shown_pairs()
         if not self.decisions.exists():
             raise InputError(f"{self.decisions} is not there yet. Run: cloudjob review {self.root}")
-        decided = {(row["pair"], row["version"]): row["decision"] for row in self.read_decisions()}
-        return [row for row in rows if decided.get((row["pair"], row["version"])) != "reject"]
+        decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in self.read_decisions()}
+        return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
 
-    def read_decisions(self) -> list[dict]:
-        """The rows of decisions.csv; none while there is no such file. A person edits it, so each row is checked."""
-        if not self.decisions.exists():
+    def read_decisions(self, path: Path | None = None) -> list[dict]:
+        """The rows of decisions.csv (or of another such file); none while there is no such file.
+
+        A person edits it, so each row is checked: ConfigError with file and line.
+        """
+        path = path or self.decisions
+        if not path.exists():
             return []
-        with open(self.decisions, newline="") as file:
-            rows = list(csv.DictReader(file))
-        for number, row in enumerate(rows, start=2):
-            if row.get("decision") not in ("accept", "reject") or not row.get("pair") or not row.get("version"):
-                raise ConfigError(
-                    f"{self.decisions}:{number}  decision = {row.get('decision')}: write accept or reject"
-                )
+        rows = []
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                for row in reader:
+                    if row.get("decision") not in ("accept", "reject") or not row.get("pair") or not row.get("version"):
+                        raise ConfigError(
+                            f"{path}:{reader.line_num}  decision = {row.get('decision')}: write accept or reject"
+                        )
+                    rows.append(row)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(f"{path}: cannot be read as CSV ({error})") from None
         return rows
 
     def output_digest(self, stage: str, item: str) -> str:

@@ -1,17 +1,28 @@
 """Batches of triplets: their order is a function of (seed, samples seen) alone, whatever the number of ranks."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
-from cloudjob.patches.shards import ShardSet
+from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
+from cloudjob.patches.shards import ShardSet, check, opened
+
+_AHEAD = 2  # batches that are read while the consumer has one
+_BLOCK = 8 * 2**20  # bytes
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, number: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(number)
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, number: int, donors: bool = False) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, *([1] if donors else [])]).permutation(number)
 
 
 def position(seed: int, sample: int, number: int) -> int:
@@ -20,29 +31,123 @@ def position(seed: int, sample: int, number: int) -> int:
     return int(_permutation(seed, epoch, number)[place])
 
 
-def stack(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Triplets to one batch: each array gets a first axis."""
-    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+def donor(seed: int, sample: int, number: int) -> int:
+    """Which other triplet lends this sample its mask: drawn like the order, but apart from it."""
+    epoch, place = divmod(sample, number)
+    found = int(_permutation(seed, epoch, number, donors=True)[place])
+    return found if found != position(seed, sample, number) else (found + 1) % number
 
 
 def batches(
-    shards: ShardSet, *, seed: int, start: int, stop: int, batch: int, rank: int = 0, size: int = 1
-) -> Iterator[tuple]:
+    shards: ShardSet,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    batch: int,
+    rank: int = 0,
+    size: int = 1,
+    threads: int = 1,
+    allocate: Callable = np.empty,
+    donors: bool = False,
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
     """(sample numbers, arrays) of this rank for the global batches from sample `start` to `stop`.
 
-    Rank r of n takes samples start + r, start + r + n, ... of each global batch; the last batch may be short. One
-    batch is read ahead by a thread. Arrays: cloudy, clear, reference (B, 4, n, n) uint16, mask (B, n, n) uint8.
+    Rank r of n takes samples start + r, start + r + n, ... of each global batch; the last batch may be short. Arrays:
+    cloudy, clear (B, 4, n, n) uint16, mask (B, n, n) uint8, reference as cloudy if the shards have any, and with
+    `donors` donor (B, n, n) uint8, the mask of another triplet. They lie in buffers made by `allocate(shape, dtype)`
+    and are valid until the next batch is asked for: `threads` threads then fill them with a later one.
     """
+    firsts = range(start, stop, batch)
+    if not firsts:
+        return
+    ring = [_buffers(shards, len(range(rank, batch, size)), allocate, donors) for _ in range(_AHEAD + 1)]
+    pool = ThreadPoolExecutor(threads, "loader")
 
-    def read(first: int):
-        samples = range(first + rank, min(first + batch, stop), size)
-        parts = [shards[position(seed, sample, len(shards))] for sample in samples]
-        return list(samples), stack(parts)
+    def read(arrays: dict, samples: range, part: int) -> None:
+        triplet = {name: array for name, array in arrays.items() if name != "donor"}
+        for slot in range(part, len(samples), threads):
+            shards.read(position(seed, samples[slot], len(shards)), triplet, slot)
+            if donors:
+                shards.read(donor(seed, samples[slot], len(shards)), {"mask": arrays["donor"]}, slot)
 
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(read, start) if start < stop else None
-        for first in range(start, stop, batch):
-            current = ahead.result()
-            if first + batch < stop:
-                ahead = pool.submit(read, first + batch)
-            yield current
+    def ask(number: int) -> tuple[range, dict, list[Future]]:
+        samples = range(firsts[number] + rank, min(firsts[number] + batch, stop), size)
+        arrays = {name: buffer[: len(samples)] for name, buffer in ring[number % len(ring)].items()}
+        return samples, arrays, [pool.submit(read, arrays, samples, part) for part in range(threads)]
+
+    try:
+        asked = deque(ask(number) for number in range(min(_AHEAD, len(firsts))))
+        for number in range(_AHEAD, len(firsts) + _AHEAD):
+            if number < len(firsts):
+                asked.append(ask(number))
+            samples, arrays, parts = asked.popleft()
+            for part in parts:
+                part.result()
+            yield list(samples), arrays
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _buffers(shards: ShardSet, batch: int, allocate: Callable, donors: bool) -> dict[str, np.ndarray]:
+    buffers = shards.buffers(batch, allocate)
+    if donors:
+        buffers["donor"] = allocate(buffers["mask"].shape, buffers["mask"].dtype)
+    return buffers
+
+
+def verify(folder: Path, index: dict, split: str, rank: int = 0, size: int = 1) -> None:
+    """CorruptFileError unless this rank's share of the files of a split is whole; they are in memory afterwards."""
+    for entry in [entry for entry in index["files"] if entry["split"] == split][rank::size]:
+        check(folder / entry["file"], entry["sha256"])
+
+
+def local_copy(
+    source: Path, index: dict, target: Path, say: Callable | None = None, splits: tuple[str, ...] = ("train", "val")
+) -> Path:
+    """Copies the shards of these splits to a node's own disk and returns their new folder; whole ones are kept.
+
+    Each file is checked while it is copied and gets its name at the end. To be called once a node.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    entries = [entry for entry in index["files"] if entry["split"] in splits]
+    missing = [entry for entry in entries if not _is_whole(target / entry["file"], entry)]
+    needed, free = sum(entry["size"] for entry in missing), shutil.disk_usage(target).free
+    if needed > free:
+        raise DiskFullError(f"{target}: {free / 1e9:.1f} GB free, the shards need {needed / 1e9:.1f} GB")
+    begun = time.monotonic()
+    for entry in missing:
+        _copy(source / entry["file"], target / entry["file"], entry["sha256"])
+    if say and missing:
+        seconds = time.monotonic() - begun
+        say(f"{len(missing)} shards, {needed / 1e9:.2f} GB, copied to {target} in {seconds:.1f} s")
+    return target
+
+
+def _is_whole(path: Path, entry: dict) -> bool:
+    if not path.is_file() or path.stat().st_size != entry["size"]:
+        return False
+    try:
+        check(path, entry["sha256"])
+    except CorruptFileError:
+        return False
+    return True
+
+
+def _copy(source: Path, target: Path, sha256: str) -> None:
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    try:
+        with opened(source) as file, open(temporary, "wb") as copy:
+            while got := file.readinto(block):
+                found.update(block[:got])
+                copy.write(block[:got])
+        if found.hexdigest() != sha256:
+            raise CorruptFileError(source, "sha256 is not that of the index")
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(f"{target}: no space left on the disk") from None
+        raise ItemError(f"{source} cannot be copied to {target}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,115 +1,307 @@
 """HDF5 shards of triplets: the one module that writes and reads them (layout: DESIGN, contracts of the files)."""
 
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import h5py
+import hdf5plugin
 import numpy as np
 
-from cloudjob.errors import CorruptFileError
-from cloudjob.sentinel2.radiometry import BANDS, OFFSET, SCALE, reflectance
+from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.sentinel2.radiometry import BANDS, NO_DATA, OFFSET, SCALE
 
 SCHEMA_VERSION = 1
+COMPRESSIONS = {
+    "none": {},
+    "zstd": {"shuffle": True, **hdf5plugin.Zstd(clevel=3)},
+    "gzip": {"shuffle": True, "compression": "gzip", "compression_opts": 4},
+}
+_THIN = 4  # the normalisation comes from every 4th pixel of every 4th row: windows overlap more than that
+_COLUMNS = {"row": "i4", "col": "i4", "pair": "i4", "cloud_fraction": "f4", "reference_days": "f4"}
+_DAMAGE = (OSError, LookupError, ValueError, TypeError, RuntimeError)  # what h5py raises over a broken file
 
 
-@dataclass(frozen=True)
-class Triplet:
-    """One window: cloudy, clear and reference (4, n, n) uint16 DN, mask (n, n) uint8 classes; where it was cut."""
-
-    cloudy: np.ndarray
-    clear: np.ndarray
-    mask: np.ndarray
-    reference: np.ndarray | None  # 0 where there is none
-    row: int
-    col: int
-    cloud_fraction: float
+def layout(window: int, *, reference: bool) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Name -> shape and dtype of one triplet's arrays, in the order in which they are written."""
+    image = ((len(BANDS), window, window), np.dtype("<u2"))
+    arrays = {"cloudy": image, "clear": image, "mask": ((window, window), np.dtype("u1"))}
+    return arrays | ({"reference": image} if reference else {})
 
 
-def write(
-    path: Path,
-    triplets: Iterable[Triplet],
-    *,
-    count: int,
-    window: int,
-    pair: dict,
-    reference_days,
-    attributes: dict,
-) -> dict:
-    """Writes `count` triplets of one pair; returns the sums of the clear target's reflectance (for the normalisation).
+class Writer:
+    """Writes the triplets of one pair as they come; one at a time is in memory.
 
-    One chunk a triplet, no filter: a triplet is read by one `pread`. `pair` goes into the attribute `pairs`
-    (products, baselines, offsets, radiometric gains); `reference_days` is None where there is no reference.
+    One chunk a triplet, by default without a filter: it is read by one `preadv`. `capacity` is the most that may be
+    added. `pair` goes into the attribute `pairs` (products, baselines, offsets, radiometric gains); `attributes` are
+    plain values, dicts and lists become JSON. After a clean exit `result` holds what `normalisation` and `read_back`
+    need. The caller flushes the file to the disk.
     """
-    image, sums = (count, 4, window, window), np.zeros((2, 4))
-    pixels = 0
-    with h5py.File(path, "w", libver="latest") as file:
-        data = {
-            name: file.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]))
-            for name, shape, dtype in [
-                ("cloudy", image, "u2"),
-                ("clear", image, "u2"),
-                ("mask", (count, window, window), "u1"),
-                *([("reference", image, "u2")] if reference_days is not None else []),
-            ]
+
+    def __init__(
+        self,
+        path: Path,
+        capacity: int,
+        *,
+        window: int,
+        reference: bool,
+        pair: dict,
+        attributes: dict,
+        compression: str = "none",
+        reference_days: float | None = None,
+    ):
+        self.path, self.capacity, self.window = path, capacity, window
+        self.layout = layout(window, reference=reference)
+        self.filters, self.reference_days = COMPRESSIONS[compression], reference_days
+        self.attributes = {"pairs": [pair]} | attributes
+        self.result: dict = {}
+        self._places: list[tuple[int, int, float]] = []
+        self._checksums: list[int] = []
+        self._sums = np.zeros((3, len(BANDS)), np.int64)
+
+    def __enter__(self) -> "Writer":
+        self._file = h5py.File(self.path, "w", libver="latest", locking=False)  # a name that nobody else knows
+        self._data = {}
+        for name, (shape, dtype) in self.layout.items():
+            most = (self.capacity, *shape)
+            self._data[name] = self._file.create_dataset(
+                name, most, dtype, maxshape=most, chunks=(1, *shape), **self.filters
+            )
+        return self
+
+    def add(self, cloudy, clear, mask, reference, row: int, col: int, cloud_fraction: float) -> None:
+        """cloudy, clear, reference (4, n, n) uint16 DN, mask (n, n) uint8 classes; may be views of a whole scene.
+
+        `reference` is None where the shard has none; row and col are the upper left pixel of the window.
+        """
+        given = {"cloudy": cloudy, "clear": clear, "mask": mask, "reference": reference}
+        number, checksum = len(self._places), 0
+        if number == self.capacity:
+            raise ValueError(f"{self.path}: made for {self.capacity} triplets")
+        for name, (shape, dtype) in self.layout.items():
+            array = np.ascontiguousarray(given[name])  # a strided view is written 12 times slower
+            if (array.shape, array.dtype) != (shape, dtype):
+                raise ValueError(f"{name}: {array.shape} {array.dtype}, expected {shape} {dtype}")
+            if self.filters:
+                self._data[name][number] = array
+            else:
+                self._data[name].id.write_direct_chunk((number,) + (0,) * array.ndim, array)
+            checksum = zlib.crc32(array, checksum)
+        self._checksums.append(checksum)
+        self._places.append((row, col, cloud_fraction))
+        self._sums += _sums(clear)
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:  # the disk may be full: closing would fail once more and hide why
+            with suppress(*_DAMAGE):
+                self._file.close()
+            return
+        with self._file:
+            self._finish()
+
+    def _finish(self) -> None:
+        count, file = len(self._places), self._file
+        for data in self._data.values():
+            data.resize(count, axis=0)
+        row, col, fraction = zip(*self._places, strict=True) if count else ((), (), ())
+        columns = {"row": row, "col": col, "pair": np.zeros(count), "cloud_fraction": fraction}
+        if self.reference_days is not None:
+            columns["reference_days"] = np.full(count, self.reference_days)
+        for name, values in columns.items():
+            file[name] = np.asarray(values, _COLUMNS[name])
+        facts = {"schema_version": SCHEMA_VERSION, "bands": ",".join(BANDS), "scale": SCALE, "offset": OFFSET}
+        for name, value in (facts | self.attributes).items():
+            file.attrs[name] = json.dumps(value) if isinstance(value, dict | list) else value
+        pixels, total, squares = self._sums.tolist()
+        self.result = {
+            "count": count,
+            "window": self.window,
+            "reference": "reference" in self.layout,
+            "pixels": pixels,
+            "sum": total,
+            "sum2": squares,
+            "checksums": self._checksums,
         }
-        place = np.zeros((3, count))
-        for i, triplet in enumerate(triplets):
-            for name, dataset in data.items():
-                dataset[i] = getattr(triplet, name)
-            place[:, i] = triplet.row, triplet.col, triplet.cloud_fraction
-            values = reflectance(triplet.clear).astype(np.float64)
-            sums += np.stack([np.nansum(values, axis=(1, 2)), np.nansum(values**2, axis=(1, 2))])
-            pixels += int(np.isfinite(values[0]).sum())
-        file["row"], file["col"] = place[0].astype("i4"), place[1].astype("i4")
-        file["pair"] = np.zeros(count, "i4")
-        file["cloud_fraction"] = place[2].astype("f4")
-        if reference_days is not None:
-            file["reference_days"] = np.full(count, reference_days, "f4")
-        file.attrs.update(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "bands": ",".join(BANDS),
-                "scale": SCALE,
-                "offset": OFFSET,
-                "pairs": json.dumps([pair]),
-                **attributes,
-            }
-        )
-    return {"count": count, "sum": sums[0].tolist(), "sum2": sums[1].tolist(), "pixels": pixels}
+
+
+def _sums(clear: np.ndarray) -> np.ndarray:
+    """Per band of the thinned (4, n, n) uint16 DN: how many have data, their sum, the sum of their squares."""
+    values = clear[:, ::_THIN, ::_THIN].reshape(len(BANDS), -1).astype(np.float64)
+    squares = np.einsum("bp,bp->b", values, values)
+    return np.stack([np.count_nonzero(values != NO_DATA, axis=1), values.sum(1), squares]).astype(np.int64)
 
 
 def normalisation(parts: list[dict]) -> dict:
-    """Per-band mean and standard deviation of reflectance from the sums that `write` returned."""
-    pixels = sum(part["pixels"] for part in parts)
-    mean = np.sum([part["sum"] for part in parts], axis=0) / pixels
-    spread = np.sqrt(np.maximum(np.sum([part["sum2"] for part in parts], axis=0) / pixels - mean**2, 1e-8))
-    return {"mean": mean.round(6).tolist(), "std": spread.round(6).tolist()}
+    """Per-band mean and standard deviation of reflectance, from the results of the writers."""
+    pixels, total, squares = (np.sum([part[key] for part in parts], axis=0) for key in ("pixels", "sum", "sum2"))
+    if not np.all(pixels):
+        raise ItemError("the clear images of the training split hold no data in some band")
+    mean = total / pixels
+    spread = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))
+    return {"mean": (mean * SCALE + OFFSET).round(6).tolist(), "std": (spread * SCALE).round(6).tolist()}
+
+
+def read_back(path: Path, result: dict) -> None:
+    """CorruptFileError unless a reader finds in the file just written each triplet that the writer was given."""
+    shard = _Shard(path, result["count"], result["window"])
+    buffers = {name: np.empty(*form) for name, form in layout(result["window"], reference=result["reference"]).items()}
+    if set(shard.names) != set(buffers):
+        raise CorruptFileError(path, f"holds {', '.join(shard.names)}; written were {', '.join(buffers)}")
+    for number, written in enumerate(result["checksums"]):
+        checksum = 0
+        for name, buffer in buffers.items():
+            shard.read(name, number, buffer)
+            checksum = zlib.crc32(buffer, checksum)
+        if checksum != written:
+            raise CorruptFileError(path, f"triplet {number} is not what was written")
+    columns(path)
+
+
+def check(path: Path, sha256: str) -> None:
+    """CorruptFileError unless the whole file has this checksum, which is the one of the index."""
+    with opened(path) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise CorruptFileError(path, f"sha256 is {found[:16]}..., the index says {sha256[:16]}...")
+
+
+def columns(path: Path) -> dict:
+    """row, col, pair, cloud_fraction and, where there is a reference, reference_days: (N,) each; and `attributes`."""
+    with _named(path), h5py.File(path, "r", locking=False) as file:
+        found = {name: file[name][:] for name in _COLUMNS if name in file or name != "reference_days"}
+        return found | {"attributes": dict(file.attrs)}
 
 
 class ShardSet:
     """The triplets of one split, by position 0..len-1. Files are opened when first needed, once a process."""
 
     def __init__(self, folder: Path, index: dict, split: str):
-        self.files = [(folder / entry["file"], entry["count"]) for entry in index["files"] if entry["split"] == split]
-        self._ends = np.cumsum([count for _, count in self.files])
-        self._open: dict[int, h5py.File] = {}
+        self.window = index["window"]
+        entries = [entry for entry in index["files"] if entry["split"] == split]
+        self.files = [(Path(folder) / entry["file"], entry["count"]) for entry in entries]
+        self._ends = list(accumulate(count for _, count in self.files))
+        self._open: dict[int, _Shard] = {}
+        self._process = os.getpid()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self.files else 0
+        return self._ends[-1] if self._ends else 0
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": {}}
+
+    @cached_property
+    def has_reference(self) -> bool:
+        """Whether any of the files holds a third image; that of the others' triplets is 0, no data."""
+        return any("reference" in self._shard(number).names for number in range(len(self.files)))
+
+    def buffers(self, batch: int, allocate: Callable = np.empty) -> dict[str, np.ndarray]:
+        """cloudy, clear (batch, 4, n, n) uint16, mask (batch, n, n) uint8, reference as cloudy if there is any."""
+        arrays = layout(self.window, reference=self.has_reference)
+        return {name: allocate((batch, *shape), dtype) for name, (shape, dtype) in arrays.items()}
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        """cloudy, clear, reference (4, n, n) uint16 (reference 0 where there is none), mask (n, n) uint8."""
-        number = int(np.searchsorted(self._ends, position, side="right"))
-        path, count = self.files[number]
-        row = position - int(self._ends[number]) + count
-        try:
-            if number not in self._open:
-                self._open[number] = h5py.File(path, "r")
-            file = self._open[number]
-            sample = {name: file[name][row] for name in ("cloudy", "clear", "mask")}
-            sample["reference"] = file["reference"][row] if "reference" in file else np.zeros_like(sample["cloudy"])
-        except (OSError, KeyError, ValueError) as error:
-            raise CorruptFileError(path, f"triplet {row} cannot be read ({error})") from error
-        return sample
+        """The arrays of one triplet, as `buffers` names them."""
+        arrays = self.buffers(1)
+        self.read(position, arrays, 0)
+        return {name: array[0] for name, array in arrays.items()}
+
+    def read(self, position: int, buffers: dict[str, np.ndarray], slot: int) -> None:
+        """Fills place `slot` of each of these buffers, named as a triplet's arrays. Threads may do so at once."""
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        number = bisect_right(self._ends, position)
+        shard = self._shard(number)
+        row = position - self._ends[number] + shard.count
+        for name, buffer in buffers.items():
+            shard.read(name, row, buffer[slot])
+
+    def _shard(self, number: int) -> "_Shard":
+        if self._process != os.getpid():  # forked: HDF5 must not go on with the parent's open files
+            self._process, self._open = os.getpid(), {}
+        if number not in self._open:  # two threads may open it at once; one of the two is kept
+            self._open.setdefault(number, _Shard(*self.files[number], self.window))
+        return self._open[number]
+
+
+class _Shard:
+    """One open file. Chunks without a filter are read at their offsets in it, past HDF5 and its lock."""
+
+    def __init__(self, path: Path, count: int, window: int):
+        self.path, self.count = path, count
+        self._file = opened(path)
+        self._offsets: dict[str, np.ndarray] = {}
+        self._filtered: dict[str, h5py.Dataset] = {}
+        with _named(path):
+            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+            version = file.attrs["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise CorruptFileError(path, f"schema_version is {version}, this cloudjob reads {SCHEMA_VERSION}")
+            self.names = tuple(layout(window, reference="reference" in file))
+            for name, (shape, dtype) in layout(window, reference="reference" in file).items():
+                data = file[name]
+                if (data.shape, data.dtype, data.chunks) != ((count, *shape), dtype, (1, *shape)):
+                    expected = f"{(count, *shape)} {dtype}, a chunk a triplet"
+                    raise CorruptFileError(path, f"/{name} is {data.shape} {data.dtype}, expected {expected}")
+                if data.id.get_create_plist().get_nfilters():
+                    self._filtered[name] = data
+                else:
+                    self._offsets[name] = self._chunks(data, int(np.prod(shape)) * dtype.itemsize)
+            if self._filtered:
+                self._hdf5 = file  # must stay open
+            else:
+                file.close()
+
+    def _chunks(self, data: h5py.Dataset, size: int) -> np.ndarray:
+        """Where the chunk of each triplet, `size` bytes, begins in the file."""
+        offsets = np.full(self.count, -1, np.int64)
+
+        def note(chunk) -> None:
+            if chunk.size == size:
+                offsets[chunk.chunk_offset[0]] = chunk.byte_offset
+
+        data.id.chunk_iter(note)
+        outside = (offsets < 0) | (offsets > os.fstat(self._file.fileno()).st_size - size)
+        if outside.any():
+            raise CorruptFileError(self.path, f"triplet {outside.argmax()} of {data.name} is not in the file")
+        return offsets
+
+    def read(self, name: str, row: int, out: np.ndarray) -> None:
+        """Fills `out` (contiguous) with an array of triplet `row`; zeros for a reference that the file has not."""
+        if name not in self.names:
+            out[...] = 0
+        elif name in self._filtered:
+            with _named(self.path):
+                self._filtered[name].read_direct(out, np.s_[row])
+        else:
+            view, offset = memoryview(out).cast("B"), int(self._offsets[name][row])
+            while view:
+                with _named(self.path):
+                    got = os.preadv(self._file.fileno(), [view], offset)
+                if not got:
+                    raise CorruptFileError(self.path, f"ends within {name} of triplet {row}")
+                view, offset = view[got:], offset + got
+
+
+def opened(path: Path):
+    try:
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError:
+        raise CorruptFileError(path, "missing") from None
+    except OSError as error:  # not the file's fault: it must not be set aside
+        raise ItemError(f"{path}: cannot be opened ({error.strerror})") from None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What h5py or the system says of a broken file, with its name."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise CorruptFileError(path, f"cannot be read as a shard: {error}") from None

@@ -1,40 +1,117 @@
-"""One acquisition as the later stages need it: bands with a dilated mask, and another date brought to its light."""
+"""Acquisitions side by side as the later stages need them: whole scenes, quick looks, and the match between dates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from cloudjob.sentinel2 import masks, radiometry
-from cloudjob.sentinel2.product import Product, read_bands, read_scl
+from cloudjob.sentinel2.cover import Cover, View, cover
+from cloudjob.sentinel2.grid import window_sums
+from cloudjob.sentinel2.product import Product, read_bands, read_reduced, read_window
+
+_CHIP, _CHIPS = 256, 3  # pixels of 10 m; a grid of 3 x 3 chips over the scene settles two numbers
+
+
+def covers(views: dict[str, View], settings: masks.Settings) -> dict[str, Cover]:
+    """Masks of the dates of a pair (roles cloudy, clear and, where there is one, reference), each with the second
+    opinion of another date: the clear one's, and for that the cloudy one's."""
+    others = {"cloudy": "clear", "clear": "cloudy", "reference": "clear"}
+    return {role: cover(view, views[others[role]], settings) for role, view in views.items()}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Images on the product's 10 m grid. `mask` is dilated, and 255 wherever a band has no data; `core` is neither."""
+    """A whole acquisition at 10 m. `mask` is grown, and 255 wherever a band has no data; `core` is neither."""
 
     product: Product
+    cover: Cover
     bands: np.ndarray  # (4, H, W) uint16 DN
     mask: np.ndarray  # (H, W) uint8 mask classes
     core: np.ndarray  # (H, W) uint8 mask classes
 
     @classmethod
-    def open(cls, product: Product, *, dilate_m: float) -> "Scene":
-        """Decodes the four bands and the scene classification, each once."""
-        bands, scl = read_bands(product), read_scl(product)
-        shape = bands.shape[1:]
-        mask = masks.from_scl(scl, shape=shape, dilate_px=round(dilate_m / 10))
+    def open(cls, product: Product, cover: Cover, *, processes: int = 1) -> "Scene":
+        """Decodes the four bands, each once."""
+        bands = read_bands(product, processes=processes)
+        mask, core = (cover.at_10m(name, product.shape) for name in ("mask", "core"))
         mask[(bands == radiometry.NO_DATA).any(0)] = masks.NO_DATA
-        return cls(product, bands, mask, masks.from_scl(scl, shape=shape))
-
-    def match(self, other: "Scene") -> list[dict]:
-        """Per band the line that takes `other` to the light of this scene, from the pixels clear in both."""
-        usable = (self.mask == masks.CLEAR) & (other.mask == masks.CLEAR)
-        return radiometry.match(other.bands, self.bands, usable)
+        return cls(product, cover, bands, mask, core)
 
     def matched(self, other: "Scene") -> np.ndarray:
         """The bands of `other` in the light of this scene."""
-        return radiometry.apply_match(other.bands, self.match(other))
+        step = reduction(self.product.shape)
+        looks = [Look.open(scene.product, scene.cover, step) for scene in (other, self)]
+        return fit(*looks).apply(other.bands, height=self.product.shape[0])
 
     def clear_only(self, bands: np.ndarray) -> np.ndarray:
         """A copy of `bands` (4, H, W) with no data (0) wherever this scene is not clear."""
         return np.where(self.mask == masks.CLEAR, bands, radiometry.NO_DATA)
+
+
+def open_pair(folders: dict[str, Path], settings: masks.Settings, *, processes: int = 1) -> Callable[[str], Scene]:
+    """A function that opens the scene of a role, of a pair whose products lie in these folders (see `covers`)."""
+    products = {role: Product.open(folder) for role, folder in folders.items()}
+    found = covers({role: View.open(product, settings) for role, product in products.items()}, settings)
+    return lambda role: Scene.open(products[role], found[role], processes=processes)
+
+
+def reduction(shape: tuple[int, int], *, window: int = 256) -> int:
+    """By how much a quick look may be reduced: a whole scene 8 times, which costs a 12th of decoding it. Small
+    scenes and small windows less, so that there is something left to measure."""
+    return next(step for step in (8, 4, 2, 1) if step == 1 or (max(shape) >= 512 * step and window >= 16 * step))
+
+
+@dataclass(frozen=True)
+class Look:
+    """A date reduced by `step`: bands (4, h, w) uint16 DN, and where it is clear, away from clouds, (h, w) bool."""
+
+    product: Product
+    bands: np.ndarray
+    clear: np.ndarray
+    step: int
+
+    @classmethod
+    def open(cls, product: Product, cover: Cover, step: int) -> "Look":
+        bands = read_reduced(product, step)
+        clear = _reduced(cover.mask == masks.CLEAR, cover.factor, step, bands.shape[1:])
+        return cls(product, bands, clear & (bands > 0).all(0), step)
+
+
+def fit(source: Look, target: Look, *, grid: bool = False) -> radiometry.Match:
+    """What takes the light of `source` to that of `target`."""
+    return radiometry.fit(source.bands, target.bands, source.clear & target.clear, grid=grid)
+
+
+def shift(a: Look, b: Look) -> dict:
+    """How far the ground of `b` lies off that of `a`, pixels of 10 m (see radiometry.shift), from B04 at full
+    resolution in the clearest places of both."""
+    clear = a.clear & b.clear
+    side = _CHIP // a.step
+    sums = window_sums(clear, size=side, stride=max(side // 4, 1))
+    chips = []
+    for rows in np.array_split(np.arange(sums.shape[0]), _CHIPS):
+        for cols in np.array_split(np.arange(sums.shape[1]), _CHIPS):
+            if rows.size and cols.size:
+                block = sums[np.ix_(rows, cols)]
+                i, j = np.unravel_index(block.argmax(), block.shape)
+                if block[i, j] >= 0.95 * side**2:
+                    chips.append((int(rows[i]), int(cols[j])))
+    stride = max(side // 4, 1) * a.step
+    cuts = [tuple(slice(k * stride, k * stride + _CHIP) for k in chip) for chip in chips]
+    pairs = []
+    for rows, cols in cuts:
+        small = np.s_[rows.start // a.step : rows.stop // a.step, cols.start // a.step : cols.stop // a.step]
+        usable = clear[small].repeat(a.step, 0).repeat(a.step, 1)
+        pairs.append((read_window(a.product, "B04", rows, cols), read_window(b.product, "B04", rows, cols), usable))
+    return radiometry.shift(pairs)
+
+
+def _reduced(flags: np.ndarray, factor: int, step: int, shape: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool: all of the flags that a pixel of the reduced grid covers; `factor` and `step` in pixels of 10 m."""
+    if step <= factor:
+        return flags.repeat(factor // step, 0).repeat(factor // step, 1)[: shape[0], : shape[1]]
+    cell = step // factor
+    padded = np.pad(flags, [(0, n * cell - have) for n, have in zip(shape, flags.shape, strict=True)], mode="edge")
+    return padded.reshape(shape[0], cell, shape[1], cell).all((1, 3))

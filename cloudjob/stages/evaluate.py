@@ -1,6 +1,7 @@
 """evaluate: scores every restored scene, beside the baselines, on cloud pixels, clear pixels and all pixels."""
 
 import math
+import os
 
 from cloudjob.config import Config
 from cloudjob.workspace import Item, Summary, Workspace, write_bytes, write_json, write_jsonl
@@ -18,16 +19,16 @@ METHODS = {
 }
 DEFINITIONS = (
     "Surface reflectance, data range 1.0, no clipping. cloud: cloud, shadow and cirrus of the dilated mask; "
-    "clear: all other pixels with data. Pooled: errors of all pixels of all scenes together, SSIM (Gaussian 11 x 11) "
-    "the mean over pixels. truth: the ground of the day, known for synthetic clouds; else the pair's clear date, "
-    "matched, which the model did not see."
+    "clear: what that mask calls clear; all: all pixels with data, those of unknown state too. Pooled: errors of all "
+    "pixels of all scenes together, SSIM (Gaussian 11 x 11) the mean over pixels. truth: the ground of the day, known "
+    "for synthetic clouds; else the pair's clear date, matched, which the model did not see."
 )
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
     found = []
     for pair in workspace.accepted_pairs():
-        inputs = {"output": workspace.output_digest("infer", pair["cloudy"])}
+        inputs = {"output": workspace.output_digest("infer", pair["cloudy"]), "pair": pair["version"]}
         for role in ("clear", "reference"):
             if pair[role]:
                 inputs[role] = workspace.output_digest("download", pair[role])
@@ -70,8 +71,8 @@ def _splits(workspace: Workspace) -> dict[str, str]:
     """Product -> the split of its pair; a pair that gave no triplet was not trained on, whatever its tile."""
     import json
 
-    tiles = json.loads(workspace.shard_index.read_text())["split"]["tiles"]
-    return {pair["cloudy"]: tiles[pair["pair"].split("_")[0]] for pair in workspace.accepted_pairs()}
+    splits = json.loads(workspace.shard_index.read_text())["split"]["pairs"]
+    return {pair["cloudy"]: splits[pair["pair"]] for pair in workspace.accepted_pairs()}
 
 
 def _score(config: Config, workspace: Workspace, pair: dict):
@@ -79,13 +80,11 @@ def _score(config: Config, workspace: Workspace, pair: dict):
     import rasterio
 
     from cloudjob.diffusion import metrics
-    from cloudjob.sentinel2 import output, radiometry, render
-    from cloudjob.sentinel2.product import Product
-    from cloudjob.sentinel2.scene import Scene
+    from cloudjob.sentinel2 import masks, output, radiometry, render
+    from cloudjob.sentinel2.scene import open_pair
 
-    def load(role: str) -> Scene:
-        return Scene.open(Product.open(workspace.safe(pair[role])), dilate_m=config.masks.dilate_m)
-
+    folders = {role: workspace.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
+    load = open_pair(folders, masks.Settings(**dict(config.masks)), processes=len(os.sched_getaffinity(0)))
     truth_path = workspace.truth(pair["cloudy"])
     kind = "ground" if truth_path.exists() else NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     scene, clear = load("cloudy"), load("clear")
@@ -124,10 +123,12 @@ def _score(config: Config, workspace: Workspace, pair: dict):
 
 
 def _mean_fill(cloudy, mask):
+    import numpy as np
+
     out = cloudy.copy()
     clear = mask == 0
     for band in out:
-        band[(mask > 0) & (mask < 255)] = round(float(band[clear].mean())) if clear.any() else 2000
+        band[np.isin(mask, (1, 2, 3))] = round(float(band[clear].mean())) if clear.any() else 2000
     return out
 
 

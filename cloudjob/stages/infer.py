@@ -4,6 +4,7 @@ MPI carries the names of products and the ranks' answers, never pixels: inputs a
 a hidden folder beside the outputs, which is also what a killed job goes on from.
 """
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,18 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
     for pair in workspace.accepted_pairs():
         products = [pair["cloudy"], *_references(config, pair)]
         inputs = {name: workspace.output_digest("download", name) for name in products}
-        found.append(Item(STAGE, pair["cloudy"], settings, inputs | checkpoint))
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs | checkpoint | {"pair": pair["version"]}))
     return found
 
 
-def _references(config: Config, pair: dict) -> list[str]:
-    """The clear products that the model is shown, the most wanted first."""
+def _reference_roles(config: Config, pair: dict) -> list[str]:
+    """The clear dates that the model is shown, the most wanted first."""
     roles = {"other": ["reference"], "nearest": ["clear", "reference"], "none": []}[config.infer.reference]
-    return [pair[role] for role in roles if pair[role]]
+    return [role for role in roles if pair[role]]
+
+
+def _references(config: Config, pair: dict) -> list[str]:
+    return [pair[role] for role in _reference_roles(config, pair)]
 
 
 def _checkpoint_digest(config: Config, workspace: Workspace) -> str:
@@ -48,7 +53,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
     every = items(config, workspace)
     if config.infer.checkpoint is None:
         workspace.require("train", ["run"], reader=STAGE)
-    names = sorted({name for item in every for name in item.inputs if name != "checkpoint"})
+    names = sorted({name for item in every for name in item.inputs if name not in ("checkpoint", "pair")})
     workspace.require("download", names, reader=STAGE)
     failure = None
     with mpi.world() as world:
@@ -141,21 +146,20 @@ def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> di
     """Decodes bands and masks once, and leaves them as .npy for all ranks: cloudy, core, reference, mask."""
     import numpy as np
 
-    from cloudjob.sentinel2.product import Product
-    from cloudjob.sentinel2.scene import Scene
-
-    def load(name: str) -> Scene:
-        return Scene.open(Product.open(workspace.safe(name)), dilate_m=config.masks.dilate_m)
+    from cloudjob.sentinel2 import masks
+    from cloudjob.sentinel2.scene import open_pair
 
     pair = next(pair for pair in workspace.accepted_pairs() if pair["cloudy"] == item.name)
     if (work / "mask.npy").exists():  # the last one to be written
         return pair
     for old in work.parent.glob(".work-*"):
         shutil.rmtree(old)
-    cloudy = load(item.name)
+    folders = {role: workspace.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
+    load = open_pair(folders, masks.Settings(**dict(config.masks)), processes=len(os.sched_getaffinity(0)))
+    cloudy = load("cloudy")
     arrays = {"cloudy": cloudy.bands, "core": cloudy.core}
-    for name in _references(config, pair):
-        other = load(name)
+    for role in _reference_roles(config, pair):
+        other = load(role)
         bands = other.clear_only(cloudy.matched(other))
         first = arrays.setdefault("reference", bands)
         first[first == 0] = bands[first == 0]  # where the nearer date has clouds of its own

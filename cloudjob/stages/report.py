@@ -53,7 +53,7 @@ def _page(config: Config, workspace: Workspace) -> str:
         "<h2>Training</h2>",
         _curve(read_jsonl(workspace.metrics) if workspace.metrics.exists() else []),
         "<h2>Data</h2>",
-        _data(workspace),
+        _data(config, workspace),
         f"<h2>Configuration</h2><pre>{html.escape(dump(config))}</pre>",
         f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
     ]
@@ -120,9 +120,51 @@ def _curve(rows: list[dict]) -> str:
     )
 
 
-def _data(workspace: Workspace) -> str:
-    index = json.loads(workspace.shard_index.read_text())
-    pairs = workspace.accepted_pairs()
+def _data(config: Config, workspace: Workspace) -> str:
+    """Counts by pair, histograms, and triplets to look at."""
+    from cloudjob.patches import stats
+
+    folder, index = workspace.shard_index.parent, json.loads(workspace.shard_index.read_text())
+    found = stats.collect(folder, index)
+    head = "<tr><th>pair<th>split<th>triplets<th>cloud<th>reference, days<th>lowest R²<th>shift, pixels"
+    rows = []
+    for row in found["pairs"]:
+        r2 = min((value for value in row["r2"] if value is not None), default=None)
+        shift = "not measured" if row["shift"][0] is None else "{:+.2f}, {:+.2f}".format(*row["shift"])
+        cells = [row["split"], row["triplets"], f"{row['cloud']:.1%}", _cell(row["reference_days"], "+.1f")]
+        rows.append(f"<tr><td>{row['pair']}" + "".join(f"<td>{cell}" for cell in [*cells, _cell(r2, ".3f"), shift]))
     counts = ", ".join(f"{count} {split}" for split, count in index["counts"].items())
-    tiles = ", ".join(f"{tile} ({split})" for tile, split in sorted(index["split"]["tiles"].items()))
-    return f"<p>{len(pairs)} pairs; triplets of {index['window']} pixels: {counts}. Tiles: {tiles}.</p>"
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in found["classes"].items())
+    bars = [
+        _bars(values, stats.CLOUD_EDGES, f"cloud fraction of a triplet, {split}")
+        for split, values in found["cloud_fraction"].items()
+    ]
+    bars += [
+        _bars(values, stats.LIGHT_EDGES, f"reflectance of the clear images, {band}")
+        for band, values in found["reflectance"].items()
+    ]
+    examples = stats.picture(folder, index, number=6, gain=config.review.gain)
+    data = base64.b64encode(examples).decode()
+    return (
+        f"<p>Triplets of {index['window']} pixels: {counts}. Pixels of their masks: {shares}.</p>"
+        f"<table>{head}{''.join(rows)}</table><div>{''.join(bars)}</div>"
+        "<figure><img alt='triplets: cloudy, mask, clear, reference' "
+        f"src='data:image/png;base64,{data}'><figcaption>Triplets from all shards: cloudy; the same with its mask "
+        "(cloud magenta, shadow blue, cirrus orange, unknown green); clear; reference, black where it shows nothing."
+        "</figure>"
+    )
+
+
+def _bars(values: list[float], edges, title: str) -> str:
+    """A histogram as an inline SVG."""
+    high, width = max(max(values), 1e-9), 300 / len(values)
+    bars = "".join(
+        f"<rect x={10 + i * width:.1f} y={100 - 80 * value / high:.1f} width={width - 1:.1f} "
+        f"height={80 * value / high:.1f} fill='#06c'/>"
+        for i, value in enumerate(values)
+    )
+    return (
+        f"<svg viewBox='0 0 320 125' width=320 role=img aria-label='{title}'>"
+        f"<text x=10 y=12 font-size=12>{title}</text>{bars}<text x=10 y=116 font-size=11>{edges[0]:g}</text>"
+        f"<text x=310 y=116 font-size=11 text-anchor=end>{edges[-1]:g}</text></svg>"
+    )

@@ -1,25 +1,31 @@
-"""shard: cuts the accepted pairs into triplets, one HDF5 shard a pair, and writes shards/index.json."""
+"""shard: measures the accepted pairs, cuts them into triplets, one HDF5 shard a pair, and writes shards/index.json."""
+
+import os
 
 from cloudjob import __version__
 from cloudjob.config import Config
-from cloudjob.errors import ConfigError, RejectedError
+from cloudjob.errors import ConfigError, InputError, InterruptedJob, RejectedError
 from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, write_json
 
 STAGE = "shard"
+ROLES = ("cloudy", "clear", "reference")
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
-    from cloudjob.patches.splits import split_tiles
+    from cloudjob.patches import splits
 
     pairs = workspace.accepted_pairs()
+    grouped = [{"pair": pair["pair"], "tile": _tile(pair), "acquisitions": _acquisitions(pair)} for pair in pairs]
+    assigned = splits.assign(grouped, seed=config.seed, **dict(config.shard.split))
+    conflicts = splits.conflicts(grouped, assigned)
     settings = config.section("shard", "masks")
-    shares = {"val_share": config.shard.val_share, "test_share": config.shard.test_share}
-    splits = split_tiles([_tile(pair) for pair in pairs], seed=config.seed, **shares)
     found = []
     for pair in pairs:
-        place = {"split": splits[_tile(pair)], "number": pair["number"], "splits": splits}
-        products = [pair[key] for key in ("cloudy", "clear", "reference") if pair[key]]
-        inputs = {name: workspace.output_digest("download", name) for name in products}
+        split = assigned[pair["pair"]]
+        above = {"train": ("val", "test"), "val": ("test",), "test": ()}[split]
+        taken = sorted({_tile(other) for other in pairs if assigned[other["pair"]] in above})
+        place = {"split": split, "number": pair["number"], "taken_tiles": taken} | conflicts[pair["pair"]]
+        inputs = {pair[role]: workspace.output_digest("download", pair[role]) for role in ROLES if pair[role]}
         found.append(Item(STAGE, pair["pair"], settings | place, inputs | {"pair": pair["version"]}))
     return found
 
@@ -28,12 +34,17 @@ def _tile(pair: dict) -> str:
     return pair["pair"].split("_")[0]
 
 
+def _acquisitions(pair: dict) -> dict[str, str]:
+    """Role -> datatake (satellite and start of sensing): what two tiles of one overpass share."""
+    return {role: "_".join(pair[role].split("_")[0:3:2]) for role in ROLES if pair[role]}
+
+
 def run(config: Config, workspace: Workspace) -> Summary:
     every = items(config, workspace)
     pairs = {pair["pair"]: pair for pair in workspace.accepted_pairs()}
     workspace.require("download", sorted({n for item in every for n in item.inputs if n != "pair"}), reader=STAGE)
 
-    summary = workspace.work(STAGE, every, lambda item: _cut(config, workspace, item, pairs[item.name]))
+    summary = workspace.work(STAGE, every, lambda item: _make(config, workspace, item, pairs[item.name]))
     if summary.failed or any(workspace.why(item) for item in every):
         return summary
     counts = _write_index(config, workspace, every)
@@ -41,84 +52,156 @@ def run(config: Config, workspace: Workspace) -> Summary:
     return summary
 
 
-def _cut(config: Config, workspace: Workspace, item: Item, pair: dict):
-    import numpy as np
+def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
+    from cloudjob.sentinel2 import masks, scene
+    from cloudjob.sentinel2.cover import Cover, View
+    from cloudjob.sentinel2.product import Product, read_scl
 
-    from cloudjob.patches import shards, windows
-    from cloudjob.sentinel2 import radiometry
-    from cloudjob.sentinel2.product import Product
-    from cloudjob.sentinel2.scene import Scene
-
-    settings = config.shard
-    roles = [role for role in ("cloudy", "clear", "reference") if pair[role]]
+    if item.config["drop"]:
+        raise RejectedError(item.config["drop"])
+    roles = [role for role in ROLES if pair[role] and role not in item.config["without"]]
     products = {role: Product.open(workspace.safe(pair[role])) for role in roles}
     height, width = products["cloudy"].shape
-    if min(height, width) < settings.window:
-        raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {settings.window}")
-    scenes = {role: Scene.open(product, dilate_m=config.masks.dilate_m) for role, product in products.items()}
-    cloudy = scenes["cloudy"]
-
-    found = windows.select(
-        cloudy.core,
-        scenes["clear"].core,
-        (cloudy.bands > 0).all(0) & (scenes["clear"].bands > 0).all(0),
-        window=settings.window,
-        stride=settings.stride,
-        cloud=settings.cloud,
-        target_max_cloud=settings.target_max_cloud,
-    )
-    taken = _ground_of_other_splits(workspace, item, products["cloudy"].crs)
-    kept = windows.off_ground(found, window=settings.window, transform=products["cloudy"].transform, taken=taken)
-    if not kept:
-        where = (
-            f"{len(found)} windows lie on ground of another split" if found else f"cloud of {settings.cloud} in none"
-        )
-        raise RejectedError(f"no window is usable: {where}")
-
-    images, lines = {role: scene.bands for role, scene in scenes.items()}, {}
-    for role in roles[1:] if settings.match_radiometry else ():
-        lines[role] = cloudy.match(scenes[role])
-        images[role] = radiometry.apply_match(images[role], lines[role])
-    if pair["reference"]:
-        images["reference"] = scenes["reference"].clear_only(images["reference"])
-
-    def triplets():
-        for row, col, fraction in kept:
-            cut = np.s_[..., row : row + settings.window, col : col + settings.window]
-            cuts = {role: image[cut] for role, image in images.items()}
-            yield shards.Triplet(
-                cuts["cloudy"], cuts["clear"], cloudy.mask[cut], cuts.get("reference"), row, col, fraction
-            )
-
+    if min(height, width) < config.shard.window:
+        raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {config.shard.window}")
+    settings = masks.Settings(**dict(config.masks))
+    views = {role: View.open(product, settings) for role, product in products.items()}
+    covers = scene.covers(views, settings)
+    step = scene.reduction((height, width), window=config.shard.window)
+    looks = {role: scene.Look.open(products[role], covers[role], step) for role in roles}
+    grid = config.shard.radiometry == "grid"
+    matches = {role: scene.fit(looks[role], looks["cloudy"], grid=grid) for role in roles[1:]}
+    measures = {
+        "radiometric_match": {role: match.facts() for role, match in matches.items()},
+        "shift": scene.shift(looks["cloudy"], looks["clear"]),
+    }
+    _judge(config, matches["clear"], measures)
+    if config.shard.preset:
+        plain = masks.classes(read_scl(products["cloudy"]))
+        covers["cloudy"] = Cover(plain, plain, 2)
+    kept = _select(config, workspace, item, covers, looks, matches, measures)
     facts = {
         "pair": pair["pair"],
         "products": {role: pair[role] for role in roles},
         "baselines": {role: product.baseline for role, product in products.items()},
         "offsets": {role: product.offsets for role, product in products.items()},
-        "radiometric_match": lines,
+        "sun_elevation": {role: product.sun_elevation for role, product in products.items()},
+        **measures,
     }
+    days = pair["reference_days"] if "reference" in roles else None
+    result = _write(config, workspace, item, products, covers, matches, kept, facts, days)
+    return [workspace.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
+
+
+def _judge(config: Config, match, measures: dict) -> None:
+    """RejectedError where what only the bands can tell speaks against a pair."""
+    shift = measures["shift"]
+    reasons = [f"the clear date does not fit: {band}" for band in match.poor(config.shard.min_r2)]
+    if shift["row"] is not None and max(abs(shift["row"]), abs(shift["col"])) > config.shard.max_shift:
+        moved = f"{shift['row']:+.2f} rows, {shift['col']:+.2f} columns"
+        reasons.append(f"the dates are shifted by {moved}, at most {config.shard.max_shift} pixels")
+    if reasons:
+        raise RejectedError("; ".join(reasons), {"measures": measures})
+
+
+def _select(config: Config, workspace: Workspace, item: Item, covers, looks, matches, measures: dict):
+    """The windows that become triplets; how many each rule left goes into measures["windows"]."""
+    from cloudjob.patches import windows
+
+    rule, product = config.shard, looks["cloudy"].product
+    limits = {key: getattr(rule, key) for key in ("stride", "cloud", "target_max_cloud", "max_no_data")}
+    limits |= {"window": rule.window} | (windows.NOTEBOOK_2025 if rule.preset else {})
+    *cores, factor = _cores(covers, product.shape)
+    found = windows.select(*cores, factor=factor, shape=product.shape, **limits)
+    left = {"selected by mask": len(found)}
+    if rule.min_correlation is not None and not rule.preset:
+        cloudy, clear = looks["cloudy"], looks["clear"]
+        matched = matches["clear"].apply(clear.bands, height=clear.bands.shape[1])
+        value = windows.correlation(cloudy.bands, matched, cloudy.clear & clear.clear, found, step=cloudy.step)
+        found = found.take(~(value < rule.min_correlation))  # not measurable is no reason
+        left["correlated"] = len(found)
+    taken = _taken_ground(workspace, item, product.crs)
+    found = windows.off_ground(found, transform=product.transform, taken=taken)
+    left["on ground of no other split"] = len(found)
+    if not rule.preset:
+        seed = int(digest([config.seed, item.name])[:12], 16)
+        found = windows.balance(found, bins=rule.balance, cloud=rule.cloud, limit=rule.max_per_pair, seed=seed)
+    measures["windows"] = left | {"kept": len(found)}
+    if not len(found):
+        why = ", ".join(f"{count} {name}" for name, count in left.items())
+        raise RejectedError(f"no window is usable: {why}", {"measures": measures})
+    return found
+
+
+def _cores(covers: dict, shape: tuple[int, int]) -> tuple:
+    """The mask classes of both dates and their factor; masks of one's own may differ in it."""
+    cloudy, clear = covers["cloudy"], covers["clear"]
+    if cloudy.factor == clear.factor:
+        return cloudy.core, clear.core, cloudy.factor
+    return *(cover.at_10m("core", shape) for cover in (cloudy, clear)), 1
+
+
+def _write(config: Config, workspace: Workspace, item: Item, products, covers, matches, kept, facts, days) -> dict:
+    """Decodes the bands once, from north to south, and writes the windows as they come by."""
+    from cloudjob.patches import cut, shards
+
     target = workspace.shard(item.config["split"], item.config["number"])
+    attributes = {
+        "config_sha256": digest(item.config),
+        "cloudjob_version": __version__,
+        "settings": {"masks": config.masks.model_dump(mode="json"), "shard": config.shard.model_dump(mode="json")},
+    }
     with atomic(target) as temporary:
-        result = shards.write(
+        with shards.Writer(
             temporary,
-            triplets(),
-            count=len(kept),
-            window=settings.window,
+            len(kept),
+            window=kept.window,
+            reference="reference" in products,
+            compression=config.shard.compression,
             pair=facts,
-            reference_days=pair["reference_days"],
-            attributes={"config_sha256": digest(item.config), "cloudjob_version": __version__},
-        )
-    return [target], result
+            reference_days=days,
+            attributes=attributes,
+        ) as writer:
+            for number, (*images, mask) in cut.cut(_stripes(config, workspace, products, covers, matches), kept):
+                cloudy, clear, reference = (*images, None)[:3]
+                place = (int(kept.row[number]), int(kept.col[number]), float(kept.cloud_fraction[number]))
+                writer.add(cloudy, clear, mask, reference, *place)
+        shards.read_back(temporary, writer.result)
+    return writer.result
 
 
-def _ground_of_other_splits(workspace: Workspace, item: Item, crs: str) -> list:
+def _stripes(config: Config, workspace: Workspace, products: dict, covers: dict, matches: dict):
+    """(first row, [cloudy, clear, (reference,) mask]) of full rows; the clear dates matched, the reference if clear."""
+    from cloudjob.sentinel2 import masks
+    from cloudjob.sentinel2.product import stripes
+
+    shape = products["cloudy"].shape
+    cores = len(os.sched_getaffinity(0))
+    for top, pixels in stripes(list(products.values()), processes=cores):
+        if workspace.stop_requested():
+            raise InterruptedJob(f"{STAGE}: stopped; run the same command again")
+        rows = slice(top, top + pixels.shape[-2])
+        images = list(pixels)
+        if config.shard.radiometry != "none":
+            images[1:] = [
+                match.apply(image, top=top, height=shape[0])
+                for match, image in zip(matches.values(), images[1:], strict=True)
+            ]
+        if "reference" in products:
+            hidden = covers["reference"].at_10m("mask", shape, rows) != masks.CLEAR
+            images[2] = images[2].copy() if config.shard.radiometry == "none" else images[2]
+            images[2][:, hidden] = 0
+        mask = covers["cloudy"].at_10m("mask", shape, rows)
+        mask[(images[0] == 0).any(0) | (images[1] == 0).any(0)] = masks.NO_DATA
+        yield top, [*images, mask]
+
+
+def _taken_ground(workspace: Workspace, item: Item, crs: str) -> list:
     """Footprints (in `crs`) of the tiles whose ground this pair must not use: val leaves test alone, train both."""
     from rasterio.warp import transform_geom
     from shapely.geometry import shape
 
-    splits, own = item.config["splits"], item.config["split"]
-    above = {"train": ("val", "test"), "val": ("test",), "test": ()}[own]
-    tiles = {tile for tile, split in splits.items() if split in above}
+    tiles = set(item.config["taken_tiles"])
     rows = workspace.rows(workspace.scenes, stage="search")
     footprints = {str(row["footprint"]): row["footprint"] for row in rows if row["tile"] in tiles}
     return [shape(transform_geom("EPSG:4326", crs, footprint)) for footprint in footprints.values()]
@@ -132,18 +215,13 @@ def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dic
         record = workspace.record(STAGE, item.name)
         for name, kept in record["outputs"].items():
             split = item.config["split"]
-            entry = {
-                "file": name.removeprefix("shards/"),
-                "count": record["result"]["count"],
-                "sha256": kept["sha256"],
-            }
+            entry = {"file": name.removeprefix("shards/"), "count": record["result"]["count"], **kept}
             files.append(entry | {"split": split, "pair": item.name})
             sums[split].append(record["result"])
     if not sums["train"]:
         raise ConfigError("shard: no pair gives a training triplet; loosen shard.cloud, or add tiles and dates")
-    for stray in set(workspace.shard_index.parent.glob("*.h5")) - {
-        workspace.shard_index.parent / f["file"] for f in files
-    }:
+    folder = workspace.shard_index.parent
+    for stray in set(folder.glob("[!.]*.h5")) - {folder / file["file"] for file in files}:
         stray.unlink()  # of an earlier configuration
     counts = {split: sum(part["count"] for part in parts) for split, parts in sums.items()}
     index = {
@@ -152,7 +230,28 @@ def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dic
         "counts": counts,
         "files": files,
         "normalisation": normalisation(sums["train"]),
-        "split": {"by": "tile", "seed": config.seed, "tiles": every[0].config["splits"]},
+        "split": {
+            **config.shard.split.model_dump(exclude_none=True),
+            "seed": config.seed,
+            "pairs": {item.name: item.config["split"] for item in every},
+        },
     }
     write_json(workspace.shard_index, index)
     return counts
+
+
+def stats(config: Config, workspace: Workspace) -> str:
+    """What the shards hold, and what was rejected and why, as text."""
+    import json
+
+    from cloudjob.patches.stats import collect, text
+
+    if not workspace.shard_index.exists():
+        raise InputError(f"{workspace.shard_index} is not there yet. Run: cloudjob shard {workspace.root}")
+    index = json.loads(workspace.shard_index.read_text())
+    lines = [text(collect(workspace.shard_index.parent, index))]
+    for item in items(config, workspace):
+        record = workspace.record(STAGE, item.name)
+        if record and record["status"] == "rejected":
+            lines.append(f"rejected {item.name}: {record['message']}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What `cloudjob bench` measures, and the plain ways it is measured against."""

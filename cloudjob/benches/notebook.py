@@ -1,0 +1,47 @@
+"""The 2025 notebook's way from a scene to a batch, kept as it was: what the benches compare with."""
+
+from pathlib import Path
+
+import numpy as np
+
+_NAMES = ("cloudy", "clear", "mask")
+
+
+def select(scl10m: np.ndarray, *, window: int = 256, stride: int = 64) -> list[tuple[int, int]]:
+    """(row, column) of the windows of an (H, W) scene classification at 10 m with 5 to 30 % of clouds (8, 9, 10)."""
+    found = []
+    for r in range(0, scl10m.shape[0] - window + 1, stride):
+        for c in range(0, scl10m.shape[1] - window + 1, stride):
+            fraction = np.isin(scl10m[r : r + window, c : c + window], (8, 9, 10)).mean()
+            if 0.05 <= fraction <= 0.30:
+                found.append((r, c))
+    return found
+
+
+def write(folder: Path, places, cloudy: np.ndarray, clear: np.ndarray, mask: np.ndarray, *, window: int = 256) -> None:
+    """Three files a window: images (window, window, bands) of the scenes (bands, H, W), mask (window, window)."""
+    layers = dict(zip(_NAMES, (np.moveaxis(cloudy, 0, -1), np.moveaxis(clear, 0, -1), mask), strict=True))
+    for number, (r, c) in enumerate(places):
+        for name, layer in layers.items():
+            np.save(folder / f"{name}_{number:05d}.npy", layer[r : r + window, c : c + window])
+
+
+class Loader:
+    """Batches from the files that `write` left in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.count = len(list(folder.glob("mask_*.npy")))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def triplet(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """cloudy, clear (bands, n, n) and mask (1, n, n) float32; images as (DN / 255 - 0.5) / 0.5."""
+        cloudy, clear, mask = (np.load(self.folder / f"{name}_{number:05d}.npy").astype("f4") for name in _NAMES)
+        images = (((image / 255 - 0.5) / 0.5).transpose(2, 0, 1) for image in (cloudy, clear))
+        return *images, mask[None]
+
+    def batch(self, numbers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The triplets of these numbers, stacked: (batch, channels, n, n) each."""
+        return tuple(np.stack(parts) for parts in zip(*map(self.triplet, numbers), strict=True))

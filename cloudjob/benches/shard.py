@@ -1,0 +1,247 @@
+"""bench shard: what a pair of whole scenes costs, against the 2025 notebook's loop and against decoding it alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from cloudjob.benches import machine, notebook
+from cloudjob.errors import DiskFullError
+
+TILE, CLEAR, CLOUDY = (
+    "05WPS",
+    datetime(2024, 3, 12, 22, 25, 31, tzinfo=UTC),
+    datetime(2024, 3, 8, 22, 35, 29, tzinfo=UTC),
+)
+NOISE = 15.0  # standard deviation in DN of what no other pixel shares: about the bits a pixel of real bands
+_GIB_NEEDED = 16
+
+
+def run(folder: Path, *, size: int = 10980, say=print) -> dict:
+    """Figures of one run in a new folder below `folder`, which is removed at the end (16 GiB for whole scenes)."""
+    work = Path(folder) / f"bench-shard-{os.getpid()}"
+    work.mkdir(parents=True)
+    try:
+        free = shutil.disk_usage(work).free / 2**30
+        if free < _GIB_NEEDED * (size / 10980) ** 2:
+            raise DiskFullError(f"{folder}: {free:.0f} GiB free, bench shard needs {_GIB_NEEDED}; try --dir elsewhere")
+        say(f"making a pair of {size} x {size} pixels")
+        make_pair(work / "archive", size)
+        run_folder = fetch(work, size)
+        say("the whole of a pair: cloudjob shard, and decoding alone")
+        whole, decode = shard_stage(run_folder), decode_alone(run_folder)
+        say("selection and writing, against the notebook's loop")
+        plain = compare(run_folder, work)
+        ratios = {
+            "selection_vs_loop": plain["loop_s"] / plain["selection_s"],
+            "total_vs_loop": (plain["loop_s"] + plain["npy_s"]) / (plain["selection_s"] + plain["write_s"]),
+            "pair_vs_decode": whole["cpu_s"] / decode["cpu_s"],
+        }
+        return {
+            "ratios": {name: round(value, 2) for name, value in ratios.items()},
+            "figures": {"size": size, "pair": whole, "decode_alone": decode, **plain},
+            **machine.describe(),
+        }
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def make_pair(archive: Path, size: int) -> None:
+    """Two products of one tile: a smaller synthetic place repeated, each pixel with noise of its own."""
+    archive.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(_make_product, [archive] * 2, [CLOUDY, CLEAR], [0.25, 0.0], [size] * 2))
+
+
+def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> None:
+    from affine import Affine
+
+    from cloudjob.archive.safe import sun_position, tile_centre, tile_corner, write_product
+    from cloudjob.archive.synthetic import acquire
+
+    side = min(size, 2196)
+    small = acquire(tile=TILE, when=when, size=side, seed=11, cloud=cloud)
+    rng = np.random.default_rng(int(when.timestamp()))
+    bands = _repeat(small.bands, size)
+    for block in (bands[:, top : top + 512] for top in range(0, size, 512)):
+        block += np.rint(NOISE * rng.standard_normal(block.shape, np.float32)).astype(np.int16).view(np.uint16)
+    crs, left, top = tile_corner(TILE)
+    elevation, azimuth = sun_position(when, *tile_centre(TILE))
+    half = -(-size // 2)
+    write_product(
+        archive,
+        name=f"S2A_MSIL2A_{when:%Y%m%dT%H%M%S}_N0510_R029_T{TILE}_{when:%Y%m%d}T235959",
+        bands=bands,
+        scl=_repeat(small.scl, half),
+        cloud_probability=_repeat(small.cloud_probability, half),
+        snow_probability=_repeat(small.snow_probability, half),
+        b11=_repeat(small.b11, -(-size // 6)),
+        crs=crs,
+        transform=Affine(10, 0, left, 0, -10, top),
+        offset=-1000,
+        sun_elevation=elevation,
+        sun_azimuth=azimuth,
+    )
+
+
+def _repeat(image: np.ndarray, size: int) -> np.ndarray:
+    """The image repeated southwards and eastwards to `size` x `size` pixels."""
+    times = -(-size // image.shape[-1])
+    return np.tile(image, (*[1] * (image.ndim - 2), times, times))[..., :size, :size]
+
+
+def fetch(work: Path, size: int) -> Path:
+    """The run folder in which everything before `shard` is done, from the archive in `work`."""
+    window = min(256, size // 4 // 8 * 8)
+    days = {"start": "2024-03-01", "end": "2024-03-31"}
+    config = {
+        "archive": {"path": str(work / "archive")},
+        "search": {
+            "polygon": [[-180, -80], [-180, 80], [180, 80], [180, -80], [-180, -80]],
+            "clear": {**days, "cloud": [0, 1]},
+            "cloudy": {**days, "cloud": [5, 60]},
+        },
+        "shard": {"window": window, "stride": window // 4},
+    }
+    (work / "bench.yaml").write_text(json.dumps(config))  # JSON is YAML
+    _cloudjob("run", work / "bench.yaml", "--run-dir", work / "run", "--until", "download")
+    return work / "run"
+
+
+def shard_stage(run_folder: Path) -> dict:
+    """CPU seconds, wall seconds, peak memory and triplets of `cloudjob shard`, its worker processes included."""
+    figures = _cloudjob("shard", run_folder)
+    index = json.loads((run_folder / "shards" / "index.json").read_text())
+    return figures | {"triplets": sum(index["counts"].values()), "bytes": sum(f["size"] for f in index["files"])}
+
+
+def decode_alone(run_folder: Path) -> dict:
+    """The same figures for reading every file of the pair that `shard` reads, once, and doing nothing with it."""
+    return _measured([sys.executable, "-c", _DECODE, *map(str, sorted((run_folder / "scenes").glob("*.SAFE")))])
+
+
+_DECODE = """
+import os, sys
+from pathlib import Path
+from cloudjob.sentinel2 import product as p
+if __name__ == "__main__":
+    products = [p.Product.open(Path(folder)) for folder in sys.argv[1:]]
+    for one in products:
+        for read in (p.read_scl, p.read_cloud_probability, p.read_snow_probability, p.read_overview, p.read_b11):
+            read(one)
+    for _ in p.stripes(products, processes=len(os.sched_getaffinity(0))):
+        pass
+"""
+
+
+def _cloudjob(*arguments) -> dict:
+    return _measured([sys.executable, "-m", "cloudjob", *map(str, arguments)])
+
+
+def _measured(command: list[str]) -> dict:
+    """CPU and wall seconds and peak memory (proportional set size of the whole tree, GiB) of a command."""
+    begun, before = time.monotonic(), os.times()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peak = [0]
+    watch = threading.Thread(target=_watch, args=(process, peak))
+    watch.start()
+    _, errors = process.communicate()
+    watch.join()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {process.returncode}:\n{errors}")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"cpu_s": round(cpu, 2), "wall_s": round(time.monotonic() - begun, 2), "peak_gib": round(peak[0] / 2**20, 3)}
+
+
+def _watch(process: subprocess.Popen, peak: list[int]) -> None:
+    while process.poll() is None:
+        peak[0] = max(peak[0], sum(map(_kib, _tree(process.pid))))
+        time.sleep(0.05)
+
+
+def _tree(pid: int) -> list[int]:
+    """The process and all below it."""
+    try:
+        tasks = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it has just ended
+        return []
+    return [pid, *(below for children in tasks for child in children for below in _tree(int(child)))]
+
+
+def _kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def compare(run_folder: Path, work: Path) -> dict:
+    """The notebook's selection and its three .npy files a window against ours, on the same decoded arrays."""
+    from cloudjob.patches import shards, windows
+    from cloudjob.sentinel2 import masks
+    from cloudjob.sentinel2.product import Product, read_bands, read_scl
+
+    products = [Product.open(folder) for folder in sorted((run_folder / "scenes").glob("*.SAFE"))]
+    cloudy, clear = (read_bands(product, processes=2) for product in products)
+    scl, shape = read_scl(products[0]), products[0].shape
+    rule = windows.NOTEBOOK_2025 | {"window": min(256, shape[0] // 4 // 8 * 8)}
+    rule["stride"] = rule["window"] // 4
+    scl10 = scl.repeat(2, 0).repeat(2, 1)[: shape[0], : shape[1]]
+
+    loop_s, slow = _timed(lambda: notebook.select(scl10, window=rule["window"], stride=rule["stride"]))
+
+    def select():
+        classes = masks.classes(scl)
+        return windows.select(classes, classes, factor=2, shape=shape, **rule)
+
+    selection_s, found = min((_timed(select) for _ in range(5)), key=lambda pair: pair[0])
+    mask10 = masks.classes(scl10)
+    folder = work / "npy"
+    folder.mkdir()
+    npy_s, _ = _timed(lambda: notebook.write(folder, slow, cloudy, clear, mask10, window=rule["window"]))
+    shutil.rmtree(folder)
+
+    def write():
+        with shards.Writer(
+            work / "bench.h5",
+            len(found),
+            window=found.window,
+            reference=False,
+            compression="none",
+            pair={},
+            attributes={},
+        ) as writer:
+            for row, col, fraction in zip(found.row, found.col, found.cloud_fraction, strict=True):
+                here = np.s_[..., row : row + found.window, col : col + found.window]
+                writer.add(cloudy[here], clear[here], mask10[here], None, int(row), int(col), float(fraction))
+        return writer.result
+
+    write_s, result = _timed(write)
+    read_back_s, _ = _timed(lambda: shards.read_back(work / "bench.h5", result))
+    return {
+        "windows": len(found),
+        "same_windows": [tuple(window) for window in slow]
+        == list(zip(found.row.tolist(), found.col.tolist(), strict=True)),
+        "loop_s": loop_s,
+        "selection_s": selection_s,
+        "npy_s": npy_s,
+        "write_s": write_s,
+        "read_back_s": read_back_s,
+    }
+
+
+def _timed(call) -> tuple[float, object]:
+    """CPU seconds of this process, and the result."""
+    begun = time.process_time()
+    result = call()
+    return time.process_time() - begun, result
