@@ -4,13 +4,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test quick lint format setup clean
+.PHONY: demo test browser quick lint format setup clean
 
 demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/pytest
+
+# The review page is tested in a real browser.
+browser:
+	@test -x /usr/bin/chromium -a -x /usr/bin/chromedriver || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver \
+	  >/dev/null; } || echo "no chromium and chromium-driver (apt-get): the test of the review page will be skipped"
 
 quick: $(READY)
 	$(BIN)/pytest -m "not slow"

@@ -1,64 +1,168 @@
-"""review: a page with cloudy, clear and mask of every accepted pair, and the file of a person's decisions."""
+"""review: a page on which a person accepts or rejects pairs, and the file of these decisions."""
 
 import csv
-import html
 import io
+import json
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
 
 from cloudjob.config import Config
+from cloudjob.errors import ConfigError
 from cloudjob.workspace import Item, Summary, Workspace, write_bytes, write_text
 
 STAGE = "review"
 COLUMNS = ("pair", "decision", "reason", "reviewer", "version")
+RULE = "rule"  # stands as the reviewer where nobody has decided
+REASONS = (
+    "clouds in clear date",
+    "hazy",
+    "snow changed",
+    "ground changed",
+    "shifted",
+    "wrong mask",
+    "data missing",
+)  # the page offers them on the keys 1, 2, ...
+MEASURES = {  # of a row of pairs.jsonl: how the page calls it, and writes it
+    "days": ("days to the clear date", "{:+.1f}"),
+    "same_orbit": ("same relative orbit", "{}"),
+    "overlap": ("joint valid area", "{:.1%}"),
+    "jointly_clear": ("clear on both dates", "{:.1%}"),
+    "cloudy_cloud": ("cloudy date: cloud", "{:.1%}"),
+    "cloudy_unknown": ("cloudy date: unknown", "{:.1%}"),
+    "clear_cloud": ("clear date: cloud", "{:.2%}"),
+    "clear_unknown": ("clear date: unknown", "{:.2%}"),
+    "sun_elevation": ("sun, cloudy and clear", "{:.1f}°"),
+    "sun_difference": ("sun difference", "{:.1f}°"),
+    "snow": ("snow, cloudy and clear", "{:.1%}"),
+    "snow_difference": ("snow difference", "{:.1%}"),
+}
+PICTURES = ("cloudy", "cloudy-mask", "clear", "clear-mask", "difference")
+SIDE = 915  # pixels of a picture at most: a whole scene at 120 m
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
-    rows = workspace.rows(workspace.pairs, stage="pair")
-    settings = config.section("review")["review"]
-    return [Item(STAGE, row["pair"], settings, {"pair": row["version"]}) for row in rows if row["accepted"]]
+    settings = config.section("review", "masks")
+    return [Item(STAGE, row["pair"], settings, {"pair": row["version"]}) for row in workspace.shown_pairs()]
+
+
+def apply(config: Config, workspace: Workspace, path: Path) -> list[str]:
+    """Takes a person's decisions from the CSV file `path` over into decisions.csv; returns what there is to say.
+
+    Each row stands alone: one that is for another version of its pair, or for none, is refused, and the others count.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; the page {workspace.review_page} exports one")
+    pairs = {row["pair"]: row for row in workspace.shown_pairs()}
+    given = workspace.read_decisions(path)
+    refused = [message for row in given if (message := _refusal(row, pairs))]
+    taken = [row for row in given if not _refusal(row, pairs) and _by_person(row, pairs)]
+    write_text(workspace.decisions, _csv([*workspace.read_decisions(), *taken]))
+    return [*refused, f"review: {len(taken)} decisions taken from {path}, {len(refused)} refused"]
 
 
 def run(config: Config, workspace: Workspace) -> Summary:
-    from cloudjob.sentinel2 import masks, render
-    from cloudjob.sentinel2.product import Product, read_overview, read_scl
-
     every = items(config, workspace)
-    rows = workspace.rows(workspace.pairs, stage="pair")
-    pairs = {row["pair"]: row for row in rows if row["accepted"]}
-
-    def make(item: Item):
-        pair = pairs[item.name]
-        cloudy, clear = (Product.open(workspace.safe(pair[role])) for role in ("cloudy", "clear"))
-        pictures = [render.true_colour(read_overview(p), gain=config.review.gain) for p in (cloudy, clear)]
-        # From 60 m to the 20 m of the mask, then thinned: about 900 pixels a side whatever the scene.
-        rows, cols = (-(-side // 2) for side in cloudy.shape)
-        thin = -(-max(rows, cols) // 915)
-        fine = [p.repeat(3, axis=0).repeat(3, axis=1)[:rows:thin, :cols:thin] for p in pictures]
-        mask = masks.classes(read_scl(cloudy))[::thin, ::thin]
-        marked = render.outline(fine[0], (mask > 0) & (mask < 255))
-        target = workspace.review_images / f"{item.name}.png"
-        write_bytes(target, render.encode_png(render.side_by_side([fine[0], marked, fine[1]])))
-        return [target], None
-
-    summary = workspace.work(STAGE, every, make)
-    decisions = _decisions(workspace, pairs)
-    write_text(workspace.decisions, _csv(decisions))
-    write_text(workspace.review_page, _page(rows, decisions))
-    rejected = sum(row["decision"] == "reject" for row in decisions)
-    summary.note = f"{len(decisions) - rejected} accepted, {rejected} rejected; look at {workspace.review_page}"
+    summary = workspace.work(STAGE, every, _pictures(config, workspace))
+    pairs = {row["pair"]: row for row in workspace.shown_pairs()}
+    decided = _decided(workspace, pairs)
+    decisions = [decided.get(name) or _rule(row) for name, row in pairs.items()]
+    write_text(workspace.decisions, _csv(decisions + _outdated(workspace, pairs, decided)))
+    write_text(workspace.review_page, _page(workspace, every, pairs, decided))
+    accepted = sum(row["decision"] == "accept" for row in decisions)
+    summary.note = (
+        f"{accepted} accepted, {len(decisions) - accepted} rejected, {len(decided)} of them by a person; "
+        f"look at {workspace.review_page}"
+    )
     return summary
 
 
-def _decisions(workspace: Workspace, pairs: dict[str, dict]) -> list[dict]:
-    """One row a pair: what a person wrote for this very version of it, else the rule's yes."""
-    known = {(row["pair"], row["version"]): row for row in workspace.read_decisions()}
-    for name, version in known:
-        if name in pairs and pairs[name]["version"] != version:
-            workspace.say(f"review: the decision on {name} was made for another version of the pair and is not used")
-    rule = {"decision": "accept", "reason": "", "reviewer": "rule"}
-    return [
-        known.get((name, pair["version"]), {"pair": name, **rule, "version": pair["version"]})
-        for name, pair in pairs.items()
-    ]
+# --- pictures --------------------------------------------------------------------------------------------------
+def _pictures(config: Config, workspace: Workspace):
+    """The function that makes the pictures of a pair."""
+    from cloudjob.sentinel2 import cover, masks, radiometry, render
+    from cloudjob.sentinel2.product import Product
+
+    pairs = {row["pair"]: row for row in workspace.shown_pairs()}
+    settings = masks.Settings(**dict(config.masks))
+
+    @lru_cache(maxsize=2)  # a clear product often serves several pairs, and they follow each other
+    def view(product: str) -> cover.View:
+        return cover.View.open(Product.open(workspace.safe(product)), settings)
+
+    def make(item: Item):
+        dates = {role: view(pairs[item.name][role]) for role in ("cloudy", "clear")}
+        height, width = dates["cloudy"].product.shape
+        pixel = 2 * -(-max(height, width) // (2 * SIDE))  # of a picture, in pixels of 10 m
+        shape = (-(-height // pixel), -(-width // pixel))
+
+        def small(array, factor):
+            return render.resized(array, shape, covers=(height / factor, width / factor))
+
+        files, light, classes = {}, {}, {}
+        for role, other in (("cloudy", "clear"), ("clear", "cloudy")):
+            date, found = dates[role], cover.cover(dates[role], dates[other], settings)
+            classes[role] = small(found.mask, found.factor)
+            light[role] = small(radiometry.reflectance(date.rgb).mean(axis=0), 6)
+            picture = small(render.true_colour(date.rgb, gain=config.review.gain), 6)
+            files[role] = render.encode_webp(picture, quality=80)
+            files[f"{role}-mask"] = render.encode_webp(render.outlines(classes[role]))
+        usable = (classes["cloudy"] == masks.CLEAR) & (classes["clear"] == masks.CLEAR)
+        gain, picture = render.difference(light["cloudy"], light["clear"], usable)
+        files["difference"] = render.encode_webp(picture, quality=80)
+        paths = [workspace.review_images / f"{item.name}-{kind}.webp" for kind in PICTURES]
+        for kind, path in zip(PICTURES, paths, strict=True):
+            write_bytes(path, files[kind])
+        return paths, {"size": [shape[1], shape[0]], "gain": gain and round(gain, 3)}
+
+    return make
+
+
+# --- decisions -------------------------------------------------------------------------------------------------
+def _rule(pair: dict) -> dict:
+    """What counts for a pair while nobody has decided."""
+    decision, reason = ("accept", "") if pair["accepted"] else ("reject", "; ".join(pair["reasons"]))
+    return {
+        "pair": pair["pair"],
+        "decision": decision,
+        "reason": reason,
+        "reviewer": RULE,
+        "version": pair["version"],
+    }
+
+
+def _by_person(row: dict, pairs: dict[str, dict]) -> bool:
+    """False for a row that only repeats the rule; somebody may have edited the file and left the rule's name."""
+    return row.get("reviewer") != RULE or row["decision"] != _rule(pairs[row["pair"]])["decision"]
+
+
+def _refusal(row: dict, pairs: dict[str, dict]) -> str | None:
+    """Why a decision cannot count, if so."""
+    name = row["pair"]
+    if name not in pairs:
+        return f"review: the decision on {name} is refused: this run shows no such pair"
+    if row["version"] != pairs[name]["version"]:
+        return (
+            f"review: the decision on {name} is refused: it is for another version of the pair "
+            f"({row['version'][:12]}, now {pairs[name]['version'][:12]}); look at it again"
+        )
+    return None
+
+
+def _decided(workspace: Workspace, pairs: dict[str, dict]) -> dict[str, dict]:
+    """What persons decided on these very versions of the pairs: the last word on each."""
+    rows = [row for row in workspace.read_decisions() if not _refusal(row, pairs)]
+    return {row["pair"]: row for row in rows if _by_person(row, pairs)}
+
+
+def _outdated(workspace: Workspace, pairs: dict[str, dict], decided: dict[str, dict]) -> list[dict]:
+    """A person's rows that do not count today; they are kept, for settings may be set back. Says so where the pair
+    waits for another decision."""
+    rows = [row for row in workspace.read_decisions() if row.get("reviewer") != RULE and _refusal(row, pairs)]
+    for row in rows:
+        if row["pair"] not in decided:
+            workspace.say(_refusal(row, pairs))
+    return rows
 
 
 def _csv(rows: list[dict]) -> str:
@@ -69,33 +173,62 @@ def _csv(rows: list[dict]) -> str:
     return out.getvalue()
 
 
-def _page(rows: list[dict], decisions: list[dict]) -> str:
-    decided = {row["pair"]: row for row in decisions}
-    parts = []
-    for row in (row for row in rows if row["accepted"]):
-        decision = decided[row["pair"]]
-        facts = (
-            f"{row['days']:+.1f} days, cloud {row['cloudy_cloud']:.1%}, clear date {row['clear_cloud']:.2%}, "
-            f"overlap {row['overlap']:.0%}, sun {row['sun_elevation'][0]:.1f}° and {row['sun_elevation'][1]:.1f}°, "
-            f"{'same' if row['same_orbit'] else 'other'} orbit; reference {row['reference'] or 'none'}"
-        )
-        parts.append(
-            f"<section class={decision['decision']}><h2>{row['pair']}: {decision['decision']} "
-            f"({html.escape(decision['reviewer'])}) {html.escape(decision['reason'])}</h2>"
-            f"<p>{row['cloudy']}<br>{row['clear']}<br>{facts}</p>"
-            f"<img loading=lazy src='images/{row['pair']}.png' alt='cloudy, mask outline, clear'></section>"
-        )
-    reasons = "".join(
-        f"<tr><td>{row['cloudy']}<td>{row['clear']}<td>{html.escape('; '.join(row['reasons']))}"
-        for row in rows
-        if not row["accepted"]
-    )
-    return (
-        "<!doctype html><meta charset=utf-8><title>Review of pairs</title><style>body{font:15px system-ui;margin:2em;"
-        "max-width:1200px}img{max-width:100%;image-rendering:pixelated}h2{font-size:1em;color:#060}"
-        ".reject h2{color:#a00}td{padding:.2em .8em .2em 0;font-size:.85em}</style>"
-        "<h1>Review of pairs</h1><p>Each picture: cloudy date, "
-        "the same with the outline of the mask, clear date. To reject a pair, write <code>reject</code> and a reason "
-        "into its row of <code>decisions.csv</code>, then run the same command again.</p>"
-        f"{''.join(parts)}<h1>Candidates not taken</h1><table>{reasons}</table>"
-    )
+# --- the page --------------------------------------------------------------------------------------------------
+def _page(workspace: Workspace, every: list[Item], pairs: dict[str, dict], decided: dict[str, dict]) -> str:
+    from cloudjob.sentinel2 import render
+
+    others: dict[str, list] = {}
+    for row in workspace.rows(workspace.pairs, stage="pair"):
+        if not row["shown"]:
+            others.setdefault(row["cloudy"], []).append(_candidate(row))
+    results = dict(zip(pairs, workspace.results(every), strict=True))
+    data = {
+        "run": workspace.root.resolve().name,
+        "rule": RULE,
+        "columns": COLUMNS,
+        "reasons": REASONS,
+        "outlines": list(render.OUTLINES.values()),
+        "difference": {"ends": [render.DARKER, render.SAME, render.BRIGHTER], "range": render.DIFFERENCE},
+        "pairs": [
+            _shown(row, results[name]) | {"decided": decided.get(name), "others": others.get(row["cloudy"], [])}
+            for name, row in pairs.items()
+        ],
+    }
+    template = resources.files("cloudjob.stages").joinpath("review.html").read_text(encoding="utf-8")
+    # A "<" could end the script that holds the data.
+    return template.replace("__DATA__", json.dumps(data).replace("<", "\\u003c"))
+
+
+def _candidate(row: dict) -> dict:
+    """What the page says of a candidate, in words."""
+    measures = [[label, _words(row[key], form)] for key, (label, form) in MEASURES.items()]
+    return {"clear": row["clear"], "reasons": row["reasons"], "measures": measures}
+
+
+def _shown(row: dict, made: dict | None) -> dict:
+    """The same of a shown pair, with its pictures; `made` is what its item recorded, None while there are none."""
+    shown = _candidate(row)
+    reference = "none"
+    if row["reference"]:
+        reference = f"{_date(row['reference'])}, {row['reference_days']:+.1f} days"
+    shown["measures"].append(["reference", reference])
+    if made:
+        light = "not measurable" if made["gain"] is None else f"× {made['gain']:.2f}"
+        shown["measures"].append(["light of the clear date", light])
+        shown["size"] = made["size"]
+        shown["images"] = {kind: f"images/{row['pair']}-{kind}.webp" for kind in PICTURES}
+    dates = {role: _date(row[role]) for role in ("cloudy", "clear")}
+    return shown | {key: row[key] for key in ("pair", "version", "accepted", "cloudy")} | {"dates": dates}
+
+
+def _date(product: str) -> str:
+    sensing = product.split("_")[2]
+    return f"{sensing[:4]}-{sensing[4:6]}-{sensing[6:8]}"
+
+
+def _words(value, form: str) -> str:
+    if value is None:
+        return "not measurable"
+    if isinstance(value, list):
+        return " and ".join(_words(part, form) for part in value)
+    return form.format({True: "yes", False: "no"}[value] if isinstance(value, bool) else value)
