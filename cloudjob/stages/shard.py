@@ -96,7 +96,8 @@ def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
 def _judge(config: Config, match, measures: dict) -> None:
     """RejectedError where what only the bands can tell speaks against a pair."""
     shift = measures["shift"]
-    reasons = [f"the clear date does not fit: {band}" for band in match.poor(config.shard.min_r2)]
+    poor = match.poor(config.shard.min_r2)
+    reasons = [f"the clear date does not fit the cloudy one: {', '.join(poor)}"] if poor else []
     if shift["row"] is not None and max(abs(shift["row"]), abs(shift["col"])) > config.shard.max_shift:
         moved = f"{shift['row']:+.2f} rows, {shift['col']:+.2f} columns"
         reasons.append(f"the dates are shifted by {moved}, at most {config.shard.max_shift} pixels")
