@@ -218,9 +218,7 @@ class Workspace:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
                 if not {"pair", "decision", "version"} <= set(reader.fieldnames or ()):
-                    raise ConfigError(
-                        f"{path}:1  the columns must be pair,decision,reason,reviewer,version, with commas"
-                    )
+                    raise ConfigError(f"{path}:1  write the columns pair,decision,reason,reviewer,version")
                 for row in reader:
                     if row.get("decision") not in ("accept", "reject") or not row.get("pair") or not row.get("version"):
                         raise ConfigError(

@@ -11,7 +11,7 @@ from cloudjob.sentinel2.cover import Cover, View, cover
 from cloudjob.sentinel2.grid import window_sums
 from cloudjob.sentinel2.product import Product, read_bands, read_reduced, read_window
 
-_CHIP, _CHIPS = 256, 3  # pixels of 10 m; a grid of 3 x 3 chips over the scene settles two numbers
+_CHIPS = 3  # a grid of 3 x 3 chips over the scene settles two numbers
 
 
 def covers(views: dict[str, View], settings: masks.Settings) -> dict[str, Cover]:
@@ -88,18 +88,19 @@ def shift(a: Look, b: Look) -> dict:
     """How far the ground of `b` lies off that of `a`, pixels of 10 m (see radiometry.shift), from B04 at full
     resolution in the clearest places of both."""
     clear = a.clear & b.clear
-    side = _CHIP // a.step
+    chip = next(side for side in (256, 128, 64) if side == 64 or min(a.product.shape) >= 4 * side)
+    side = chip // a.step
     sums = window_sums(clear, size=side, stride=max(side // 4, 1))
-    chips = []
+    places = []
     for rows in np.array_split(np.arange(sums.shape[0]), _CHIPS):
         for cols in np.array_split(np.arange(sums.shape[1]), _CHIPS):
             if rows.size and cols.size:
                 block = sums[np.ix_(rows, cols)]
                 i, j = np.unravel_index(block.argmax(), block.shape)
                 if block[i, j] >= 0.95 * side**2:
-                    chips.append((int(rows[i]), int(cols[j])))
+                    places.append((int(rows[i]), int(cols[j])))
     stride = max(side // 4, 1) * a.step
-    cuts = [tuple(slice(k * stride, k * stride + _CHIP) for k in chip) for chip in chips]
+    cuts = [tuple(slice(k * stride, k * stride + chip) for k in place) for place in places]
     pairs = []
     for rows, cols in cuts:
         small = np.s_[rows.start // a.step : rows.stop // a.step, cols.start // a.step : cols.stop // a.step]

@@ -1,0 +1,84 @@
+"""Looks, matches and shifts of two dates of an archive-made place."""
+
+from datetime import date
+
+import numpy as np
+import pytest
+
+from cloudjob.archive.make import make_synthetic
+from cloudjob.sentinel2 import masks, scene
+from cloudjob.sentinel2.cover import View
+from cloudjob.sentinel2.product import Product
+
+SETTINGS = masks.Settings(cloud_m=50)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Role -> folder of a cloudy and two clear products of 512 x 512 pixels."""
+    archive = tmp_path_factory.mktemp("archive")
+    days = {"clear": [date(2024, 3, 12), date(2024, 3, 20)], "cloudy": [date(2024, 3, 8)]}
+    names = make_synthetic(archive, tiles=["05WPS"], size=512, seed=3, cloud=(0.2, 0.2), **days)
+    folders = dict(zip(("clear", "reference", "cloudy"), (archive / f"{name}.SAFE" for name in names), strict=True))
+    return {role: folders[role] for role in ("cloudy", "clear", "reference")}
+
+
+def looks(pair, step):
+    products = {role: Product.open(folder) for role, folder in pair.items()}
+    covers = scene.covers({role: View.open(product, SETTINGS) for role, product in products.items()}, SETTINGS)
+    return {role: scene.Look.open(products[role], covers[role], step) for role in products}
+
+
+def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
+    load = scene.open_pair(pair, SETTINGS)
+    cloudy, clear = load("cloudy"), load("clear")
+    assert cloudy.mask.shape == cloudy.bands.shape[1:] == (512, 512)
+    assert 0.1 < np.isin(cloudy.core, masks.HIDDEN).mean() < np.isin(cloudy.mask, masks.HIDDEN).mean()
+    both = (cloudy.mask == masks.CLEAR) & (clear.mask == masks.CLEAR)
+    before, after = (
+        np.abs(image[:, both].astype(int) - cloudy.bands[:, both]) for image in (clear.bands, cloudy.matched(clear))
+    )
+    assert after.mean() <= before.mean()
+    shown = clear.clear_only(clear.bands)
+    assert (shown[:, clear.mask == masks.CLEAR] > 0).all()
+    assert (shown[:, clear.mask != masks.CLEAR] == 0).all()
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 8])
+def test_a_look_is_clear_only_where_all_it_covers_is(pair, step):
+    look = looks(pair, step)["cloudy"]
+    mask = scene.open_pair(pair, SETTINGS)("cloudy").mask
+    cells = mask.reshape(512 // step, step, 512 // step, step)
+    assert look.clear.shape == look.bands.shape[1:] == (512 // step, 512 // step)
+    assert not (look.clear & (cells != masks.CLEAR).any((1, 3))).any()
+    assert look.clear.mean() > 0.2
+
+
+def test_the_match_hardly_depends_on_the_reduction(pair):
+    lines = [scene.fit(found["clear"], found["cloudy"]).lines for found in (looks(pair, 1), looks(pair, 4))]
+    for whole, reduced in zip(*lines, strict=True):
+        assert whole["gain"] == pytest.approx(reduced["gain"], abs=0.03)
+        assert whole["r2"] > 0.9
+
+
+def test_dates_of_one_place_are_not_shifted_and_a_shifted_one_is_found(pair, monkeypatch):
+    found = looks(pair, 1)
+    here = scene.shift(found["clear"], found["reference"])
+    assert here["chips"] >= 3
+    assert max(abs(here["row"]), abs(here["col"])) < 0.2
+    read = scene.read_window
+
+    def moved(product, band, rows, cols):
+        if product is not found["reference"].product:
+            return read(product, band, rows, cols)
+        image = read(product, band, slice(0, 512), slice(0, 512))
+        return np.roll(image, (2, -3), (0, 1))[rows, cols]
+
+    monkeypatch.setattr(scene, "read_window", moved)
+    there = scene.shift(found["clear"], found["reference"])
+    assert (round(there["row"]), round(there["col"])) == (2, -3)
+
+
+@pytest.mark.parametrize(("side", "window", "step"), [(10980, 256, 8), (10980, 64, 4), (2048, 256, 4), (192, 64, 1)])
+def test_small_scenes_and_small_windows_are_reduced_less(side, window, step):
+    assert scene.reduction((side, side), window=window) == step

@@ -1,0 +1,204 @@
+"""shard through the front door: array tasks, presets, masks of one's own, statistics, and what a person decided."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401 (reads zstd)
+import numpy as np
+import pytest
+import rasterio
+
+from cloudjob.benches import notebook
+from cloudjob.sentinel2.product import Product, read_bands, read_scl
+
+pytestmark = pytest.mark.slow
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
+
+
+def cloudjob(*arguments):
+    command = [sys.executable, "-m", "cloudjob", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def good(*arguments):
+    done = cloudjob(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shard") / "run"
+    good("run", CONFIG, "--run-dir", folder, "--until", "download")
+    return folder
+
+
+@pytest.fixture
+def run(fetched, tmp_path) -> Path:
+    return Path(shutil.copytree(fetched, tmp_path / "run"))
+
+
+def shards(run) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "shards").iterdir()}
+
+
+def index(run) -> dict:
+    return json.loads((run / "shards" / "index.json").read_text())
+
+
+def test_array_tasks_side_by_side_give_what_one_task_gives(run, tmp_path):
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    good("shard", run)
+    tasks = good("items", "shard", other, "--as-array").stdout.strip()
+    assert tasks == "0-2"
+    command = [sys.executable, "-m", "cloudjob", "shard", str(other), "--index"]
+    array = [subprocess.Popen([*command, str(i)], stderr=subprocess.DEVNULL) for i in range(3)]
+    assert [task.wait(timeout=300) for task in array] == [0, 0, 0]
+    assert shards(run) == shards(other)
+    done = good("shard", other)
+    assert "3 skipped" in done.stderr
+
+
+def test_the_settings_are_in_the_shard(run):
+    good("shard", run)
+    for path in (run / "shards").glob("*.h5"):
+        with h5py.File(path) as file:
+            settings = json.loads(file.attrs["settings"])
+            (pair,) = json.loads(file.attrs["pairs"])
+            assert settings["masks"]["cloud_m"] == 50
+            assert settings["shard"]["stride"] == 16
+            assert set(pair["radiometric_match"]["clear"]["lines"][0]) == {"gain", "offset", "r2", "rmse", "pixels"}
+            assert pair["windows"]["kept"] == len(file["row"]) == len(file["cloudy"])
+            assert file["reference_days"][0] == 10
+            assert set(np.unique(file["mask"])) <= {0, 1, 2, 3, 4, 255}
+
+
+def test_the_notebooks_preset_selects_what_its_loop_selects(run):
+    good("shard", run, "--set", "shard.preset=notebook-2025", "--set", "shard.window=64")
+    found = {}
+    for path in (run / "shards").glob("*.h5"):
+        with h5py.File(path) as file:
+            cloudy = json.loads(file.attrs["pairs"])[0]["products"]["cloudy"]
+            found[cloudy] = list(zip(file["row"][:].tolist(), file["col"][:].tolist(), strict=True))
+            product = Product.open(run / "scenes" / f"{cloudy}.SAFE")
+            scl = read_scl(product).repeat(2, 0).repeat(2, 1)
+            bands = read_bands(product)
+            for i, (row, col) in enumerate(found[cloudy]):
+                here = np.s_[row : row + 64, col : col + 64]
+                np.testing.assert_array_equal(file["cloudy"][i], bands[:, *here])
+                np.testing.assert_array_equal(file["mask"][i] > 0, np.isin(scl[here], (3, 8, 9, 10)))
+            assert found[cloudy] == notebook.select(scl, window=64, stride=64)
+    assert found
+
+
+@pytest.mark.parametrize("radiometry", ["none", "grid"])
+def test_the_match_can_be_left_out_or_vary_over_the_scene(run, radiometry):
+    good("shard", run, "--set", f"shard.radiometry={radiometry}")
+    entry = index(run)["files"][0]
+    with h5py.File(run / "shards" / entry["file"]) as file:
+        (pair,) = json.loads(file.attrs["pairs"])
+        bands = read_bands(Product.open(run / "scenes" / f"{pair['products']['clear']}.SAFE"))
+        row, col = file["row"][0], file["col"][0]
+        source = bands[:, row : row + 64, col : col + 64]
+        assert np.array_equal(file["clear"][0], source) == (radiometry == "none")
+        assert (pair["radiometric_match"]["clear"]["grid"] is None) == (radiometry == "none")
+        assert np.abs(file["clear"][0].astype(int) - source).max() < 1500
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_compressed_shards_hold_the_same(run, tmp_path, compression):
+    good("shard", run)
+    plain = index(run)
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    good("shard", other, "--set", f"shard.compression={compression}")
+    for entry in index(other)["files"]:
+        with h5py.File(run / "shards" / entry["file"]) as a, h5py.File(other / "shards" / entry["file"]) as b:
+            for name in ("cloudy", "clear", "mask", "reference"):
+                np.testing.assert_array_equal(a[name][:], b[name][:])
+    assert sum(f["size"] for f in index(other)["files"]) < 0.9 * sum(f["size"] for f in plain["files"])
+
+
+def test_masks_of_ones_own_replace_those_of_esa(run, tmp_path):
+    """All is clear but for a square, in values of another kind of mask."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    options = ["--set", "masks.source=raster", "--set", f"masks.folder={folder}", "--set", "masks.values={cloud: [7]}"]
+    options += ["--set", "masks.brighter=1", "--set", "masks.cloud_m=0", "--set", "pair.max_snow_difference=1"]
+    done = cloudjob("pair", run, *options)
+    assert done.returncode == 2
+    assert ".tif" in done.stderr
+    assert "Traceback" not in done.stderr
+    for safe in sorted((run / "scenes").glob("*.SAFE")):
+        product = Product.open(safe)
+        values = np.zeros(product.shape, np.uint8)
+        cloudy = "20240310" in safe.name
+        values[40:100, 30:90] = 7 if cloudy else 1
+        with rasterio.open(
+            folder / f"{safe.stem}.tif", "w", driver="GTiff", dtype="uint8", count=1, crs=product.crs,
+            width=product.shape[1], height=product.shape[0], transform=product.transform,
+        ) as image:  # fmt: skip
+            image.write(values, 1)
+    for stage in ("pair", "review", "download", "shard"):
+        good(stage, run, *options)
+    for entry in index(run)["files"]:
+        with h5py.File(run / "shards" / entry["file"]) as file:
+            for row, col, mask in zip(file["row"][:], file["col"][:], file["mask"][:], strict=True):
+                expected = np.zeros((192, 192), np.uint8)
+                expected[40:100, 30:90] = 1
+                np.testing.assert_array_equal(mask, expected[row : row + 64, col : col + 64])
+    with rasterio.open(next(folder.glob("*_20240310T*.tif")), "r+") as image:
+        image.write(image.read(1) * 0, 1)
+    assert "0 done, 2 skipped, 1 rejected" in good("pair", run, *options).stderr
+
+
+def test_a_person_may_accept_what_the_rule_rejected(run):
+    rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
+    kept = [row["pair"] for row in rows if row["accepted"]]
+    rule = ["--set", "pair.cloudy_range=[0.01, 0.2]"]
+    cloudjob("pair", run, *rule)
+    good("review", run, *rule)
+    decisions = run / "review" / "decisions.csv"
+    with decisions.open() as file:
+        found = list(csv.DictReader(file))
+    rejected = [row for row in found if row["decision"] == "reject"]
+    assert rejected
+    assert len(found) == len(kept)
+    with decisions.open("w", newline="") as file:
+        writer = csv.DictWriter(file, found[0].keys())
+        writer.writeheader()
+        writer.writerows({**row, "decision": "accept", "reviewer": "me"} for row in found)
+    for stage in ("review", "download", "shard"):
+        good(stage, run, *rule)
+    assert {entry["pair"] for entry in index(run)["files"]} == set(kept)
+
+
+def test_a_damaged_shard_is_named_set_aside_and_made_again(run):
+    good("shard", run)
+    entry = next(entry for entry in index(run)["files"] if entry["split"] == "train")
+    path = run / "shards" / entry["file"]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = cloudjob("train", run)
+    assert done.returncode == 4, done.stderr
+    assert entry["file"] in done.stderr
+    assert "Traceback" not in done.stderr
+    good("shard", run)
+    assert entry in index(run)["files"]
+    good("train", run, "--set", "train.epochs=0.2")
+
+
+def test_statistics(run):
+    assert cloudjob("shard", run, "--stats").returncode == 3
+    good("shard", run)
+    said = good("shard", run, "--stats").stdout
+    for entry in index(run)["files"]:
+        assert entry["pair"] in said
+    assert "cloud fraction, train" in said
+    assert "pixels of the mask" in said
