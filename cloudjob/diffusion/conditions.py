@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
 
-CLEAR, CLOUD, SHADOW, CIRRUS, NO_DATA = 0, 1, 2, 3, 255
+CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA = 0, 1, 2, 3, 4, 255
 
 # Order and width of the condition channels. The notebook of 2025 looks at the first four only.
 CHANNELS = {"cloudy": 4, "cloud": 1, "shadow": 1, "valid": 1, "reference": 4, "present": 1, "anchor": 4}
@@ -56,7 +56,10 @@ class Conditions:
 
     @classmethod
     def of(cls, cloudy: Tensor, mask: Tensor, reference: Tensor | None, *, norm: Normalisation) -> "Conditions":
-        """From reflectances (N, 4, H, W) with NaN where there are no data, and mask classes (N, H, W)."""
+        """From reflectances (N, 4, H, W) with NaN where there are no data, and mask classes (N, H, W).
+
+        Unknown pixels are told as seen (neither cloud nor shadow), but the anchor trusts them no more than cloud.
+        """
         if reference is None:
             reference = torch.full_like(cloudy, torch.nan)
         hole = cloudy.isnan().any(1, keepdim=True)
@@ -114,8 +117,8 @@ def _fill(values: Tensor, known: Tensor) -> Tensor:
     return F.interpolate(guess, size=values.shape[-2:], mode="bilinear")
 
 
-def turn(image: Tensor, *, seed: int, indices: list[int]) -> Tensor:
+def turn(image: Tensor, *, seed: int, indices: list[int], use: str = "turn") -> Tensor:
     """Each sample of (N, ..., H, W), H = W, flipped and turned by one of the 8 symmetries that its index draws."""
-    draws = (noise.uniforms(seed, indices, "turn") * 8).long().tolist()
+    draws = (noise.uniforms(seed, indices, use) * 8).long().tolist()
     turned = [torch.rot90(one, draw % 4, (-2, -1)) for one, draw in zip(image, draws, strict=True)]
     return torch.stack([one.flip(-1) if draw >= 4 else one for one, draw in zip(turned, draws, strict=True)])

@@ -2,16 +2,18 @@
 
 from torch import Tensor
 
-from cloudjob.diffusion.conditions import CLEAR, NO_DATA
+from cloudjob.diffusion.conditions import CLEAR, NO_DATA, UNKNOWN
 
 
 def pixel_weights(mask: Tensor, clean_valid: Tensor, *, clear_weight: float) -> Tensor:
-    """(N, 1, H, W): 1 on cloud, shadow and cirrus, `clear_weight` on clear pixels, 0 where a date has no data.
+    """(N, 1, H, W): 1 on cloud, shadow and cirrus, `clear_weight` on clear and unknown pixels, 0 without data.
 
     `mask` holds mask classes, `clean_valid` is true where the clear date has data; both (N, 1, H, W). `clear_weight`
-    must be above 0: a network that is never asked about clear pixels fills them with noise.
+    must be above 0: a network that is never asked about clear pixels fills them with noise. Unknown pixels are asked
+    about no more than clear ones: the result keeps them as observed, and the dates may rightly differ there (new snow).
     """
-    weights = (mask != CLEAR).float() + clear_weight * (mask == CLEAR)
+    kept = (mask == CLEAR) | (mask == UNKNOWN)
+    weights = (~kept).float() + clear_weight * kept
     return weights * (mask != NO_DATA) * clean_valid
 
 

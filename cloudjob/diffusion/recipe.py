@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from cloudjob.diffusion import losses, networks
+from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation, turn
 from cloudjob.diffusion.processes import Ddpm, Noise, Residual
 
@@ -43,7 +43,7 @@ class Recipe:
 
     def _parts(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Conditions]:
         """Normalised clear image, where it has data, and conditions."""
-        conditions = Conditions.of(batch["cloudy"], batch["mask"], batch["reference"], norm=self.norm)
+        conditions = Conditions.of(batch["cloudy"], batch["mask"], batch.get("reference"), norm=self.norm)
         clean = self.norm.forward(batch["clear"])
         return clean.nan_to_num(0), clean.isfinite().all(1, keepdim=True), conditions
 
@@ -67,11 +67,15 @@ class Recipe:
         samples: list[int],
         clear_weight: float,
         drop_reference: float,
+        synthetic_clouds: float,
     ) -> Tensor:
-        """Scalar loss of a batch: cloudy, clear, reference (N, 4, n, n) reflectance with NaN where there is none,
-        mask (N, n, n) classes. What is random about a sample is a function of (seed, its number) alone."""
-        turned = {name: turn(value, seed=seed, indices=samples) for name, value in batch.items()}
-        clean, valid, conditions = self._parts(turned)
+        """Scalar loss of a batch: cloudy, clear, reference (may lack) (N, 4, n, n) reflectance with NaN where there is
+        none, mask and, for `synthetic_clouds` (a share of the samples, see `clouds.lay`), donor (N, n, n) classes.
+        What is random about a sample is a function of (seed, its number) alone."""
+        batch = {name: turn(value, seed=seed, indices=samples) for name, value in batch.items()}
+        if synthetic_clouds:
+            batch = clouds.lay(batch, share=synthetic_clouds, seed=seed, samples=samples)
+        clean, valid, conditions = self._parts(batch)
         conditions = conditions.drop_reference(drop_reference, seed=seed, indices=samples)
         terms = self.process.loss_terms(network, clean, conditions, seed=seed, indices=samples)
         weights = losses.pixel_weights(conditions.mask, valid, clear_weight=clear_weight)

@@ -5,16 +5,20 @@ One process a device, started by torchrun (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from cloudjob.errors import ConfigError
+from cloudjob.errors import CloudjobError, ConfigError
 from cloudjob.hpc import slurm
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,24 @@ def agree(flag: bool) -> bool:
     vote = torch.tensor(int(flag), device=device)
     dist.all_reduce(vote, dist.ReduceOp.MAX)
     return bool(vote)
+
+
+def together(task: Callable[[], T]) -> T:
+    """What `task` returns, on each rank its own; where it fails on some rank, that error is raised on every rank."""
+    result, failure = None, None
+    try:
+        result = task()
+    except CloudjobError as error:
+        failure = type(error), str(error), vars(error)
+    failures = [failure]
+    if dist.is_initialized():
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+    for kind, message, facts in filter(None, failures):
+        error = kind.__new__(kind, message)  # not kind(message): some take other arguments
+        vars(error).update(facts)
+        raise error
+    return result
 
 
 def barrier() -> None:

@@ -207,7 +207,7 @@ def read_reduced(product: Product, step: int) -> np.ndarray:
     """The 10 m bands at 1/step of the resolution (step 1, 2, 4, 8 or 16), (4, ceil(H/step), ceil(W/step)) uint16 DN.
 
     Pixel (i, j) is a weighted mean around pixel (i * step, j * step), as the wavelet of JPEG 2000 has it: 8 costs a
-    fiftieth of the decoding, though all of the bytes are read. Pixels beside no data, which the wavelet mixes with
+    fortieth of the decoding, though all of the bytes are read. Pixels beside no data, which the wavelet mixes with
     it, are no data too; single pixels without data are not seen.
     """
     if step not in _STEPS:

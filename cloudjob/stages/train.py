@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from cloudjob import __version__
 from cloudjob.config import Config
@@ -12,7 +13,7 @@ from cloudjob.errors import ConfigError, InputError, InterruptedJob, ItemError
 from cloudjob.workspace import Item, Summary, Workspace, digest, read_jsonl, write_bytes, write_jsonl
 
 STAGE = "train"
-_PACE = {"threads", "checkpoint_s", "log_s"}  # how the work is done, not what comes out of it
+_PACE = {"threads", "loader_threads", "local_dir", "checkpoint_s", "log_s"}  # how it is done, not what comes out
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
@@ -33,7 +34,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
 
     from cloudjob.hpc import distributed
 
-    world = distributed.join()
+    world = distributed.join(timeout_s=3600 if config.train.local_dir else 600)  # the copy may take its time
     try:
         if world.rank:
             Training(config, workspace, item, index, world).run()
@@ -52,13 +53,11 @@ class Training:
         from cloudjob.diffusion.average import PowerAverage
         from cloudjob.diffusion.recipe import Recipe
         from cloudjob.hpc import distributed
-        from cloudjob.patches.shards import ShardSet
 
         self.config, self.workspace, self.world, self.settings = config, workspace, world, config.train
         self.item = item
         self.key = digest([item.config, item.inputs])
-        self.shards = ShardSet(workspace.shard_index.parent, index, "train")
-        self.held_out = ShardSet(workspace.shard_index.parent, index, "val")
+        self.shards, self.held_out = self._open(index)
         batch = self.settings.batch_size
         if batch % world.size:
             near = -(-batch // world.size) * world.size
@@ -80,6 +79,28 @@ class Training:
         self.seen = 0
         self._resume()
         self.parallel = distributed.wrap(self.network)
+
+    def _open(self, index: dict) -> list:
+        """The training and the held-out split, every file checked: where it lies, or while it is copied to the node."""
+        from cloudjob.hpc import distributed
+        from cloudjob.patches import loader
+        from cloudjob.patches.shards import ShardSet
+
+        folder, world, splits = self.workspace.shard_index.parent, self.world, ("train", "val")
+
+        def check() -> Path:
+            for split in splits:
+                loader.verify(folder, index, split, world.rank, world.size)
+            return folder
+
+        def copy() -> Path:
+            target = node_folder(self.settings.local_dir) / digest(index)[:16]
+            if world.local_rank == 0:
+                loader.local_copy(folder, index, target, self.workspace.say, splits)
+            return target
+
+        place = distributed.together(check if self.settings.local_dir is None else copy)
+        return [ShardSet(place, index, split) for split in splits]
 
     # --- the loop ----------------------------------------------------------------------------------------------
     def run(self):
@@ -109,6 +130,8 @@ class Training:
         return [path], {"checkpoint": path.name, "seen": self.seen, "triplets": len(self.shards)}
 
     def _batches(self, meter) -> Iterator[tuple]:
+        import numpy as np
+
         from cloudjob.patches import loader
 
         source = loader.batches(
@@ -119,6 +142,9 @@ class Training:
             batch=self.settings.batch_size,
             rank=self.world.rank,
             size=self.world.size,
+            threads=self.settings.loader_threads,
+            donors=self.settings.synthetic_clouds > 0,
+            allocate=pinned if self.world.device.type == "cuda" else np.empty,
         )
         while True:
             begun = time.monotonic()
@@ -143,11 +169,12 @@ class Training:
                 samples=samples,
                 clear_weight=self.settings.clear_weight,
                 drop_reference=self.settings.drop_reference,
+                synthetic_clouds=self.settings.synthetic_clouds,
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm):  # waits for the device: from here on the batch's buffers may be filled anew
             raise ItemError(f"train: the gradient is not finite at {self.seen} samples; lower train.lr")
         self.optimizer.step()
         return loss.detach(), norm
@@ -202,10 +229,11 @@ class Training:
 
     def _look(self, shards, number: int) -> tuple[dict, dict]:
         """The same `number` triplets each time, from all over the shards: as arrays and as tensors."""
-        from cloudjob.patches.loader import stack
+        import numpy as np
 
         number = min(number, len(shards))
-        arrays = stack([shards[place * len(shards) // number] for place in range(number)])
+        triplets = [shards[place * len(shards) // number] for place in range(number)]
+        arrays = {name: np.stack([triplet[name] for triplet in triplets]) for name in triplets[0]}
         return arrays, to_tensors(arrays, self.world.device)
 
     # --- what one sees -----------------------------------------------------------------------------------------
@@ -232,13 +260,14 @@ class Training:
             return field.expand_as(batch["cloudy"])
 
         restored = self.recipe.restore(
-            network, batch["cloudy"], batch["mask"], batch["reference"], noise=draw, steps=steps
+            network, batch["cloudy"], batch["mask"], batch.get("reference"), noise=draw, steps=steps
         )
-        restored = digital_number(restored.cpu().numpy())
+        arrays["restored"] = digital_number(restored.cpu().numpy())
+        names = [name for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
         gain = self.config.infer.preview_gain
         rows = [
             side_by_side([true_colour(image, gain=gain) for image in images])
-            for images in zip(arrays["cloudy"], arrays["reference"], restored, arrays["clear"], strict=True)
+            for images in zip(*(arrays[name] for name in names), strict=True)
         ]
         write_bytes(self.workspace.samples / f"seen-{self.seen:08d}.png", encode_png(np.concatenate(rows)))
 
@@ -293,16 +322,42 @@ def _metrics(path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
+def node_folder(text: str) -> Path:
+    """The folder of this node that `train.local_dir` names, with its environment variables put in."""
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if not expanded or "$" in expanded:
+        raise ConfigError(f"train.local_dir = {text}: the variable is not set on this node; set it, or name a folder")
+    folder = Path(expanded)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.local_dir = {text}: {folder} cannot be made ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"train.local_dir = {text}: {folder} cannot be written to")
+    return folder
+
+
+def pinned(shape: tuple[int, ...], dtype):
+    """An array in page-locked memory, which a GPU reads by itself."""
+    import numpy as np
+    import torch
+
+    return torch.empty(shape, dtype=getattr(torch, np.dtype(dtype).name), pin_memory=True).numpy()
+
+
 def to_tensors(arrays: dict, device) -> dict:
-    """uint16 DN to float32 reflectance on the device, NaN where there is no data; the mask as it is."""
+    """uint16 DN to float32 reflectance on the device, NaN where there is no data; masks as they are.
+
+    On the CPU masks share the memory of their array; a GPU may still be reading when this returns.
+    """
     import torch
 
     from cloudjob.sentinel2.radiometry import OFFSET, SCALE
 
     tensors = {}
     for name, array in arrays.items():
-        tensor = torch.from_numpy(array).to(device)
-        if name != "mask":
+        tensor = torch.from_numpy(array).to(device, non_blocking=True)
+        if tensor.dtype == torch.uint16:
             dn = tensor.to(torch.float32)
             tensor = (dn * SCALE + OFFSET).masked_fill(dn == 0, torch.nan)
         tensors[name] = tensor

@@ -54,18 +54,18 @@ def test_the_anchor_far_from_anything_clear_is_the_reference_or_the_mean(size):
 
 
 def test_one_of_three_numbers_for_each_kind_of_pixel():
-    conditions = one_row([0, 1, 2, 3, 1], reference=[0.3, 0.3, 0.3, 0.3, np.nan])
-    assert conditions.choose(1, 2, 3).flatten().tolist() == [1, 2, 2, 2, 3]
+    conditions = one_row([0, 1, 2, 3, 4, 1], reference=[0.3, 0.3, 0.3, 0.3, 0.3, np.nan])
+    assert conditions.choose(1, 2, 3).flatten().tolist() == [1, 2, 2, 2, 2, 3]
 
 
 def test_channels_follow_the_table():
-    channels = one_row([0, 1, 2, 3, 255], reference=[np.nan, 0.3, 0.3, 0.3, 0.3]).channels()[0, :, 0]
+    channels = one_row([0, 1, 2, 3, 4, 255], reference=[np.nan, 0.3, 0.3, 0.3, 0.3, 0.3]).channels()[0, :, 0]
     parts = dict(zip(CHANNELS, channels.split(list(CHANNELS.values())), strict=True))
-    assert channels.shape == (CONDITION_CHANNELS, 5)
-    assert parts["cloud"].tolist() == [[0, 1, 0, 1, 0]]
-    assert parts["shadow"].tolist() == [[0, 0, 1, 0, 0]]
-    assert parts["valid"].tolist() == [[1, 1, 1, 1, 0]]
-    assert parts["present"].tolist() == [[0, 1, 1, 1, 1]]
+    assert channels.shape == (CONDITION_CHANNELS, 6)
+    assert parts["cloud"].tolist() == [[0, 1, 0, 1, 0, 0]]
+    assert parts["shadow"].tolist() == [[0, 0, 1, 0, 0, 0]]
+    assert parts["valid"].tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert parts["present"].tolist() == [[0, 1, 1, 1, 1, 1]]
     assert (parts["reference"][:, 0] == 0).all()
     assert (parts["reference"][:, 1] == NORM.forward(torch.full((4, 1, 1), 0.3)).flatten()).all()
 

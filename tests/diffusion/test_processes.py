@@ -174,12 +174,12 @@ def test_ddpm_with_the_true_noise_gives_back_the_ground():
 
 
 def test_weights_follow_the_mask():
-    mask = torch.tensor([0, 1, 2, 3, 255, 1], dtype=torch.uint8).view(1, 1, 1, 6)
-    valid = torch.tensor([True] * 5 + [False]).view(1, 1, 1, 6)
+    mask = torch.tensor([0, 1, 2, 3, 4, 255, 1], dtype=torch.uint8).view(1, 1, 1, 7)
+    valid = torch.tensor([True] * 6 + [False]).view(1, 1, 1, 7)
     weights = pixel_weights(mask, valid, clear_weight=0.25)
-    assert weights.flatten().tolist() == [0.25, 1, 1, 1, 0, 0]
-    error = torch.ones(1, 4, 1, 6)
-    assert weighted_mse(error, 0 * error, weights) == pytest.approx(3.25 / 6)
+    assert weights.flatten().tolist() == [0.25, 1, 1, 1, 0.25, 0, 0]
+    error = torch.ones(1, 4, 1, 7)
+    assert weighted_mse(error, 0 * error, weights) == pytest.approx(3.5 / 7)
 
 
 def test_a_few_steps_of_training_lower_the_loss():

@@ -12,7 +12,12 @@ from cloudjob.hpc import distributed
 PROGRAM = """
 import torch
 from torch import nn
+from cloudjob.errors import CorruptFileError
 from cloudjob.hpc import distributed
+
+def find():
+    if world.rank == world.size - 1:
+        raise CorruptFileError("shard.h5", "is damaged")
 
 world = distributed.join(timeout_s=60)
 torch.manual_seed(0)
@@ -21,8 +26,13 @@ x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])[world.rank :: world.size]
 network(x).square().mean().backward()
 gradient = next(network.parameters()).grad
 alone, together = distributed.agree(False), distributed.agree(world.rank == world.size - 1)
+own = distributed.together(lambda: world.rank)
+try:
+    distributed.together(find)
+except CorruptFileError as error:
+    found = error.path
 distributed.barrier()
-print(world.rank, world.size, alone, together, *(f"{value:.5f}" for value in gradient.flatten()))
+print(world.rank, world.size, alone, together, own, found, *(f"{value:.5f}" for value in gradient.flatten()))
 distributed.leave()
 """
 
@@ -47,10 +57,10 @@ def test_two_processes_train_as_one(launcher):
 
     outputs = [process.communicate(timeout=60)[0].split() for process in [start(variables(rank)) for rank in (0, 1)]]
     single = start({}).communicate(timeout=60)[0].split()
-    assert single[:4] == ["0", "1", "False", "True"]
+    assert single[:6] == ["0", "1", "False", "True", "0", "shard.h5"]
     for rank, output in enumerate(outputs):
-        assert output[:4] == [str(rank), "2", "False", "True"]
-        assert output[4:] == single[4:]
+        assert output[:6] == [str(rank), "2", "False", "True", str(rank), "shard.h5"]
+        assert output[6:] == single[6:]
 
 
 def test_alone_nothing_is_set_up(monkeypatch):

@@ -1,0 +1,102 @@
+"""Clouds and shadows laid over a clear image: training samples whose ground is known exactly, whatever the cloud.
+
+Light is mixed as in the Satellite Cloud Generator (Czerkawski et al. 2023, doi:10.3390/rs15174138): a cloud of opacity
+a and reflectance c makes (1 - a) ground + a c, a shadow takes a share of the ground. Their clouds have the shapes of
+noise, these the shape of a real mask. That is grown beyond the cloud one sees: so a cloud fades towards its edge.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cloudjob.diffusion import noise
+from cloudjob.diffusion.conditions import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN, turn
+
+_REACH = 16  # pixels from which on a distance no longer matters
+_OCTAVES = (64, 32, 16, 8, 4, 2)  # wavelengths of a cloud's texture in pixels
+_ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
+_SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
+
+
+def lay(batch: dict[str, Tensor], *, share: float, seed: int, samples: list[int]) -> dict[str, Tensor]:
+    """For a random `share` of the samples the cloudy image becomes the clear target below other clouds.
+
+    Of the batch: cloudy and clear (N, 4, n, n) reflectance, NaN without data; mask and donor (N, n, n) mask classes.
+    The donor, another triplet's mask, is turned and says what lies where; its unknown pixels and those without data
+    count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
+    is random about a sample is a function of (seed, its number) alone.
+    """
+    chosen = (noise.uniforms(seed, samples, "synthetic clouds") < share).nonzero().flatten()
+    if not len(chosen):
+        return batch
+    numbers, chosen = [samples[place] for place in chosen], chosen.to(batch["clear"].device)
+    clear, donor = batch["clear"][chosen], turn(batch["donor"][chosen], seed=seed, indices=numbers, use="turn donor")
+    donor = donor.masked_fill((donor == UNKNOWN) | (donor == NO_DATA), CLEAR)
+    mask = donor.masked_fill(clear.isnan().any(1), NO_DATA)
+    cloudy = _seen(clear, mask[:, None], seed=seed, samples=numbers)
+
+    cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1)[:, None, None]
+    cloudy = torch.where(cloud[:, None], cloudy, batch["cloudy"][chosen])
+    mask = torch.where(cloud, mask, batch["mask"][chosen])
+    return batch | {
+        "cloudy": batch["cloudy"].index_copy(0, chosen, cloudy),
+        "mask": batch["mask"].index_copy(0, chosen, mask),
+    }
+
+
+def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: list[int]) -> Tensor:
+    """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n)."""
+
+    def draw(use: str, low: float, high: float) -> Tensor:
+        value = low + (high - low) * noise.uniforms(seed, samples, use)
+        return value.float().to(ground.device)[:, None, None, None]
+
+    cloud, cirrus, shadow = (mask == kind for kind in (CLOUD, CIRRUS, SHADOW))
+    hidden = cloud | cirrus | shadow
+    inside, edge, to_cirrus, to_shadow = _distance(torch.cat([~cloud, ~hidden, cirrus, shadow], 1)).split(1, 1)
+    billows, streaks, tops = _texture(seed, samples, like=ground).split(1, 1)
+
+    # The optical depth of a thick cloud grows with the cube of the distance to clear ground, up to about 2.5 to 12;
+    # towards cirrus and shadow, where a mask does not grow, it fades within 6 pixels.
+    near = torch.minimum(edge / draw("cloud edge", 8, _REACH), inside / 6)
+    deep = (near * (0.5 * billows).exp()).clamp(max=1)
+    depth = draw("cloud depth", 0.9, 2.5).exp() * deep**3 * (0.4 * billows).exp()
+    # Cirrus and shadow go on a little below what they border on: no seam between classes.
+    soft = (edge / 4).clamp(max=1)
+    veil = (draw("cirrus", 0.1, 0.4) * (0.4 * streaks).exp()).clamp(max=0.5) * soft * (1 - to_cirrus / 8).clamp(min=0)
+    lost = draw("shadow", 0.2, 0.6) * soft * (1 - to_shadow / 8).clamp(min=0)
+    lost = lost * torch.tensor(_SHADOW_BANDS, device=ground.device)[:, None, None]
+
+    opacity = 1 - (1 - veil) * (-depth).exp()
+    white = draw("cloud top", 0.45, 0.95) * (1 + 0.01 * noise.normals(seed, samples, "tint", like=ground[..., :1, :1]))
+    below = ground.flatten(2).nanmean(2).clamp(0, 0.9)[..., None, None]
+    white = white + (1 - white) ** 2 * below / (1 - white * below)  # to and fro between cloud and snow: adding method
+    seen = (1 - opacity) * (1 - lost) * ground + opacity * white * (0.1 * tops).exp()
+    return torch.where(hidden, seen, ground)
+
+
+def _distance(to: Tensor) -> Tensor:
+    """Pixels from each pixel to the nearest of `to` (N, C, n, n), at most _REACH; none lies beyond the image.
+
+    Exact: the least over rows of the least over columns, squared (Felzenszwalb & Huttenlocher 2012).
+    """
+    square = torch.where(to, 0.0, float(_REACH**2))
+    for axis in (-1, -2):
+        size, least = square.shape[axis], square.clone()
+        for step in range(1, min(_REACH, size)):
+            for here, there in ((0, step), (step, 0)):
+                target, source = (x.narrow(axis, start, size - step) for x, start in ((least, here), (square, there)))
+                torch.minimum(target, source + step**2, out=target)
+        square = least
+    return square.sqrt()
+
+
+def _texture(seed: int, samples: list[int], *, like: Tensor) -> Tensor:
+    """Three independent fields (N, 3, n, n) of smooth noise, mean 0 and standard deviation about 1."""
+    size, device = like.shape[-1], like.device
+    total = torch.zeros(len(samples), 3, size, size, device=device)
+    for cell in _OCTAVES:
+        coarse = torch.empty(len(samples), 3, *[max(size // cell, 2)] * 2, device=device)
+        coarse = noise.normals(seed, samples, f"clouds of {cell} pixels", like=coarse)
+        total += cell**_ROUGHNESS * F.interpolate(coarse, size=(size, size), mode="bicubic")
+    return total / (0.9 * sum(cell ** (2 * _ROUGHNESS) for cell in _OCTAVES) ** 0.5)
