@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _say(f"cloudjob: no space left on the disk ({error.filename or 'file unknown'}); make room, then run again")
         _leave(DiskFullError.exit_code)

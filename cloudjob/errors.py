@@ -34,7 +34,10 @@ class CorruptFileError(ItemError):
 
     def __init__(self, path, reason: str):
         super().__init__(f"{path}: {reason}")
-        self.path = path
+        self.path, self.reason = path, reason
+
+    def __reduce__(self):  # it crosses processes
+        return type(self), (self.path, self.reason)
 
 
 class DiskFullError(ItemError):

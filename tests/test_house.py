@@ -11,6 +11,7 @@ DOORS = {("patches", "sentinel2"), ("archive", "sentinel2")}
 OWNERS = {
     "torch.distributed": {"hpc/distributed.py"},
     "mpi4py": {"hpc/mpi.py"},
+    "hdf5plugin": {"patches/shards.py"},
     "h5py": {"patches/shards.py", "sentinel2/output.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

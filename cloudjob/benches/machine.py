@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("cloudjob", "torch", "numpy", "rasterio", "h5py", "mpi4py")
+_PACKAGES = ("cloudjob", "torch", "numpy", "rasterio", "h5py", "hdf5plugin", "mpi4py")
 
 
 def describe() -> dict:

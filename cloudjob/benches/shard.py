@@ -22,6 +22,7 @@ TILE, CLEAR, CLOUDY = (
     datetime(2024, 3, 8, 22, 35, 29, tzinfo=UTC),
 )
 NOISE = 15.0  # standard deviation in DN of what no other pixel shares: about the bits a pixel of real bands
+_PLACE = 2196  # pixels of 10 m: a fifth of a scene, and whole pixels of 20 and of 60 m
 _GIB_NEEDED = 16
 
 
@@ -55,7 +56,8 @@ def run(folder: Path, *, size: int = 10980, say=print) -> dict:
 
 
 def make_pair(archive: Path, size: int) -> None:
-    """Two products of one tile: a smaller synthetic place repeated, each pixel with noise of its own."""
+    """Two products of one tile: a smaller synthetic place repeated, each pixel with noise of its own. Clouds lie over
+    an eighth of the cloudy one, so that about as many windows are selected as the notebook found in a pair."""
     archive.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_make_product, [archive] * 2, [CLOUDY, CLEAR], [0.25, 0.0], [size] * 2))
@@ -67,23 +69,20 @@ def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> Non
     from cloudjob.archive.safe import sun_position, tile_centre, tile_corner, write_product
     from cloudjob.archive.synthetic import acquire
 
-    side = min(size, 2196)
-    small = acquire(tile=TILE, when=when, size=side, seed=11, cloud=cloud)
+    places = [acquire(tile=TILE, when=when, size=min(size, _PLACE), seed=11, cloud=share) for share in (0.0, cloud)]
+    images = {
+        name: _repeat(*(getattr(place, name) for place in places), -(-size // pixel))
+        for name, pixel in (("bands", 1), ("scl", 2), ("cloud_probability", 2), ("snow_probability", 2), ("b11", 6))
+    }
     rng = np.random.default_rng(int(when.timestamp()))
-    bands = _repeat(small.bands, size)
-    for block in (bands[:, top : top + 512] for top in range(0, size, 512)):
+    for block in (images["bands"][:, top : top + 512] for top in range(0, size, 512)):
         block += np.rint(NOISE * rng.standard_normal(block.shape, np.float32)).astype(np.int16).view(np.uint16)
     crs, left, top = tile_corner(TILE)
     elevation, azimuth = sun_position(when, *tile_centre(TILE))
-    half = -(-size // 2)
     write_product(
         archive,
         name=f"S2A_MSIL2A_{when:%Y%m%dT%H%M%S}_N0510_R029_T{TILE}_{when:%Y%m%d}T235959",
-        bands=bands,
-        scl=_repeat(small.scl, half),
-        cloud_probability=_repeat(small.cloud_probability, half),
-        snow_probability=_repeat(small.snow_probability, half),
-        b11=_repeat(small.b11, -(-size // 6)),
+        **images,
         crs=crs,
         transform=Affine(10, 0, left, 0, -10, top),
         offset=-1000,
@@ -92,10 +91,14 @@ def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> Non
     )
 
 
-def _repeat(image: np.ndarray, size: int) -> np.ndarray:
-    """The image repeated southwards and eastwards to `size` x `size` pixels."""
-    times = -(-size // image.shape[-1])
-    return np.tile(image, (*[1] * (image.ndim - 2), times, times))[..., :size, :size]
+def _repeat(clear: np.ndarray, cloudy: np.ndarray, size: int) -> np.ndarray:
+    """The clear image repeated southwards and eastwards to `size` x `size` pixels, the cloudy one on every eighth."""
+    side = clear.shape[-1]
+    out = np.empty((*clear.shape[:-2], size, size), clear.dtype)
+    for number, (row, col) in enumerate((r, c) for r in range(0, size, side) for c in range(0, size, side)):
+        part = out[..., row : row + side, col : col + side]
+        part[:] = (clear if number % 8 else cloudy)[..., : part.shape[-2], : part.shape[-1]]
+    return out
 
 
 def fetch(work: Path, size: int) -> Path:
@@ -106,8 +109,8 @@ def fetch(work: Path, size: int) -> Path:
         "archive": {"path": str(work / "archive")},
         "search": {
             "polygon": [[-180, -80], [-180, 80], [180, 80], [180, -80], [-180, -80]],
-            "clear": {**days, "cloud": [0, 1]},
-            "cloudy": {**days, "cloud": [5, 60]},
+            "clear": {**days, "cloud": [0, 1.5]},
+            "cloudy": {**days, "cloud": [1.5, 60]},
         },
         "shard": {"window": window, "stride": window // 4},
     }
@@ -135,7 +138,7 @@ from cloudjob.sentinel2 import product as p
 if __name__ == "__main__":
     products = [p.Product.open(Path(folder)) for folder in sys.argv[1:]]
     for one in products:
-        for read in (p.read_scl, p.read_cloud_probability, p.read_snow_probability, p.read_overview, p.read_b11):
+        for read in (p.read_scl, p.read_cloud_probability, p.read_overview, p.read_b11):
             read(one)
     for _ in p.stripes(products, processes=len(os.sched_getaffinity(0))):
         pass

@@ -1,5 +1,6 @@
 """HDF5 shards of triplets: the one module that writes and reads them (layout: DESIGN, contracts of the files)."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import h5py
 import hdf5plugin
@@ -25,6 +27,7 @@ COMPRESSIONS = {
     "gzip": {"shuffle": True, "compression": "gzip", "compression_opts": 4},
 }
 _THIN = 4  # the normalisation comes from every 4th pixel of every 4th row: windows overlap more than that
+_ROOM = 2**20  # bytes; attributes, and what HDF5 notes of each dataset
 _COLUMNS = {"row": "i4", "col": "i4", "pair": "i4", "cloud_fraction": "f4", "reference_days": "f4"}
 _DAMAGE = (OSError, LookupError, ValueError, TypeError, RuntimeError)  # what h5py raises over a broken file
 
@@ -41,7 +44,8 @@ class Writer:
 
     One chunk a triplet, by default without a filter: it is read by one `preadv`. `capacity` is the most that may be
     added. `pair` goes into the attribute `pairs` (products, baselines, offsets, radiometric gains); `attributes` are
-    plain values, dicts and lists become JSON. After a clean exit `result` holds what `normalisation` and `read_back`
+    plain values; dicts and lists become JSON, strings have a fixed length (HDF5 keeps others in a heap without a
+    checksum, and hangs where that is damaged). After a clean exit `result` holds what `normalisation` and `read_back`
     need. The caller flushes the file to the disk.
     """
 
@@ -57,7 +61,7 @@ class Writer:
         compression: str = "none",
         reference_days: float | None = None,
     ):
-        self.path, self.capacity, self.window = path, capacity, window
+        self.path, self.capacity, self.window = Path(path), capacity, window
         self.layout = layout(window, reference=reference)
         self.filters, self.reference_days = COMPRESSIONS[compression], reference_days
         self.attributes = {"pairs": [pair]} | attributes
@@ -67,7 +71,8 @@ class Writer:
         self._sums = np.zeros((3, len(BANDS)), np.int64)
 
     def __enter__(self) -> "Writer":
-        self._file = h5py.File(self.path, "w", libver="latest", locking=False)  # a name that nobody else knows
+        # No locks (nobody else knows the name) and no cache: what cannot be written is to fail in `add`.
+        self._file = h5py.File(self.path, "w", libver="latest", locking=False, rdcc_nbytes=0)
         self._data = {}
         for name, (shape, dtype) in self.layout.items():
             most = (self.capacity, *shape)
@@ -99,12 +104,24 @@ class Writer:
         self._sums += _sums(clear)
 
     def __exit__(self, kind, *_) -> None:
-        if kind is not None:  # the disk may be full: closing would fail once more and hide why
-            with suppress(*_DAMAGE):
-                self._file.close()
+        if kind is not None:
+            self._give_up()
             return
-        with self._file:
+        try:
+            with TemporaryFile(dir=self.path.parent) as room:  # for what HDF5 still has to write
+                os.posix_fallocate(room.fileno(), 0, _ROOM + 64 * self.capacity)
             self._finish()
+            self._file.flush()
+        except BaseException:
+            self._give_up()
+            raise
+        self._file.close()
+
+    def _give_up(self) -> None:
+        """Closes a file that nobody will read. HDF5 writes even then; on a full disk it would crash the process."""
+        os.truncate(self.path, 0)
+        with suppress(*_DAMAGE):
+            self._file.close()
 
     def _finish(self) -> None:
         count, file = len(self._places), self._file
@@ -118,7 +135,8 @@ class Writer:
             file[name] = np.asarray(values, _COLUMNS[name])
         facts = {"schema_version": SCHEMA_VERSION, "bands": ",".join(BANDS), "scale": SCALE, "offset": OFFSET}
         for name, value in (facts | self.attributes).items():
-            file.attrs[name] = json.dumps(value) if isinstance(value, dict | list) else value
+            text = json.dumps(value) if isinstance(value, dict | list) else value
+            file.attrs[name] = np.bytes_(text) if isinstance(text, str) else text
         pixels, total, squares = self._sums.tolist()
         self.result = {
             "count": count,
@@ -176,7 +194,8 @@ def columns(path: Path) -> dict:
     """row, col, pair, cloud_fraction and, where there is a reference, reference_days: (N,) each; and `attributes`."""
     with _named(path), h5py.File(path, "r", locking=False) as file:
         found = {name: file[name][:] for name in _COLUMNS if name in file or name != "reference_days"}
-        return found | {"attributes": dict(file.attrs)}
+        attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in file.attrs.items()}
+        return found | {"attributes": attributes}
 
 
 class ShardSet:
@@ -239,24 +258,28 @@ class _Shard:
         self._offsets: dict[str, np.ndarray] = {}
         self._filtered: dict[str, h5py.Dataset] = {}
         with _named(path):
-            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-            version = file.attrs["schema_version"]
+            self._hdf5 = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+            version = self._hdf5.attrs["schema_version"]
             if version != SCHEMA_VERSION:
                 raise CorruptFileError(path, f"schema_version is {version}, this cloudjob reads {SCHEMA_VERSION}")
-            self.names = tuple(layout(window, reference="reference" in file))
-            for name, (shape, dtype) in layout(window, reference="reference" in file).items():
-                data = file[name]
-                if (data.shape, data.dtype, data.chunks) != ((count, *shape), dtype, (1, *shape)):
-                    expected = f"{(count, *shape)} {dtype}, a chunk a triplet"
-                    raise CorruptFileError(path, f"/{name} is {data.shape} {data.dtype}, expected {expected}")
-                if data.id.get_create_plist().get_nfilters():
-                    self._filtered[name] = data
-                else:
-                    self._offsets[name] = self._chunks(data, int(np.prod(shape)) * dtype.itemsize)
-            if self._filtered:
-                self._hdf5 = file  # must stay open
-            else:
-                file.close()
+            arrays = layout(window, reference="reference" in self._hdf5)
+            self.names = tuple(arrays)
+            for name, (shape, dtype) in arrays.items():
+                self._locate(name, shape, dtype)
+            if not self._filtered:
+                self._hdf5.close()
+
+    def _locate(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        data = self._hdf5[name]
+        if not isinstance(data, h5py.Dataset):
+            raise CorruptFileError(self.path, f"/{name} is no data set")
+        if (data.shape, data.dtype, data.chunks) != ((self.count, *shape), dtype, (1, *shape)):
+            expected = f"{(self.count, *shape)} {dtype}, a chunk a triplet"
+            raise CorruptFileError(self.path, f"/{name} is {data.shape} {data.dtype}, expected {expected}")
+        if data.id.get_create_plist().get_nfilters():
+            self._filtered[name] = data
+        else:
+            self._offsets[name] = self._chunks(data, int(np.prod(shape)) * dtype.itemsize)
 
     def _chunks(self, data: h5py.Dataset, size: int) -> np.ndarray:
         """Where the chunk of each triplet, `size` bytes, begins in the file."""
@@ -294,7 +317,7 @@ def opened(path: Path):
         return open(path, "rb", buffering=0)
     except FileNotFoundError:
         raise CorruptFileError(path, "missing") from None
-    except OSError as error:  # not the file's fault: it must not be set aside
+    except OSError as error:  # not the file's fault: it must not be set aside as broken
         raise ItemError(f"{path}: cannot be opened ({error.strerror})") from None
 
 
@@ -304,4 +327,6 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise ItemError(f"{path}: cannot be opened ({os.strerror(error.errno)})") from None
         raise CorruptFileError(path, f"cannot be read as a shard: {error}") from None

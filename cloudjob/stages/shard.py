@@ -53,9 +53,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
 
 
 def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
-    from cloudjob.sentinel2 import masks, scene
-    from cloudjob.sentinel2.cover import Cover, View
-    from cloudjob.sentinel2.product import Product, read_scl
+    from cloudjob.sentinel2.product import Product
 
     if item.config["drop"]:
         raise RejectedError(item.config["drop"])
@@ -64,22 +62,7 @@ def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
     height, width = products["cloudy"].shape
     if min(height, width) < config.shard.window:
         raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {config.shard.window}")
-    settings = masks.Settings(**dict(config.masks))
-    views = {role: View.open(product, settings) for role, product in products.items()}
-    covers = scene.covers(views, settings)
-    step = scene.reduction((height, width), window=config.shard.window)
-    looks = {role: scene.Look.open(products[role], covers[role], step) for role in roles}
-    grid = config.shard.radiometry == "grid"
-    matches = {role: scene.fit(looks[role], looks["cloudy"], grid=grid) for role in roles[1:]}
-    measures = {
-        "radiometric_match": {role: match.facts() for role, match in matches.items()},
-        "shift": scene.shift(looks["cloudy"], looks["clear"]),
-    }
-    _judge(config, matches["clear"], measures)
-    if config.shard.preset:
-        plain = masks.classes(read_scl(products["cloudy"]))
-        covers["cloudy"] = Cover(plain, plain, 2)
-    kept = _select(config, workspace, item, covers, looks, matches, measures)
+    covers, matches, kept, measures = _measure(config, workspace, item, products)
     facts = {
         "pair": pair["pair"],
         "products": {role: pair[role] for role in roles},
@@ -91,6 +74,29 @@ def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
     days = pair["reference_days"] if "reference" in roles else None
     result = _write(config, workspace, item, products, covers, matches, kept, facts, days)
     return [workspace.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
+
+
+def _measure(config: Config, workspace: Workspace, item: Item, products: dict) -> tuple:
+    """(covers, matches, windows, measures) from the small files and from quick looks at the bands; RejectedError."""
+    from cloudjob.sentinel2 import masks, scene
+    from cloudjob.sentinel2.cover import Cover, View
+    from cloudjob.sentinel2.product import read_scl
+
+    settings = masks.Settings(**dict(config.masks))
+    covers = scene.covers({role: View.open(product, settings) for role, product in products.items()}, settings)
+    step = scene.reduction(products["cloudy"].shape, window=config.shard.window)
+    looks = {role: scene.Look.open(product, covers[role], step) for role, product in products.items()}
+    grid = config.shard.radiometry == "grid"
+    matches = {role: scene.fit(look, looks["cloudy"], grid=grid) for role, look in looks.items() if role != "cloudy"}
+    measures = {
+        "radiometric_match": {role: match.facts() for role, match in matches.items()},
+        "shift": scene.shift(looks["cloudy"], looks["clear"]),
+    }
+    _judge(config, matches["clear"], measures)
+    if config.shard.preset:
+        plain = masks.classes(read_scl(products["cloudy"]))
+        covers["cloudy"] = Cover(plain, plain, 2)
+    return covers, matches, _select(config, workspace, item, covers, looks, matches, measures), measures
 
 
 def _judge(config: Config, match, measures: dict) -> None:
@@ -168,7 +174,7 @@ def _write(config: Config, workspace: Workspace, item: Item, products, covers, m
                 place = (int(kept.row[number]), int(kept.col[number]), float(kept.cloud_fraction[number]))
                 writer.add(cloudy, clear, mask, reference, *place)
         shards.read_back(temporary, writer.result)
-    return writer.result
+    return {name: value for name, value in writer.result.items() if name != "checksums"}
 
 
 def _stripes(config: Config, workspace: Workspace, products: dict, covers: dict, matches: dict):

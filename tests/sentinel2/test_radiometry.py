@@ -194,3 +194,12 @@ def test_shift_is_not_measurable_where_places_disagree_or_are_too_few_or_not_cle
     flat = np.full((256, 256), 3000, np.uint16)
     assert r.shift([(flat, flat, CLEAR)] * 4)["row"] is None
     assert r.shift([])["row"] is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 80))
+def test_repeated_medians_are_those_of_scipy(seed, number):
+    rng = np.random.default_rng(seed)
+    x, y = rng.permutation(1000)[:number].astype(float), rng.normal(size=number) * 50
+    expected = siegelslopes(y, x)
+    np.testing.assert_allclose(r._repeated_medians(x, y), (expected.slope, expected.intercept), rtol=1e-9)
