@@ -52,7 +52,7 @@ class View:
             scl,
             settings,
             cloud_probability=read_cloud_probability(product),
-            snow_probability=read_snow_probability(product),
+            snow_probability=read_snow_probability(product) if b11 is None else None,  # B11 says it better
             green=None if b11 is None else reflectance(rgb[_GREEN]),
             b11=None if b11 is None else reflectance(b11),
         )

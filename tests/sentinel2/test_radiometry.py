@@ -6,10 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import fourier_shift
+from scipy.stats import siegelslopes
 
 from cloudjob.sentinel2 import radiometry as r
 
