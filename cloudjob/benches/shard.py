@@ -57,7 +57,7 @@ def run(folder: Path, *, size: int = 10980, say=print) -> dict:
 
 def make_pair(archive: Path, size: int) -> None:
     """Two products of one tile: a smaller synthetic place repeated, each pixel with noise of its own. Clouds lie over
-    an eighth of the cloudy one, so that about as many windows are selected as the notebook found in a pair."""
+    a twelfth of the cloudy one, so that about as many windows are selected as the notebook found in a pair."""
     archive.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_make_product, [archive] * 2, [CLOUDY, CLEAR], [0.25, 0.0], [size] * 2))
@@ -92,12 +92,12 @@ def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> Non
 
 
 def _repeat(clear: np.ndarray, cloudy: np.ndarray, size: int) -> np.ndarray:
-    """The clear image repeated southwards and eastwards to `size` x `size` pixels, the cloudy one on every eighth."""
+    """The clear image repeated southwards and eastwards to `size` x `size` pixels, the cloudy one on every twelfth."""
     side = clear.shape[-1]
     out = np.empty((*clear.shape[:-2], size, size), clear.dtype)
     for number, (row, col) in enumerate((r, c) for r in range(0, size, side) for c in range(0, size, side)):
         part = out[..., row : row + side, col : col + side]
-        part[:] = (clear if number % 8 else cloudy)[..., : part.shape[-2], : part.shape[-1]]
+        part[:] = (clear if number % 12 else cloudy)[..., : part.shape[-2], : part.shape[-1]]
     return out
 
 
@@ -109,8 +109,8 @@ def fetch(work: Path, size: int) -> Path:
         "archive": {"path": str(work / "archive")},
         "search": {
             "polygon": [[-180, -80], [-180, 80], [180, 80], [180, -80], [-180, -80]],
-            "clear": {**days, "cloud": [0, 1.5]},
-            "cloudy": {**days, "cloud": [1.5, 60]},
+            "clear": {**days, "cloud": [0, 1]},
+            "cloudy": {**days, "cloud": [1, 60]},
         },
         "shard": {"window": window, "stride": window // 4},
     }
@@ -168,7 +168,7 @@ def _measured(command: list[str]) -> dict:
 def _watch(process: subprocess.Popen, peak: list[int]) -> None:
     while process.poll() is None:
         peak[0] = max(peak[0], sum(map(_kib, _tree(process.pid))))
-        time.sleep(0.05)
+        time.sleep(0.25)
 
 
 def _tree(pid: int) -> list[int]:

@@ -94,9 +94,9 @@ def cover(view: View, other: View | None, settings: Settings) -> Cover:
         brighter = _brighter(view, other, settings)
         core[brighter] = UNKNOWN
         if view.scl is not None:
-            medium_or_thin = np.isin(view.scl, (masks.SCL_MEDIUM, masks.SCL_CIRRUS))
+            medium_or_thin = masks.any_of(view.scl, masks.SCL_MEDIUM, masks.SCL_CIRRUS)
             core[brighter & (medium_or_thin | (view.scl == masks.SCL_HIGH))] = CLOUD
-            core[medium_or_thin & np.isin(core, HIDDEN) & _same(view, other)] = UNKNOWN
+            core[medium_or_thin & masks.any_of(core, *HIDDEN) & _same(view, other)] = UNKNOWN
     return Cover(core, masks.grow(core, settings, pixel_m=10 * view.factor), view.factor)
 
 
@@ -109,7 +109,7 @@ def _brighter(view: View, other: View, settings: Settings) -> np.ndarray:
     if settings.brighter >= 1:
         return np.zeros(view.core.shape, bool)
     here, there = (reflectance(date.rgb[_BLUE]) for date in (view, other))
-    open_here = np.isin(view.core, (CLEAR, UNKNOWN))
+    open_here = masks.any_of(view.core, CLEAR, UNKNOWN)
     cells = (here - _LIGHT * there > settings.brighter) & _whole(view, open_here) & _whole(other, other.core == CLEAR)
     return _on_grid(cells, view)
 

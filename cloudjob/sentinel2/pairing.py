@@ -73,9 +73,9 @@ def measure(cloudy: View, clear: View, settings: masks.Settings, witnesses: Sequ
         "days": round((clear.product.sensing_time - cloudy.product.sensing_time).total_seconds() / 86400, 3),
         "same_orbit": cloudy.product.name.relative_orbit == clear.product.name.relative_orbit,
         "overlap": round(float(np.count_nonzero(both) / smaller), 4) if smaller else 0.0,
-        "cloudy_cloud": _share(_any_of(cloudy.core, masks.CLOUD, masks.CIRRUS), both) or 0.0,
+        "cloudy_cloud": _share(masks.any_of(cloudy.core, masks.CLOUD, masks.CIRRUS), both) or 0.0,
         "cloudy_unknown": _share((cloudy.core == masks.UNKNOWN) | doubt, both) or 0.0,
-        "clear_cloud": _share(_any_of(clear.core, *masks.HIDDEN), both) or 0.0,
+        "clear_cloud": _share(masks.any_of(clear.core, *masks.HIDDEN), both) or 0.0,
         "clear_unknown": _share((clear.core == masks.UNKNOWN) | other_doubt, both) or 0.0,
         "jointly_clear": _share(agreed & ~doubt & ~other_doubt, both) or 0.0,
         "sun_elevation": [round(sun, 2) for sun in suns],
@@ -93,10 +93,6 @@ def _outvoted(view: View, others: list[View], settings: masks.Settings) -> np.nd
         asked += other.core == masks.CLEAR
         votes += suspect(view, other, settings)
     return 2 * votes > asked
-
-
-def _any_of(core: np.ndarray, *classes: int) -> np.ndarray:
-    return np.logical_or.reduce([core == value for value in classes])
 
 
 def _share(flags: np.ndarray, where: np.ndarray) -> float | None:
