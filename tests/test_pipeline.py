@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import combinations
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import rasterio
+import shapely
+from rasterio.warp import transform_geom
 from scipy import ndimage
 
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "test.yaml"
 STAGES = ("search", "preview", "pair", "review", "download", "shard", "train", "infer", "evaluate", "report")
+SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
 CLOUDJOB = (sys.executable, "-m", "cloudjob")
 
 
@@ -155,12 +159,27 @@ def test_report_and_review_are_pages_that_need_nothing_else(run):
         assert image.name in review
 
 
-def test_splits_share_no_tile(run):
+def test_splits_share_no_ground_and_no_acquisition(run):
     index = json.loads((run / "shards" / "index.json").read_text())
-    assert set(index["split"]["tiles"].values()) == {"train", "val", "test"}
-    assert index["counts"]["train"] > 0
+    assert set(index["split"]["pairs"].values()) == {"train", "val", "test"}
+    ground, acquisitions = {}, {}
     for entry in index["files"]:
-        assert index["split"]["tiles"][entry["pair"].split("_")[0]] == entry["split"]
+        split = entry["split"]
+        assert index["split"]["pairs"][entry["pair"]] == split
+        with h5py.File(run / "shards" / entry["file"]) as file:
+            (pair,) = json.loads(file.attrs["pairs"])
+            rows, cols, window = file["row"][:], file["col"][:], file["mask"].shape[-1]
+        product = Product.open(run / "scenes" / f"{pair['products']['cloudy']}.SAFE")
+        for row, col in zip(rows.tolist(), cols.tolist(), strict=True):
+            left, top = product.transform.c, product.transform.f
+            corners = [(left + 10 * (col + x * window), top - 10 * (row + y * window)) for x, y in SQUARE]
+            ring = transform_geom(product.crs, "EPSG:4326", {"type": "Polygon", "coordinates": [corners]})
+            ground.setdefault(split, []).append(shapely.geometry.shape(ring))
+        names = pair["products"].values()
+        acquisitions.setdefault(split, set()).update(tuple(name.split("_")[0:3:2]) for name in names)
+    for one, other in combinations(ground, 2):
+        assert shapely.union_all(ground[one]).intersection(shapely.union_all(ground[other])).area == 0
+        assert not acquisitions[one] & acquisitions[other]
 
 
 def test_members_leave_their_spread_beside_the_reflectance(copy):
