@@ -238,8 +238,10 @@ class ShardSet:
         number = bisect_right(self._ends, position)
         shard = self._shard(number)
         row = position - self._ends[number] + shard.count
-        for name, buffer in buffers.items():
-            shard.read(name, row, buffer[slot])
+        places = {name: buffer[slot] for name, buffer in buffers.items()}
+        if not shard.read_at_once(row, places):
+            for name, out in places.items():
+                shard.read(name, row, out)
 
     def _shard(self, number: int) -> "_Shard":
         if self._process != os.getpid():  # forked: HDF5 must not go on with the parent's open files
@@ -294,6 +296,19 @@ class _Shard:
         if outside.any():
             raise CorruptFileError(self.path, f"triplet {outside.argmax()} of {data.name} is not in the file")
         return offsets
+
+    def read_at_once(self, row: int, places: dict[str, np.ndarray]) -> bool:
+        """Fills `places` by one call to the system where the arrays of triplet `row` follow each other in the file, as
+        they are written; false where they do not. Each call less is one fight of threads for Python's lock less."""
+        if list(places) != list(self._offsets):
+            return False
+        first = following = int(self._offsets["cloudy"][row]) if "cloudy" in places else 0
+        for name, out in places.items():
+            if self._offsets[name][row] != following:
+                return False
+            following += out.nbytes
+        with _named(self.path):
+            return os.preadv(self._file.fileno(), list(places.values()), first) == following - first
 
     def read(self, name: str, row: int, out: np.ndarray) -> None:
         """Fills `out` (contiguous) with an array of triplet `row`; zeros for a reference that the file has not."""

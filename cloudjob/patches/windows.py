@@ -6,10 +6,10 @@ import numpy as np
 import shapely
 
 from cloudjob.sentinel2.grid import strip_sums
-from cloudjob.sentinel2.masks import CIRRUS, CLEAR, CLOUD, NO_DATA
+from cloudjob.sentinel2.masks import CIRRUS, CLEAR, CLOUD, NO_DATA, any_of
 
-# What the 2025 notebook asked of a window: the share of SCL 8, 9 and 10 on the cloudy date, and nothing else.
-NOTEBOOK_2025 = {"stride": 64, "cloud": (0.05, 0.30), "target_max_cloud": 1.0, "max_no_data": 1.0}
+# What the 2025 notebook asked of a window of the scene classification: the share of 8, 9 and 10, and nothing else.
+NOTEBOOK_2025 = {"stride": 64, "clouds": (8, 9, 10), "cloud": (0.05, 0.30), "target_max_cloud": 1.0, "max_no_data": 1.0}
 GROUND_MARGIN_M = 100  # footprints are drawn through rounded corners
 _MIN_PIXELS = 16  # below, a correlation says nothing
 _SAME_DN = 100  # root mean square of a difference that does not matter
@@ -44,15 +44,16 @@ def select(
     cloud: tuple[float, float],
     target_max_cloud: float,
     max_no_data: float,
+    clouds: tuple[int, ...] = (CLOUD, CIRRUS),
 ) -> Windows:
     """Every sliding window, wholly inside the scene of `shape` (rows, columns at 10 m), that can teach something.
 
     `core` and `target_core` are the mask classes of the cloudy and of the clear date, not grown, (h, w) uint8 on a grid
-    whose pixels are `factor` times 10 m. Of a window's pixels the share of cloud and cirrus (as in ESA's percentage)
+    whose pixels are `factor` times 10 m. Of a window's pixels the share of `clouds` (by default as in ESA's percentage)
     lies within `cloud`; at most `target_max_cloud` are anything but clear on the clear date, and `max_no_data` have no
     data on either date. The clear date is not looked at where both limits are 1.
     """
-    rules = [(lambda here, there: (here == CLOUD) | (here == CIRRUS), *cloud)]
+    rules = [(lambda here, there: any_of(here, *clouds), *cloud)]
     if target_max_cloud < 1:
         rules.append((lambda here, there: (there != CLEAR) & (there != NO_DATA), 0, target_max_cloud))
     if max_no_data < 1:

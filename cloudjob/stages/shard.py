@@ -93,9 +93,9 @@ def _measure(config: Config, workspace: Workspace, item: Item, products: dict) -
         "shift": scene.shift(looks["cloudy"], looks["clear"]),
     }
     _judge(config, matches["clear"], measures)
-    if config.shard.preset:
-        plain = masks.classes(read_scl(products["cloudy"]))
-        covers["cloudy"] = Cover(plain, plain, 2)
+    if config.shard.preset:  # it selects by the scene classification itself
+        scl = read_scl(products["cloudy"])
+        covers["cloudy"], covers["clear"] = Cover(scl, masks.classes(scl), 2), Cover(scl, scl, 2)
     return covers, matches, _select(config, workspace, item, covers, looks, matches, measures), measures
 
 

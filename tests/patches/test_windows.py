@@ -10,7 +10,6 @@ from shapely.geometry import Polygon, box
 from cloudjob.benches import notebook
 from cloudjob.patches import windows
 from cloudjob.patches.windows import Windows
-from cloudjob.sentinel2 import masks
 
 SEEDS = st.integers(0, 10**6)
 
@@ -79,9 +78,8 @@ def test_the_preset_selects_what_the_notebook_did(seed, sizes, height, width):
     scl = blobs(
         np.random.default_rng(seed), (-(-height // 2), -(-width // 2)), [4, 8, 9, 10, 3, 0], [0.75] + [0.05] * 5
     )
-    classes = masks.classes(scl)
     rule = windows.NOTEBOOK_2025 | {"window": window, "stride": stride}
-    found = windows.select(classes, classes, factor=2, shape=(height, width), **rule)
+    found = windows.select(scl, scl, factor=2, shape=(height, width), **rule)
     assert places(found) == notebook.select(at_10m(scl, 2, (height, width)), window=window, stride=stride)
 
 
@@ -89,8 +87,7 @@ def test_the_preset_at_its_own_window_and_stride():
     rng = np.random.default_rng(5)
     scl = blobs(rng, (15, 19), [4, 8, 9, 10, 11, 5], [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]).repeat(37, 0).repeat(37, 1)
     shape = (1109, 1405)
-    classes = masks.classes(scl)
-    found = windows.select(classes, classes, factor=2, shape=shape, window=256, **windows.NOTEBOOK_2025)
+    found = windows.select(scl, scl, factor=2, shape=shape, window=256, **windows.NOTEBOOK_2025)
     assert places(found) == notebook.select(at_10m(scl, 2, shape))
     assert 20 < len(found) < 14 * 18  # some of all
 
