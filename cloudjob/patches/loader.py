@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
-from cloudjob.patches.shards import ShardSet, check, opened
+from cloudjob.patches.shards import Filler, ShardSet, check, opened
 
 _AHEAD = 2  # batches that are read while the consumer has one
 _BLOCK = 8 * 2**20  # bytes
@@ -54,27 +54,22 @@ def batches(
     """(sample numbers, arrays) of this rank for the global batches from sample `start` to `stop`.
 
     Rank r of n takes samples start + r, start + r + n, ... of each global batch; the last batch may be short. Arrays:
-    cloudy, clear (B, 4, n, n) uint16, mask (B, n, n) uint8, reference as cloudy if the shards have any, and with
-    `donors` donor (B, n, n) uint8, the mask of another triplet. They lie in buffers made by `allocate(shape, dtype)`
-    and are valid until the next batch is asked for: `threads` threads then fill them with a later one.
+    those of `ShardSet.buffers`, and with `donors` donor (B, n, n) uint8, the mask of another triplet. They lie in
+    buffers made by `allocate(shape, dtype)` and are valid until the next batch is asked for: `threads` threads then
+    fill them with a later one.
     """
     firsts = range(start, stop, batch)
     if not firsts:
         return
-    ring = [_buffers(shards, len(range(rank, batch, size)), allocate, donors) for _ in range(_AHEAD + 1)]
+    ring = [_Slots(shards, len(range(rank, batch, size)), allocate, donors) for _ in range(_AHEAD + 1)]
     pool = ThreadPoolExecutor(threads, "loader")
-
-    def read(arrays: dict, samples: range, part: int) -> None:
-        triplet = {name: array for name, array in arrays.items() if name != "donor"}
-        for slot in range(part, len(samples), threads):
-            shards.read(position(seed, samples[slot], len(shards)), triplet, slot)
-            if donors:
-                shards.read(donor(seed, samples[slot], len(shards)), {"mask": arrays["donor"]}, slot)
 
     def ask(number: int) -> tuple[range, dict, list[Future]]:
         samples = range(firsts[number] + rank, min(firsts[number] + batch, stop), size)
-        arrays = {name: buffer[: len(samples)] for name, buffer in ring[number % len(ring)].items()}
-        return samples, arrays, [pool.submit(read, arrays, samples, part) for part in range(threads)]
+        slots = ring[number % len(ring)]
+        plans = slots.plan(seed, samples)
+        parts = [pool.submit(slots.fill, plans, part, threads) for part in range(threads)]
+        return samples, {name: buffer[: len(samples)] for name, buffer in slots.buffers.items()}, parts
 
     try:
         asked = deque(ask(number) for number in range(min(_AHEAD, len(firsts))))
@@ -89,11 +84,22 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _buffers(shards: ShardSet, batch: int, allocate: Callable, donors: bool) -> dict[str, np.ndarray]:
-    buffers = shards.buffers(batch, allocate)
-    if donors:
-        buffers["donor"] = allocate(buffers["mask"].shape, buffers["mask"].dtype)
-    return buffers
+class _Slots:
+    """The buffers of one batch, and how they are filled: a filler of the triplets, and of the masks lent to them."""
+
+    def __init__(self, shards: ShardSet, batch: int, allocate: Callable, donors: bool):
+        self.buffers, self.number = shards.buffers(batch, allocate), len(shards)
+        self.fillers = [(position, Filler(shards, dict(self.buffers)))]
+        if donors:
+            self.buffers["donor"] = allocate(self.buffers["mask"].shape, self.buffers["mask"].dtype)
+            self.fillers.append((donor, Filler(shards, {"mask": self.buffers["donor"]})))
+
+    def plan(self, seed: int, samples: range) -> list[list[tuple]]:
+        return [filler.plan([which(seed, n, self.number) for n in samples]) for which, filler in self.fillers]
+
+    def fill(self, plans: list[list[tuple]], part: int, parts: int) -> None:
+        for (_, filler), plan in zip(self.fillers, plans, strict=True):
+            filler.fill(plan[part::parts])
 
 
 def verify(folder: Path, index: dict, split: str, rank: int = 0, size: int = 1) -> None:

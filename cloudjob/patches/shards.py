@@ -3,11 +3,13 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +31,7 @@ COMPRESSIONS = {
 _THIN = 4  # the normalisation comes from every 4th pixel of every 4th row: windows overlap more than that
 _ROOM = 2**20  # bytes; attributes, and what HDF5 notes of each dataset
 _COLUMNS = {"row": "i4", "col": "i4", "pair": "i4", "cloud_fraction": "f4", "reference_days": "f4"}
+SCALARS = ("sun_elevation", "reference_days", "clear_days")  # float32, one number a triplet
 _DAMAGE = (OSError, LookupError, ValueError, TypeError, RuntimeError)  # what h5py raises over a broken file
 
 
@@ -37,6 +40,20 @@ def layout(window: int, *, reference: bool) -> dict[str, tuple[tuple[int, ...], 
     image = ((len(BANDS), window, window), np.dtype("<u2"))
     arrays = {"cloudy": image, "clear": image, "mask": ((window, window), np.dtype("u1"))}
     return arrays | ({"reference": image} if reference else {})
+
+
+def scalars(pair: dict) -> dict[str, float]:
+    """SCALARS of the triplets of a pair, from its facts: elevation of the sun on the cloudy date (degrees), and signed
+    days from it to the dates of the reference and of the clear image, 0 where that is the ground of the day itself
+    (`target`), under which the pair's clear date is the reference. NaN where there is none, or nothing is told."""
+    taken = {role: datetime.strptime(n.split("_")[2], "%Y%m%dT%H%M%S") for role, n in pair.get("products", {}).items()}
+
+    def days(role: str) -> float:
+        return (taken[role] - taken["cloudy"]).total_seconds() / 86400 if role in taken else math.nan
+
+    ground = pair.get("target") == "ground"
+    found = (days("clear"), 0.0) if ground else (days("reference"), days("clear"))
+    return dict(zip(SCALARS, (pair.get("sun_elevation", {}).get("cloudy", math.nan), *found), strict=True))
 
 
 class Writer:
@@ -221,12 +238,13 @@ class ShardSet:
         return any("reference" in self._shard(number).names for number in range(len(self.files)))
 
     def buffers(self, batch: int, allocate: Callable = np.empty) -> dict[str, np.ndarray]:
-        """cloudy, clear (batch, 4, n, n) uint16, mask (batch, n, n) uint8, reference as cloudy if there is any."""
-        arrays = layout(self.window, reference=self.has_reference)
+        """cloudy, clear (batch, 4, n, n) uint16, mask (batch, n, n) uint8, reference as cloudy if there is any, and
+        each of SCALARS (batch,) float32."""
+        arrays = layout(self.window, reference=self.has_reference) | dict.fromkeys(SCALARS, ((), np.dtype("f4")))
         return {name: allocate((batch, *shape), dtype) for name, (shape, dtype) in arrays.items()}
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        """The arrays of one triplet, as `buffers` names them."""
+        """The arrays and scalars of one triplet, as `buffers` names them."""
         arrays = self.buffers(1)
         self.read(position, arrays, 0)
         return {name: array[0] for name, array in arrays.items()}
@@ -238,10 +256,11 @@ class ShardSet:
         number = bisect_right(self._ends, position)
         shard = self._shard(number)
         row = position - self._ends[number] + shard.count
-        places = {name: buffer[slot] for name, buffer in buffers.items()}
-        if not shard.read_at_once(row, places):
-            for name, out in places.items():
-                shard.read(name, row, out)
+        for name, buffer in buffers.items():
+            if name in SCALARS:
+                buffer[slot] = shard.scalars[name]
+            else:
+                shard.read(name, row, buffer[slot])
 
     def _shard(self, number: int) -> "_Shard":
         if self._process != os.getpid():  # forked: HDF5 must not go on with the parent's open files
@@ -251,6 +270,46 @@ class ShardSet:
         return self._open[number]
 
 
+class Filler:
+    """Fills buffers, named as a triplet's arrays and scalars, again and again with other triplets.
+
+    What is the same each time is prepared once, and the rest for a batch at a time: a thread then runs little more
+    than one call to the system a triplet. Python's lock lets no two threads run anything else side by side.
+    """
+
+    def __init__(self, shards: ShardSet, buffers: dict[str, np.ndarray]):
+        self.shards, self.buffers = shards, buffers
+        files = [shards._shard(number) for number in range(len(shards.files))]
+        self._scalars = {
+            name: np.repeat(np.float32([file.scalars[name] for file in files]), [file.count for file in files])
+            for name in SCALARS
+            if name in buffers
+        }
+        images = {name: buffer for name, buffer in buffers.items() if name not in SCALARS}
+        self._places = np.concatenate([file.at_once(tuple(images)) for file in files], axis=1)
+        self._views = [
+            [memoryview(image).cast("B") for image in triplet] for triplet in zip(*images.values(), strict=True)
+        ]
+        self._size = sum(map(len, self._views[0])) if self._views else 0
+
+    def plan(self, positions: list[int]) -> list[tuple]:
+        """Fills the scalars of these triplets, from the first slot on; what `fill` takes, an entry a triplet."""
+        for name, values in self._scalars.items():
+            np.take(values, positions, out=self.buffers[name][: len(positions)])
+        files, firsts = self._places[:, positions].tolist()
+        return list(zip(files, firsts, self._views, positions, range(len(positions)), strict=False))
+
+    def fill(self, plan: list[tuple]) -> None:
+        """Reads the arrays of these triplets. Threads may do so at once, each with its part of the plan."""
+        for file, first, views, position, slot in plan:
+            try:
+                whole = first >= 0 and os.preadv(file, views, first) == self._size
+            except OSError:
+                whole = False  # `read` says what it is
+            if not whole:
+                self.shards.read(position, self.buffers, slot)
+
+
 class _Shard:
     """One open file. Chunks without a filter are read at their offsets in it, past HDF5 and its lock."""
 
@@ -258,12 +317,14 @@ class _Shard:
         self.path, self.count = path, count
         self._file = opened(path)
         self._offsets: dict[str, np.ndarray] = {}
+        self._sizes: dict[str, int] = {}
         self._filtered: dict[str, h5py.Dataset] = {}
         with _named(path):
             self._hdf5 = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
             version = self._hdf5.attrs["schema_version"]
             if version != SCHEMA_VERSION:
                 raise CorruptFileError(path, f"schema_version is {version}, this cloudjob reads {SCHEMA_VERSION}")
+            self.scalars = scalars(json.loads(self._hdf5.attrs["pairs"])[0])
             arrays = layout(window, reference="reference" in self._hdf5)
             self.names = tuple(arrays)
             for name, (shape, dtype) in arrays.items():
@@ -281,7 +342,8 @@ class _Shard:
         if data.id.get_create_plist().get_nfilters():
             self._filtered[name] = data
         else:
-            self._offsets[name] = self._chunks(data, int(np.prod(shape)) * dtype.itemsize)
+            self._sizes[name] = math.prod(shape) * dtype.itemsize
+            self._offsets[name] = self._chunks(data, self._sizes[name])
 
     def _chunks(self, data: h5py.Dataset, size: int) -> np.ndarray:
         """Where the chunk of each triplet, `size` bytes, begins in the file."""
@@ -297,18 +359,15 @@ class _Shard:
             raise CorruptFileError(self.path, f"triplet {outside.argmax()} of {data.name} is not in the file")
         return offsets
 
-    def read_at_once(self, row: int, places: dict[str, np.ndarray]) -> bool:
-        """Fills `places` by one call to the system where the arrays of triplet `row` follow each other in the file, as
-        they are written; false where they do not. Each call less is one fight of threads for Python's lock less."""
-        if list(places) != list(self._offsets):
-            return False
-        first = following = int(self._offsets["cloudy"][row]) if "cloudy" in places else 0
-        for name, out in places.items():
-            if self._offsets[name][row] != following:
-                return False
-            following += out.nbytes
-        with _named(self.path):
-            return os.preadv(self._file.fileno(), list(places.values()), first) == following - first
+    def at_once(self, names: tuple[str, ...]) -> np.ndarray:
+        """(2, count): descriptor of the file, and the byte at which each triplet's arrays of these names begin where
+        they follow each other, as they are written; -1 where they do not."""
+        if not set(names) <= set(self._offsets):
+            return np.full((2, self.count), -1)
+        offsets = np.stack([self._offsets[name] for name in names])
+        sizes = np.array([self._sizes[name] for name in names[:-1]], int)
+        together = (np.diff(offsets, axis=0) == sizes[:, None]).all(0)
+        return np.stack([np.full(self.count, self._file.fileno()), np.where(together, offsets[0], -1)])
 
     def read(self, name: str, row: int, out: np.ndarray) -> None:
         """Fills `out` (contiguous) with an array of triplet `row`; zeros for a reference that the file has not."""

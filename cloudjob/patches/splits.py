@@ -18,11 +18,13 @@ def assign(
     folds: int,
     fold: int,
     held_out: str | None,
+    test_tiles: list[str],
 ) -> dict[str, str]:
     """Pair -> train, val or test, of pairs that know their names (`pair`) and their `tile`.
 
     By "tile": these shares of the tiles; by "fold": one of `folds` groups of tiles is tested on, the next validates;
-    a tile goes whole into one split. By "pair": `held_out` is tested on, the others train.
+    a tile goes whole into one split. `test_tiles` are tested on whatever these say, and shares and folds are of the
+    others. By "pair": `held_out` is tested on, the others train.
     """
     if not pairs:
         return {}
@@ -30,8 +32,9 @@ def assign(
         return _hold_out([pair["pair"] for pair in pairs], held_out)
     # a hash, so that another tile in the list moves few of the others
     key = {pair["tile"]: hashlib.sha256(f"{seed} {pair['tile']}".encode()).hexdigest() for pair in pairs}
-    tiles = sorted(key, key=key.get)
+    tiles = sorted(key.keys() - set(test_tiles), key=key.get)
     split = _fold(tiles, folds, fold) if by == "fold" else _shares(tiles, val_share, test_share)
+    split |= dict.fromkeys(test_tiles, "test")
     return {pair["pair"]: split[pair["tile"]] for pair in pairs}
 
 
@@ -48,8 +51,8 @@ def _fold(tiles: list[str], folds: int, fold: int) -> dict[str, str]:
     """With two folds the other one trains, and nothing validates."""
     if folds > len(tiles):
         raise ConfigError(
-            f"shard.split.folds = {folds}: more than the {len(tiles)} tiles of the accepted pairs; "
-            "take fewer, or split by tile or pair"
+            f"shard.split.folds = {folds}: more than the {len(tiles)} tiles of the accepted pairs that may "
+            "train; take fewer, or split by tile or pair"
         )
     names = {fold: "test"} | ({(fold + 1) % folds: "val"} if folds > 2 else {})
     return {tile: names.get(rank % folds, "train") for rank, tile in enumerate(tiles)}

@@ -215,11 +215,6 @@ def read_reduced(product: Product, step: int) -> np.ndarray:
     return np.stack([_band(product, band).reduced(step) for band in BANDS])
 
 
-def read_window(product: Product, band: str, rows: slice, cols: slice) -> np.ndarray:
-    """A part of a 10 m band, (r, c) uint16 in our DN convention. Decodes the tiles that it touches."""
-    return _band(product, band).read(rows, cols)
-
-
 def read_scl(product: Product) -> np.ndarray:
     """Scene classification, (ceil(H/2), ceil(W/2)) uint8, classes 0 to 11."""
     scl = _mask(product, "SCL_20m", factor=2)[0]

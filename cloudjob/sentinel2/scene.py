@@ -9,7 +9,8 @@ import numpy as np
 from cloudjob.sentinel2 import masks, radiometry
 from cloudjob.sentinel2.cover import Cover, View, cover
 from cloudjob.sentinel2.grid import window_sums
-from cloudjob.sentinel2.product import Product, read_bands, read_reduced, read_window
+from cloudjob.sentinel2.product import Product, read_bands, read_reduced
+from cloudjob.sentinel2.radiometry import BANDS
 
 _TILE = 1024  # of JPEG 2000: a chip lies in one, which is decoded whole
 _CHIPS = 3  # a grid of 3 x 3 chips over the scene settles two numbers
@@ -85,33 +86,52 @@ def fit(source: Look, target: Look, *, grid: bool = False) -> radiometry.Match:
     return radiometry.fit(source.bands, target.bands, source.clear & target.clear, grid=grid)
 
 
-def shift(a: Look, b: Look) -> dict:
-    """How far the ground of `b` lies off that of `a`, pixels of 10 m (see radiometry.shift), from B04 at full
-    resolution in the clearest places of both."""
-    clear = a.clear & b.clear
-    chip = next(side for side in (256, 128, 64) if side == 64 or min(a.product.shape) >= 4 * side)
-    side = chip // a.step
-    sums = window_sums(clear, size=side, stride=max(side // 4, 1))
-    places = []
-    stride = max(side // 4, 1) * a.step
+class Chips:
+    """Chips of B04 at full resolution, in the clearest places of two dates, taken from the stripes as they go by: so
+    the shift between the dates costs no decoding of its own."""
+
+    def __init__(self, a: Look, b: Look):
+        clear = a.clear & b.clear
+        self.side = next(side for side in (256, 128, 64) if side == 64 or min(a.product.shape) >= 4 * side)
+        self.places = _clearest(clear, self.side // a.step, step=a.step)
+        self._clear, self._step, self._pairs = clear, a.step, []
+
+    def take(self, top: int, first: np.ndarray, second: np.ndarray) -> None:
+        """The chips that lie in this stripe: bands (4, r, W) of both dates, from row `top` of the scene on."""
+        side, step = self.side, self._step
+        for row, col in self.places:
+            if top <= row and row + side <= top + first.shape[1]:
+                here = np.s_[BANDS.index("B04"), row - top : row - top + side, col : col + side]
+                small = np.s_[row // step : (row + side) // step, col // step : (col + side) // step]
+                usable = self._clear[small].repeat(step, 0).repeat(step, 1)
+                self._pairs.append((first[here].copy(), second[here].copy(), usable))
+
+    def shift(self) -> dict:
+        """How far the ground of the second date lies off that of the first (see radiometry.shift)."""
+        return radiometry.shift(self._pairs)
+
+
+def _clearest(clear: np.ndarray, side: int, *, step: int) -> list[tuple[int, int]]:
+    """(row, column) in pixels of 10 m of the clearest square in each of 3 x 3 parts of the scene, if it is 95 % clear;
+    each within one tile of JPEG 2000, and so within one stripe. `clear` and `side` are reduced by `step`."""
+    stride = max(side // 4, 1)
+    sums = window_sums(clear, size=side, stride=stride)
     rows_of, cols_of = (
-        [part[part * stride % _TILE + chip <= _TILE] for part in np.array_split(np.arange(length), _CHIPS)]
+        [
+            part[part * stride * step % _TILE + side * step <= _TILE]
+            for part in np.array_split(np.arange(length), _CHIPS)
+        ]
         for length in sums.shape
     )
+    places = []
     for rows in rows_of:
         for cols in cols_of:
             if rows.size and cols.size:
                 block = sums[np.ix_(rows, cols)]
                 i, j = np.unravel_index(block.argmax(), block.shape)
                 if block[i, j] >= 0.95 * side**2:
-                    places.append((int(rows[i]), int(cols[j])))
-    cuts = [tuple(slice(k * stride, k * stride + chip) for k in place) for place in places]
-    pairs = []
-    for rows, cols in cuts:
-        small = np.s_[rows.start // a.step : rows.stop // a.step, cols.start // a.step : cols.stop // a.step]
-        usable = clear[small].repeat(a.step, 0).repeat(a.step, 1)
-        pairs.append((read_window(a.product, "B04", rows, cols), read_window(b.product, "B04", rows, cols), usable))
-    return radiometry.shift(pairs)
+                    places.append((int(rows[i]) * stride * step, int(cols[j]) * stride * step))
+    return places
 
 
 def _reduced(flags: np.ndarray, factor: int, step: int, shape: tuple[int, int]) -> np.ndarray:

@@ -4,11 +4,12 @@ import os
 
 from cloudjob import __version__
 from cloudjob.config import Config
-from cloudjob.errors import ConfigError, InputError, InterruptedJob, RejectedError
-from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, write_json
+from cloudjob.errors import ConfigError, CorruptFileError, InputError, InterruptedJob, ItemError, RejectedError
+from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256, write_json
 
 STAGE = "shard"
 ROLES = ("cloudy", "clear", "reference")
+GROUND = "ground"  # of the cloudy day, as the target; else the clear date is
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
@@ -26,12 +27,24 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
         taken = sorted({_tile(other) for other in pairs if assigned[other["pair"]] in above})
         place = {"split": split, "number": pair["number"], "taken_tiles": taken} | conflicts[pair["pair"]]
         inputs = {pair[role]: workspace.output_digest("download", pair[role]) for role in ROLES if pair[role]}
-        found.append(Item(STAGE, pair["pair"], settings | place, inputs | {"pair": pair["version"]}))
+        truth = _truth(workspace, pair["cloudy"]) if config.shard.truth and split != "train" else {}
+        place["target"] = GROUND if truth else "clear date"
+        found.append(Item(STAGE, pair["pair"], settings | place, inputs | truth | {"pair": pair["version"]}))
     return found
 
 
 def _tile(pair: dict) -> str:
     return pair["pair"].split("_")[0]
+
+
+def _truth(workspace: Workspace, product: str) -> dict[str, str]:
+    """The digest of the ground of the day of a product, as an input; nothing where it is not known."""
+    path = workspace.truth(product)
+    if not path.exists():
+        return {}
+    fetched = (workspace.record("download", product) or {}).get("outputs", {})
+    kept = fetched.get(str(path.relative_to(workspace.root)))
+    return {"truth": kept["sha256"] if kept else file_sha256(path)}
 
 
 def _acquisitions(pair: dict) -> dict[str, str]:
@@ -42,7 +55,10 @@ def _acquisitions(pair: dict) -> dict[str, str]:
 def run(config: Config, workspace: Workspace) -> Summary:
     every = items(config, workspace)
     pairs = {pair["pair"]: pair for pair in workspace.accepted_pairs()}
-    workspace.require("download", sorted({n for item in every for n in item.inputs if n != "pair"}), reader=STAGE)
+    products = {pair[role] for pair in pairs.values() for role in ROLES if pair[role]}
+    workspace.require("download", sorted(products), reader=STAGE)
+    if unknown := set(config.shard.split.test_tiles) - {_tile(pair) for pair in pairs.values()}:
+        workspace.say(f"shard.split.test_tiles: no accepted pair is of {', '.join(sorted(unknown))}")
 
     summary = workspace.work(STAGE, every, lambda item: _make(config, workspace, item, pairs[item.name]))
     if summary.failed or any(workspace.why(item) for item in every):
@@ -57,27 +73,34 @@ def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
 
     if item.config["drop"]:
         raise RejectedError(item.config["drop"])
-    roles = [role for role in ROLES if pair[role] and role not in item.config["without"]]
+    ground = item.config["target"] == GROUND
+    without = ["reference"] if ground else item.config["without"]  # the clear date takes its place
+    roles = [role for role in ROLES if pair[role] and role not in without]
     products = {role: Product.open(workspace.safe(pair[role])) for role in roles}
     height, width = products["cloudy"].shape
     if min(height, width) < config.shard.window:
         raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {config.shard.window}")
-    covers, matches, kept, measures = _measure(config, workspace, item, products)
+    covers, matches, kept, chips, measures = _measure(config, workspace, item, products)
     facts = {
         "pair": pair["pair"],
+        "target": item.config["target"],
+        "radiometry": config.shard.radiometry,
         "products": {role: pair[role] for role in roles},
         "baselines": {role: product.baseline for role, product in products.items()},
         "offsets": {role: product.offsets for role, product in products.items()},
         "sun_elevation": {role: product.sun_elevation for role, product in products.items()},
         **measures,
     }
-    days = pair["reference_days"] if "reference" in roles else None
-    result = _write(config, workspace, item, products, covers, matches, kept, facts, days)
+    days = pair["days"] if ground else pair["reference_days"] if "reference" in roles else None
+    source = _stripes(config, workspace, item, products, covers, matches, chips)
+    result = _write(config, workspace, item, source, kept, facts, days, chips)
+    measures["shift"] = facts["shift"]
     return [workspace.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
 
 
 def _measure(config: Config, workspace: Workspace, item: Item, products: dict) -> tuple:
-    """(covers, matches, windows, measures) from the small files and from quick looks at the bands; RejectedError."""
+    """(covers, matches, windows, chips for the shift, measures) from the small files and from quick looks at the bands;
+    RejectedError."""
     from cloudjob.sentinel2 import masks, scene
     from cloudjob.sentinel2.cover import Cover, View
     from cloudjob.sentinel2.product import read_scl
@@ -88,27 +111,26 @@ def _measure(config: Config, workspace: Workspace, item: Item, products: dict) -
     looks = {role: scene.Look.open(product, covers[role], step) for role, product in products.items()}
     grid = config.shard.radiometry == "grid"
     matches = {role: scene.fit(look, looks["cloudy"], grid=grid) for role, look in looks.items() if role != "cloudy"}
-    measures = {
-        "radiometric_match": {role: match.facts() for role, match in matches.items()},
-        "shift": scene.shift(looks["cloudy"], looks["clear"]),
-    }
-    _judge(config, matches["clear"], measures)
+    measures = {"radiometric_match": {role: match.facts() for role, match in matches.items()}}
+    if poor := matches["clear"].poor(config.shard.min_r2):
+        why = f"the clear date does not fit the cloudy one: {', '.join(poor)}"
+        raise RejectedError(why, {"measures": measures})
+    if item.config["target"] == GROUND:
+        covers["reference"] = covers["clear"]
     if config.shard.preset:  # it selects by the scene classification itself
         scl = read_scl(products["cloudy"])
         covers["cloudy"], covers["clear"] = Cover(scl, masks.classes(scl), 2), Cover(scl, scl, 2)
-    return covers, matches, _select(config, workspace, item, covers, looks, matches, measures), measures
+    kept = _select(config, workspace, item, covers, looks, matches, measures)
+    return covers, matches, kept, scene.Chips(looks["cloudy"], looks["clear"]), measures
 
 
-def _judge(config: Config, match, measures: dict) -> None:
-    """RejectedError where what only the bands can tell speaks against a pair."""
-    shift = measures["shift"]
-    poor = match.poor(config.shard.min_r2)
-    reasons = [f"the clear date does not fit the cloudy one: {', '.join(poor)}"] if poor else []
-    if shift["row"] is not None and max(abs(shift["row"]), abs(shift["col"])) > config.shard.max_shift:
+def _judge_shift(config: Config, facts: dict) -> None:
+    """RejectedError where the dates do not lie on each other, which only the bands at full resolution tell."""
+    shift, most = facts["shift"], config.shard.max_shift
+    if shift["row"] is not None and max(abs(shift["row"]), abs(shift["col"])) > most:
         moved = f"{shift['row']:+.2f} rows, {shift['col']:+.2f} columns"
-        reasons.append(f"the dates are shifted by {moved}, at most {config.shard.max_shift} pixels")
-    if reasons:
-        raise RejectedError("; ".join(reasons), {"measures": measures})
+        measures = {key: facts[key] for key in ("radiometric_match", "windows", "shift")}
+        raise RejectedError(f"the dates are shifted by {moved}, at most {most} pixels", {"measures": measures})
 
 
 def _select(config: Config, workspace: Workspace, item: Item, covers, looks, matches, measures: dict):
@@ -148,8 +170,8 @@ def _cores(covers: dict, shape: tuple[int, int]) -> tuple:
     return *(cover.at_10m("core", shape) for cover in (cloudy, clear)), 1
 
 
-def _write(config: Config, workspace: Workspace, item: Item, products, covers, matches, kept, facts, days) -> dict:
-    """Decodes the bands once, from north to south, and writes the windows as they come by."""
+def _write(config: Config, workspace: Workspace, item: Item, source, kept, facts: dict, days, chips) -> dict:
+    """Writes the windows as they come by in the stripes of `source`, and adds the shift of the dates to the facts."""
     from cloudjob.patches import cut, shards
 
     target = workspace.shard(item.config["split"], item.config["number"])
@@ -163,22 +185,28 @@ def _write(config: Config, workspace: Workspace, item: Item, products, covers, m
             temporary,
             len(kept),
             window=kept.window,
-            reference="reference" in products,
+            reference=days is not None,
             compression=config.shard.compression,
             pair=facts,
             reference_days=days,
             attributes=attributes,
         ) as writer:
-            for number, (*images, mask) in cut.cut(_stripes(config, workspace, products, covers, matches), kept):
+            for number, (*images, mask) in cut.cut(source, kept):
                 cloudy, clear, reference = (*images, None)[:3]
                 place = (int(kept.row[number]), int(kept.col[number]), float(kept.cloud_fraction[number]))
                 writer.add(cloudy, clear, mask, reference, *place)
+            facts["shift"] = chips.shift()  # the writer puts the facts down when it closes the file
+            _judge_shift(config, facts)
         shards.read_back(temporary, writer.result)
     return {name: value for name, value in writer.result.items() if name != "checksums"}
 
 
-def _stripes(config: Config, workspace: Workspace, products: dict, covers: dict, matches: dict):
-    """(first row, [cloudy, clear, (reference,) mask]) of full rows; the clear dates matched, the reference if clear."""
+def _stripes(config: Config, workspace: Workspace, item: Item, products, covers, matches, chips):
+    """(first row, [cloudy, clear, (reference,) mask]) of full rows; the clear dates matched, the reference if clear.
+    Each JPEG 2000 tile is decoded once; `chips` take theirs on the way.
+
+    Where the ground of the day is the target, it is the second image as it is, and the clear date is the reference.
+    """
     from cloudjob.sentinel2 import masks
     from cloudjob.sentinel2.product import stripes
 
@@ -189,18 +217,37 @@ def _stripes(config: Config, workspace: Workspace, products: dict, covers: dict,
             raise InterruptedJob(f"{STAGE}: stopped; run the same command again")
         rows = slice(top, top + pixels.shape[-2])
         images = list(pixels)
+        chips.take(top, *images[:2])
         if config.shard.radiometry != "none":
             images[1:] = [
                 match.apply(image, top=top, height=shape[0])
                 for match, image in zip(matches.values(), images[1:], strict=True)
             ]
-        if "reference" in products:
+        if item.config["target"] == GROUND:
+            images.insert(1, _ground(workspace.truth(products["cloudy"].name.name), shape, rows))
+        if "reference" in covers:
             hidden = covers["reference"].at_10m("mask", shape, rows) != masks.CLEAR
             images[2] = images[2].copy() if config.shard.radiometry == "none" else images[2]
             images[2][:, hidden] = 0
         mask = covers["cloudy"].at_10m("mask", shape, rows)
         mask[(images[0] == 0).any(0) | (images[1] == 0).any(0)] = masks.NO_DATA
         yield top, [*images, mask]
+
+
+def _ground(path, shape: tuple[int, int], rows: slice):
+    """(4, r, W) uint16 DN: these rows of the ground of a cloudy day, of a scene of `shape` (rows, columns)."""
+    import rasterio
+
+    from cloudjob.sentinel2.radiometry import BANDS
+
+    try:
+        with rasterio.open(path) as image:
+            found, expected = (image.count, *image.shape), (len(BANDS), *shape)
+            if found != expected or set(image.dtypes) != {"uint16"}:
+                raise ItemError(f"{path}: {found} {image.dtypes[0]}, the scene has {expected} uint16")
+            return image.read(window=((rows.start, rows.stop), (0, shape[1])))
+    except rasterio.RasterioIOError as error:
+        raise CorruptFileError(path, f"cannot be read as a raster: {error}") from None
 
 
 def _taken_ground(workspace: Workspace, item: Item, crs: str) -> list:
@@ -223,7 +270,7 @@ def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dic
         for name, kept in record["outputs"].items():
             split = item.config["split"]
             entry = {"file": name.removeprefix("shards/"), "count": record["result"]["count"], **kept}
-            files.append(entry | {"split": split, "pair": item.name})
+            files.append(entry | {"split": split, "pair": item.name, "target": item.config["target"]})
             sums[split].append(record["result"])
     if not sums["train"]:
         raise ConfigError("shard: no pair gives a training triplet; loosen shard.cloud, or add tiles and dates")

@@ -11,16 +11,33 @@ from hypothesis import strategies as st
 
 from cloudjob.errors import CorruptFileError, DiskFullError
 from cloudjob.patches import loader
-from cloudjob.patches.shards import ShardSet, Writer
+from cloudjob.patches.shards import Filler, ShardSet, Writer
 
 WINDOW = 16
 COUNTS = {"train_0": 5, "train_1": 3, "val_0": 2, "test_0": 2}
 
 
+SCALARS = {"sun_elevation", "reference_days", "clear_days"}
+# By file: elevation of the sun, days to the reference, days to the clear date.
+EXPECTED = {"train_0": (20.5, -10, 3), "train_1": (21.5, np.nan, 3), "val_0": (22.5, 3, 0), "test_0": (23.5, -10, 3)}
+
+
+def product(day):
+    return f"S2A_MSIL2A_202403{day:02d}T222541_N0510_R029_T05WPS_202403{day:02d}T251122"
+
+
+def facts(name, sun, reference):
+    """Of a pair; the target of val_0 is the ground, so that its clear date is its reference."""
+    products = {"cloudy": product(15), "clear": product(18)} | ({"reference": product(5)} if reference else {})
+    target = "ground" if name == "val_0" else "clear date"
+    return {"products": products, "sun_elevation": {"cloudy": sun, "clear": 50.0}, "target": target}
+
+
 def write(path, count, *, reference, compression, seed):
     rng = np.random.default_rng(seed)
+    pair = facts(path.stem, 20.5 + seed, reference)
     with Writer(
-        path, count, window=WINDOW, reference=reference, compression=compression, pair={}, attributes={}
+        path, count, window=WINDOW, reference=reference, compression=compression, pair=pair, attributes={}
     ) as writer:
         for _ in range(count):
             images = rng.integers(1, 65536, (3, 4, WINDOW, WINDOW)).astype(np.uint16)
@@ -133,7 +150,8 @@ def test_batches_hold_what_the_shards_hold(folder, start, length, batch, size, t
             donors=donors,
         ):
             seen += samples
-            assert set(arrays) == {"cloudy", "clear", "mask", "reference"} | ({"donor"} if donors else set())
+            names = {"cloudy", "clear", "mask", "reference", *SCALARS}
+            assert set(arrays) == names | ({"donor"} if donors else set())
             assert all(len(array) == len(samples) for array in arrays.values())
             for slot, sample in enumerate(samples):
                 for name, expected in train[loader.position(7, sample, len(train))].items():
@@ -149,38 +167,38 @@ def test_without_any_reference_there_is_no_such_array(folder):
     index = index_of(folder)
     index["files"] = [entry for entry in index["files"] if entry["file"] == "train_1.h5"]
     _, arrays = next(loader.batches(ShardSet(folder, index, "train"), seed=0, start=0, stop=2, batch=2))
-    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
+    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items() if name not in SCALARS} == {
         "cloudy": ((2, 4, WINDOW, WINDOW), "uint16"),
         "clear": ((2, 4, WINDOW, WINDOW), "uint16"),
         "mask": ((2, WINDOW, WINDOW), "uint8"),
     }
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_every_sample_has_the_numbers_of_its_pair(folder, split):
+    found = ShardSet(folder, index_of(folder), split)
+    order = [name for name, count in COUNTS.items() if name.startswith(split) for _ in range(count)]
+    for samples, arrays in loader.batches(found, seed=5, start=0, stop=2 * len(found), batch=3, threads=2):
+        numbers = np.stack([arrays[name] for name in ("sun_elevation", "reference_days", "clear_days")], 1)
+        assert numbers.dtype == np.float32
+        names = [order[loader.position(5, sample, len(found))] for sample in samples]
+        np.testing.assert_array_equal(numbers, [EXPECTED[name] for name in names])
+
+
 # --- buffers and threads -------------------------------------------------------------------------------------
-class Counting(ShardSet):
-    """Counts the triplets read, so that a test can wait until nothing more is under way."""
+def test_two_batches_are_read_ahead_and_none_into_the_one_in_use(train, monkeypatch):
+    read, plainly = [], Filler.fill
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.lock, self.done = threading.Lock(), 0
+    def fill(self, plan):
+        plainly(self, plan)
+        read.extend(plan)
 
-    def read(self, position, buffers, slot):
-        super().read(position, buffers, slot)
-        with self.lock:
-            self.done += 1
-
-    def wait_for(self, number):
-        for _ in range(3000):
-            if self.done >= number:
-                return
+    monkeypatch.setattr(Filler, "fill", fill)
+    for samples, arrays in loader.batches(train, seed=1, start=0, stop=40, batch=4, threads=2):
+        until = time.monotonic() + 30
+        while len(read) < min(40, samples[0] + 3 * 4):  # nothing more is under way
+            assert time.monotonic() < until, f"{len(read)} triplets were read ahead"
             time.sleep(0.01)
-        raise AssertionError(f"{self.done} of {number} triplets were read ahead")
-
-
-def test_two_batches_are_read_ahead_and_none_into_the_one_in_use(folder, train):
-    counting = Counting(folder, index_of(folder), "train")
-    for samples, arrays in loader.batches(counting, seed=1, start=0, stop=40, batch=4, threads=2):
-        counting.wait_for(min(40, samples[0] + 3 * 4))
         for slot, sample in enumerate(samples):
             for name, expected in train[loader.position(1, sample, 8)].items():
                 np.testing.assert_array_equal(arrays[name][slot], expected)
@@ -196,8 +214,8 @@ def test_batches_lie_in_the_given_memory_which_is_used_again(train):
     used = set()
     for _, arrays in loader.batches(train, seed=1, start=0, stop=40, batch=4, allocate=allocate, donors=True):
         used |= {number for number, memory in enumerate(made) for a in arrays.values() if np.shares_memory(a, memory)}
-        assert sum(np.shares_memory(a, memory) for memory in made for a in arrays.values()) == len(arrays) == 5
-    assert used == set(range(len(made))) == set(range(3 * 5))
+        assert sum(np.shares_memory(a, memory) for memory in made for a in arrays.values()) == len(arrays) == 8
+    assert used == set(range(len(made))) == set(range(3 * 8))
 
 
 def test_a_loader_that_is_closed_early_leaves_no_thread(train):
@@ -217,6 +235,18 @@ def test_a_broken_shard_is_named_to_the_consumer_and_nothing_hangs(own, threads)
         for _ in loader.batches(ShardSet(folder, index, "train"), seed=1, start=0, stop=80, batch=4, threads=threads):
             pass
     assert loader_threads() == []
+
+
+def test_a_shard_cut_while_it_is_open_is_named_by_the_fast_way_too(own):
+    folder, index = own
+    found = ShardSet(folder, index, "train")
+    source = loader.batches(found, seed=1, start=0, stop=8000, batch=4, threads=2)
+    next(source)
+    with open(folder / "train_0.h5", "rb+") as file:
+        file.truncate(3000)
+    with pytest.raises(CorruptFileError, match=r"train_0\.h5: ends within"):
+        for _ in source:
+            pass
 
 
 # --- copies and checks ---------------------------------------------------------------------------------------

@@ -18,9 +18,15 @@ from hypothesis import strategies as st
 
 from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.patches import shards
-from cloudjob.patches.shards import ShardSet, Writer, check, columns, normalisation, read_back
+from cloudjob.patches.shards import SCALARS, ShardSet, Writer, check, columns, normalisation, read_back
 
 WINDOW = 16
+PRODUCT = "S2A_MSIL2A_202403{}T222541_N0510_R029_T05WPS_20240331T001122"
+DAYS = {"cloudy": "15", "clear": "11", "reference": "05"}
+PAIR = {
+    "products": {role: PRODUCT.format(day) for role, day in DAYS.items()},
+    "sun_elevation": dict.fromkeys(DAYS, 21.0),
+}
 
 
 def triplets(count, seed=0, reference=True):
@@ -39,7 +45,7 @@ def write(path, count, *, capacity=None, reference=True, seed=0, compression="no
         window=WINDOW,
         reference=reference,
         compression=compression,
-        pair={"pair": "p"},
+        pair=PAIR,
         reference_days=-3.5 if reference else None,
         attributes={"config_sha256": "abc", "settings": {"masks": {"cloud_m": 100}}},
     ) as writer:
@@ -84,7 +90,7 @@ def test_columns_and_attributes_come_back(tmp_path):
     assert found["pair"].tolist() == [0, 0, 0]
     assert found["cloud_fraction"].tolist() == pytest.approx([0, 0.1, 0.2])
     assert found["reference_days"].tolist() == [-3.5] * 3
-    assert json.loads(found["attributes"]["pairs"]) == [{"pair": "p"}]
+    assert json.loads(found["attributes"]["pairs"]) == [PAIR]
     assert json.loads(found["attributes"]["settings"]) == {"masks": {"cloud_m": 100}}
     assert found["attributes"]["config_sha256"] == "abc"
     write(tmp_path / "b.h5", 3, reference=False)
@@ -133,7 +139,7 @@ def test_without_any_reference_there_is_none(tmp_path):
     write(tmp_path / "train_0.h5", 2, reference=False)
     found = ShardSet(tmp_path, index_of(tmp_path, train_0=2), "train")
     assert not found.has_reference
-    assert set(found[0]) == {"cloudy", "clear", "mask"}
+    assert set(found[0]) == {"cloudy", "clear", "mask", *SCALARS}
 
 
 def test_a_split_without_files_is_empty(tmp_path):

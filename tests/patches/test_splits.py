@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cloudjob.errors import ConfigError
 from cloudjob.patches import splits, windows
 
-RULE = {"by": "tile", "seed": 0, "val_share": 0.15, "test_share": 0.15, "folds": 5, "fold": 0, "held_out": None}
+RULE = {"by": "tile", "seed": 0, "val_share": 0.15, "test_share": 0.15, "folds": 5, "fold": 0}
+RULE |= {"held_out": None, "test_tiles": []}
 TILES = st.sets(st.integers(1, 60), min_size=1, max_size=40).map(lambda ns: [f"{n:02d}WPS" for n in sorted(ns)])
 
 
@@ -60,6 +61,20 @@ def test_over_the_folds_every_tile_is_tested_once_and_validates_once(tiles, fold
         assert tiles_of(pairs, found, "train")
         for a, b in combinations(("train", "val", "test"), 2):
             assert not tiles_of(pairs, found, a) & tiles_of(pairs, found, b)
+
+
+@given(TILES, st.data(), st.sampled_from(["tile", "fold"]))
+def test_tiles_kept_for_testing_are_tested_on_and_the_others_divided_as_if_alone(tiles, data, by):
+    kept = data.draw(st.lists(st.sampled_from([*tiles, "61WPS"]), unique=True))  # the last one has no pair
+    others = [tile for tile in tiles if tile not in kept]
+    rule = RULE | {"by": by, "folds": 2}
+    if by == "fold" and len(others) < 2:
+        with pytest.raises(ConfigError, match=f"folds = 2: more than the {len(others)} tiles"):
+            splits.assign(pairs_of(tiles), **rule | {"test_tiles": kept})
+        return
+    found = splits.assign(pairs_of(tiles), **rule | {"test_tiles": kept})
+    alone = splits.assign(pairs_of(others), **rule)
+    assert found == alone | {pair["pair"]: "test" for pair in pairs_of([tile for tile in tiles if tile in kept])}
 
 
 def test_one_pair_is_held_out():

@@ -31,7 +31,6 @@ from cloudjob.sentinel2.product import (
     read_reduced,
     read_scl,
     read_snow_probability,
-    read_window,
     stripes,
 )
 from cloudjob.sentinel2.radiometry import to_convention
@@ -273,15 +272,6 @@ def test_what_was_not_fetched_or_is_not_named_is_none(small):
         (folder / product.files[key]).unlink()
         assert read(product) is None
         assert read(replace(product, files={})) is None
-
-
-def test_a_window_is_a_part_of_the_band(small):
-    folder, _ = small
-    product = Product.open(folder)
-    whole = read_bands(product)
-    for rows, cols in ((slice(0, 301), slice(0, 206)), (slice(17, 18), slice(100, 206)), (slice(290, 400), slice(3))):
-        for index, band in enumerate(("B04", "B03", "B02", "B08")):
-            assert np.array_equal(read_window(product, band, rows, cols), whole[index, rows, cols])
 
 
 def test_stripes_are_the_bands_from_north_to_south(small):

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,8 @@ import hdf5plugin  # noqa: F401 (reads zstd)
 import numpy as np
 import pytest
 import rasterio
+import yaml
+from affine import Affine
 
 from cloudjob.benches import notebook
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
@@ -75,7 +78,7 @@ def test_the_settings_are_in_the_shard(run):
             assert settings["shard"]["stride"] == 16
             assert set(pair["radiometric_match"]["clear"]["lines"][0]) == {"gain", "offset", "r2", "rmse", "pixels"}
             assert pair["windows"]["kept"] == len(file["row"]) == len(file["cloudy"])
-            assert file["reference_days"][0] == 10
+            assert file["reference_days"][0] == (10 if pair["target"] == "clear date" else -6)
             assert set(np.unique(file["mask"])) <= {0, 1, 2, 3, 4, 255}
 
 
@@ -100,7 +103,7 @@ def test_the_notebooks_preset_selects_what_its_loop_selects(run):
 @pytest.mark.parametrize("radiometry", ["none", "grid"])
 def test_the_match_can_be_left_out_or_vary_over_the_scene(run, radiometry):
     good("shard", run, "--set", f"shard.radiometry={radiometry}")
-    entry = index(run)["files"][0]
+    entry = next(entry for entry in index(run)["files"] if entry["split"] == "train")
     with h5py.File(run / "shards" / entry["file"]) as file:
         (pair,) = json.loads(file.attrs["pairs"])
         bands = read_bands(Product.open(run / "scenes" / f"{pair['products']['clear']}.SAFE"))
@@ -109,6 +112,67 @@ def test_the_match_can_be_left_out_or_vary_over_the_scene(run, radiometry):
         assert np.array_equal(file["clear"][0], source) == (radiometry == "none")
         assert (pair["radiometric_match"]["clear"]["grid"] is None) == (radiometry == "none")
         assert np.abs(file["clear"][0].astype(int) - source).max() < 1500
+
+
+@pytest.mark.parametrize("option", ["radiometry=none", "radiometry=line", "preset=notebook-2025", "truth=false"])
+def test_what_is_held_out_is_judged_by_the_ground_of_the_day(run, option):
+    good("shard", run, "--set", f"shard.{option}")
+    for entry in index(run)["files"]:
+        ground = entry["split"] != "train" and option != "truth=false"
+        with h5py.File(run / "shards" / entry["file"]) as file:
+            (pair,) = json.loads(file.attrs["pairs"])
+            assert entry["target"] == pair["target"] == ("ground" if ground else "clear date")
+            with rasterio.open(run / "truth" / f"{pair['products']['cloudy']}.tif") as image:
+                truth = image.read()
+            bands = read_bands(Product.open(run / "scenes" / f"{pair['products']['clear']}.SAFE"))
+            size = file["mask"].shape[-1]
+            for row, col, clear, reference in zip(
+                file["row"][:], file["col"][:], file["clear"][:], file["reference"][:], strict=True
+            ):
+                here = np.s_[:, row : row + size, col : col + size]
+                assert np.array_equal(clear, truth[here]) == ground
+                if ground:
+                    seen = reference > 0
+                    assert (seen.all(0) == seen.any(0)).all()
+                    assert seen.mean() > 0.8
+                    difference = np.abs(reference.astype(int) - bands[here])[seen]
+                    assert difference.max() == 0 if "none" in option else 0 < difference.mean() < 500
+            assert set(file["reference_days"][:]) == {-6 if ground else 10}
+
+
+def test_tiles_are_kept_for_testing(run):
+    good("shard", run)
+    tiles = {entry["split"]: entry["pair"].split("_")[0] for entry in index(run)["files"]}
+    said = good("shard", run, "--set", f"shard.split.test_tiles=[{tiles['train']}, 06WVC]").stderr
+    assert "test_tiles: no accepted pair is of 06WVC" in said
+    assert {e["pair"].split("_")[0] for e in index(run)["files"] if e["split"] == "test"} > {tiles["train"]}
+
+
+def replace_truth(run, product, change):
+    """In the archive, from where a download brings it again."""
+    path = run / "archive" / "truth" / f"{product}.tif"
+    with rasterio.open(path) as image:
+        pixels, facts = change(image.read()), image.profile
+    path.unlink()
+    with rasterio.open(path, "w", **facts | {"height": pixels.shape[1], "width": pixels.shape[2]}) as image:
+        image.write(pixels)
+    (run / "truth" / path.name).unlink()
+    good("download", run)
+
+
+def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(run):
+    good("shard", run)
+    held_out = next(entry["pair"] for entry in index(run)["files"] if entry["split"] == "test")
+    rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
+    product = next(row["cloudy"] for row in rows if row["pair"] == held_out)
+    replace_truth(run, product, lambda pixels: pixels + np.uint16(7))
+    assert "1 done, 2 skipped" in good("shard", run).stderr
+    replace_truth(run, product, lambda pixels: pixels[:, :100])
+    done = cloudjob("shard", run)
+    assert done.returncode == 4
+    assert f"{product}.tif: (4, 100, 192) uint16, the scene has (4, 192, 192) uint16" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (run / "truth" / f"{product}.tif").exists()
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
@@ -202,3 +266,36 @@ def test_statistics(run):
         assert entry["pair"] in said
     assert "cloud fraction, train" in said
     assert "pixels of the mask" in said
+
+
+def test_dates_that_do_not_lie_on_each_other_are_no_pair(tmp_path):
+    """The clear date is moved by a column: nothing but the bands at full resolution shows it."""
+    from cloudjob.archive.synthetic import acquire
+
+    days = {"cloudy": ("2024-03-08", 0.04), "clear": ("2024-03-12", 0.0)}
+    for role, (day, cloud) in days.items():
+        seen = acquire(tile="05WPS", when=datetime.fromisoformat(f"{day}T22:00+00:00"), size=512, seed=3, cloud=cloud)
+        bands = np.roll(seen.bands, 1, 2) if role == "clear" else seen.bands
+        layers = {role: bands, "mask": np.isin(seen.scl, (3, 8, 9, 10)).repeat(2, 0).repeat(2, 1)[None].astype("u1")}
+        for name in (role, "mask") if role == "cloudy" else (role,):
+            facts = {"crs": "EPSG:32605", "transform": Affine(10, 0, 500000, 0, -10, 7800000)}
+            count, height, width = layers[name].shape
+            facts |= {"count": count, "height": height, "width": width, "dtype": layers[name].dtype}
+            with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", **facts) as file:
+                file.write(layers[name])
+    raster = {"tile": "05WPS"} | {name: str(tmp_path / f"{name}.tif") for name in ("cloudy", "clear", "mask")}
+    raster |= {f"{role}_date": day for role, (day, _) in days.items()}
+    month = {"start": "2024-03-01", "end": "2024-03-31"}
+    config = yaml.safe_load(CONFIG.read_text())
+    config |= {"archive": {"rasters": [raster]}, "masks": dict.fromkeys(("cloud_m", "shadow_m", "cirrus_m"), 0)}
+    config["search"] |= {"clear": {**month, "cloud": [0, 1]}, "cloudy": {**month, "cloud": [1, 60]}}
+    (tmp_path / "moved.yaml").write_text(yaml.safe_dump(config))
+    good("run", tmp_path / "moved.yaml", "--run-dir", tmp_path / "run", "--until", "download")
+    assert (
+        cloudjob("shard", tmp_path / "run", "--set", "shard.max_shift=0.5").returncode == 2
+    )  # nothing is left to train on
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "run" / "records" / "shard").iterdir())
+    assert record["status"] == "rejected"
+    assert "shifted" in record["message"]
+    assert round(record["result"]["measures"]["shift"]["col"]) == 1
+    assert not list((tmp_path / "run" / "shards").glob("*"))
