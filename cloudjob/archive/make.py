@@ -1,4 +1,5 @@
-"""Fills an archive: synthetic tiles with the ground below their clouds kept as truth, or products made from rasters."""
+"""Fills an archive: synthetic tiles or real places with the ground below their clouds kept as truth, or pairs as they
+are."""
 
 import hashlib
 import json
@@ -10,9 +11,9 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from cloudjob.archive.rasters import centre, product_from_raster, read_raster
+from cloudjob.archive.rasters import centre, clear_classes, product_from_raster, read_bands, read_raster
 from cloudjob.archive.safe import sun_position, tile_centre, tile_corner, write_product
-from cloudjob.archive.synthetic import acquire
+from cloudjob.archive.synthetic import Acquisition, acquire, overcast
 from cloudjob.errors import ConfigError
 
 _GOLDEN = 0.6180339887  # multiples of it, modulo 1, spread evenly for any number of dates
@@ -81,10 +82,8 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
             for path in (raster, mask if which == "cloudy" else None):
                 content.update(Path(path).read_bytes() if path else b"")
             dn, crs, transform = read_raster(raster)
-            sensing = _overpass(pair[f"{which}_date"], *centre(crs, transform, dn.shape[1:]))
-            sensing += timedelta(seconds=int.from_bytes(content.digest()[:2], "big") % 1800)
-            while taken.setdefault((pair["tile"], sensing), content.digest()) != content.digest():
-                sensing += timedelta(seconds=1)
+            place = centre(crs, transform, dn.shape[1:])
+            sensing = _own_second(pair["tile"], _overpass(pair[f"{which}_date"], *place), content.digest(), taken)
             name = _name(pair["tile"], sensing, pair["offset"])
             if name not in names:
                 names.append(name)
@@ -93,6 +92,59 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
                     Path(archive), name=name, raster=raster, mask=mask, other=other, offset=pair["offset"]
                 )
     return names
+
+
+def make_from_places(archive: Path, *, places: list[dict]) -> list[str]:
+    """Write a product for each date of each place, and return their names; existing ones are kept.
+
+    A place has `tile`, `dates` (day -> GeoTIFF of B04, B03, B02, B08, clear, all of the same pixels) and their `offset`
+    (BOA_ADD_OFFSET). Clouds of `seed` are laid over the days in `cloudy`, each with a fraction of cloud within `cloud`
+    (two fractions of one); the ground below goes to `<archive>/truth/<product>.tif` (our DN convention), as it is.
+    ConfigError where a file is missing or is not of the pixels of the place's first one.
+    """
+    for place in places:
+        for day, path in place["dates"].items():
+            if not Path(path).is_file():
+                raise ConfigError(f"archive.places: {path}, of {place['tile']} on {day}, does not exist")
+    taken: dict = {}
+    return [name for place in places for name in _make_place(Path(archive), place, taken)]
+
+
+def _make_place(archive: Path, place: dict, taken: dict) -> list[str]:
+    names, first, grid = [], None, None
+    for day, path in place["dates"].items():
+        bands, *where = read_bands(path, offset=place["offset"])
+        first, grid = first or path, grid or (bands.shape, *where)
+        if (bands.shape, *where) != grid:
+            raise ConfigError(f"archive.places: {path} is not of the same size, CRS and corner as {first}")
+        spot, cloud = centre(*where, bands.shape[1:]), _cloud(place, day)
+        content = hashlib.sha256(f"{place['offset']} {cloud} {place['seed']}".encode() + bands.tobytes()).digest()
+        sensing = _own_second(place["tile"], _overpass(day, *spot), content, taken)
+        names.append(name := _name(place["tile"], sensing, place["offset"]))
+        if (archive / f"{name}.SAFE").exists():
+            continue
+        if cloud is None:
+            product_from_raster(archive, name=name, raster=path, mask="clear", other=None, offset=place["offset"])
+        else:
+            sun = sun_position(sensing, *spot)
+            seen = overcast(bands, clear_classes(bands), key=f"{place['seed']}/{name}", cloud=cloud, sun=sun)
+            _write(archive, name, seen, *where, place["offset"], *sun)
+    return names
+
+
+def _cloud(place: dict, day: date) -> float | None:
+    """The fraction of cloud, drawn for this place and day whatever the others are; None where the day stays clear."""
+    low, high = place["cloud"]
+    drawn = low + (high - low) * _hash(f"{place['seed']} {place['tile']} {day}") / 2**64
+    return drawn if day in place["cloudy"] else None
+
+
+def _own_second(tile: str, overpass: datetime, content: bytes, taken: dict) -> datetime:
+    """A second of sensing that belongs to this digest of the scene's content alone, among those `taken` by a tile."""
+    sensing = overpass + timedelta(seconds=int.from_bytes(content[:2], "big") % 1800)
+    while taken.setdefault((tile, sensing), content) != content:
+        sensing += timedelta(seconds=1)
+    return sensing
 
 
 def _settle(path: Path, settings: dict) -> None:
@@ -113,8 +165,11 @@ def _hash(text: str) -> int:
 def _make_one(archive, name, tile, sensing, size, seed, fraction, offset) -> None:
     acquisition = acquire(tile=tile, when=sensing, size=size, seed=seed, cloud=fraction)
     crs, left, top = tile_corner(tile)
-    transform = Affine(10, 0, left, 0, -10, top)
-    elevation, azimuth = sun_position(sensing, *tile_centre(tile))
+    sun = sun_position(sensing, *tile_centre(tile))
+    _write(archive, name, acquisition, crs, Affine(10, 0, left, 0, -10, top), offset, *sun)
+
+
+def _write(archive, name, acquisition: Acquisition, crs, transform, offset, elevation, azimuth) -> None:
     _write_truth(archive / "truth" / f"{name}.tif", acquisition.truth, crs, transform)
     write_product(
         archive,

@@ -34,23 +34,21 @@ def product_from_raster(
     but 0 is cloud, or, where a value above 1 occurs, 1 cloud, 2 shadow, 3 cirrus. With None the scene classification
     comes from the brightness against `other`, the same ground on another date, by the rule of `compare`.
     """
-    dn, crs, transform = read_raster(raster)
-    dn = np.where((dn == 0).all(0), 0, np.maximum(dn, 1))  # 0 in one band alone is dark, not missing
-    bands = to_convention(dn, offset=offset)
+    bands, crs, transform = read_bands(raster, offset=offset)
     if mask == "clear":
         covered = np.zeros(_halved(bands[0].shape), np.uint8)
     elif mask is not None:
         covered = _read_mask(mask, bands.shape[1:])
     elif other is not None:
-        covered = compare(bands, to_convention(read_raster(other, bands.shape)[0], offset=offset))
+        covered = compare(bands, read_bands(other, bands.shape, offset=offset)[0])
     else:
         raise ConfigError(f"{raster}: give its cloud mask, the other date to compare it with, or 'clear'")
-    scl = np.where(covered > 0, covered, _clear_classes(bands))
-    scl = np.where(pool(bands[0] == 0, 2, np.any), 0, scl).astype(np.uint8)
+    ground = clear_classes(bands)
+    scl = np.where((covered > 0) & (ground > 0), covered, ground)
     probability = np.zeros_like(scl)
     for cls, percent in _CLOUD_PROBABILITY.items():
         probability[scl == cls] = percent
-    elevation, azimuth = sun_position(ProductName.parse(name).sensing, *centre(crs, transform, dn.shape[1:]))
+    elevation, azimuth = sun_position(ProductName.parse(name).sensing, *centre(crs, transform, bands.shape[1:]))
     return write_product(
         archive,
         name=name,
@@ -64,6 +62,13 @@ def product_from_raster(
         sun_elevation=elevation,
         sun_azimuth=azimuth,
     )
+
+
+def read_bands(path: Path, shape: tuple[int, ...] | None = None, *, offset: int) -> tuple[np.ndarray, str, Affine]:
+    """`read_raster` in our DN convention, from pixels with BOA_ADD_OFFSET `offset`; 0 in all bands is no data."""
+    dn, crs, transform = read_raster(path, shape)
+    dn = np.where((dn == 0).all(0), 0, np.maximum(dn, 1))  # 0 in one band alone is dark, not missing
+    return to_convention(dn, offset=offset), crs, transform
 
 
 def read_raster(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, str, Affine]:
@@ -113,12 +118,13 @@ def _smooth(image: np.ndarray) -> np.ndarray:
     return ndimage.uniform_filter(pool(image, 2, np.mean), 3)
 
 
-def _clear_classes(bands: np.ndarray) -> np.ndarray:
-    """Snow 11, water 6, vegetation 4, bare 5 on the 20 m grid, by plain thresholds."""
+def clear_classes(bands: np.ndarray) -> np.ndarray:
+    """Snow 11, water 6, vegetation 4, bare 5 and no data 0 on the 20 m grid, uint8, by plain thresholds."""
     red, green, _, infrared = (pool(np.nan_to_num(reflectance(band)), 2, np.mean) for band in bands)
     index = (infrared - red) / np.maximum(infrared + red, 1e-3)
-    conditions = [green > 0.4, (infrared < 0.08) & (index < 0), index > 0.35]
-    return np.select(conditions, [11, 6, 4], default=5)
+    missing = pool(bands[0] == 0, 2, np.any)
+    conditions = [missing, green > 0.4, (infrared < 0.08) & (index < 0), index > 0.35]
+    return np.select(conditions, [0, 11, 6, 4], default=5).astype(np.uint8)
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Synthetic acquisitions of the North Slope of Alaska, February to April.
+"""Synthetic acquisitions of the North Slope of Alaska, February to April, and the same clouds over real ground.
 
 All texture is spectral synthesis: white noise shaped in the Fourier domain, thresholded and combined. The ground
 depends on seed, tile and size alone, so every date of a tile shows the same place; a date adds season and weather.
@@ -13,7 +13,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from cloudjob.archive.safe import pool, sun_position, tile_centre
-from cloudjob.sentinel2.radiometry import digital_number
+from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
 # Reflectance in B04, B03, B02, B08, B11 (factors on the brightness for snow, ice and clouds).
 SNOW = (0.995, 1.0, 1.0, 0.93, 0.095)
@@ -33,14 +33,14 @@ _B11 = 4  # its place in the tables
 class Acquisition:
     """One overpass. `bands` (4,H,W) uint16 DN as the sensor sees them; `truth` the same of the ground that day, without
     clouds and noise; `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, two in percent;
-    `b11` (ceil(H/6), ceil(W/6)) uint16 DN, as the sensor sees it."""
+    `b11` (ceil(H/6), ceil(W/6)) uint16 DN, as the sensor sees it, or None where it is not known."""
 
     bands: np.ndarray
     truth: np.ndarray
     scl: np.ndarray
     cloud_probability: np.ndarray
     snow_probability: np.ndarray
-    b11: np.ndarray
+    b11: np.ndarray | None
 
 
 def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) -> Acquisition:
@@ -63,15 +63,29 @@ def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) ->
     b11 = sky.pooled(6).seen(ground.pooled(6).reflectance(_B11), _B11)
     b11 += NOISE / 3 * noise.rng("sensor B11").standard_normal(b11.shape, np.float32)  # of the 9 pixels of 20 m
     snow = pool(1 - np.maximum(ground.tundra, ground.water), 2, np.mean)
-    opacity = pool(np.maximum(sky.thick, sky.cirrus), 2, np.mean)
-    return Acquisition(
-        bands=bands,
-        truth=truth,
-        scl=_scene_classification(sky, snow, pool(ground.water, 2, np.mean)),
-        cloud_probability=np.rint(100 * opacity**0.6).astype(np.uint8),
-        snow_probability=np.rint(100 * snow * (1 - opacity)).astype(np.uint8),
-        b11=digital_number(b11),
-    )
+    water = pool(ground.water, 2, np.mean)
+    classes = np.select([water > 0.6, water > 0.3, snow > 0.4], [6, 2, 11], default=5)
+    return Acquisition(bands, truth, **_masks(sky, classes, snow), b11=digital_number(b11))
+
+
+def overcast(
+    ground: np.ndarray, classes: np.ndarray, *, key: str, cloud: float, sun: tuple[float, float]
+) -> Acquisition:
+    """What Sentinel-2 would have seen of real ground (4, H, W) uint16 DN through clouds, which `key` tells apart.
+
+    `classes` (ceil(H/2), ceil(W/2)) uint8 is the ground's scene classification, 0 where there are no data; `cloud` the
+    wanted fraction of the classes 8, 9 and 10; `sun` its elevation and azimuth in degrees. Pixels that neither cloud
+    nor shadow touches stay as they are: they have their noise already, and what lies over the others brings its own.
+    """
+    shape = ground.shape[1:]
+    noise = _Noise(key, max(shape))
+    sky = _sky(noise, cloud, *sun, shape).cut(shape)
+    touched, bands = np.maximum.reduce([sky.thick, sky.cirrus, sky.shadow]), np.empty_like(ground)
+    for band, dn in enumerate(ground):
+        light = sky.seen(reflectance(dn), band)
+        sensor = noise.rng(f"sensor {band}").standard_normal(shape, np.float32)
+        bands[band] = digital_number(light + touched * sensor * (NOISE * (0.6 + 0.8 * light)))
+    return Acquisition(bands, ground, **_masks(sky, classes, (classes == 11).astype(np.float32)), b11=None)
 
 
 @dataclass
@@ -117,6 +131,10 @@ class _Sky:
     def pooled(self, factor: int) -> "_Sky":
         fields = (self.thick, self.cirrus, self.shadow, self.tops)
         return _Sky(*(pool(field, factor, np.mean) for field in fields))
+
+    def cut(self, shape: tuple[int, int]) -> "_Sky":
+        fields = (self.thick, self.cirrus, self.shadow, self.tops)
+        return _Sky(*(field[: shape[0], : shape[1]] for field in fields))
 
 
 class _Noise:
@@ -300,7 +318,8 @@ def _freeze_sea(noise: _Noise, ground: _Ground, sea: np.ndarray, bright: np.ndar
     ground.tundra *= 1 - offshore
 
 
-def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float) -> _Sky:
+def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float, shape: tuple[int, int] | None = None) -> _Sky:
+    """`cloud` is the fraction of the upper left part of `shape` (rows, columns) that is cloud, by default of all."""
     if cloud <= 0:
         return _Sky(*np.zeros((4, noise.size, noise.size), np.float32))
     rng = noise.rng("sky")
@@ -309,11 +328,13 @@ def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float) -> _Sky:
     layer += (1.1 - stratus) * noise.field("cumulus", rng.uniform(50, 110), slope=3.3)
     layer += 0.12 * noise.field("wisps", 25, slope=2.4)
     share = rng.uniform(0.08, 0.3)  # of the cloud that is cirrus alone
-    everywhere = np.ones([-(-noise.size // 2)] * 2, bool)
-    thick = _opacity(layer, rng.uniform(2.0, 4.0), cloud * (1 - share), everywhere)
-    free = pool(thick, 2, np.max) <= VISIBLE
+    inside = np.zeros([-(-noise.size // 2)] * 2, bool)
+    inside[tuple(slice(-(-length // 2)) for length in shape or 2 * [noise.size])] = True
+    thick = _opacity(layer, rng.uniform(2.0, 4.0), cloud * (1 - share), inside)
+    free = (pool(thick, 2, np.max) <= VISIBLE) & inside
+    open_sky = free.sum() / inside.sum()
     veil = noise.field("cirrus", 160, slope=2.8, stretch=4, angle=rng.uniform(0, math.pi), shortest=4)
-    cirrus = 0.5 * _opacity(veil, 0.8, (cloud - (~free).mean()) / max(free.mean(), 1e-9), free, 0.5)
+    cirrus = 0.5 * _opacity(veil, 0.8, (cloud - 1 + open_sky) / max(open_sky, 1e-9), free, 0.5)
     # A low sun throws shadows kilometres far; 35 pixels at most here, so that small scenes hold cloud and shadow.
     reach = np.clip(rng.uniform(400, 1500) / math.tan(math.radians(max(elevation, 5))) / 10, 6, 35)
     shift = (round(reach * math.cos(math.radians(azimuth))), -round(reach * math.sin(math.radians(azimuth))))
@@ -330,13 +351,22 @@ def _opacity(field: np.ndarray, density: float, fraction: float, among: np.ndarr
     return -np.expm1(-density * np.clip(field - level, 0, None))
 
 
-def _scene_classification(sky: _Sky, snow: np.ndarray, water: np.ndarray) -> np.ndarray:
-    """Sen2Cor's classes on the 20 m grid; `snow` and `water` are fractions on it."""
-    scl = np.where(snow > 0.4, 11, 5)
-    scl[water > 0.3] = 2
-    scl[water > 0.6] = 6
+def _masks(sky: _Sky, classes: np.ndarray, snow: np.ndarray) -> dict[str, np.ndarray]:
+    """The masks of an acquisition, on the 20 m grid; `classes` are Sen2Cor's of the ground, `snow` is its fraction."""
+    opacity = pool(np.maximum(sky.thick, sky.cirrus), 2, np.mean)
+    return {
+        "scl": _scene_classification(sky, classes),
+        "cloud_probability": np.rint(100 * opacity**0.6).astype(np.uint8),
+        "snow_probability": np.rint(100 * snow * (1 - opacity)).astype(np.uint8),
+    }
+
+
+def _scene_classification(sky: _Sky, classes: np.ndarray) -> np.ndarray:
+    """Sen2Cor's classes, those of the ground below the clouds given."""
+    scl = classes.copy()
     scl[pool(sky.shadow, 2, np.max) > VISIBLE] = 3
     scl[pool(sky.cirrus, 2, np.max) > VISIBLE] = 10
     scl[pool(sky.thick, 2, np.max) > VISIBLE] = 8
     scl[pool(sky.thick, 2, np.mean) > 0.6] = 9
+    scl[classes == 0] = 0
     return scl.astype(np.uint8)

@@ -4,10 +4,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from rasterio.warp import transform_bounds
 from shapely.geometry import box
 
-from cloudjob.archive.make import make_synthetic
+from cloudjob.archive.make import make_from_places, make_synthetic
 from cloudjob.archive.safe import tile_corner
 from cloudjob.errors import ConfigError
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
@@ -95,3 +96,88 @@ def test_small_scenes_of_different_tiles_share_no_ground():
         crs, left, top = tile_corner(tile)
         scenes.append(box(*transform_bounds(crs, "EPSG:4326", left, top - 10_240, left + 10_240, top)))
     assert not any(a.intersects(b) for a, b in combinations(scenes, 2))
+
+
+# --- real places -----------------------------------------------------------------------------------------------
+DAYS = [date(2018, 3, 7), date(2018, 3, 22), date(2018, 4, 26)]
+
+
+def write(path, pixels, corner=(500_000, 4_650_000), crs="EPSG:32633"):
+    facts = {
+        "driver": "GTiff",
+        "count": 4,
+        "dtype": "uint16",
+        "crs": crs,
+        "transform": Affine(10, 0, corner[0], 0, -10, corner[1]),
+    }
+    with rasterio.open(path, "w", **facts, height=pixels.shape[1], width=pixels.shape[2]) as image:
+        image.write(pixels)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Three dates of 70 x 131 pixels of vegetation, a corner of them without data; clouds on the second one."""
+    pixels = np.random.default_rng(4).integers(1300, 2500, (3, 4, 70, 131)).astype(np.uint16)
+    pixels[:, 3] += 2000
+    pixels[..., :9, :6] = 0
+    dates = {day: write(tmp_path / f"{day}.tif", image) for day, image in zip(DAYS, pixels, strict=True)}
+    return {
+        "tile": "33TUG",
+        "dates": dates,
+        "cloudy": [DAYS[1]],
+        "cloud": (0.3, 0.3),
+        "offset": -1000,
+        "seed": 2,
+    }, pixels
+
+
+def test_clouds_over_a_real_place_leave_its_pixels_as_the_truth(tmp_path, place):
+    place, pixels = place
+    names = make_from_places(tmp_path / "archive", places=[place])
+    products = [Product.open(tmp_path / "archive" / f"{name}.SAFE") for name in names]
+    assert [product.name.sensing.date() for product in products] == DAYS
+    for number in (0, 2):
+        assert np.array_equal(read_bands(products[number]), pixels[number])
+        assert products[number].percentages["Cloud_Coverage_Assessment"] == 0
+    (truth,) = (tmp_path / "archive" / "truth").iterdir()
+    assert truth.stem == names[1]
+    with rasterio.open(truth) as image:
+        assert np.array_equal(image.read(), pixels[1])
+    scl, seen = read_scl(products[1]), read_bands(products[1])
+    assert np.isin(scl, (8, 9, 10)).mean() == pytest.approx(0.3, abs=0.03)
+    assert (scl[:4, :3] == 0).all()
+    difference = np.abs(seen.astype(int) - pixels[1]).max(0)
+    assert not difference[:9, :6].any()
+    covered, clear = (np.isin(scl, which).repeat(2, 0).repeat(2, 1)[:70, :131] for which in ((3, 8, 9, 10), (4, 5)))
+    assert (difference[covered] > 0).mean() > 0.9
+    assert (difference[clear] == 0).mean() > 0.8
+    assert difference[clear].max() < 100  # 0.01 of reflectance, at the edge of what counts as cloud
+
+
+def test_a_place_is_made_once_and_another_seed_has_other_clouds(tmp_path, place):
+    place, _ = place
+    folder = tmp_path / "archive"
+    names = make_from_places(folder, places=[place])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert make_from_places(folder, places=[place]) == names
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    others = make_from_places(tmp_path / "other", places=[place | {"seed": 3}])
+    skies = [read_scl(Product.open(f / f"{n[1]}.SAFE")) for f, n in ((folder, names), (tmp_path / "other", others))]
+    assert not np.array_equal(*skies)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path, pixels: path.unlink(), "does not exist"),
+        (lambda path, pixels: write(path, pixels[:, 1:]), "not of the same size, CRS and corner as .*2018-03-07.tif"),
+        (lambda path, pixels: write(path, pixels, crs="EPSG:32632"), "not of the same size, CRS and corner"),
+        (lambda path, pixels: write(path, pixels, corner=(500_010, 4_650_000)), "not of the same size, CRS and corner"),
+    ],
+)
+def test_unusable_places_name_the_file(tmp_path, place, change, message):
+    place, pixels = place
+    change(place["dates"][DAYS[2]], pixels[2])
+    with pytest.raises(ConfigError, match=rf"archive\.places: .*2018-04-26\.tif.* {message}"):
+        make_from_places(tmp_path / "archive", places=[place])

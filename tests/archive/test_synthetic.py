@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from cloudjob.archive.synthetic import acquire
+from cloudjob.archive.synthetic import acquire, overcast
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
 
@@ -24,6 +24,16 @@ def full_size(mask, size):
 def test_cloud_fraction_is_reached(cloud, size):
     scl = shot(cloud=cloud, size=size).scl
     assert np.isin(scl, (8, 9, 10)).mean() == pytest.approx(cloud, abs=0.02)
+
+
+@pytest.mark.parametrize("cloud", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("shape", [(64, 64), (384, 768), (300, 151)])
+def test_cloud_fraction_is_reached_over_real_ground_of_any_shape(cloud, shape):
+    ground = np.full((4, *shape), 2000, np.uint16)
+    classes = np.full([-(-length // 2) for length in shape], 4, np.uint8)
+    seen = overcast(ground, classes, key="a", cloud=cloud, sun=(40, 150))
+    assert np.isin(seen.scl, (8, 9, 10)).mean() == pytest.approx(cloud, abs=0.03)
+    assert set(np.unique(seen.scl)) <= {3, 4, 8, 9, 10}
 
 
 def test_clear_acquisition_has_neither_cloud_nor_shadow():
