@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+GAMMAS = {"0.10": 6.94, "0.05": 16.97}  # relative width of the profile -> its exponent (their eq. 122)
+
 
 class PowerAverage:
     """theta_avg(t) = beta theta_avg(t-1) + (1 - beta) theta(t), beta(t) = (1 - 1/t)^(gamma + 1).
 
-    The profile stretches with training, so that a short run is not dominated by its initial weights. gamma = 6.94 is a
-    relative width of 0.10, 16.97 of 0.05 (their eq. 122). Parameters are averaged in float32; buffers are copied.
+    The profile stretches with training, so that a short run is not dominated by its initial weights. Parameters are
+    averaged in float32; buffers are copied.
     """
 
     def __init__(self, network: nn.Module, *, gamma: float):

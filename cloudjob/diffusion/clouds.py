@@ -21,7 +21,8 @@ _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the
 def lay(batch: dict[str, Tensor], *, share: float, seed: int, samples: list[int]) -> dict[str, Tensor]:
     """For a random `share` of the samples the cloudy image becomes the clear target below other clouds.
 
-    Of the batch: cloudy and clear (N, 4, n, n) reflectance, NaN without data; mask and donor (N, n, n) mask classes.
+    Of the batch: cloudy and clear (N, 4, n, n) reflectance, NaN without data; mask and donor (N, n, n) mask classes;
+    target_days (N,), if it is there, becomes 0.
     The donor, another triplet's mask, is turned and says what lies where; its unknown pixels and those without data
     count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
     is random about a sample is a function of (seed, its number) alone.
@@ -38,10 +39,14 @@ def lay(batch: dict[str, Tensor], *, share: float, seed: int, samples: list[int]
     cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1)[:, None, None]
     cloudy = torch.where(cloud[:, None], cloudy, batch["cloudy"][chosen])
     mask = torch.where(cloud, mask, batch["mask"][chosen])
-    return batch | {
+    laid = {
         "cloudy": batch["cloudy"].index_copy(0, chosen, cloudy),
         "mask": batch["mask"].index_copy(0, chosen, mask),
     }
+    if "target_days" in batch:  # the target now is the ground of the very day
+        days = batch["target_days"][chosen].masked_fill(cloud.flatten(), 0)
+        laid["target_days"] = batch["target_days"].index_copy(0, chosen, days)
+    return batch | laid
 
 
 def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: list[int]) -> Tensor:

@@ -11,10 +11,8 @@ from cloudjob.diffusion import noise
 
 CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA = 0, 1, 2, 3, 4, 255
 
-# Order and width of the condition channels. The notebook of 2025 looks at the first four only.
-CHANNELS = {"cloudy": 4, "cloud": 1, "shadow": 1, "valid": 1, "reference": 4, "present": 1, "anchor": 4}
 _CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
-CONDITION_CHANNELS = sum(CHANNELS.values())
+_DAYS, _ELEVATION = 15.0, 30.0  # days and degrees that count as 1
 
 
 @dataclass(frozen=True)
@@ -53,29 +51,38 @@ class Conditions:
     mask: Tensor  # (N, 1, H, W) uint8 mask classes
     reference: Tensor  # (N, 4, H, W) float32, another date, clear
     present: Tensor  # (N, 1, H, W) bool, where the reference has data
+    sun_elevation: Tensor  # (N,) degrees, on the cloudy date
+    reference_days: Tensor  # (N,) signed days from the wanted date to that of the reference
+    target_days: Tensor  # (N,) signed days from the cloudy date to the wanted one: 0, but in training on real pairs
 
     @classmethod
-    def of(cls, cloudy: Tensor, mask: Tensor, reference: Tensor | None, *, norm: Normalisation) -> "Conditions":
-        """From reflectances (N, 4, H, W) with NaN where there are no data, and mask classes (N, H, W).
+    def of(cls, batch: dict[str, Tensor], *, norm: Normalisation) -> "Conditions":
+        """From cloudy and reference (may lack), reflectances (N, 4, H, W) with NaN where there are no data, and mask
+        classes (N, H, W); sun_elevation, reference_days, target_days (N,) may lack or be NaN, which tells nothing.
 
         Unknown pixels are told as seen (neither cloud nor shadow), but the anchor trusts them no more than cloud.
         """
-        if reference is None:
-            reference = torch.full_like(cloudy, torch.nan)
+        cloudy = batch["cloudy"]
+        reference = batch.get("reference", torch.full_like(cloudy, torch.nan))
         hole = cloudy.isnan().any(1, keepdim=True)
         present = ~reference.isnan().any(1, keepdim=True)
+        nothing = cloudy.new_full((len(cloudy),), torch.nan)
+        numbers = {name: batch.get(name, nothing) for name in ("sun_elevation", "reference_days", "target_days")}
         return cls(
             cloudy=norm.forward(cloudy).nan_to_num(0).masked_fill(hole, 0),
-            mask=mask[:, None].masked_fill(hole, NO_DATA),
+            mask=batch["mask"][:, None].masked_fill(hole, NO_DATA),
             reference=norm.forward(reference).nan_to_num(0) * present,
             present=present,
+            **numbers,
         )
 
     def channels(self) -> Tensor:
         """(N, CONDITION_CHANNELS, H, W) float32 in the order of CHANNELS."""
-        cloud = (self.mask == CLOUD) | (self.mask == CIRRUS)
-        flags = [flag.float() for flag in (cloud, self.mask == SHADOW, self.mask != NO_DATA)]
-        return torch.cat([self.cloudy, *flags, self.reference, self.present.float(), self.anchor], 1)
+        return torch.cat([make(self).float() for _, make in CHANNELS.values()], 1)
+
+    def _everywhere(self, value: Tensor) -> Tensor:
+        """A number a sample (N,) at each of its pixels, 0 where it is not known."""
+        return value.nan_to_num(0)[:, None, None, None].expand_as(self.mask)
 
     @cached_property
     def anchor(self) -> Tensor:
@@ -89,8 +96,8 @@ class Conditions:
         """Without the outermost `margin` pixels, whose part in the anchor remains: neighbouring tiles that see each
         other's pixels continue the same surroundings."""
         inner = slice(margin, -margin or None)
-        fields = (self.cloudy, self.mask, self.reference, self.present)
-        cut = Conditions(*(value[..., inner, inner] for value in fields))
+        images = ("cloudy", "mask", "reference", "present")
+        cut = replace(self, **{name: getattr(self, name)[..., inner, inner] for name in images})
         cut.__dict__["anchor"] = self.anchor[..., inner, inner]
         return cut
 
@@ -101,8 +108,37 @@ class Conditions:
 
     def drop_reference(self, share: float, *, seed: int, indices: list[int]) -> "Conditions":
         """Without the reference for a random `share` of the samples, so that the model learns to work without."""
-        kept = (noise.uniforms(seed, indices, "drop reference") >= share).to(self.cloudy.device)[:, None, None, None]
-        return replace(self, reference=self.reference * kept, present=self.present & kept)
+        kept = _kept(share, seed, indices, "drop reference", like=self.mask)
+        days = torch.where(kept.flatten(), self.reference_days, torch.nan)
+        return replace(self, reference=self.reference * kept, present=self.present & kept, reference_days=days)
+
+    def drop_mask(self, share: float, *, seed: int, indices: list[int]) -> "Conditions":
+        """Without the mask for a random `share` of the samples: nothing is said of what is cloud, nothing trusted."""
+        kept = _kept(share, seed, indices, "drop mask", like=self.mask)
+        return replace(self, mask=torch.where(kept | (self.mask == NO_DATA), self.mask, UNKNOWN))
+
+
+# What the network is told: name -> width and values. A condition more is a line more. The notebook of 2025 looks at the
+# first four channels only.
+CHANNELS = {
+    "cloudy": (4, lambda c: c.cloudy),
+    "cloud": (1, lambda c: (c.mask == CLOUD) | (c.mask == CIRRUS)),
+    "shadow": (1, lambda c: c.mask == SHADOW),
+    "valid": (1, lambda c: c.mask != NO_DATA),
+    "unknown": (1, lambda c: c.mask == UNKNOWN),
+    "reference": (4, lambda c: c.reference),
+    "present": (1, lambda c: c.present),
+    "anchor": (4, lambda c: c.anchor),
+    "sun elevation": (1, lambda c: c._everywhere(c.sun_elevation / _ELEVATION)),
+    "reference days": (1, lambda c: c._everywhere((c.reference_days / _DAYS).clamp(-4, 4))),
+    "target days": (1, lambda c: c._everywhere((c.target_days / _DAYS).clamp(-4, 4))),
+}
+CONDITION_CHANNELS = sum(width for width, _ in CHANNELS.values())
+
+
+def _kept(share: float, seed: int, indices: list[int], use: str, *, like: Tensor) -> Tensor:
+    """(N, 1, 1, 1) bool, false for a random `share` of the samples."""
+    return (noise.uniforms(seed, indices, use) >= share).to(like.device)[:, None, None, None]
 
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:

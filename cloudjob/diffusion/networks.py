@@ -24,12 +24,14 @@ class Size:
 
     widths: tuple[int, ...]
     blocks: int
+    attention: bool = False  # at the lowest resolution, where 256 pixels are 16 or 32 cells wide
 
 
 SIZES = {
     "tiny": Size(widths=(32, 48, 64), blocks=1),
     "small": Size(widths=(64, 128, 192), blocks=1),
     "base": Size(widths=(96, 192, 256, 384), blocks=2),
+    "base-attention": Size(widths=(96, 192, 256, 384), blocks=2, attention=True),
 }
 PRESETS = (*SIZES, "notebook-2025")
 
@@ -101,8 +103,26 @@ class Block(nn.Module):
         return x + self.conv2(F.silu(h * (1 + scale) + shift))
 
 
+class Attention(nn.Module):
+    """x + what every cell gathers from all others, by heads of 64 channels (Vaswani et al. 2017, 3.2); begins as x."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = channels // 64
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        gathered = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(gathered.transpose(-1, -2).reshape(x.shape))
+
+
 class UNet(nn.Module):
-    """No attention: fully convolutional, so the window may be larger at inference than in training.
+    """Fully convolutional (attention too takes any size), so the window may be larger at inference than in training.
 
     Skips are added, which beat concatenation in DiffCR's ablation. The output is a value and a gain on x at each pixel:
     what is left of the noise can be taken off at full resolution, however narrow the network.
@@ -125,6 +145,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in steps)
         self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in reversed(steps))
         self.decoder = nn.ModuleList(stage(width) for width in reversed(widths))
+        self.attention = Attention(widths[-1]) if size.attention else nn.Identity()
         self.norm = nn.GroupNorm(8, widths[0])
         self.head = nn.Conv2d(widths[0], 2 * BANDS * CELL**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
@@ -141,6 +162,7 @@ class UNet(nn.Module):
             for block in blocks:
                 h = block(h, embedding)
             skips.append(h)
+        h = self.attention(h)
         for index, blocks in enumerate(self.decoder):
             if index:
                 h = self.up[index - 1](F.interpolate(h, scale_factor=2.0, mode="nearest")) + skips[-1 - index]

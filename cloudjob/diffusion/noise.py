@@ -56,10 +56,12 @@ def field(seed: int, *, rows: range, cols: range, bands: int, member: int = 0, s
     """A window of a scene's standard normal noise: float32 (bands, rows, cols), keyed by absolute row and column.
 
     Any window equals, bit for bit, the same window cut out of a bigger field. `member` numbers the ensemble members,
-    `step` the draws of a stochastic sampler.
+    `step` the draws of a stochastic sampler. Members 2k and 2k + 1 are antithetic, n and -n: each is a fair draw, and
+    what is random about their mean all but cancels (Hammersley & Morton 1956).
     """
-    keys = _key(seed, "scene", member, step)[None]
-    return _normal(keys, rows=rows, cols=cols, bands=bands, device=device)[0]
+    keys = _key(seed, "scene", member // 2, step)[None]
+    drawn = _normal(keys, rows=rows, cols=cols, bands=bands, device=device)[0]
+    return -drawn if member % 2 else drawn
 
 
 def normals(seed: int, indices: list[int], use: str, *, like: Tensor) -> Tensor:
@@ -67,6 +69,12 @@ def normals(seed: int, indices: list[int], use: str, *, like: Tensor) -> Tensor:
     keys = _key(seed, use, torch.tensor(indices))
     bands, height, width = like.shape[1:]
     return _normal(keys, rows=range(height), cols=range(width), bands=bands, device=like.device)
+
+
+def draws(seed: int, indices: list[int], *, member: int, step: int, like: Tensor) -> Tensor:
+    """The noise of a sampler for single windows: as `field`, but keyed by their numbers as `normals`."""
+    drawn = normals(seed, indices, f"member {member // 2} step {step}", like=like)
+    return -drawn if member % 2 else drawn
 
 
 def uniforms(seed: int, indices: list[int], use: str) -> Tensor:

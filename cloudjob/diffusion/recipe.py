@@ -1,62 +1,86 @@
 """A recipe: network, process and normalisation that belong together, as a configuration or checkpoint names them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor, nn
 
 from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation, turn
-from cloudjob.diffusion.processes import Ddpm, Noise, Residual
+from cloudjob.diffusion.ddpm import Ddpm
+from cloudjob.diffusion.processes import Regression, Residual, measure_drift, measure_spread
+from cloudjob.diffusion.samplers import Noise
+
+Process = Residual | Regression | Ddpm
+PROCESSES = {"residual": Residual, "regression": Regression, "ddpm": Ddpm}
+_TURNED = ("cloudy", "clear", "reference", "mask", "donor")
 
 
 @dataclass(frozen=True)
 class Recipe:
     preset: str
-    process: Residual | Ddpm
+    process: Process
     norm: Normalisation
 
     @classmethod
-    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], spread=None) -> "Recipe":
-        """`process` is residual or ddpm; mean and std per band are those of the training split's reflectance.
+    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], **options) -> "Recipe":
+        """`process` is one of PROCESSES and `options` its fields; mean and std per band are those of the training
+        split's reflectance. The network of the notebook of 2025 has the notebook's own scaling: its images are noise
+        partly because of it."""
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        if process == "regression":
+            plain.setdefault("spread", Residual.spread)
+        norm = NOTEBOOK_2025 if preset == "notebook-2025" else Normalisation(tuple(mean), tuple(std))
+        return cls(preset, PROCESSES[process](**plain), norm)
 
-        `spread` is that of the residual process, from `measure`. With ddpm the 2025 notebook's own scaling is used:
-        its images are noise partly because of it.
-        """
-        if process == "ddpm":
-            return cls(preset, Ddpm(), NOTEBOOK_2025)
-        fitted = Residual(spread=tuple(spread)) if spread else Residual()
-        return cls(preset, fitted, Normalisation(tuple(mean), tuple(std)))
+    @classmethod
+    def load(cls, state: dict, device) -> tuple["Recipe", nn.Module]:
+        """Recipe and network of a checkpoint, ready to restore: the weights that were chosen after training."""
+        recipe = cls.of(**state["recipe"])
+        network = recipe.network().to(device).eval()
+        network.load_state_dict(state["averages"].get(state["chosen"], state["model"]))
+        return recipe, network
 
     def facts(self) -> dict:
         """What `of` takes to make this recipe again, in plain values for a checkpoint."""
+        name = next(name for name, kind in PROCESSES.items() if isinstance(self.process, kind))
+        options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.process).items()}
         plain = {"preset": self.preset, "mean": list(self.norm.mean), "std": list(self.norm.std)}
-        if isinstance(self.process, Ddpm):
-            return plain | {"process": "ddpm"}
-        return plain | {"process": "residual", "spread": list(self.process.spread)}
+        return plain | {"process": name} | options
 
     def measure(self, batch: dict[str, Tensor]) -> "Recipe":
-        """With the residual's spread as it is in this batch (see `loss` for its arrays)."""
+        """With the spread (and drift) of the process as they are in this batch (see `loss` for its arrays)."""
         if isinstance(self.process, Ddpm):
             return self
         clean, valid, conditions = self._parts(batch)
-        return replace(self, process=Residual.measured(clean, conditions, valid))
+        found = {"spread": measure_spread(clean, conditions, valid)}
+        if isinstance(self.process, Residual) and self.process.alpha:
+            found["drift"] = measure_drift(clean, conditions, valid, found["spread"])
+        return replace(self, process=replace(self.process, **found))
 
     def _parts(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Conditions]:
         """Normalised clear image, where it has data, and conditions."""
-        conditions = Conditions.of(batch["cloudy"], batch["mask"], batch.get("reference"), norm=self.norm)
         clean = self.norm.forward(batch["clear"])
-        return clean.nan_to_num(0), clean.isfinite().all(1, keepdim=True), conditions
+        return clean.nan_to_num(0), clean.isfinite().all(1, keepdim=True), Conditions.of(batch, norm=self.norm)
 
     def network(self) -> nn.Module:
         return networks.build(self.preset, condition_channels=CONDITION_CHANNELS)
 
-    @property
-    def sampler(self) -> str:
-        return "euler" if isinstance(self.process, Residual) else "ancestral"
+    def sampler(self, wanted: str) -> str:
+        """`wanted`, one of SAMPLERS; "auto" is the one that suits the process."""
+        return ("ancestral" if isinstance(self.process, Ddpm) else "euler") if wanted == "auto" else wanted
 
-    def steps(self, wanted: int) -> int:
-        """The sampling steps that are taken: ancestral sampling needs all of them."""
-        return wanted if isinstance(self.process, Residual) else self.process.timesteps
+    def steps(self, wanted: int, sampler: str) -> int:
+        """The sampling steps that are taken: one of a regression, all of a Ddpm's where they are ancestral."""
+        if isinstance(self.process, Regression):
+            return 1
+        return self.process.timesteps if isinstance(self.process, Ddpm) and sampler == "ancestral" else wanted
+
+    def terms(self, network: nn.Module, batch: dict[str, Tensor], *, seed: int, samples: list[int], **drop: float):
+        """(Terms of the process, conditions, where the clear image has data): `loss` without its weights."""
+        clean, valid, conditions = self._parts(batch)
+        conditions = conditions.drop_reference(drop.get("drop_reference", 0), seed=seed, indices=samples)
+        seen = conditions.drop_mask(drop.get("drop_mask", 0), seed=seed, indices=samples)
+        return self.process.loss_terms(network, clean, seen, seed=seed, indices=samples), conditions, valid
 
     def loss(
         self,
@@ -67,36 +91,39 @@ class Recipe:
         samples: list[int],
         clear_weight: float,
         drop_reference: float,
+        drop_mask: float,
         synthetic_clouds: float,
     ) -> Tensor:
         """Scalar loss of a batch: cloudy, clear, reference (may lack) (N, 4, n, n) reflectance with NaN where there is
-        none, mask and, for `synthetic_clouds` (a share of the samples, see `clouds.lay`), donor (N, n, n) classes.
-        What is random about a sample is a function of (seed, its number) alone."""
-        batch = {name: turn(value, seed=seed, indices=samples) for name, value in batch.items()}
+        none, mask and, for `synthetic_clouds` (a share of the samples, see `clouds.lay`), donor (N, n, n) classes; and
+        the numbers of Conditions.of. What is random about a sample is a function of (seed, its number) alone."""
+        turned = {name: turn(batch[name], seed=seed, indices=samples) for name in _TURNED if name in batch}
+        batch = batch | turned
         if synthetic_clouds:
             batch = clouds.lay(batch, share=synthetic_clouds, seed=seed, samples=samples)
-        clean, valid, conditions = self._parts(batch)
-        conditions = conditions.drop_reference(drop_reference, seed=seed, indices=samples)
-        terms = self.process.loss_terms(network, clean, conditions, seed=seed, indices=samples)
+        drop = {"drop_reference": drop_reference, "drop_mask": drop_mask}
+        terms, conditions, valid = self.terms(network, batch, seed=seed, samples=samples, **drop)
         weights = losses.pixel_weights(conditions.mask, valid, clear_weight=clear_weight)
-        return losses.weighted_mse(terms.prediction, terms.target, weights)
+        return losses.weighted_mse(terms.prediction, terms.target, weights * terms.weight)
 
     def restore(
         self,
         network: nn.Module,
-        cloudy: Tensor,
-        mask: Tensor,
-        reference: Tensor | None,
+        batch: dict[str, Tensor],
         *,
         noise: Noise,
         steps: int,
+        sampler: str = "auto",
         margin: int = 0,
     ) -> Tensor:
-        """A sample of the ground's reflectance (N, 4, H, W), given cloudy and reference ones and the mask (N, H, W).
+        """A sample of the ground's reflectance (N, 4, H, W), given what Conditions.of takes.
 
         The images may be larger than what is restored, by `margin` pixels on each side: the surroundings of a tile.
         """
-        conditions = Conditions.of(cloudy, mask, reference, norm=self.norm).within(margin)
-        limits = None if isinstance(self.process, Ddpm) else self.norm.limits()
-        clean = self.process.sample(network, conditions, noise=noise, steps=self.steps(steps), limits=limits)
+        conditions = Conditions.of(batch, norm=self.norm).within(margin)
+        limits = None if self.preset == "notebook-2025" else self.norm.limits()
+        sampler = self.sampler(sampler)
+        clean = self.process.sample(
+            network, conditions, noise=noise, steps=self.steps(steps, sampler), limits=limits, sampler=sampler
+        )
         return self.norm.inverse(clean)

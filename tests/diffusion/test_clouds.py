@@ -162,7 +162,7 @@ def test_the_loss_of_a_sample_is_the_same_in_any_batch_with_and_without_a_refere
     recipe = Recipe.of("tiny", "residual", mean=[0.5] * 4, std=[0.3] * 4)
     torch.manual_seed(0)
     network = recipe.network()
-    options = {"seed": 3, "clear_weight": 0.2, "drop_reference": 0.5, "synthetic_clouds": 0.5}
+    options = {"seed": 3, "clear_weight": 0.2, "drop_reference": 0.5, "drop_mask": 0.3, "synthetic_clouds": 0.5}
     for arrays in (batch, batch | {"reference": batch["clear"] + 0.05}):
         halves = [list(range(6)), list(range(6, COUNT))]
         parts = [recipe.loss(network, some(arrays, h), samples=[SAMPLES[p] for p in h], **options) for h in halves]

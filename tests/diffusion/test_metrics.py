@@ -1,8 +1,16 @@
 import csv
+import json
+import math
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional import image as torchmetrics
 
 from cloudjob.diffusion import metrics
 
@@ -55,14 +63,166 @@ def test_the_high_pass_ratio_finds_noise_and_blur():
     assert metrics.score(TRUTH * 0 + 0.5, TRUTH, ALL)["high_pass_ratio"] == pytest.approx(0, abs=1e-4)
 
 
+def test_bands_are_scored_alone():
+    found = metrics.score(PRED, TRUTH, ALL)["bands"]
+    for number, (pred, truth) in enumerate(zip(PRED[:, None], TRUTH[:, None], strict=True)):
+        alone = metrics.score(pred, truth, ALL)
+        assert {key: values[number] for key, values in found.items()} == {key: alone[key] for key in found}
+    assert set(found) == {"mae", "rmse", "psnr", "ssim", "high_pass_ratio"}
+
+
+def numbers(score) -> list[float]:
+    if isinstance(score, dict):
+        score = list(score.values())
+    return [number for each in score for number in numbers(each)] if isinstance(score, list) else [score]
+
+
 def test_no_pixels_no_scores():
     found = metrics.score(PRED, TRUTH, ~ALL)
     assert found.pop("pixels") == 0
-    assert np.isnan(list(found.values())).all()
+    assert np.isnan(numbers(found)).all()
     assert set(found) | {"pixels"} == set(metrics.score(PRED, TRUTH, ALL))
+    assert len(numbers(found)) == len(numbers(metrics.score(PRED, TRUTH, ALL))) - 1
     edge = np.zeros_like(ALL)
     edge[0] = True
     assert np.isnan(metrics.score(PRED, TRUTH, edge)["ssim"])
+
+
+def waves(wavelength: float, size: int = 128) -> np.ndarray:
+    """(1, size, size) of amplitude 0.1 (RMS 0.0707) round 0.5, along the columns."""
+    wave = 0.5 + 0.1 * np.sin(2 * np.pi * np.arange(size) / wavelength + 0.4)
+    return np.broadcast_to(wave, (1, size, size)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("octave", "wavelength"), [(0, 2.5), (1, 6), (2, 12), (3, 24)])
+def test_waves_are_found_in_their_octave(octave, wavelength):
+    image = waves(wavelength)
+    found = metrics.octave_amplitudes(image, np.ones(image.shape[1:], bool))
+    assert np.argmax(found) == octave
+    assert 0.4 < found[octave] / image.std() <= 1
+
+
+def test_the_spectrum_tells_octaves_apart():
+    truth = sum(waves(wavelength) for wavelength in (2.5, 6, 12, 24)) - 1.5
+    pixels = np.ones(truth.shape[1:], bool)
+    assert metrics.score(truth * 2, truth, pixels)["spectrum"] == pytest.approx([20 * math.log10(2)] * 4, abs=1e-3)
+    blurred = metrics.score(gaussian_filter(truth, (0, 1.5, 1.5)), truth, pixels)["spectrum"]
+    assert blurred[0] < -15 < blurred[1] < -3 < blurred[2] < blurred[3] < 0.1
+    noise = np.random.default_rng(1).normal(0, 0.1, truth.shape).astype(np.float32)
+    noisy = metrics.score(truth + noise, truth, pixels)["spectrum"]
+    assert noisy[0] > 3 > noisy[1] > noisy[2] > noisy[3] > -0.1
+    assert np.isnan(metrics.score(noise, truth * 0, pixels)["spectrum"]).all()
+    assert metrics.score(truth * 0, truth, pixels)["spectrum"] == [-np.inf] * 4
+
+
+def test_octaves_see_nothing_outside_of_the_pixels():
+    mask = gaussian_filter(np.random.default_rng(2).normal(size=ALL.shape), 4) > 0
+    outside = np.where(mask, TRUTH, np.nan)
+    assert metrics.octave_amplitudes(outside, mask) == metrics.octave_amplitudes(TRUTH, mask)
+    assert metrics.octave_amplitudes(np.where(mask, 0.3, TRUTH), mask) == [0] * 4
+    whole = np.array(metrics.octave_amplitudes(TRUTH, ALL))
+    assert np.array(metrics.octave_amplitudes(TRUTH, mask))[:2] == pytest.approx(whole[:2], rel=0.15)
+
+
+def halves() -> dict[str, np.ndarray]:
+    left = np.arange(ALL.shape[1]) < 15
+    return {"left": ALL & left, "right": ALL & ~left}
+
+
+def test_pooled_parts_are_the_whole():
+    rows = list(metrics.scores(PRED, TRUTH, halves()).values())
+    pooled, whole = metrics.pool(rows), metrics.score(PRED, TRUTH, ALL)
+    assert set(pooled) == set(whole) | {"psnr_mean"}
+    assert pooled["pixels"] == whole["pixels"]
+    for key in ("mae", "rmse", "psnr", "sam"):
+        assert pooled[key] == pytest.approx(whole[key])
+    for key in ("mae", "rmse", "psnr"):
+        assert pooled["bands"][key] == pytest.approx(whole["bands"][key])
+    assert pooled["psnr_mean"] == pytest.approx((rows[0]["psnr"] + rows[1]["psnr"]) / 2)
+    assert pooled["spectrum"] == pytest.approx(whole["spectrum"], abs=0.3)  # the cut is an edge
+    assert numbers(metrics.pool([whole, whole]))[1:] == pytest.approx(numbers(metrics.pool([whole]))[1:])
+
+
+def test_pooling_weighs_by_pixels_and_pools_powers():
+    few, many = metrics.scores(PRED, TRUTH, halves()).values()
+    pooled = metrics.pool([few, many])
+    ssim = (few["ssim"] * few["pixels"] + many["ssim"] * many["pixels"]) / ALL.size
+    assert pooled["ssim"] == pytest.approx(ssim)
+    power = {
+        image: (few["octaves"][image][1] ** 2 * few["pixels"] + many["octaves"][image][1] ** 2 * many["pixels"])
+        for image in ("pred", "truth")
+    }
+    assert pooled["spectrum"][1] == pytest.approx(10 * math.log10(power["pred"] / power["truth"]))
+
+
+def test_pooling_leaves_out_what_could_not_be_measured():
+    """As rows come back from JSON: None for what was not finite."""
+    row = metrics.score(PRED, TRUTH, ALL)
+    nothing = json.loads(json.dumps(metrics.score(PRED, TRUTH, ~ALL)).replace("NaN", "null"))
+    assert metrics.pool([row, nothing]) == metrics.pool([row])
+    assert np.isnan(numbers({**metrics.pool([nothing]), "pixels": np.nan})).all()
+    perfect = json.loads(json.dumps(metrics.score(TRUTH, TRUTH, ALL)).replace("Infinity", "null"))
+    assert metrics.pool([perfect])["psnr"] == metrics.pool([perfect, row])["psnr_mean"] == np.inf
+    assert metrics.pool([perfect, row])["psnr"] == pytest.approx(row["psnr"] + 10 * math.log10(2))
+
+
+SUMS = np.random.default_rng(3).uniform((500, 5, 5), (5000, 50, 40), (13, 3))  # pixels, squared errors of two methods
+
+
+def test_the_bootstrap_agrees_with_scipy():
+    found = metrics.bootstrap(SUMS, metrics.pooled_psnr, draws=20_000, level=0.9)
+
+    def pooled(index, axis):
+        return metrics.pooled_psnr(SUMS[index].sum(axis - 1))
+
+    options = {"n_resamples": 20_000, "confidence_level": 0.9, "method": "percentile", "rng": 1}
+    expected = stats.bootstrap((np.arange(13),), pooled, vectorized=True, **options).confidence_interval
+    assert found == pytest.approx(tuple(expected), abs=0.05)
+    assert found[0] < metrics.pooled_psnr(SUMS.sum(0)) < found[1]
+
+
+def test_the_bootstrap_of_a_difference_pairs_the_draws():
+    def gain(sums):
+        return metrics.pooled_psnr(sums[:, [0, 1]]) - metrics.pooled_psnr(sums[:, [0, 2]])
+
+    always_one_better = SUMS[:, [0, 1, 1]] * (1, 1, 10**0.1)
+    assert metrics.bootstrap(always_one_better, gain) == pytest.approx((1, 1))
+    low, high = metrics.bootstrap(SUMS, gain)
+    assert low < gain(SUMS.sum(0, keepdims=True))[0] < high
+    assert (low, high) == metrics.bootstrap(SUMS, gain) != metrics.bootstrap(SUMS, gain, seed=1)
+
+
+def test_the_bootstrap_of_one_group_has_no_interval():
+    assert np.isnan(metrics.bootstrap(SUMS[:1], metrics.pooled_psnr)).all()
+
+
+def test_the_seam_index_finds_steps_at_the_edges_of_tiles():
+    flat = np.random.default_rng(4).normal(0, 0.01, (4, 64, 96)).astype(np.float32)
+    everywhere = np.ones((64, 96), bool)
+    assert metrics.seam_index(flat, everywhere, [0, 32], [32, 64]) == pytest.approx(1, abs=0.15)
+    tiled = flat + np.float32(0.1) * (np.arange(96) >= 64)
+    assert metrics.seam_index(tiled, everywhere, [], [64]) > 5
+    assert metrics.seam_index(tiled, everywhere, [], [63]) < 1.2
+    assert metrics.seam_index(tiled.swapaxes(1, 2), everywhere.T, [64], []) > 5
+    assert metrics.seam_index(tiled, everywhere & (np.arange(96) < 64), [32], [64]) == pytest.approx(1, abs=0.15)
+
+
+@given(st.integers(1, 8), st.integers(1, 10))
+def test_the_seam_index_of_a_ramp_with_a_jump(row, col):
+    ramp = np.add.outer(np.arange(9.0), np.arange(11.0))[None]
+    jump = np.add.outer(3.0 * (np.arange(9) >= row), 3.0 * (np.arange(11) >= col))
+    found = metrics.seam_index(ramp + jump, np.ones((9, 11), bool), [row], [col])
+    assert found == pytest.approx(4)
+
+
+def test_the_seam_index_where_it_cannot_be_measured():
+    assert np.isnan(metrics.seam_index(TRUTH, ALL, [0, 48], []))
+    assert np.isnan(metrics.seam_index(TRUTH, ~ALL, [10], [10]))
+    assert np.isnan(metrics.seam_index(TRUTH * 0, ALL, [10], [10]))
+    holes = TRUTH.copy()
+    holes[0, 9] = np.nan
+    assert np.isnan(metrics.seam_index(holes, ALL, [10], []))
+    assert metrics.seam_index(holes, ALL, [10, 20], []) > 0
 
 
 def test_reproduces_the_published_predictions_scores(shared_data):
@@ -75,12 +235,22 @@ def test_reproduces_the_published_predictions_scores(shared_data):
             return file.read().astype(np.float32) / 10_000
 
     with (folder / "reference_metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))[:6]
+        rows = list(csv.DictReader(file))
     for row in rows:
-        pred = read({"cloudy_input": "cloudy"}.get(row["image"], row["image"]), row)
-        found = metrics.score(pred, read("clear", row), np.ones(pred.shape[1:], bool))
+        pred, truth = read({"cloudy_input": "cloudy"}.get(row["image"], row["image"]), row), read("clear", row)
+        found = metrics.score(pred, truth, np.ones(pred.shape[1:], bool))
         assert found["psnr"] == pytest.approx(float(row["psnr_skimage"]), abs=1e-3)
+        assert found["psnr"] == pytest.approx(float(row["psnr_torchmetrics"]), abs=1e-3)
         assert found["ssim"] == pytest.approx(float(row["ssim_gauss_skimage_bandmean"]), abs=1e-4)
         assert found["mae"] == pytest.approx(float(row["mae"]), abs=1e-5)
         assert found["rmse"] == pytest.approx(float(row["rmse"]), abs=1e-5)
         assert found["sam"] == pytest.approx(float(row["sam_deg"]), abs=1e-3)
+        # torchmetrics counts the image's border too, mirrored: its map is ours but for these 5 pixels.
+        whole, similarity = torchmetrics.structural_similarity_index_measure(
+            torch.tensor(pred)[None], torch.tensor(truth)[None], data_range=1.0, return_full_image=True
+        )
+        assert float(whole) == pytest.approx(float(row["ssim_torchmetrics"]), abs=1e-4)
+        ours = metrics.ssim_map(pred, truth)[:, 5:-5, 5:-5]
+        assert np.abs(ours - similarity[0, :, 5:-5, 5:-5].numpy()).max() < 2e-3
+        angle = float(torchmetrics.spectral_angle_mapper(torch.tensor(pred)[None], torch.tensor(truth)[None]))
+        assert found["sam"] == pytest.approx(math.degrees(angle), abs=1e-2)

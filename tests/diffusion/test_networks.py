@@ -14,7 +14,12 @@ def test_the_notebooks_network_is_rebuilt_exactly():
 
 @pytest.mark.parametrize(
     ("preset", "parameters", "gmacs"),
-    [("tiny", (0.3e6, 0.6e6), 2.5), ("small", (1.5e6, 4e6), 20), ("base", (10e6, 25e6), 60)],
+    [
+        ("tiny", (0.3e6, 0.6e6), 2.5),
+        ("small", (1.5e6, 4e6), 20),
+        ("base", (10e6, 25e6), 60),
+        ("base-attention", (10e6, 25e6), 60),
+    ],
 )
 def test_presets_keep_their_budget(preset, parameters, gmacs):
     counted = describe(preset, 256, condition_channels=CONDITION_CHANNELS)
@@ -57,3 +62,21 @@ def test_every_parameter_is_trained_and_every_input_is_used(preset):
 def test_an_unknown_preset_is_named():
     with pytest.raises(ValueError, match="huge"):
         build("huge", condition_channels=4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_and_the_order_of_memory_change_little(preset, layout):
+    torch.manual_seed(0)
+    network = build(preset, condition_channels=CONDITION_CHANNELS).eval()
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    x, level, conditions = torch.randn(1, 4, 32, 32), torch.rand(1), torch.randn(1, CONDITION_CHANNELS, 32, 32)
+    with torch.no_grad():
+        plain = network(x, level, conditions)
+        other = network.to(memory_format=layout)(x.to(memory_format=layout), level, conditions)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = network(x, level, conditions)
+    assert torch.allclose(plain, other, atol=1e-3 * float(plain.abs().max()))
+    assert float((low.float() - plain).square().mean()) < 2e-3 * float(plain.square().mean())

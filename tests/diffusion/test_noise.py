@@ -36,7 +36,7 @@ def test_every_part_of_the_key_gives_an_independent_field():
             {},
             {"seed": 4},
             {"seed": -4},
-            {"member": 1},
+            {"member": 2},
             {"step": 1},
             {"rows": range(201, 457)},
             {"cols": range(1, 257)},
@@ -50,11 +50,22 @@ def test_every_part_of_the_key_gives_an_independent_field():
 
 def test_the_bits_are_pinned():
     """Outputs made again by a later version, or on another device, must have the same noise."""
-    field = noise.field(2025, rows=range(5490, 5492), cols=range(3), bands=1, member=1, step=2)
+    field = noise.field(2025, rows=range(5490, 5492), cols=range(3), bands=1, member=2, step=2)
     expected = [[1.3836781978607178, 0.00920441746711731, -0.8185021877288818]]
     expected += [[-0.008543774485588074, 0.22303086519241333, -0.9876559376716614]]
     assert field[0].tolist() == expected
     assert noise.uniforms(2025, [0, 10**9], "sigma").tolist() == [0.7882005121639908, 0.6749000139608721]
+
+
+def test_members_of_a_pair_are_antithetic():
+    key = {"seed": 3, "rows": range(8), "cols": range(8), "bands": 2, "step": 1}
+    assert torch.equal(noise.field(**key, member=5), -noise.field(**key, member=4))
+    like = torch.empty(2, 2, 8, 8)
+    drawn = [noise.draws(3, [7, 8], member=member, step=1, like=like) for member in range(4)]
+    assert torch.equal(drawn[1], -drawn[0])
+    assert torch.equal(drawn[3], -drawn[2])
+    assert not torch.equal(drawn[2], drawn[0])
+    assert torch.equal(noise.draws(3, [8], member=0, step=1, like=like[:1])[0], drawn[0][1])
 
 
 def test_draws_belong_to_the_sample():

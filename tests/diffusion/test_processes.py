@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from cloudjob.diffusion.conditions import Conditions, Normalisation
+from cloudjob.diffusion.ddpm import Ddpm
 from cloudjob.diffusion.losses import pixel_weights, weighted_mse
 from cloudjob.diffusion.networks import build
-from cloudjob.diffusion.noise import uniforms
-from cloudjob.diffusion.processes import Ddpm, Residual
+from cloudjob.diffusion.processes import Regression, Residual, measure_drift, measure_spread
 
 NORM = Normalisation(mean=(0.0,) * 4, std=(1.0,) * 4)
 WIDE = (torch.tensor(-1e9), torch.tensor(1e9))
@@ -18,7 +18,7 @@ def batch(count: int = 2, size: int = 8) -> tuple[torch.Tensor, Conditions]:
     torch.manual_seed(0)
     clean, cloudy, reference = torch.randn(3, count, 4, size, size)
     mask = torch.randint(0, 4, (count, size, size), dtype=torch.uint8)
-    return clean, Conditions.of(cloudy, mask, reference, norm=NORM)
+    return clean, Conditions.of({"cloudy": cloudy, "mask": mask, "reference": reference}, norm=NORM)
 
 
 def normal_noise(step: int, *, count: int = 2, size: int = 8) -> torch.Tensor:
@@ -52,7 +52,8 @@ def test_the_target_has_unit_variance_at_every_sigma():
     image = torch.randn(2, 4, 64, 64)
     for sigma in (0.05, 1.0, 30.0):
         process = Residual(sigma_min=sigma, sigma_max=sigma * 1.0001)
-        conditions = Conditions.of(torch.zeros_like(image), torch.ones(2, 64, 64, dtype=torch.uint8), None, norm=NORM)
+        batch = {"cloudy": torch.zeros_like(image), "mask": torch.ones(2, 64, 64, dtype=torch.uint8)}
+        conditions = Conditions.of(batch, norm=NORM)
         terms = process.loss_terms(lambda x, *_: x, image, conditions, seed=0, indices=[0, 1])
         assert terms.target.std() == pytest.approx(1, abs=0.03)
         assert terms.prediction.std() == pytest.approx(1, abs=0.03)  # the scaled input
@@ -92,10 +93,11 @@ def test_the_spread_is_measured_for_each_kind_of_pixel():
     valid = torch.ones(8, 1, 32, 32, dtype=torch.bool)
     valid[..., 0] = False
     ground[..., 0] = 1e6
-    with_reference = Conditions.of(cloudy, mask, reference, norm=NORM)
-    assert Residual.measured(ground, with_reference, valid).spread == pytest.approx((0.2, 0.5, 1), rel=0.03)
-    without = Conditions.of(cloudy, mask, None, norm=NORM)
-    assert Residual.measured(2 * ground, without, valid, rho=5).spread[1:] == pytest.approx((1, 2), rel=0.03)
+    seen = {"cloudy": cloudy, "mask": mask}
+    with_reference = Conditions.of(seen | {"reference": reference}, norm=NORM)
+    assert measure_spread(ground, with_reference, valid) == pytest.approx((0.2, 0.5, 1), rel=0.03)
+    without = Conditions.of(seen, norm=NORM)
+    assert measure_spread(2 * ground, without, valid)[1:] == pytest.approx((1, 2), rel=0.03)
 
 
 def test_sigmas_fall_to_zero():
@@ -120,7 +122,7 @@ def test_the_share_at_sigma_max():
     assert (levels[0] > 0.999).float().mean() == pytest.approx(0.3, abs=0.07)
 
 
-@pytest.mark.parametrize("process", [Residual(), Ddpm()])
+@pytest.mark.parametrize("process", [Residual(), Residual(alpha=1.5, drift=(2.0, 0.3)), Ddpm()])
 def test_a_draw_belongs_to_the_sample_not_to_the_batch(process):
     clean, conditions = batch(count=3)
     alone = Conditions(*(getattr(conditions, field.name)[2:] for field in dataclasses.fields(conditions)))
@@ -128,49 +130,6 @@ def test_a_draw_belongs_to_the_sample_not_to_the_batch(process):
     single = process.loss_terms(lambda x, *_: x, clean[2:], alone, seed=4, indices=[9])
     assert torch.equal(together.target[2], single.target[0])
     assert torch.equal(together.prediction[2], single.prediction[0])
-
-
-def test_ddpm_noises_by_the_closed_form():
-    clean, conditions = batch()
-    terms = Ddpm().loss_terms(lambda x, level, _: x, clean, conditions, seed=1, indices=[3, 4])
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    for sample, t in enumerate((uniforms(1, [3, 4], "timestep") * 1000).long()):
-        alpha_bar = math.prod((1 - betas[: t + 1]).tolist())
-        x = alpha_bar**0.5 * clean[sample] + (1 - alpha_bar) ** 0.5 * terms.target[sample]
-        assert torch.allclose(terms.prediction[sample], x, atol=1e-5)
-
-
-def test_ddpm_follows_the_ancestral_recursion_of_the_paper():
-    """Algorithm 2 of Ho et al., written step by step in its own form (predicted noise, not x0)."""
-    _, conditions = batch()
-    process = Ddpm(timesteps=50)
-
-    def network(x, level, channels):
-        return torch.tanh(x) * (0.5 + level[:, None, None, None])
-
-    x, alpha_bar = normal_noise(0).double(), 1.0
-    alphas = [1 - (1e-4 + (0.02 - 1e-4) * t / 49) for t in range(50)]
-    bars = [alpha_bar := alpha_bar * alpha for alpha in alphas]
-    for draw, t in enumerate(range(49, -1, -1)):
-        predicted = network(x, torch.full((2,), t / 50), None)
-        x = (x - (1 - alphas[t]) / (1 - bars[t]) ** 0.5 * predicted) / alphas[t] ** 0.5
-        if t:
-            x = x + (1 - alphas[t]) ** 0.5 * normal_noise(draw + 1)
-    found = process.sample(network, conditions, noise=normal_noise, steps=50)
-    assert torch.allclose(found.double(), x, atol=1e-4)
-
-
-def test_ddpm_with_the_true_noise_gives_back_the_ground():
-    clean, conditions = batch()
-    process = Ddpm()
-    bars = process.alpha_bar()
-
-    def network(x, level, channels):
-        alpha_bar = bars[(level[0] * 1000).round().long()]
-        return (x - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-
-    found = process.sample(network, conditions, noise=normal_noise, steps=20)
-    assert torch.allclose(found, clean, atol=1e-3)
 
 
 def test_weights_follow_the_mask():
@@ -190,8 +149,69 @@ def test_a_few_steps_of_training_lower_the_loss():
     losses = []
     for _ in range(30):
         terms = Residual().loss_terms(network, clean, conditions, seed=0, indices=[0, 1, 2, 3])
-        losses.append(weighted_mse(*terms, torch.ones(4, 1, 16, 16)))
+        losses.append(weighted_mse(terms.prediction, terms.target, torch.ones(4, 1, 16, 16)))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
+def test_with_the_measured_drift_input_and_target_have_unit_variance_at_every_sigma(alpha):
+    torch.manual_seed(1)
+    ground = torch.randn(16, 4, 32, 32)
+    seen = {"cloudy": ground + 2 * torch.randn(16, 4, 1, 1), "mask": torch.ones(16, 32, 32, dtype=torch.uint8)}
+    conditions, everywhere = Conditions.of(seen, norm=NORM), torch.ones(16, 1, 32, 32, dtype=torch.bool)
+    spread = measure_spread(ground, conditions, everywhere)
+    drift = measure_drift(ground, conditions, everywhere, spread)
+    for sigma in (0.05, 1.0, 30.0):
+        process = Residual(spread, alpha, drift, sigma_min=sigma, sigma_max=sigma * 1.0001)
+        terms = process.loss_terms(lambda x, *_: x, ground, conditions, seed=0, indices=list(range(16)))
+        assert terms.prediction.square().mean() == pytest.approx(1, abs=0.05)  # the scaled input
+        assert terms.target.square().mean() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver_2m"])
+def test_drawn_towards_the_cloudy_image_it_samples_a_gaussian_by_the_closed_form(alpha, sampler):
+    """r ~ N(m, s^2), so D(x; sigma) is linear, and dx/dsigma = (x - D) / sigma is solved by the map of one normal
+    variable to the other; with a drift, for s = 0, it ends in m wherever it began."""
+    torch.manual_seed(0)
+    _, conditions = batch(size=4)
+    mean, spread = 0.3, 0.0 if alpha else 0.5
+    process = Residual(spread=(1.0, 1.0, 1.0), alpha=alpha, sigma_min=1e-3)
+    mu = alpha * (conditions.cloudy - conditions.anchor)
+
+    def network(x, level, channels):
+        low, high = math.log(process.sigma_min), math.log(process.sigma_max)
+        sigma = (low + level * (high - low)).exp()[:, None, None, None]
+        x = x * (1 + sigma**2).sqrt()
+        best = mean + spread**2 / (spread**2 + sigma**2) * (x - sigma * mu - mean)
+        return (best - x / (1 + sigma**2)) * (1 + sigma**2).sqrt() / sigma
+
+    found = process.sample(
+        network, conditions, noise=lambda step: normal_noise(step, size=4), steps=200, limits=WIDE, sampler=sampler
+    )
+    drawn = normal_noise(0, size=4) * process.sigma_max
+    expected = mean + spread * (drawn - mean) / math.hypot(spread, process.sigma_max)
+    assert torch.allclose(
+        found - conditions.anchor, torch.as_tensor(expected).expand_as(found), atol=0.1 if sampler == "euler" else 0.02
+    )
+
+
+def test_ancestral_steps_are_refused_where_the_drift_is_no_noise():
+    _, conditions = batch()
+    with pytest.raises(ValueError, match="alpha = 0"):
+        Residual(alpha=1).sample(
+            lambda x, *_: x, conditions, noise=normal_noise, steps=2, limits=WIDE, sampler="ancestral"
+        )
+
+
+def test_a_regression_gives_what_it_was_asked_for_whatever_the_noise():
+    clean, conditions = batch()
+    process = Regression(spread=(0.5, 1.0, 2.0))
+    truth = (clean - conditions.anchor) / conditions.choose(*process.spread)
+    terms = process.loss_terms(lambda *_: truth, clean, conditions, seed=0, indices=[0, 1])
+    assert torch.equal(terms.prediction, terms.target)
+    found = process.sample(lambda *_: truth, conditions, noise=normal_noise, steps=7, limits=WIDE, sampler="euler")
+    assert torch.allclose(found, clean, atol=1e-5)

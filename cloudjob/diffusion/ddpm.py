@@ -1,0 +1,125 @@
+"""The variance-preserving process of Ho et al. (2020, arXiv 2006.11239), x = a x0 + b n with a^2 = alpha_bar = 1 - b^2.
+
+As it stands by default it is the recipe of the notebook of 2025, kept as the baseline.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cloudjob.diffusion.conditions import Conditions
+from cloudjob.diffusion.noise import normals, uniforms
+from cloudjob.diffusion.processes import Limits, Noise, Terms
+from cloudjob.diffusion.samplers import SAMPLERS, Path, ancestral
+
+
+def _cosine(u: Tensor) -> Tensor:
+    return ((u + 0.008) / 1.008 * torch.pi / 2).cos() ** 2
+
+
+def _sigmoid(u: Tensor) -> Tensor:
+    """From -3 to 3 with temperature tau = 1."""
+    return torch.sigmoid(3 - 6 * u) - torch.sigmoid(torch.tensor(-3.0, dtype=u.dtype))
+
+
+_SIGNAL = {"cosine": _cosine, "sigmoid": _sigmoid}  # alpha_bar, but for a factor, over u = t / timesteps
+
+
+@dataclass(frozen=True)
+class Ddpm:
+    """Discrete time t = 0 .. timesteps - 1, t = 0 almost without noise.
+
+    schedule: linear betas 1e-4 to 0.02 (Ho et al. 2020, section 4), cosine (Nichol & Dhariwal 2021, arXiv 2102.09672,
+    eq. 17) or sigmoid (Jabri et al. 2022, arXiv 2212.11972; Chen 2023, arXiv 2301.10972, algorithm 1); betas of the
+    latter two are at most 0.999. prediction: what the network's output is, the noise n, x0, or v = a n - b x0 (Salimans
+    & Ho 2022, arXiv 2202.00512). zero_terminal_snr: the last level is pure noise, as the sampler's start is (Lin et al.
+    2024, arXiv 2305.08891, algorithm 1). ValueError if that is asked for with noise prediction.
+    """
+
+    timesteps: int = 1000
+    schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
+    prediction: Literal["noise", "x0", "v"] = "noise"
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self):
+        if self.zero_terminal_snr and self.prediction == "noise":
+            raise ValueError("zero terminal SNR with prediction of noise: pure noise tells nothing of x0; use x0 or v")
+
+    def alpha_bar(self) -> Tensor:
+        """(timesteps,) float64 cumulative product of 1 - beta, the share of the signal in the variance."""
+        if self.schedule == "linear":
+            alpha = 1 - torch.linspace(1e-4, 0.02, self.timesteps, dtype=torch.float64)
+        else:
+            signal = _SIGNAL[self.schedule](torch.linspace(0, 1, self.timesteps + 1, dtype=torch.float64))
+            alpha = (signal[1:] / signal[:-1]).clamp(min=1e-3)
+        alpha_bar = alpha.cumprod(0)
+        if self.zero_terminal_snr:
+            a = alpha_bar.sqrt()
+            alpha_bar = ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
+        return alpha_bar
+
+    def loss_terms(
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+    ) -> Terms:
+        """What the network predicts, and what is true, of clean (N, 4, H, W) at random levels.
+
+        Noise (Ho et al. 2020, eq. 14) and v weigh 1. x0 weighs its SNR, at least 1, so that pure noise is learned from
+        as well (Salimans & Ho 2022, section 4), and at most 5, so that hardly noisy images do not outweigh the rest
+        (Hang et al. 2023, arXiv 2303.09556).
+        """
+        t = (uniforms(seed, indices, "timestep") * self.timesteps).long()
+        alpha_bar = self.alpha_bar()[t].float().to(clean.device)[:, None, None, None]
+        noise = normals(seed, indices, "noise", like=clean)
+        a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        level = (t / self.timesteps).to(clean.device)
+        output = network(a * clean + b * noise, level, conditions.channels()).float()
+        if self.prediction == "x0":
+            return Terms(output, clean, weight=(alpha_bar / (1 - alpha_bar)).clamp(1, 5))
+        return Terms(output, noise if self.prediction == "noise" else a * noise - b * clean)
+
+    def times(self, steps: int) -> list[int]:
+        """Evenly spaced from timesteps - 1 down ("trailing", Lin et al. 2024, table 2), always with the most noise.
+
+        ValueError for steps outside of 1 .. timesteps.
+        """
+        if not 1 <= steps <= self.timesteps:
+            raise ValueError(f"{steps} sampling steps: must be 1 to {self.timesteps}")
+        return [round(self.timesteps * (steps - i) / steps) - 1 for i in range(steps)]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: nn.Module,
+        conditions: Conditions,
+        *,
+        noise: Noise,
+        steps: int,
+        limits: Limits | None,
+        sampler: str = "ancestral",
+    ) -> Tensor:
+        """x0 (N, 4, H, W) by one of SAMPLERS; `limits` clamps its estimate at each step, which the notebook did not.
+
+        Ancestral sampling of all timesteps takes beta for its variance, of fewer that of eq. 7.
+        """
+        channels, times = conditions.channels(), self.times(steps)
+        alpha_bar = torch.cat([self.alpha_bar()[times], torch.ones(1)])
+        path = Path(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+        def denoise(x: Tensor, i: int) -> Tensor:
+            level = torch.full((len(x),), times[i] / self.timesteps, device=x.device)
+            clean = self._clean(network(x, level, channels).to(x.dtype), x, path.a[i].item(), path.b[i].item())
+            return clean if limits is None else clean.clamp(*limits)
+
+        solve = SAMPLERS[sampler]
+        if solve is ancestral:
+            solve = partial(ancestral, upper=steps == self.timesteps)
+        return solve(denoise, noise(0), path, noise)
+
+    def _clean(self, output: Tensor, x: Tensor, a: float, b: float) -> Tensor:
+        """The estimate of x0 that the network's output for x means."""
+        if self.prediction == "noise":
+            return (x - b * output) / a
+        return output if self.prediction == "x0" else a * x - b * output

@@ -1,0 +1,86 @@
+"""Tells early why a training is going to fail: nothing learned at a noise level, a condition that is not looked at."""
+
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from cloudjob.diffusion.conditions import CHANNELS
+from cloudjob.diffusion.recipe import Recipe
+
+_USED = {"cloudy": ("cloudy",), "mask": ("cloud", "shadow", "unknown"), "reference": ("reference", "present", "anchor")}
+_NOTHING = 0.97  # of the loss of an output of zero; above, the network has learned nothing worth a name
+
+
+@torch.no_grad()
+def diagnose(recipe: Recipe, network: nn.Module, batch: dict[str, Tensor], *, seed: int, repeats: int = 4) -> dict:
+    """{"against_zero": loss over that of an output of zero, by third of the noise levels, the least noise first, None
+    where no sample fell; "against_shuffled": condition -> loss over that with the condition of another sample in its
+    place}, on triplets as `Recipe.loss` takes them, each at `repeats` levels. 1 is bad in both.
+
+    An output of zero is what an untrained network gives: with it, noise is never taken off (noise prediction), or the
+    first guess is given back (residual).
+    """
+    number = len(batch["mask"])
+    sums, levels = [], []
+    shuffled = dict.fromkeys(_USED, 0.0)
+    for repeat in range(repeats):
+        samples = [repeat * number + i for i in range(number)]
+
+        def measured(run, samples=samples) -> tuple[Tensor, Tensor]:
+            terms, _, valid = recipe.terms(run, batch, seed=seed, samples=samples)
+            weight = valid * terms.weight
+            error = (terms.prediction.float() - terms.target).square()
+            return tuple((weight * x).flatten(1).double().mean(1) for x in (error, terms.target.square()))
+
+        def listening(x: Tensor, level: Tensor, channels: Tensor) -> Tensor:
+            levels.append(level)
+            return network(x, level, channels)
+
+        sums.append(torch.stack(measured(listening)))
+        for name in _USED:
+            error, _ = measured(lambda x, level, channels, name=name: network(x, level, _exchanged(channels, name)))
+            shuffled[name] += float(error.sum())
+    error, zero = torch.cat(sums, 1)
+    thirds = (torch.cat(levels).cpu() * 3).long().clamp(max=2)
+    error, zero = error.cpu(), zero.cpu()
+    by_level = [
+        float(error[thirds == i].sum() / zero[thirds == i].sum()) if (thirds == i).any() else None for i in range(3)
+    ]
+    ratios = {name: float(error.sum()) / total if total else 1.0 for name, total in shuffled.items()}
+    return {"against_zero": by_level, "against_shuffled": ratios}
+
+
+def _exchanged(channels: Tensor, name: str) -> Tensor:
+    """The channels with those of one condition taken from the next sample."""
+    ends = accumulate((width for width, _ in CHANNELS.values()), initial=0)
+    places = dict(zip(CHANNELS, pairwise(ends), strict=True))
+    channels = channels.clone()
+    for part in _USED[name]:
+        channels[:, slice(*places[part])] = channels[:, slice(*places[part])].roll(1, 0)
+    return channels
+
+
+def warnings(found: dict, *, share: float) -> list[str]:
+    """What a person should know of a `diagnose` after this share of the training; nothing is good news."""
+    said = []
+    levels = [value for value in found["against_zero"] if value is not None]
+    if share >= 0.05 and all(value > _NOTHING for value in levels):
+        said.append(
+            f"after {share:.0%} of the training the loss still is that of an output of zero ({min(levels):.2f} of it): "
+            "the images will be noise, or nothing but the first guess. Look at train.lr, at the values of the shards "
+            "(cloudjob shard --stats), and at train.process: noise prediction learns last of all"
+        )
+    elif share >= 0.25 and levels[0] > _NOTHING:
+        said.append(
+            f"after {share:.0%} of the training nothing is learned at low noise ({levels[0]:.2f} of the loss of an "
+            "output of zero): a layer of noise will stay on the images. Train longer, or take train.process=residual"
+        )
+    # Not the mask: the first guess tells where it lies.
+    unused = [name for name in ("cloudy", "reference") if found["against_shuffled"][name] > 0.995]
+    if share >= 0.25 and unused:
+        said.append(
+            f"after {share:.0%} of the training another sample's {' and '.join(unused)} does as well as its own: the "
+            "network does not look at it"
+        )
+    return said
