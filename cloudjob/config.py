@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cloudjob.errors import ConfigError
 
-PRESETS = ("notebook-2025", "tiny", "small", "base")
+PRESETS = ("notebook-2025", "tiny", "small", "base", "base-attention")
 
 
 class _Loader(yaml.CSafeLoader):
@@ -27,6 +27,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+Tile = Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]
 
 
 class Section(BaseModel):
@@ -42,7 +43,7 @@ def _ascending(pair, what: str):
 class SyntheticScenes(Section):
     """Scenes that the embedded archive makes up: every tile has every date."""
 
-    tiles: list[Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]] = Field(min_length=1)
+    tiles: list[Tile] = Field(min_length=1)
     size: Annotated[int, Field(ge=64, le=10980)] = Field(512, description="rows and columns at 10 m")
     clear: list[date] = Field(min_length=1)
     cloudy: list[date] = Field(min_length=1)
@@ -55,7 +56,7 @@ class SyntheticScenes(Section):
 class RasterPair(Section):
     """Two GeoTIFFs (bands B04, B03, B02, B08, uint16) of one place that become two products."""
 
-    tile: Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]
+    tile: Tile
     cloudy: Path
     cloudy_date: date
     clear: Path
@@ -64,12 +65,33 @@ class RasterPair(Section):
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
 
 
+class Place(Section):
+    """Clear GeoTIFFs (bands B04, B03, B02, B08, uint16) of the same pixels on several days. Those in `cloudy` become
+    products with synthetic clouds over the real ground, which is known then; the others are clear products."""
+
+    tile: Tile
+    dates: dict[date, Path] = Field(min_length=1)
+    cloudy: list[date] = Field(min_length=1)
+    cloud: tuple[Fraction, Fraction] = Field((0.15, 0.4), description="range of cloud fractions of the cloudy dates")
+    offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
+    seed: int = 0
+
+    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
+
+    @model_validator(mode="after")
+    def _known(self):
+        if unknown := sorted(set(self.cloudy) - set(self.dates)):
+            raise ValueError(f"cloudy names {', '.join(map(str, unknown))}, for which dates has no file")
+        return self
+
+
 class ArchiveConfig(Section):
     """The embedded archive. With it, the Data Space is a server on this machine."""
 
     path: Path | None = Field(None, description="folder of the archive; default: archive/ in the run folder")
     synthetic: SyntheticScenes | None = None
     rasters: list[RasterPair] = []
+    places: list[Place] = []
 
 
 class CopernicusConfig(Section):
@@ -195,6 +217,9 @@ class SplitConfig(Section):
     folds: Annotated[int, Field(ge=2)] = 5
     fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold that is tested on; the next one validates")
     held_out: str | None = Field(None, description="by pair: the pair that is tested on")
+    test_tiles: list[Tile] = Field(
+        [], description="tiles that are always tested on; the shares and folds are of the others"
+    )
 
     @model_validator(mode="after")
     def _chosen(self):
@@ -202,6 +227,8 @@ class SplitConfig(Section):
             raise ValueError(f"fold = {self.fold}: there are the folds 0 to {self.folds - 1}")
         if (self.by == "pair") != (self.held_out is not None):
             raise ValueError("by pair and held_out belong together: set both or neither")
+        if self.by == "pair" and self.test_tiles:
+            raise ValueError("by pair tests on held_out alone; leave test_tiles out, or split by tile or fold")
         return self
 
 
@@ -227,6 +254,11 @@ class ShardConfig(Section):
     min_r2: float = Field(0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected")
     max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
     compression: Literal["none", "zstd", "gzip"] = "none"
+    truth: bool = Field(
+        True,
+        description="val and test: where the ground of the cloudy day is known, as below synthetic clouds, it is the "
+        "target, and the pair's clear date is the reference",
+    )
     split: SplitConfig = SplitConfig()
 
     _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
@@ -234,10 +266,15 @@ class ShardConfig(Section):
 
 class TrainConfig(Section):
     preset: Literal[PRESETS] = "small"
-    process: Literal["residual", "ddpm"] = Field(
-        "residual", description="ddpm is the 2025 notebook's, kept for comparison"
+    process: Literal["residual", "regression", "ddpm"] = Field(
+        "residual", description="diffusion on the error of a first guess; that error at once; variance-preserving"
     )
+    alpha: float = Field(0.0, ge=0, le=10, description="residual: how strongly noise is drawn towards the cloudy image")
+    prediction: Literal["noise", "x0", "v"] = Field("noise", description="ddpm: what the network puts out")
+    schedule: Literal["linear", "cosine", "sigmoid"] = Field("linear", description="ddpm: of the noise")
+    zero_terminal_snr: bool = Field(False, description="ddpm: no signal is left at the last noise level")
     epochs: Annotated[float, Field(gt=0)] = 50
+    samples: Count | None = Field(None, description="how many samples are trained on; default: those of the epochs")
     batch_size: Count = 32
     lr: Annotated[float, Field(gt=0)] = 4e-4
     warmup: int = Field(1000, ge=0, description="samples over which the learning rate rises")
@@ -246,10 +283,13 @@ class TrainConfig(Section):
         0.2, description="loss weight of clear pixels; cloud pixels have 1"
     )
     drop_reference: Fraction = Field(0.3, description="share of samples that must do without the reference date")
+    drop_mask: Fraction = Field(0.1, description="share of samples that must do without the mask")
     synthetic_clouds: Fraction = Field(
         0.0, description="share of samples whose clear date gets clouds of another triplet's shape: exact ground truth"
     )
-    ema_gamma: Annotated[float, Field(gt=0)] = Field(6.94, description="power-function moving average")
+    average: Literal["auto", "0.10", "0.05", "none"] = Field(
+        "auto", description="relative width of the moving average of the weights; auto: the better one on val"
+    )
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     threads: Count | None = Field(
@@ -263,17 +303,34 @@ class TrainConfig(Section):
     log_s: Annotated[float, Field(gt=0)] = Field(10, description="seconds between lines of metrics")
 
     @model_validator(mode="after")
-    def _notebook(self):
-        if (self.preset == "notebook-2025") != (self.process == "ddpm"):
-            raise ValueError("preset notebook-2025 and process ddpm belong together: set both or neither")
+    def _process(self):
+        wrong = []
+        if self.preset == "notebook-2025" and self.process != "ddpm":
+            wrong.append("preset notebook-2025 needs process ddpm")
+        if self.alpha and self.process != "residual":
+            wrong.append("alpha belongs to process residual")
+        if self.process != "ddpm" and (self.prediction, self.schedule) != ("noise", "linear"):
+            wrong.append("prediction and schedule belong to process ddpm")
+        if self.zero_terminal_snr and (self.process != "ddpm" or self.prediction == "noise"):
+            wrong.append("zero_terminal_snr needs process ddpm with prediction x0 or v: pure noise tells nothing of x0")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
+
+    def options(self) -> dict:
+        """The fields of the process that `diffusion.recipe` makes."""
+        names = {"residual": ["alpha"], "ddpm": ["prediction", "schedule", "zero_terminal_snr"], "regression": []}
+        return {name: getattr(self, name) for name in names[self.process]}
 
 
 class InferConfig(Section):
     checkpoint: Path | None = Field(None, description="a checkpoint from elsewhere; default: the newest of this run")
     tile: Annotated[int, Field(ge=32, multiple_of=8)] = 256
     overlap: Annotated[int, Field(ge=0)] = 64
-    steps: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="sampling steps; ddpm always takes its 1000")
+    sampler: Literal["auto", "euler", "heun", "dpm_solver_2m", "ancestral"] = Field(
+        "auto", description="auto: euler, and ancestral for ddpm"
+    )
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="sampling steps; ancestral ddpm takes all 1000")
     members: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="ensemble members; above 1 the output has /uncertainty"
     )
@@ -291,6 +348,17 @@ class InferConfig(Section):
         return self
 
 
+class EvaluateConfig(Section):
+    of: Literal["scenes", "triplets"] = Field(
+        "scenes", description="what is scored: restored scenes, or the triplets of the held-out split"
+    )
+    triplets: Count = Field(400, description="how many of the triplets, evenly from all pairs")
+    members: Annotated[int, Field(ge=1, le=64)] = Field(8, description="ensemble members of a triplet")
+    steps: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
+        [1], description="sampling steps that one member is scored with, beside infer.steps"
+    )
+
+
 class Config(Section):
     """Everything a run needs. The resolved configuration lies in the run folder as config.yaml."""
 
@@ -304,6 +372,7 @@ class Config(Section):
     shard: ShardConfig = ShardConfig()
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     def section(self, *names: str) -> dict:
         """These sections and `seed` as plain values: what an item's record keeps."""
@@ -328,8 +397,8 @@ class Source:
         return str(self.path)
 
 
-def load(path: Path, overrides: list[str] = ()) -> tuple[Config, Source]:
-    """The configuration in a YAML file, with `section.key=value` overrides. ConfigError lists every mistake at once."""
+def read(path: Path) -> tuple[dict, dict[tuple, int]]:
+    """The mapping in a YAML file, and the line of each of its keys. ConfigError where there is none, or a key twice."""
     try:
         text = path.read_text()
         node = yaml.compose(text, Loader=_Loader)
@@ -345,6 +414,12 @@ def load(path: Path, overrides: list[str] = ()) -> tuple[Config, Source]:
     repeated = _walk(node, (), lines)
     if repeated:
         raise ConfigError("\n".join(f"{path}:{line}  {_dotted(key)}: given twice" for key, line in repeated))
+    return data, lines
+
+
+def load(path: Path, overrides: list[str] = ()) -> tuple[Config, Source]:
+    """The configuration in a YAML file, with `section.key=value` overrides. ConfigError lists every mistake at once."""
+    data, lines = read(path)
     changed = {}
     for text in overrides:
         key, _, value = text.partition("=")
@@ -397,9 +472,11 @@ def _set(data: dict, names: list[str], value, text: str) -> None:
 def _absolute_paths(data: dict, folder: Path) -> None:
     """Paths in a file are meant from where that file lies."""
     archive = data.get("archive") if isinstance(data.get("archive"), dict) else {}
-    rasters = archive.get("rasters")
     holders = [(archive, "path"), (data.get("infer"), "checkpoint"), (data.get("masks"), "folder")]
-    holders += [(raster, key) for raster in rasters or [] for key in ("cloudy", "clear", "mask")]
+    holders += [(raster, key) for raster in archive.get("rasters") or [] for key in ("cloudy", "clear", "mask")]
+    for place in archive.get("places") or []:
+        dates = place.get("dates") if isinstance(place, dict) else None
+        holders += [(dates, day) for day in (dates if isinstance(dates, dict) else ())]
     for holder, key in holders:
         if isinstance(holder, dict) and isinstance(holder.get(key), str):
             holder[key] = str((folder / holder[key]).resolve())

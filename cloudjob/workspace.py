@@ -363,6 +363,7 @@ _NAMES = {
     "shard_index": "shards/index.json",
     "checkpoints": "train/checkpoints",
     "metrics": "train/metrics.jsonl",
+    "checks": "train/checks.jsonl",
     "samples": "train/samples",
     "scores": "evaluation/scores.jsonl",
     "evaluation": "evaluation/summary.json",

@@ -4,6 +4,7 @@ MPI carries the names of products and the ranks' answers, never pixels: inputs a
 a hidden folder beside the outputs, which is also what a killed job goes on from.
 """
 
+import json
 import os
 import shutil
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from cloudjob import __version__
 from cloudjob.config import Config
 from cloudjob.errors import CloudjobError, CorruptFileError, DiskFullError, InputError, InterruptedJob, ItemError
-from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256
+from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256, write_json
 
 STAGE = "infer"
 
@@ -133,17 +134,17 @@ class _Model:
         self.sha256 = file_sha256(path)
         try:
             state = checkpoint.load(path)
-            self.recipe = recipe.Recipe.of(**state["recipe"])
-            self.network = self.recipe.network().to(self.device).eval()
-            self.network.load_state_dict(state["average"])
-        except (RuntimeError, EOFError, KeyError, ValueError) as error:
+            self.recipe, self.network = recipe.Recipe.load(state, self.device)
+            self.temperature = state["temperature"]
+        except (RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
             raise CorruptFileError(
                 path, f"is not a checkpoint of this version ({str(error).splitlines()[0]})"
             ) from error
 
 
 def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> dict:
-    """Decodes bands and masks once, and leaves them as .npy for all ranks: cloudy, core, reference, mask."""
+    """Decodes bands and masks once, and leaves them as .npy for all ranks: cloudy, core, reference, mask; and the sun's
+    elevation (degrees) and the days to the reference in numbers.json."""
     import numpy as np
 
     from cloudjob.sentinel2 import masks
@@ -163,6 +164,9 @@ def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> di
         bands = other.clear_only(cloudy.matched(other))
         first = arrays.setdefault("reference", bands)
         first[first == 0] = bands[first == 0]  # where the nearer date has clouds of its own
+    roles = _reference_roles(config, pair)
+    days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
+    write_json(work / "numbers.json", {"sun_elevation": cloudy.product.sun_elevation, "reference_days": days})
     for name, array in [*arrays.items(), ("mask", cloudy.mask)]:
         with atomic(work / f"{name}.npy") as temporary:
             np.save(temporary, array)
@@ -176,19 +180,23 @@ def _restore(config: Config, workspace: Workspace, model: _Model, work: Path, wo
     mask = np.load(work / "mask.npy", mmap_mode="r")
     cloudy = np.load(work / "cloudy.npy", mmap_mode="r")
     reference = np.load(work / "reference.npy", mmap_mode="r") if (work / "reference.npy").exists() else None
+    numbers = json.loads((work / "numbers.json").read_text())
     for number, tile in enumerate(_cloudy_tiles(config, mask)):
         target = _tile_file(work, tile)
         if number % world.size != world.rank or target.exists():
             continue
         if workspace.stop_requested():
             raise InterruptedJob("stopped; finished tiles are kept, run the same command again")
-        members = [_sample(config, model, tile, cloudy, mask, reference, m) for m in range(config.infer.members)]
+        scene = (cloudy, mask, reference, numbers)
+        members = [_sample(config, model, tile, scene, member) for member in range(config.infer.members)]
         with atomic(target) as temporary:
             np.save(temporary, np.concatenate(members))
 
 
-def _sample(config: Config, model: _Model, tile, cloudy, mask, reference, member: int):
+def _sample(config: Config, model: _Model, tile, scene: tuple, member: int):
     """One member of one tile, (1, 4, size, size) uint16 DN; where the scene ends before the tile there is no data."""
+    import math
+
     import numpy as np
     import torch
 
@@ -207,16 +215,21 @@ def _sample(config: Config, model: _Model, tile, cloudy, mask, reference, member
     def tensor(array):
         return torch.from_numpy(array)[None].to(model.device)
 
+    cloudy, mask, reference, numbers = scene
+    batch = {"cloudy": tensor(reflectance(cut(cloudy, 0))), "mask": tensor(cut(mask, 255))}
+    if reference is not None:
+        batch["reference"] = tensor(reflectance(cut(reference, 0)))
+    for name, number in (numbers | {"target_days": 0}).items():
+        batch[name] = torch.tensor([math.nan if number is None else number], device=model.device).float()
     rows, cols = range(tile.row, tile.row + tile.height), range(tile.col, tile.col + tile.width)
     ground = model.recipe.restore(
         model.network,
-        tensor(reflectance(cut(cloudy, 0))),
-        tensor(cut(mask, 255)),
-        None if reference is None else tensor(reflectance(cut(reference, 0))),
+        batch,
         noise=lambda step: noise.field(
             config.seed, rows=rows, cols=cols, bands=4, member=member, step=step, device=model.device
         )[None],
         steps=config.infer.steps,
+        sampler=config.infer.sampler,
         margin=margin,
     )
     return digital_number(ground.cpu().numpy())
@@ -246,9 +259,12 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
     parts = [(tile, _tile_file(work, tile)) for tile in _cloudy_tiles(config, mask)]
     several = config.infer.members > 1
     mean, spread = blend.mosaic(parts, shape=mask.shape, overlap=config.infer.overlap, spread=several)
+    if several:  # calibrated on the held-out split of the training
+        spread *= np.array(model.temperature, np.float32)[:, None, None]
     reflectance, reconstructed = blend.compose(cloudy, mean, mask=mask, core=np.load(work / "core.npy"))
     product = Product.open(workspace.safe(item.name))
     settings = config.infer
+    sampler = model.recipe.sampler(settings.sampler)
     scene = output.Restored(
         product=item.name,
         reflectance=reflectance,
@@ -262,9 +278,10 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
             "checkpoint_sha256": model.sha256,
             "config_sha256": digest(item.config),
             "seed": config.seed,
-            "sampler": model.recipe.sampler,
-            "steps": model.recipe.steps(settings.steps),
+            "sampler": sampler,
+            "steps": model.recipe.steps(settings.steps, sampler),
             "members": settings.members,
+            "uncertainty_factors": " ".join(f"{factor:.4f}" for factor in model.temperature),
             "cloudjob_version": __version__,
         },
     )

@@ -10,6 +10,7 @@ from cloudjob.errors import InputError
 from cloudjob.workspace import Item, Summary, Workspace, digest, read_jsonl, write_text
 
 STAGE = "report"
+_EXCHANGED = ("cloudy", "mask", "reference")
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
@@ -48,10 +49,11 @@ def _page(config: Config, workspace: Workspace) -> str:
         f"<p>Scores on the split <b>{split}</b> ({held_out}), {scores['scenes'].get(split, 0)} scenes. "
         f"Clear pixels changed by the restoration: <b>{scores['changed_clear_pixels']}</b>.</p>",
         _scores(scores["scores"][split], scores["methods"]),
-        f"<p>{html.escape(scores['definitions'])}</p><h2>Scenes: cloudy, restored, truth (or the clear date)</h2>",
+        f"<p>{html.escape(scores['definitions'])}</p><h2>Cloudy, restored, truth (or the clear date)</h2>",
         *_pictures(workspace, rows),
         "<h2>Training</h2>",
         _curve(read_jsonl(workspace.metrics) if workspace.metrics.exists() else []),
+        _checks(read_jsonl(workspace.checks) if workspace.checks.exists() else []),
         "<h2>Data</h2>",
         _data(config, workspace),
         f"<h2>Configuration</h2><pre>{html.escape(dump(config))}</pre>",
@@ -72,7 +74,7 @@ def _scores(pooled: dict, methods: dict) -> str:
         scores = [on.get(pixels, {}) for pixels in ("cloud", "clear", "all")]
         cells = [_cell(score.get(key), form) for score in scores for key, (_, form) in keys.items()]
         cells.append(_cell(scores[0].get("high_pass_ratio"), ".2f"))
-        title = html.escape(methods[method])
+        title = html.escape(methods.get(method, method))
         out.append(f"<tr class={method}><td title='{title}'>{method}" + "".join(f"<td>{cell}" for cell in cells))
     notes = "".join(f"<li><b>{name}</b>: {html.escape(text)}" for name, text in methods.items() if name in pooled)
     texture = "<li><b>texture</b>: high-pass standard deviation over that of the truth; above 1 noise, below 1 blur"
@@ -84,20 +86,39 @@ def _cell(value, form: str) -> str:
 
 
 def _pictures(workspace: Workspace, rows: list[dict]) -> list[str]:
-    order = {"test": 0, "val": 1, "train": 2}
-    chosen = sorted(
-        (r for r in rows if r["method"] == "ours" and r["on"] == "cloud"),
-        key=lambda r: (order[r["split"]], r["product"]),
-    )
+    order, by_product = {"test": 0, "val": 1, "train": 2}, {}
+    for row in rows:
+        if row["method"] == "ours" and row["on"] == "cloud":
+            by_product.setdefault(row["product"], []).append(row)
     out = []
-    for row in chosen[:24]:
-        data = base64.b64encode((workspace.evaluation.parent / f"{row['product']}.png").read_bytes()).decode()
-        psnr = "not scored" if row["psnr"] is None else f"{row['psnr']:.2f} dB on cloud pixels"
+    for name, own in sorted(by_product.items(), key=lambda pair: (order[pair[1][0]["split"]], pair[0]))[:24]:
+        data = base64.b64encode((workspace.evaluation.parent / f"{name}.png").read_bytes()).decode()
+        known = [row["psnr"] for row in own if row["psnr"] is not None]
+        psnr = f"{sum(known) / len(known):.2f} dB on cloud pixels" if known else "not scored"
+        psnr += f" (mean of {len(own)} triplets)" if len(own) > 1 else ""
         out.append(
             f"<figure><img alt='cloudy, restored, truth' src='data:image/png;base64,{data}'>"
-            f"<figcaption>{row['product']} ({row['split']}): {psnr}; truth: {row['truth']}</figcaption></figure>"
+            f"<figcaption>{name} ({own[0]['split']}): {psnr}; truth: {own[0]['truth']}</figcaption></figure>"
         )
     return out
+
+
+def _checks(rows: list[dict]) -> str:
+    """What the training found when it looked for reasons to fail (see diffusion.diagnosis)."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("samples", "least noise", "middle", "most noise", *_EXCHANGED))
+    lines = []
+    for row in rows:
+        values = [*row["against_zero"], *(row["against_shuffled"][name] for name in _EXCHANGED)]
+        cells = "".join(f"<td>{_cell(value, '.3f')}</td>" for value in values)
+        lines.append(f"<tr><td>{row['seen']}</td>{cells}</tr>")
+    said = "".join(f"<p><b>{html.escape(warning)}</b></p>" for warning in rows[-1]["warnings"])
+    note = (
+        "Held-out loss over that of an output of zero, by third of the noise levels; and over that with a condition of "
+        "another sample in its place. 1 means that nothing is learned there, or that the condition is not looked at."
+    )
+    return f"{said}<table><tr>{head}</tr>{''.join(lines)}</table><p>{note}</p>"
 
 
 def _curve(rows: list[dict]) -> str:

@@ -13,6 +13,7 @@ from cloudjob.errors import ConfigError, InputError, InterruptedJob, ItemError
 from cloudjob.workspace import Item, Summary, Workspace, digest, read_jsonl, write_bytes, write_jsonl
 
 STAGE = "train"
+_LOOKS = (0.05, 0.1, 0.25, 0.5, 1.0)  # shares of the training after which it is looked at for what makes it fail
 _PACE = {"threads", "loader_threads", "local_dir", "checkpoint_s", "log_s"}  # how it is done, not what comes out
 
 
@@ -50,7 +51,7 @@ class Training:
     def __init__(self, config: Config, workspace: Workspace, item: Item, index: dict, world):
         import torch
 
-        from cloudjob.diffusion.average import PowerAverage
+        from cloudjob.diffusion.average import GAMMAS, PowerAverage
         from cloudjob.diffusion.recipe import Recipe
         from cloudjob.hpc import distributed
 
@@ -62,14 +63,18 @@ class Training:
         if batch % world.size:
             near = -(-batch // world.size) * world.size
             raise ConfigError(f"train.batch_size = {batch}: must be divisible by {world.size} ranks; try {near}")
-        self.total = max(1, round(self.settings.epochs * len(self.shards) / batch)) * batch
+        wanted = self.settings.samples or self.settings.epochs * len(self.shards)
+        self.total = max(1, round(wanted / batch)) * batch
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(self.settings.threads or max(cores, 1))
         torch.manual_seed(config.seed)
-        recipe = Recipe.of(self.settings.preset, self.settings.process, **index["normalisation"])
+        options = index["normalisation"] | self.settings.options()
+        recipe = Recipe.of(self.settings.preset, self.settings.process, **options)
         self.recipe = recipe.measure(self._look(self.shards, 64)[1])
         self.network = self.recipe.network().to(world.device, memory_format=torch.channels_last)
-        self.average = PowerAverage(self.network, gamma=self.settings.ema_gamma)
+        self.averages = {width: PowerAverage(self.network, gamma=gamma) for width, gamma in GAMMAS.items()}
+        self.temperature = [1.0] * 4
+        self.chosen = "0.10" if self.settings.average == "auto" else self.settings.average  # until the end of training
         fused = world.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
@@ -110,12 +115,18 @@ class Training:
         for samples, arrays in self._batches(meter):
             loss, norm = self._step(samples, arrays)
             self.seen += self.settings.batch_size
-            self.average.update(self.network, step=self.seen / self.settings.batch_size)
+            for average in self.averages.values():
+                average.update(self.network, step=self.seen / self.settings.batch_size)
             meter.note(loss, norm)
+            if self._passed(_LOOKS) and self.world.rank == 0:
+                self._diagnose()
             stop = distributed.agree(self.workspace.stop_requested())
             due = distributed.agree(time.monotonic() - saved > self.settings.checkpoint_s)
             if stop or due or self.seen >= self.total:
                 if self.world.rank == 0:
+                    if self.seen >= self.total:
+                        self._choose_average()
+                        self._calibrate()
                     checkpoint.save(self.workspace.checkpoints, self.seen, self._state())
                     self._picture()
                 saved = time.monotonic()
@@ -169,6 +180,7 @@ class Training:
                 samples=samples,
                 clear_weight=self.settings.clear_weight,
                 drop_reference=self.settings.drop_reference,
+                drop_mask=self.settings.drop_mask,
                 synthetic_clouds=self.settings.synthetic_clouds,
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -192,7 +204,9 @@ class Training:
         return {
             "seen": self.seen,
             "model": self.network.state_dict(),
-            "average": self.average.state_dict(),
+            "averages": {width: average.state_dict() for width, average in self.averages.items()},
+            "chosen": self.chosen,
+            "temperature": self.temperature,
             "optimizer": self.optimizer.state_dict(),
             "config": self.item.config,
             "recipe": self.recipe.facts(),
@@ -217,7 +231,9 @@ class Training:
         path, state = found
         self.seen = state["seen"]
         self.network.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        for width, average in self.averages.items():
+            average.load_state_dict(state["averages"][width])
+        self.chosen, self.temperature = state["chosen"], state["temperature"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.workspace.say(f"train: goes on from {path.name}, {self.seen} of {self.total} samples seen")
 
@@ -236,11 +252,83 @@ class Training:
         arrays = {name: np.stack([triplet[name] for triplet in triplets]) for name in triplets[0]}
         return arrays, to_tensors(arrays, self.world.device)
 
-    # --- what one sees -----------------------------------------------------------------------------------------
-    def _picture(self) -> None:
-        """Cloudy, reference, restored and clear of the first held-out triplets, with the averaged weights."""
+    def _averaged(self, width: str):
+        """A network with the weights of this moving average, or those of now ("none")."""
         import copy
 
+        network = copy.deepcopy(self.network).eval()
+        if width != "none":
+            self.averages[width].copy_to(network)
+        return network
+
+    def _choose_average(self) -> None:
+        """At the end of training: the moving average with the lower loss on the held-out split, if it is to be chosen
+        and there is one."""
+        import torch
+
+        if self.settings.average != "auto" or not len(self.held_out):
+            return
+        _, batch = self._look(self.held_out, 128)
+        samples = list(range(len(batch["mask"])))
+        losses = {}
+        for width in self.averages:
+            network, total = self._averaged(width), 0.0
+            for first in range(0, len(samples), 16):
+                part = {name: value[first : first + 16] for name, value in batch.items()}
+                with torch.no_grad():
+                    total += float(
+                        self.recipe.loss(
+                            network,
+                            part,
+                            seed=self.config.seed,
+                            samples=samples[first : first + 16],
+                            clear_weight=self.settings.clear_weight,
+                            drop_reference=self.settings.drop_reference,
+                            drop_mask=0,
+                            synthetic_clouds=0,
+                        )
+                    ) * len(part["mask"])
+            losses[width] = total / len(samples)
+        self.chosen = min(losses, key=losses.get)
+        found = ", ".join(f"{loss:.4f} at {width}" for width, loss in losses.items())
+        self.workspace.say(f"train: held-out loss by width of the moving average: {found}; taken: {self.chosen}")
+
+    def _calibrate(self) -> None:
+        """At the end of training: what makes the interval of an ensemble right on the held-out split."""
+        from cloudjob.diffusion.evaluation import Restorer
+
+        settings, members = self.config.infer, self.config.evaluate.members
+        if members < 2 or not len(self.held_out) or self.settings.process == "regression" or self._slow():
+            return
+        options = {"seed": self.config.seed, "sampler": settings.sampler, "steps": settings.steps}
+        restorer = Restorer(self.recipe, self._averaged(self.chosen), **options)
+        self.temperature = restorer.calibrate(self._look(self.held_out, 64)[1], members)
+
+    def _slow(self) -> bool:
+        """Whether a sample takes too many steps for a look in passing."""
+        return self.recipe.steps(self.config.infer.steps, self.recipe.sampler(self.config.infer.sampler)) > 50
+
+    # --- what one sees -----------------------------------------------------------------------------------------
+    def _passed(self, shares: tuple[float, ...]) -> bool:
+        """Whether the step just done passed one of these shares of the training."""
+        before = self.seen - self.settings.batch_size
+        return any(before < share * self.total <= self.seen for share in shares)
+
+    def _diagnose(self) -> None:
+        """Looks for what makes trainings fail, on held-out triplets; into train/checks.jsonl, warnings to the log."""
+        from cloudjob.diffusion import diagnosis
+
+        shards = self.held_out if len(self.held_out) else self.shards
+        found = diagnosis.diagnose(self.recipe, self.network, self._look(shards, 16)[1], seed=self.config.seed)
+        share = self.seen / self.total
+        said = diagnosis.warnings(found, share=share)
+        rows = [row for row in _metrics(self.workspace.checks) if row["seen"] < self.seen]
+        write_jsonl(self.workspace.checks, [*rows, {"seen": self.seen, **found, "warnings": said}])
+        for warning in said:
+            self.workspace.say(f"train: WARNING: {warning}")
+
+    def _picture(self) -> None:
+        """Cloudy, reference, restored and clear of the first held-out triplets, with the chosen weights."""
         import numpy as np
 
         from cloudjob.diffusion import noise
@@ -248,20 +336,17 @@ class Training:
         from cloudjob.sentinel2.render import encode_png, side_by_side, true_colour
 
         arrays, batch = self._look(self.held_out if len(self.held_out) else self.shards, 4)
-        network = copy.deepcopy(self.network).eval()
-        self.average.copy_to(network)
-        steps = self.config.infer.steps if self.settings.process == "residual" else 0
-        if not steps:  # a thousand ancestral steps are too slow for a look in passing
+        if self._slow():
             return
+        sampler = self.config.infer.sampler
+        network = self._averaged(self.chosen)
 
         def draw(step: int):
             shape = range(batch["cloudy"].shape[-1])
             field = noise.field(self.config.seed, rows=shape, cols=shape, bands=4, step=step, device=self.world.device)
             return field.expand_as(batch["cloudy"])
 
-        restored = self.recipe.restore(
-            network, batch["cloudy"], batch["mask"], batch.get("reference"), noise=draw, steps=steps
-        )
+        restored = self.recipe.restore(network, batch, noise=draw, steps=self.config.infer.steps, sampler=sampler)
         arrays["restored"] = digital_number(restored.cpu().numpy())
         names = [name for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
         gain = self.config.infer.preview_gain
@@ -361,4 +446,7 @@ def to_tensors(arrays: dict, device) -> dict:
             dn = tensor.to(torch.float32)
             tensor = (dn * SCALE + OFFSET).masked_fill(dn == 0, torch.nan)
         tensors[name] = tensor
+    if "clear_days" in tensors:  # the network is asked for the ground of the clear date
+        tensors["target_days"] = tensors.pop("clear_days")
+        tensors["reference_days"] = tensors["reference_days"] - tensors["target_days"]
     return tensors

@@ -1,0 +1,75 @@
+"""evaluate on the held-out triplets, through the front door."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio
+
+from cloudjob.patches.shards import ShardSet
+from cloudjob.sentinel2.radiometry import reflectance
+
+pytestmark = pytest.mark.slow
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
+
+
+def cloudjob(*arguments):
+    command = [sys.executable, "-m", "cloudjob", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    settings = ("evaluate.of=triplets", "evaluate.members=3", "evaluate.triplets=12", "train.samples=160")
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    cloudjob("run", CONFIG, "--run-dir", folder, "--until", "train", *overrides)
+    cloudjob("evaluate", folder)
+    return folder
+
+
+def summary(run) -> dict:
+    return json.loads((run / "evaluation" / "summary.json").read_text())
+
+
+def test_the_baselines_are_scored_on_the_pixels_of_the_shard(run):
+    index = json.loads((run / "shards" / "index.json").read_text())
+    shards = ShardSet(run / "shards", index, "test")
+    chosen = [shards[place * len(shards) // 12] for place in range(12)]
+    hidden = np.stack([np.isin(one["mask"], (1, 2, 3)) for one in chosen])
+    truth, cloudy, nearest = (
+        np.stack([reflectance(one[name]) for one in chosen]).transpose(0, 2, 3, 1)[hidden]
+        for name in ("clear", "cloudy", "reference")
+    )
+    known = np.isfinite(nearest).all(1)
+    scores = summary(run)["scores"]["test"]
+    assert scores["cloudy"]["cloud"]["psnr"] == pytest.approx(
+        peak_signal_noise_ratio(truth, cloudy, data_range=1), abs=1e-3
+    )
+    expected = peak_signal_noise_ratio(truth[known], nearest[known], data_range=1)
+    assert scores["nearest_matched"]["cloud"]["psnr"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_truth_is_the_ground_of_the_day_and_clear_pixels_are_exact(run):
+    found = summary(run)
+    assert found["changed_clear_pixels"] == 0
+    assert {entry["target"] for entry in json.loads((run / "shards/index.json").read_text())["files"]} == {
+        "ground",
+        "clear date",
+    }
+    assert found["scores"]["test"]["ours"]["clear"]["psnr"] == found["scores"]["test"]["cloudy"]["clear"]["psnr"]
+    assert found["scores"]["test"]["ours"]["cloud"]["triplets"] == 12
+    assert 0 <= found["ensemble"]["coverage_50"] <= found["ensemble"]["coverage_90"] <= 1
+    assert found["strata"]
+
+
+def test_scores_are_made_once_and_come_out_the_same_again(run):
+    before = {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()}
+    assert "1 skipped" in cloudjob("evaluate", run).stderr
+    cloudjob("evaluate", run, "--force")
+    assert {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()} == before
