@@ -123,6 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--json", action="store_true")
 
+    compare = command("compare", "train and score named variants of one configuration, for one table", _compare)
+    compare.add_argument("config", metavar="CONFIG", type=Path, help="the variants, e.g. configs/comparison.yaml")
+    compare.add_argument("--run-dir", type=Path, help="holds a run folder a variant (default: runs/<name of the file>)")
+    which = compare.add_mutually_exclusive_group()
+    which.add_argument("--only", action="append", default=[], metavar="NAME", help="this variant alone; base: the data")
+    which.add_argument("--index", type=int, metavar="I", help="the I-th variant alone (SLURM_ARRAY_TASK_ID)")
+    compare.add_argument("--dry-run", action="store_true", help="show what would be done, and touch nothing")
+    compare.add_argument("--json", action="store_true")
+
     model = command("model", "parameters, MACs and activation bytes of a network", _model)
     model.add_argument("preset", metavar="PRESET")
     model.add_argument("--size", type=int, default=256, help="rows and columns of the input")
@@ -296,6 +305,8 @@ def _make_archive(config, folder: Path, workspace) -> list[str]:
         products += make.make_synthetic(folder, **dict(scenes))
     if config.archive.rasters:
         products += make.make_from_rasters(folder, pairs=[dict(pair) for pair in config.archive.rasters])
+    if config.archive.places:
+        products += make.make_from_places(folder, places=[dict(place) for place in config.archive.places])
     workspace.say(f"archive: {len(products)} products in {folder}, {time.monotonic() - begun:.1f} s")
     return products
 
@@ -486,6 +497,31 @@ def _bench(arguments) -> None:
         print(f"{part}:")
         for name, value in values.items():
             print(f"  {name:20} {value if not isinstance(value, float) else round(value, 4)}")
+
+
+def _compare(arguments) -> int:
+    from cloudjob.comparison import results, runs, variants
+    from cloudjob.hpc import stop
+
+    comparison = variants.load(arguments.config)
+    root = arguments.run_dir or Path("runs") / arguments.config.stem
+    workspace = _workspace(root, arguments)
+    workspace.only = comparison.choose(arguments.only, arguments.index)
+    if arguments.dry_run:
+        for name, why in runs.plan(comparison, workspace).items():
+            print(f"{name:20} {f'would run: {why}' if why else 'done'}")
+        return 0
+    stop.install(root / "STOP")
+    workspace.stop_requested = stop.requested
+    workspace.sweep()
+    summary = runs.run(comparison, workspace)
+    _say(summary.line())
+    for name, why in summary.failed.items():
+        _say(f"  failed {name}: {why}")
+    if variants.BASE not in summary.failed:
+        document = results.write(comparison, workspace)
+        print(json.dumps(document, indent=1) if arguments.json else results.table(document))
+    return 4 if summary.failed else 0
 
 
 def _model(arguments) -> None:

@@ -42,7 +42,7 @@ def test_presets_keep_their_budgets(capsys):
         assert facts["parameters"] <= parameters
         assert facts["macs"] <= macs
     assert cli.main(["model", "huge"]) == 2
-    assert "there are tiny, small, base, notebook-2025" in capsys.readouterr().err
+    assert "there are tiny, small, base, base-attention, notebook-2025" in capsys.readouterr().err
 
 
 def test_config_show_says_where_each_value_came_from(capsys):

@@ -6,7 +6,7 @@ Nothing is saved inside a signal handler. A second Ctrl-C does interrupt at once
 import signal
 from pathlib import Path
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _state: dict = {"signalled": False, "file": None}
 
 

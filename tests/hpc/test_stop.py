@@ -29,7 +29,7 @@ def start(tmp_path, mode="leave") -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_is_a_wish(tmp_path, number):
     process = start(tmp_path)
     process.send_signal(number)

@@ -1,0 +1,156 @@
+"""What the finished variants came to: one document (JSON), one table (Markdown), one figure."""
+
+import json
+from pathlib import Path
+
+from cloudjob.comparison import runs
+from cloudjob.comparison.variants import Comparison
+from cloudjob.workspace import Workspace, atomic, write_json, write_text
+
+COLUMNS = ("variant", "method", "PSNR dB", "95 %", "SSIM", "MAE", "texture", "PSNR dB, clear")
+TRAINING = ("samples", "training s", "parameters")
+_NEAR = 6  # dB beyond the variants within which a baseline has its line in the figure; else it is only named
+
+
+def write(comparison: Comparison, workspace: Workspace) -> dict:
+    """Writes comparison.json, .md and .png over the finished variants, and returns the document."""
+    document = gather(comparison, workspace)
+    write_json(workspace.root / "comparison.json", document)
+    write_text(workspace.root / "comparison.md", table(document))
+    if _points(document):
+        with atomic(workspace.root / "comparison.png") as temporary:
+            figure(document, temporary)
+    return document
+
+
+def gather(comparison: Comparison, workspace: Workspace) -> dict:
+    """{"definitions", "variants": those that are finished, "baselines", "missing": name -> why}. Scores are those of
+    the split that each run puts first: method -> pixels -> measure -> value."""
+    variants, baselines, definitions, missing = [], [], "", {}
+    for name, item in runs.items(comparison, workspace).items():
+        if why := workspace.why(item):
+            missing[name] = why
+            continue
+        summary = json.loads((workspace.root / name / "evaluation" / "summary.json").read_text())
+        scores, definitions = summary["scores"][summary["headline_split"]], summary["definitions"]
+        variant = comparison.variants[name]
+        variants.append(
+            {
+                "name": name,
+                "from": variant.source,
+                "overrides": variant.overrides,
+                "split": summary["headline_split"],
+                "training": workspace.record(runs.STAGE, name)["result"],
+                "scores": {method: pixels for method, pixels in scores.items() if method.startswith("ours")},
+            }
+        )
+        others = {method: pixels for method, pixels in scores.items() if not method.startswith("ours")}
+        _add_baselines(baselines, name, others)
+    return {"definitions": definitions, "variants": variants, "baselines": baselines, "missing": missing}
+
+
+def _add_baselines(baselines: list[dict], name: str, scores: dict) -> None:
+    """Adds the baselines of a variant, or its name to those that read the same in the table: of the same data."""
+    shown = {method: _cells(pixels) for method, pixels in scores.items()}
+    for group in baselines:
+        if {method: _cells(pixels) for method, pixels in group["scores"].items()} == shown:
+            group["variants"].append(name)
+            return
+    baselines.append({"variants": [name], "scores": scores})
+
+
+def _cells(pixels: dict) -> list[str]:
+    """The measures of a method as the table shows them."""
+    cloud, clear = pixels.get("cloud", {}), pixels.get("clear", {})
+    interval = cloud.get("psnr_interval")
+    return [
+        _number(cloud.get("psnr"), ".2f"),
+        f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-",
+        _number(cloud.get("ssim"), ".4f"),
+        _number(cloud.get("mae"), ".4f"),
+        _number(cloud.get("high_pass_ratio"), ".2f"),
+        _number(clear.get("psnr"), ".2f"),
+    ]
+
+
+def _number(value, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def table(document: dict) -> str:
+    """The document as Markdown: a row a variant and method, then the baselines, once for all that share them."""
+    rows = []
+    for variant in document["variants"]:
+        training = [f"{variant['training'][key]:,.0f}" for key in ("samples", "seconds", "parameters")]
+        for method, pixels in variant["scores"].items():
+            rows.append([variant["name"], method, *_cells(pixels), *training])
+    groups = sorted(document["baselines"], key=lambda group: -len(group["variants"]))
+    for group in groups:
+        whose = "baseline" if group is groups[0] else f"baseline of {', '.join(group['variants'])}"
+        rows += [[whose, method, *_cells(pixels), "", "", ""] for method, pixels in group["scores"].items()]
+    heads = (*COLUMNS, *TRAINING)
+    lines = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *rows)]
+    splits = ", ".join(f"{variant['split']} ({variant['name']})" for variant in document["variants"])
+    if len({variant["split"] for variant in document["variants"]}) == 1:
+        splits = document["variants"][0]["split"]
+    lines += ["", f"Split: {splits or 'none'}. All but the last measure are of cloud pixels. {document['definitions']}"]
+    lines += [
+        "95 %: bootstrap interval of the PSNR. texture: high-pass standard deviation over that of the truth; above 1 "
+        "noise, below 1 blur."
+    ]
+    lines += [f"Missing: {name} ({why})." for name, why in document["missing"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def figure(document: dict, path: Path) -> None:
+    """PSNR on cloud pixels of every variant and method, with its interval, as a PNG of 1200 pixels; baselines are lines
+    across the variants that share them."""
+    from matplotlib.figure import Figure
+
+    points = _points(document)
+    canvas = Figure(figsize=(12, 2 + 0.5 * len(points)), dpi=100, layout="constrained")
+    axes = canvas.subplots()
+    low = min(low for *_, (low, _, _) in points)
+    high = max(high for *_, (_, _, high) in points)
+    for row, (*_, (left, psnr, right)) in enumerate(points):
+        axes.plot([left, right], [row, row], color="black", linewidth=2, zorder=3)
+        axes.plot(psnr, row, "o", color="black", markersize=8, zorder=3)
+        text = axes.annotate(f"{psnr:.2f}", (psnr, row), (0, 8), textcoords="offset points", ha="center", zorder=3)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
+    _lines(axes, document, [name for name, *_ in points], low - _NEAR, high + _NEAR)
+    labels = [name if method == "ours" else f"{name}: {method}" for name, method, _ in points]
+    axes.set_yticks(range(len(points)), labels)
+    axes.set_ylim(len(points) - 0.5, -0.8)
+    axes.set_xlabel("PSNR on cloud pixels, dB, with its 95 % bootstrap interval; more is better")
+    axes.spines[["top", "right"]].set_visible(False)
+    canvas.legend(loc="outside lower center", ncols=3, frameon=False)
+    canvas.savefig(path, format="png")
+
+
+def _points(document: dict) -> list[tuple[str, str, tuple[float, float, float]]]:
+    """(variant, method, (lower end, PSNR, upper end)) on cloud pixels; without an interval the ends are the PSNR."""
+    points = []
+    for variant in document["variants"]:
+        for method, pixels in variant["scores"].items():
+            psnr = pixels.get("cloud", {}).get("psnr")
+            if psnr is not None:
+                low, high = pixels["cloud"].get("psnr_interval") or (psnr, psnr)
+                points.append((variant["name"], method, (low, psnr, high)))
+    return points
+
+
+def _lines(axes, document: dict, names: list[str], low: float, high: float) -> None:
+    """Each baseline as a line across the rows of its variants, or in the legend alone where it lies far off."""
+    groups = document["baselines"]
+    methods = dict.fromkeys(method for group in groups for method in group["scores"])
+    for number, method in enumerate(methods):
+        style, told = {"color": f"C{number}", "linestyle": "--"}, []
+        for group in groups:
+            psnr = group["scores"].get(method, {}).get("cloud", {}).get("psnr")
+            if psnr is None:
+                continue
+            near = low <= psnr <= high
+            told.append(f"{psnr:.2f}" + ("" if near else " (off the axis)"))
+            rows = [row for row, name in enumerate(names) if near and name in group["variants"]]
+            axes.vlines([psnr] * len(rows), [row - 0.5 for row in rows], [row + 0.5 for row in rows], **style)
+        axes.plot([], [], label=f"{method} {', '.join(told)}", **style)

@@ -1,0 +1,170 @@
+"""Runs the variants: the data are made once in the run folder `base`, and a variant's run folder links to them."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from cloudjob.comparison.variants import BASE, Comparison, Variant
+from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob, ItemError
+from cloudjob.workspace import Item, Summary, Workspace, atomic, file_sha256, read_jsonl, write_bytes
+
+STAGE = "compare"
+DATA = ("search", "preview", "pair", "review", "download")
+_SHARDS = ("seed", "masks", "shard")  # what a triplet depends on, beside the products
+
+
+def base_item(comparison: Comparison) -> Item:
+    """The data that all variants share."""
+    return Item(STAGE, BASE, comparison.config.section("archive", "search", "masks", "pair", "shard"), {})
+
+
+def items(comparison: Comparison, workspace: Workspace) -> dict[str, Item]:
+    """One item a variant. InputError while the data of the base are not complete."""
+    if why := workspace.why(base_item(comparison)):
+        again = _command(comparison, workspace, BASE)
+        raise InputError(f"the data that all variants share are not complete ({why}). Run: {again}")
+    base = _run(workspace, BASE)
+    inputs = {path.name: file_sha256(path) for path in (base.shard_index, base.pairs, base.decisions)}
+    found = {}
+    for variant in comparison.variants.values():
+        settings = variant.config.section("masks", "shard", "train", "infer", "evaluate")
+        found[variant.name] = Item(STAGE, variant.name, settings | {"from": variant.source}, inputs)
+    return found
+
+
+def run(comparison: Comparison, workspace: Workspace) -> Summary:
+    """Makes what is missing of the variants in `workspace.only` (all when empty). The data are made only with all
+    variants or when asked for by name, so that no two tasks of an array make them at once."""
+    chosen, workspace.only = workspace.only, []
+    if not chosen or BASE in chosen:
+        workspace.record_path(STAGE, BASE).unlink(missing_ok=True)  # not complete until it has been looked through
+        summary = workspace.work(STAGE, [base_item(comparison)], lambda item: _make_base(comparison, workspace))
+        if summary.failed or chosen == [BASE]:
+            return summary
+    every = items(comparison, workspace)
+    wanted = [variant for variant in comparison.variants.values() if not chosen or variant.name in chosen]
+    wanted.sort(key=lambda variant: variant.source is not None)  # those that train first
+
+    def make(item: Item):
+        variant = comparison.variants[item.name]
+        if variant.source and workspace.why(every[variant.source]):
+            waits = f"takes the network of {variant.source}, which is not finished"
+            if comparison.variants[variant.source] in wanted:  # it has just failed; others go on
+                raise ItemError(waits)
+            raise InputError(f"{item.name} {waits}. Run: {_command(comparison, workspace, variant.source)}")
+        return _make(comparison, workspace, variant)
+
+    return workspace.work(STAGE, [every[variant.name] for variant in wanted], make)
+
+
+def plan(comparison: Comparison, workspace: Workspace) -> dict[str, str | None]:
+    """Name -> why it would be made, None where it is done; of those in `workspace.only`. Touches nothing."""
+    why = workspace.why(base_item(comparison))
+    if why:
+        rest = dict.fromkeys(comparison.variants, f"waits for {BASE}")
+    else:
+        rest = {name: workspace.why(item) for name, item in items(comparison, workspace).items()}
+    return {name: why for name, why in ({BASE: why} | rest).items() if not workspace.only or name in workspace.only}
+
+
+def _command(comparison: Comparison, workspace: Workspace, name: str) -> str:
+    return f"cloudjob compare {comparison.file} --run-dir {workspace.root} --only {name}"
+
+
+def _run(workspace: Workspace, name: str) -> Workspace:
+    return Workspace(workspace.root / name)
+
+
+def _make_base(comparison: Comparison, workspace: Workspace):
+    base = _run(workspace, BASE)
+    code = _cloudjob(workspace, "run", comparison.base, base.root, [], "--until", "shard")
+    if code:
+        kind = {2: ConfigError, 3: InputError, 4: ItemError}.get(code, CloudjobError)
+        raise kind(f"{BASE}: cloudjob run --until shard ended with {code}, for what it says above")
+    return [base.shard_index], None
+
+
+def _make(comparison: Comparison, workspace: Workspace, variant: Variant):
+    target, origin, shared = _run(workspace, variant.name), _run(workspace, variant.source or BASE), DATA
+    if variant.source:
+        shared += ("shard", "train")
+    elif variant.config.section(*_SHARDS) == comparison.config.section(*_SHARDS):
+        shared += ("shard",)
+    _share(origin, target, shared)
+    triplets = variant.config.evaluate.of == "triplets"
+    chain = [("run", "--from", "shard", "--until", "train"), ("evaluate",)]
+    for verb, *limits in chain if triplets else [("run", "--from", "shard", "--until", "evaluate")]:
+        if code := _cloudjob(workspace, verb, comparison.base, target.root, variant.overrides, *limits):
+            raise ItemError(f"cloudjob {verb} ended with {code}, for what it says above")
+    return [target.evaluation, target.newest_checkpoint()], _training(origin if variant.source else target)
+
+
+def _share(origin: Workspace, target: Workspace, stages: tuple[str, ...]) -> None:
+    """Gives `target` what these stages made in `origin`: links to the outputs, copies of the small files.
+
+    The links are safe because every writer replaces a file and none writes into it; a record comes after its outputs.
+    """
+    for path in (origin.scenes, origin.pairs, origin.decisions):
+        write_bytes(target.root / path.relative_to(origin.root), path.read_bytes())
+    for stage in stages:
+        for path in sorted((origin.root / "records" / stage).glob("[!.]*.json")):
+            record, own = path.read_bytes(), target.root / path.relative_to(origin.root)
+            outputs = json.loads(record)["outputs"]
+            if not all((origin.root / name).exists() for name in outputs):
+                continue  # of an earlier configuration, or damaged: the stage that needs it says so
+            same = own.exists() and own.read_bytes() == record
+            if stage == "train" and not same:
+                shutil.rmtree(target.checkpoints, ignore_errors=True)  # of another network, perhaps a longer training
+            for name in outputs:
+                if not same or not (target.root / name).exists():
+                    _link(origin.root / name, target.root / name)
+            if not same:
+                write_bytes(own, record)
+
+
+def _link(source: Path, target: Path) -> None:
+    with atomic(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, temporary)
+
+
+def _cloudjob(workspace: Workspace, verb: str, path: Path, root: Path, overrides: list[str], *limits: str) -> int:
+    """The exit code of a child `cloudjob`, which prints to standard error. A wish to stop is passed on to it;
+    InterruptedJob when it has stopped."""
+    settings = [part for text in overrides for part in ("--set", text)]
+    command = [sys.executable, "-m", "cloudjob", verb, str(path), "--run-dir", str(root), *settings, *limits]
+    told = False
+    with subprocess.Popen(command, stdout=sys.__stderr__) as child:
+        while (code := child.poll()) is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.2)
+            if workspace.stop_requested() and not told:
+                child.terminate()
+                told = True
+    if code == InterruptedJob.exit_code or (code and told):
+        raise InterruptedJob(f"{STAGE}: stopped in {root.name}; run the same command again")
+    return code
+
+
+def _training(run: Workspace) -> dict:
+    """Samples seen, seconds spent on them (over all its sessions) and parameters of a trained network."""
+    from cloudjob.hpc import checkpoint
+
+    seconds, before = 0.0, 0
+    for row in read_jsonl(run.metrics):
+        if row["samples_per_s"]:
+            seconds += (row["seen"] - before) / row["samples_per_s"]
+        before = row["seen"]
+    weights = checkpoint.load(run.newest_checkpoint())["model"].values()
+    return {
+        "samples": run.record("train", "run")["result"]["seen"],
+        "seconds": round(seconds, 1),
+        "parameters": sum(weight.numel() for weight in weights),
+    }

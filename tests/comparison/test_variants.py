@@ -1,0 +1,134 @@
+"""The comparison file: what its variants come to, and every mistake in it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudjob import config
+from cloudjob.comparison import variants
+from cloudjob.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+BASE = CONFIGS / "test.yaml"
+
+
+def load(folder: Path, given: dict, **keys) -> variants.Comparison:
+    path = folder / "comparison.yaml"
+    path.write_text(yaml.safe_dump({"base": str(BASE), "variants": given} | keys, sort_keys=False))
+    return variants.load(path)
+
+
+def mistakes(folder: Path, given, **keys) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, given, **keys)
+    return str(caught.value).splitlines()
+
+
+def test_the_shipped_comparison_is_good():
+    assert "ours" in variants.load(CONFIGS / "comparison.yaml").variants
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            ("train", "lr"): st.floats(1e-6, 1),
+            ("train", "batch_size"): st.integers(1, 512),
+            ("infer", "steps"): st.integers(1, 1000),
+            ("shard", "cloud"): st.tuples(st.floats(0, 0.4), st.floats(0.5, 1)).map(list),
+        },
+    )
+)
+def test_dotted_and_nested_overrides_are_what_the_variant_gets_and_nothing_else_changes(tmp_path_factory, chosen):
+    nested: dict = {}
+    for (section, key), value in chosen.items():
+        nested.setdefault(section, {})[key] = value
+    dotted = {".".join(key): value for key, value in chosen.items()}
+    found = load(tmp_path_factory.mktemp("comparison"), {"nested": nested, "dotted": dotted}).variants
+    expected = config.load(BASE)[0].model_dump(mode="json")
+    for (section, key), value in chosen.items():
+        expected[section][key] = value
+    assert found["nested"].config.model_dump(mode="json") == expected
+    assert found["dotted"].config == found["nested"].config
+
+
+def test_a_variant_from_another_takes_its_overrides_and_adds_its_own(tmp_path):
+    chain = {
+        "c": {"from": "b", "infer.members": 3},
+        "b": {"from": "a", "infer": {"steps": 7, "members": 2}},
+        "a": {"train.lr": 0.5},
+    }
+    found = load(tmp_path, chain).variants
+    assert list(found) == ["c", "b", "a"]
+    assert [found[name].source for name in "abc"] == [None, "a", "a"]
+    settings = [(v.config.train.lr, v.config.infer.steps, v.config.infer.members) for v in map(found.get, "abc")]
+    assert settings == [(0.5, 2, 1), (0.5, 7, 2), (0.5, 7, 3)]
+
+
+def test_the_budget_comes_before_what_a_variant_says(tmp_path, monkeypatch):
+    seen = []
+    real = config.load
+
+    def note(path, overrides=()):
+        seen.append(list(overrides))
+        return real(path, [text for text in overrides if not text.startswith("train.samples=")])
+
+    monkeypatch.setattr(config, "load", note)
+    found = load(tmp_path, {"ours": {}, "longer": {"train.lr": 0.5}}, samples=20000)
+    assert found.variants["ours"].overrides == ["train.samples=20000"]
+    assert seen == [["train.samples=20000"], ["train.samples=20000"], ["train.samples=20000", "train.lr=0.5"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "words"),
+    [
+        ({"a": {"train.presset": "tiny"}}, "a", "train.presset: unknown key; did you mean preset?"),
+        ({"a": {"masks.cloud_m": -1}}, "a", "masks.cloud_m = -1: "),
+        ({"a": {"pair": {"max_days": 3}}}, "a", "pair.max_days: all variants share what pair makes"),
+        ({"a": {"from": "ourz"}, "ours": {}}, "a", "from = ourz: no such variant; did you mean ours?"),
+        ({"a": {"from": "a"}}, "a", "from = a: the variants take their network from each other"),
+        ({"a": {"from": "b"}, "b": {"from": "a"}}, "a", "from = b: the variants take their network from each other"),
+        ({"a": {}, "b": {"from": "a", "train.lr": 1}}, "b", "train.lr: the network of a is taken as it is"),
+        ({"a": 3}, "a", "write keys and values"),
+        ({"../a": {}}, "../a", "the name of a folder"),
+        ({"base": {}}, "base", "neither base nor records"),
+    ],
+)
+def test_mistakes_of_variants_are_named(tmp_path, given, key, words):
+    line = mistakes(tmp_path, given)[0]
+    assert line.startswith(f"{tmp_path / 'comparison.yaml'}:")
+    assert f"  variants.{key}: " in line
+    assert words in line
+
+
+def test_no_variants_are_a_mistake(tmp_path):
+    (line,) = mistakes(tmp_path, {})
+    assert "variants: name at least one" in line
+
+
+def test_all_mistakes_of_the_file_are_told_at_once_with_their_lines(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("bases: x\nsamples: 0\nvariants:\n  a: {}\n  b:\n    from: c\n")
+    with pytest.raises(ConfigError) as caught:
+        variants.load(path)
+    said = str(caught.value).splitlines()
+    assert [line.split(":")[1].split()[0] for line in said] == ["1", "1", "2", "5"]
+    assert "did you mean base?" in said[0]
+
+
+def test_choosing_by_name_and_by_index(tmp_path):
+    comparison = load(tmp_path, {"ours": {}, "other": {"from": "ours"}})
+    assert comparison.choose([], None) == []
+    assert comparison.choose([], 1) == ["other"]
+    assert comparison.choose(["base", "ours"], None) == ["base", "ours"]
+    with pytest.raises(ConfigError, match="there are 2 variants, 0 to 1"):
+        comparison.choose([], 2)
+    with pytest.raises(ConfigError) as caught:
+        comparison.choose(["our", "x"], None)
+    assert str(caught.value).splitlines() == [
+        "--only our: no such variant; did you mean ours?",
+        "--only x: no such variant; there are ours, other, base",
+    ]
