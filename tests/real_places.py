@@ -1,6 +1,7 @@
-"""Real clear pixels as places of an archive: `python -m tests.real_places DATA OUT` writes OUT/places.yaml.
+"""Real clear pixels as places of an archive: `python -m tests.real_places DATA OUT` writes OUT/places.yaml, a list for
+`archive.places`, and OUT/benchmark.yaml, which is configs/benchmark.yaml with these places to test on and nothing else.
 
-It is a list for `archive.places`, of GeoTIFFs made from `DATA`, the shared folder of real pixels. The dates were chosen
+The GeoTIFFs are made from `DATA`, the shared folder of real pixels. The dates were chosen
 by eye: no cloud, shadow or haze; what changes between them is season, light and people's work. The pixels are real,
 but 33TUG and 33TVF are top-of-atmosphere reflectance, the others surface reflectance; 33TUG came on a grid of degrees,
 which is taken for one of 10 m; and nobody knows the days of 33TVF, two of one summer.
@@ -93,10 +94,25 @@ def _iso(day: str) -> str:
     return str(date.fromisoformat(day))
 
 
+def benchmark(places: list[dict]) -> dict:
+    """The benchmark's configuration, of these places alone."""
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "benchmark.yaml").read_text())
+    whole = {"start": "2017-08-01", "end": "2024-03-31"}
+    config["archive"] = {"places": places}
+    config["search"] = {
+        "polygon": [[-179, -80], [-179, 80], [179, 80], [179, -80], [-179, -80]],
+        "clear": {**whole, "cloud": [0, 1]},
+        "cloudy": {**whole, "cloud": [5, 100]},
+    }
+    config["shard"]["split"] = {"test_tiles": [place["tile"] for place in places]}
+    return config
+
+
 def main(data: Path, out: Path) -> list[dict]:
     out.mkdir(parents=True, exist_ok=True)
     places = [write(place(data), out) for place in (lazio, flanders, parana, campania)]
     (out / "places.yaml").write_text(yaml.safe_dump(places, sort_keys=False))
+    (out / "benchmark.yaml").write_text(yaml.safe_dump(benchmark(places), sort_keys=False))
     return places
 
 

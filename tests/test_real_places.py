@@ -24,14 +24,9 @@ def places(shared_data, tmp_path_factory) -> list[dict]:
 def run(places, tmp_path_factory) -> Path:
     """The real places are kept for testing, and synthetic tiles train."""
     folder = tmp_path_factory.mktemp("run")
-    whole = {"start": "2017-08-01", "end": "2024-03-31"}
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "test.yaml").read_text())
     config["archive"]["places"] = places
-    config["search"] = {
-        "polygon": [[-179, -80], [-179, 80], [179, 80], [179, -80], [-179, -80]],
-        "clear": {**whole, "cloud": [0, 1]},
-        "cloudy": {**whole, "cloud": [5, 100]},
-    }
+    config["search"] = real_places.benchmark(places)["search"]
     config["shard"] |= {"stride": 32, "cloud": [0.05, 0.9]}
     config["shard"]["split"] = {"test_tiles": [place["tile"] for place in places], "test_share": 0, "val_share": 0.3}
     (folder / "a.yaml").write_text(yaml.safe_dump(config))

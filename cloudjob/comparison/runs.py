@@ -81,7 +81,7 @@ def _run(workspace: Workspace, name: str) -> Workspace:
 
 def _make_base(comparison: Comparison, workspace: Workspace):
     base = _run(workspace, BASE)
-    code = _cloudjob(workspace, "run", comparison.base, base.root, [], "--until", "shard")
+    code = _cloudjob(workspace, "run", comparison.base, base.root, comparison.common, "--until", "shard")
     if code:
         kind = {2: ConfigError, 3: InputError, 4: ItemError}.get(code, CloudjobError)
         raise kind(f"{BASE}: cloudjob run --until shard ended with {code}, for what it says above")

@@ -12,7 +12,7 @@ from cloudjob.config import Config, Source
 from cloudjob.errors import ConfigError
 
 BASE = "base"  # the run folder of the data that all variants share
-KEYS = ("base", "samples", "variants")
+KEYS = ("base", "samples", "common", "variants")
 _SHARED = set(Config.model_fields) - {"seed", "masks", "shard", "train", "infer", "evaluate"}
 _TRAINED = {"seed", "masks", "shard", "train"}  # a network that is taken over was made with these
 
@@ -29,10 +29,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The file, the path and the configuration of its base, and the variants in the order of the file."""
+    """The file, the path of its base, what it overrides of that for all, what comes of it, and the variants in the
+    order of the file."""
 
     file: Path
     base: Path
+    common: list[str]
     config: Config
     variants: dict[str, Variant]
 
@@ -57,13 +59,14 @@ def load(path: Path) -> Comparison:
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     base = path.parent / data["base"]
-    budget = [f"train.samples={data['samples']}"] if "samples" in data else []
-    loaded, _ = config.load(base, budget)
+    common = [f"train.samples={data['samples']}"] if "samples" in data else []
+    common += _as_set(data.get("common") or {})
+    loaded, _ = config.load(base, common)
     given = {str(name): overrides or {} for name, overrides in data["variants"].items()}
     variants = {}
     for name in given:
         chain = _chain(name, given)
-        overrides = budget + [text for link in reversed(chain) for text in _as_set(given[link])]
+        overrides = common + [text for link in reversed(chain) for text in _as_set(given[link])]
         try:
             variant, _ = config.load(base, overrides)
         except ConfigError as error:
@@ -74,7 +77,7 @@ def load(path: Path) -> Comparison:
         variants[name] = Variant(name, overrides, variant, chain[-1] if len(chain) > 1 else None)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Comparison(path, base, loaded, variants)
+    return Comparison(path, base, common, loaded, variants)
 
 
 def _mistakes(data: dict) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -86,6 +89,8 @@ def _mistakes(data: dict) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("base",), "name the configuration that the variants are of, a path from where this file lies"
     if "samples" in data and (type(data["samples"]) is not int or data["samples"] < 1):
         yield ("samples",), "must be a positive integer"
+    if not isinstance(data.get("common") or {}, dict):
+        yield ("common",), "write keys and values of the base, e.g. common: {train.preset: base}"
     variants = data.get("variants")
     if not isinstance(variants, dict) or not variants:
         yield ("variants",), "name at least one, e.g. variants: {ours: {}}"

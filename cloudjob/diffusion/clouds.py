@@ -5,6 +5,8 @@ a and reflectance c makes (1 - a) ground + a c, a shadow takes a share of the gr
 noise, these the shape of a real mask. That is grown beyond the cloud one sees: so a cloud fades towards its edge.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,11 +20,15 @@ _ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
 _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
 
 
-def lay(batch: dict[str, Tensor], *, share: float, seed: int, samples: list[int]) -> dict[str, Tensor]:
-    """For a random `share` of the samples the cloudy image becomes the clear target below other clouds.
+def lay(
+    batch: dict[str, Tensor], *, share: float, other_ground: float, seed: int, samples: list[int]
+) -> dict[str, Tensor]:
+    """For a random `share` of the samples the cloudy image becomes the clear target below other clouds; for the share
+    `other_ground` of these, target and reference are darkened alike first, each band by a factor of its own, so that
+    a model that has seen snow alone is not lost over soil, plants and water.
 
-    Of the batch: cloudy and clear (N, 4, n, n) reflectance, NaN without data; mask and donor (N, n, n) mask classes;
-    target_days (N,), if it is there, becomes 0.
+    Of the batch: cloudy, clear and reference (may lack) (N, 4, n, n) reflectance, NaN without data; mask and donor
+    (N, n, n) mask classes; target_days (N,), if it is there, becomes 0.
     The donor, another triplet's mask, is turned and says what lies where; its unknown pixels and those without data
     count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
     is random about a sample is a function of (seed, its number) alone.
@@ -31,22 +37,31 @@ def lay(batch: dict[str, Tensor], *, share: float, seed: int, samples: list[int]
     if not len(chosen):
         return batch
     numbers, chosen = [samples[place] for place in chosen], chosen.to(batch["clear"].device)
-    clear, donor = batch["clear"][chosen], turn(batch["donor"][chosen], seed=seed, indices=numbers, use="turn donor")
+    before = {name: value[chosen] for name, value in batch.items()}
+    donor = turn(before["donor"], seed=seed, indices=numbers, use="turn donor")
     donor = donor.masked_fill((donor == UNKNOWN) | (donor == NO_DATA), CLEAR)
-    mask = donor.masked_fill(clear.isnan().any(1), NO_DATA)
-    cloudy = _seen(clear, mask[:, None], seed=seed, samples=numbers)
-
-    cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1)[:, None, None]
-    cloudy = torch.where(cloud[:, None], cloudy, batch["cloudy"][chosen])
-    mask = torch.where(cloud, mask, batch["mask"][chosen])
-    laid = {
-        "cloudy": batch["cloudy"].index_copy(0, chosen, cloudy),
-        "mask": batch["mask"].index_copy(0, chosen, mask),
-    }
+    cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1)
+    gains = _gains(other_ground, seed=seed, samples=numbers, like=before["clear"])
+    laid = {name: before[name] * gains for name in ("clear", "reference") if name in batch}
+    laid["mask"] = donor.masked_fill(laid["clear"].isnan().any(1), NO_DATA)
+    laid["cloudy"] = _seen(laid["clear"], laid["mask"][:, None], seed=seed, samples=numbers)
     if "target_days" in batch:  # the target now is the ground of the very day
-        days = batch["target_days"][chosen].masked_fill(cloud.flatten(), 0)
-        laid["target_days"] = batch["target_days"].index_copy(0, chosen, days)
-    return batch | laid
+        laid["target_days"] = torch.zeros_like(before["target_days"])
+
+    def where_laid(name: str) -> Tensor:
+        chose = cloud.view(-1, *[1] * (before[name].ndim - 1))
+        return batch[name].index_copy(0, chosen, torch.where(chose, laid[name], before[name]))
+
+    return batch | {name: where_laid(name) for name in laid}
+
+
+def _gains(share: float, *, seed: int, samples: list[int], like: Tensor) -> Tensor:
+    """(N, 4, 1, 1): what a random `share` of the grounds keeps of its light in each band, 1 for the others."""
+    darker = noise.uniforms(seed, samples, "other ground") < share
+    level = noise.uniforms(seed, samples, "ground level").mul(math.log(0.08)).exp().float()
+    colour = noise.normals(seed, samples, "ground colour", like=like[..., :1, :1])
+    gains = level.to(like.device)[:, None, None, None] * (0.4 * colour).exp()
+    return torch.where(darker.to(like.device)[:, None, None, None], gains.clamp(max=1), 1.0)
 
 
 def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: list[int]) -> Tensor:

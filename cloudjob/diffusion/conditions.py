@@ -98,8 +98,13 @@ class Conditions:
         inner = slice(margin, -margin or None)
         images = ("cloudy", "mask", "reference", "present")
         cut = replace(self, **{name: getattr(self, name)[..., inner, inner] for name in images})
-        cut.__dict__["anchor"] = self.anchor[..., inner, inner]
-        return cut
+        return cut.anchored(self.anchor[..., inner, inner])
+
+    def anchored(self, anchor: Tensor) -> "Conditions":
+        """With another first guess."""
+        other = replace(self)
+        other.__dict__["anchor"] = anchor  # where cached_property keeps its value
+        return other
 
     def choose(self, clear: float, reference: float, nothing: float) -> Tensor:
         """(N, 1, H, W): one of three numbers, by what the anchor is at a pixel."""

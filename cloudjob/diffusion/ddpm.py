@@ -63,7 +63,7 @@ class Ddpm:
 
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
-    ) -> Terms:
+    ) -> list[Terms]:
         """What the network predicts, and what is true, of clean (N, 4, H, W) at random levels.
 
         Noise (Ho et al. 2020, eq. 14) and v weigh 1. x0 weighs its SNR, at least 1, so that pure noise is learned from
@@ -77,8 +77,10 @@ class Ddpm:
         level = (t / self.timesteps).to(clean.device)
         output = network(a * clean + b * noise, level, conditions.channels()).float()
         if self.prediction == "x0":
-            return Terms(output, clean, weight=(alpha_bar / (1 - alpha_bar)).clamp(1, 5))
-        return Terms(output, noise if self.prediction == "noise" else a * noise - b * clean)
+            return [Terms(output, clean, level, scale=1.0, weight=(alpha_bar / (1 - alpha_bar)).clamp(1, 5))]
+        if self.prediction == "noise":
+            return [Terms(output, noise, level, scale=b / a)]
+        return [Terms(output, a * noise - b * clean, level, scale=b)]
 
     def times(self, steps: int) -> list[int]:
         """Evenly spaced from timesteps - 1 down ("trailing", Lin et al. 2024, table 2), always with the most noise.

@@ -15,40 +15,46 @@ _NOTHING = 0.97  # of the loss of an output of zero; above, the network has lear
 @torch.no_grad()
 def diagnose(recipe: Recipe, network: nn.Module, batch: dict[str, Tensor], *, seed: int, repeats: int = 4) -> dict:
     """{"against_zero": loss over that of an output of zero, by third of the noise levels, the least noise first, None
-    where no sample fell; "against_shuffled": condition -> loss over that with the condition of another sample in its
+    where no sample fell; "x0_error": by the same thirds, RMSE of the estimate of x0 in normalised units;
+    "against_shuffled": condition -> loss over that with the condition of another sample in its
     place}, on triplets as `Recipe.loss` takes them, each at `repeats` levels. 1 is bad in both.
 
     An output of zero is what an untrained network gives: with it, noise is never taken off (noise prediction), or the
     first guess is given back (residual).
     """
     number = len(batch["mask"])
-    sums, levels = [], []
+    found: list[Tensor] = []
     shuffled = dict.fromkeys(_USED, 0.0)
     for repeat in range(repeats):
         samples = [repeat * number + i for i in range(number)]
 
-        def measured(run, samples=samples) -> tuple[Tensor, Tensor]:
+        def measured(run, samples=samples) -> Tensor:
+            """Squared errors, those of zero, those of x0, and noise levels (4, terms * N)."""
             terms, _, valid = recipe.terms(run, batch, seed=seed, samples=samples)
-            weight = valid * terms.weight
-            error = (terms.prediction.float() - terms.target).square()
-            return tuple((weight * x).flatten(1).double().mean(1) for x in (error, terms.target.square()))
+            rows = []
+            for part in terms:
+                error = part.prediction.float() - part.target
+                squares = (
+                    part.weight * error.square(),
+                    part.weight * part.target.square(),
+                    (part.scale * error).square(),
+                )
+                means = [(valid * x).flatten(1).double().mean(1) for x in squares]
+                rows.append(torch.stack([*means, part.level.double()]).cpu())
+            return torch.cat(rows, 1)
 
-        def listening(x: Tensor, level: Tensor, channels: Tensor) -> Tensor:
-            levels.append(level)
-            return network(x, level, channels)
-
-        sums.append(torch.stack(measured(listening)))
+        found.append(measured(network))
         for name in _USED:
-            error, _ = measured(lambda x, level, channels, name=name: network(x, level, _exchanged(channels, name)))
+            error, *_ = measured(lambda x, level, channels, name=name: network(x, level, _exchanged(channels, name)))
             shuffled[name] += float(error.sum())
-    error, zero = torch.cat(sums, 1)
-    thirds = (torch.cat(levels).cpu() * 3).long().clamp(max=2)
-    error, zero = error.cpu(), zero.cpu()
-    by_level = [
-        float(error[thirds == i].sum() / zero[thirds == i].sum()) if (thirds == i).any() else None for i in range(3)
-    ]
+    error, zero, clean, levels = torch.cat(found, 1)
+    thirds = [levels.mul(3).long().clamp(max=2) == i for i in range(3)]
     ratios = {name: float(error.sum()) / total if total else 1.0 for name, total in shuffled.items()}
-    return {"against_zero": by_level, "against_shuffled": ratios}
+    return {
+        "against_zero": [float(error[third].sum() / zero[third].sum()) if third.any() else None for third in thirds],
+        "x0_error": [float(clean[third].mean().sqrt()) if third.any() else None for third in thirds],
+        "against_shuffled": ratios,
+    }
 
 
 def _exchanged(channels: Tensor, name: str) -> Tensor:

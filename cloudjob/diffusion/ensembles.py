@@ -67,3 +67,8 @@ def _moments(members: NDArray, truth: NDArray, pixels: NDArray) -> tuple[NDArray
     known = pixels & np.isfinite(members).all((0, 1)) & np.isfinite(truth).all(0)
     values, target = members[:, :, known].astype(np.float64), truth[:, known].astype(np.float64)
     return values.mean(0) - target, values.std(0, ddof=1), values, target
+
+
+def factors(calibration: dict, taken: dict) -> list[float] | None:
+    """The factors of a checkpoint's calibration, or None where it does not hold for the sampler and steps `taken`."""
+    return calibration["factors"] if calibration.items() >= taken.items() else None

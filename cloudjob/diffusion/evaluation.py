@@ -28,8 +28,11 @@ class Restorer:
     Noise is keyed by (seed, number of the triplet), so a triplet is restored the same in any batch.
     """
 
-    def __init__(self, recipe: Recipe, network: nn.Module, *, seed: int, sampler: str, steps: int):
+    def __init__(
+        self, recipe: Recipe, network: nn.Module, *, seed: int, sampler: str, steps: int, low_precision: bool = False
+    ):
         self.recipe, self.network, self.seed, self.sampler, self.steps = recipe, network, seed, sampler, steps
+        self.low_precision = low_precision  # the convolutions in bfloat16
         self.device = next(network.parameters()).device
         self.single = isinstance(recipe.process, Regression)  # no noise, and so no ensemble
 
@@ -44,7 +47,8 @@ class Restorer:
                 return noise.draws(self.seed, numbers, member=number, step=step, like=part["cloudy"])
 
             taken = {"steps": steps or self.steps, "sampler": self.sampler}
-            parts.append(self.recipe.restore(self.network, part, noise=drawn, **taken))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+                parts.append(self.recipe.restore(self.network, part, noise=drawn, **taken))
         hidden = torch.isin(batch["mask"], torch.tensor(HIDDEN, device=batch["mask"].device, dtype=torch.uint8))
         return torch.where(hidden[:, None], torch.cat(parts), batch["cloudy"]).cpu().numpy()
 
@@ -52,16 +56,14 @@ class Restorer:
         """(M, N, 4, H, W)"""
         return np.stack([self.member(batch, indices, number) for number in range(count)])
 
-    def calibrate(self, batch: dict[str, Tensor], count: int) -> list[float]:
-        """The factor a band on the members' deviation that makes their 90 % interval right on these triplets, which
-        have `clear` too (see ensembles.temperature)."""
-        indices, truth, mask = (
-            list(range(len(batch["mask"]))),
-            batch["clear"].cpu().numpy(),
-            batch["mask"].cpu().numpy(),
-        )
+    def calibrate(self, batch: dict[str, Tensor], count: int) -> dict:
+        """{"factors": one a band on the members' deviation that makes their 90 % interval right on these triplets,
+        which have `clear` too (see ensembles.temperature); "sampler", "steps": what they hold for}."""
+        truth, mask = batch["clear"].cpu().numpy(), batch["mask"].cpu().numpy()
+        indices = list(range(len(mask)))
         drawn = self.members(batch, indices, count)
-        return ensembles.temperature((drawn[:, i], truth[i], np.isin(mask[i], HIDDEN)) for i in indices)
+        factors = ensembles.temperature((drawn[:, i], truth[i], np.isin(mask[i], HIDDEN)) for i in indices)
+        return self.recipe.taken(self.sampler, self.steps) | {"factors": factors}
 
 
 def ways(
@@ -73,8 +75,11 @@ def ways(
     if members > 1:
         found["ours_member"] = every[0]
     if "reference" in batch:
-        bare = {name: value for name, value in batch.items() if not name.startswith("reference")}
-        found["ours_without_reference"] = restorer.members(bare, indices, members).mean(0)
+        batch_without = {name: value for name, value in batch.items() if not name.startswith("reference")}
+        without = restorer.members(batch_without, indices, members)
+        found["ours_without_reference"] = without.mean(0)
+        if members > 1:
+            found["ours_member_without_reference"] = without[0]
     for steps in more_steps:
         found[f"ours_{steps}_step{'s' if steps > 1 else ''}"] = restorer.member(batch, indices, 0, steps=steps)
     return found, every if members > 1 else None
@@ -102,3 +107,13 @@ def score(methods: dict[str, NDArray], truth: NDArray, mask: NDArray) -> list[li
                     here.append({"method": method, "on": on} | values)
         rows.append(here)
     return rows
+
+
+def score_members(members: NDArray, truth: NDArray, where: NDArray, factors: list[float]) -> list[dict]:
+    """ensembles.score and the number of pixels of each of N triplets that has any `where` (N, H, W)."""
+    found = []
+    for i, pixels in enumerate(where):
+        if pixels.any():
+            score = ensembles.score(members[:, i], truth[i], pixels, temperature=factors)
+            found.append({"pixels": int(pixels.sum())} | score)
+    return found

@@ -1,7 +1,8 @@
 """The networks: dense residual-convolution U-Nets of three sizes, and the U-Net of the notebook of 2025.
 
 All map `network(x, level, conditions)` to (N, 4, H, W): x (N, 4, H, W) the scaled noisy image, level (N,) in 0..1 where
-the process stands between least and most noise, conditions (N, C, H, W). Any height and width divisible by `stride`.
+the process stands between least and most noise, both None for a regression, which has no noisy image; conditions
+(N, C, H, W). Any height and width divisible by `stride`.
 """
 
 import math
@@ -151,7 +152,10 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor, level: Tensor, conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
+        if x is None:
+            x = conditions.new_zeros(len(conditions), BANDS, *conditions.shape[-2:])
+            level = x.new_ones(len(x))
         check_size(x, self.stride)
         embedding = self.embed(sinusoids(level, EMBEDDING))
         h = self.stem(F.pixel_unshuffle(torch.cat([x, conditions], 1), CELL))
@@ -170,6 +174,17 @@ class UNet(nn.Module):
                 h = block(h, embedding)
         output, gain = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).chunk(2, 1)
         return output + gain * x
+
+
+class MeanAndDetail(nn.Module):
+    """Two networks in one: a regression, and another one for the noisy images of what it leaves."""
+
+    def __init__(self, mean: nn.Module, detail: nn.Module):
+        super().__init__()
+        self.mean, self.detail = mean, detail
+
+    def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
+        return self.mean(x, level, conditions) if x is None else self.detail(x, level, conditions)
 
 
 class DoubleConv(nn.Module):

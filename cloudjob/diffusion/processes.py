@@ -25,7 +25,11 @@ class Terms(NamedTuple):
 
     prediction: Tensor
     target: Tensor
-    weight: Tensor | float = 1.0  # broadcastable to the target
+    level: Tensor  # (N,) what the network was told of the noise: 0 least, 1 most
+    scale: (
+        Tensor | float
+    )  # what an error of 1 in the prediction is in x0; broadcastable to the target, as is the weight
+    weight: Tensor | float = 1.0
 
 
 def measure_spread(clean: Tensor, conditions: Conditions, valid: Tensor) -> Spread:
@@ -47,17 +51,20 @@ class Regression:
 
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
-    ) -> Terms:
-        return Terms(self._output(network, conditions), (clean - conditions.anchor) / conditions.choose(*self.spread))
+    ) -> list[Terms]:
+        spread = conditions.choose(*self.spread)
+        target = (clean - conditions.anchor) / spread
+        output = network(None, None, conditions.channels()).float()
+        return [Terms(output, target, level=target.new_ones(len(target)), scale=spread)]
 
     @torch.no_grad()
     def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **_) -> Tensor:
         """The same whatever the noise and the steps."""
-        return (conditions.anchor + conditions.choose(*self.spread) * self._output(network, conditions)).clamp(*limits)
+        return self.place(network(None, None, conditions.channels()).float(), conditions).clamp(*limits)
 
-    def _output(self, network: nn.Module, conditions: Conditions) -> Tensor:
-        x = torch.zeros_like(conditions.cloudy)
-        return network(x, x.new_ones(len(x)), conditions.channels()).float()
+    def place(self, r: Tensor, conditions: Conditions) -> Tensor:
+        """The image that r means."""
+        return conditions.anchor + conditions.choose(*self.spread) * r
 
 
 @dataclass(frozen=True)
@@ -85,33 +92,38 @@ class Residual:
             return 0.0
         return self.alpha * (conditions.cloudy - conditions.anchor) / conditions.choose(*self.spread)
 
+    def _level(self, sigma: Tensor) -> Tensor:
+        """c_noise, scaled to 0..1."""
+        low, high = torch.tensor([self.sigma_min, self.sigma_max]).log().tolist()
+        return ((sigma.log() - low) / (high - low)).clamp(0, 1)
+
     def _denoise(self, network: nn.Module, x: Tensor, sigma: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The raw output F, and c_skip x and c_out: D(x; sigma) = c_skip x + c_out F (eq. 7).
 
         c_skip is the best linear estimate of r from x, c_out the error that it leaves; without drift their table 1.
         """
-        low, high = torch.tensor([self.sigma_min, self.sigma_max]).log().tolist()
-        level = (sigma.log() - low) / (high - low)  # c_noise, scaled to 0..1
+        level = self._level(sigma)
         sigma = sigma[:, None, None, None]
         square, along = self.alpha**2 * self.drift[0], self.alpha * self.drift[1]
         variance, covariance = 1 + 2 * sigma * along + sigma**2 * (1 + square), 1 + sigma * along
-        output = network(x / variance.sqrt(), level.clamp(0, 1), channels).float()
+        output = network(x / variance.sqrt(), level, channels).float()
         return output, covariance / variance * x, (1 - covariance**2 / variance).sqrt()
 
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
-    ) -> Terms:
+    ) -> list[Terms]:
         """F and its target (eq. 8), where the weight lambda(sigma) c_out(sigma)^2 is 1."""
         pick, level = uniforms(seed, indices, "share"), uniforms(seed, indices, "sigma")
         log_sigma = self.log_mean + self.log_std * torch.special.ndtri(level.clamp(1e-9, 1))
         sigma = log_sigma.exp().clamp(self.sigma_min, self.sigma_max).where(pick >= self.share_at_max, self.sigma_max)
         sigma = sigma.float().to(clean.device)
 
-        residual = (clean - conditions.anchor) / conditions.choose(*self.spread)
+        spread = conditions.choose(*self.spread)
+        residual = (clean - conditions.anchor) / spread
         noise = normals(seed, indices, "noise", like=clean) + self._mu(conditions)
         x = residual + sigma[:, None, None, None] * noise
         output, skip, c_out = self._denoise(network, x, sigma, conditions.channels())
-        return Terms(output, (residual - skip) / c_out)
+        return [Terms(output, (residual - skip) / c_out, self._level(sigma), scale=c_out * spread)]
 
     def sigmas(self, steps: int) -> Tensor:
         """(steps + 1,) decreasing to 0 (eq. 5)."""
@@ -145,6 +157,28 @@ class Residual:
         start = sigmas[0] * (noise(0) + self._mu(conditions))
         path = Path(torch.ones_like(sigmas), sigmas)
         return (anchor + spread * SAMPLERS[sampler](denoise, start, path, noise)).clamp(*limits)
+
+
+@dataclass(frozen=True)
+class Corrective(Residual):
+    """A Regression, and a Residual on what it leaves, each with its own network of a MeanAndDetail: the members spread
+    about the regression. The idea is CorrDiff's (Mardani et al. 2025, doi:10.1038/s43247-025-02042-5); here both learn
+    side by side, from the same samples."""
+
+    sigma_max: float = 10.0  # nothing large is left
+    share_at_max: float = 0.05
+
+    def loss_terms(
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+    ) -> list[Terms]:
+        regression = Regression(self.spread)
+        (mean,) = regression.loss_terms(network, clean, conditions, seed=seed, indices=indices)
+        guessed = conditions.anchored(regression.place(mean.prediction.detach(), conditions))
+        return [mean, *super().loss_terms(network, clean, guessed, seed=seed, indices=indices)]
+
+    def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **options) -> Tensor:
+        guess = Regression(self.spread).sample(network, conditions, limits=limits)
+        return super().sample(network, conditions.anchored(guess), limits=limits, **options)
 
 
 def measure_drift(clean: Tensor, conditions: Conditions, valid: Tensor, spread: Spread) -> tuple[float, float]:

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation, turn
 from cloudjob.diffusion.ddpm import Ddpm
-from cloudjob.diffusion.processes import Regression, Residual, measure_drift, measure_spread
+from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise
 
-Process = Residual | Regression | Ddpm
-PROCESSES = {"residual": Residual, "regression": Regression, "ddpm": Ddpm}
+Process = Residual | Corrective | Regression | Ddpm
+PROCESSES = {"corrective": Corrective, "residual": Residual, "regression": Regression, "ddpm": Ddpm}
 _TURNED = ("cloudy", "clear", "reference", "mask", "donor")
 
 
@@ -42,7 +42,7 @@ class Recipe:
 
     def facts(self) -> dict:
         """What `of` takes to make this recipe again, in plain values for a checkpoint."""
-        name = next(name for name, kind in PROCESSES.items() if isinstance(self.process, kind))
+        name = next(name for name, kind in PROCESSES.items() if type(self.process) is kind)
         options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.process).items()}
         plain = {"preset": self.preset, "mean": list(self.norm.mean), "std": list(self.norm.std)}
         return plain | {"process": name} | options
@@ -63,7 +63,12 @@ class Recipe:
         return clean.nan_to_num(0), clean.isfinite().all(1, keepdim=True), Conditions.of(batch, norm=self.norm)
 
     def network(self) -> nn.Module:
-        return networks.build(self.preset, condition_channels=CONDITION_CHANNELS)
+        """Freshly initialised."""
+
+        def build() -> nn.Module:
+            return networks.build(self.preset, condition_channels=CONDITION_CHANNELS)
+
+        return networks.MeanAndDetail(build(), build()) if isinstance(self.process, Corrective) else build()
 
     def sampler(self, wanted: str) -> str:
         """`wanted`, one of SAMPLERS; "auto" is the one that suits the process."""
@@ -75,7 +80,14 @@ class Recipe:
             return 1
         return self.process.timesteps if isinstance(self.process, Ddpm) and sampler == "ancestral" else wanted
 
-    def terms(self, network: nn.Module, batch: dict[str, Tensor], *, seed: int, samples: list[int], **drop: float):
+    def taken(self, sampler: str, steps: int) -> dict:
+        """What a configuration's sampler and steps come to."""
+        sampler = self.sampler(sampler)
+        return {"sampler": sampler, "steps": self.steps(steps, sampler)}
+
+    def terms(
+        self, network: nn.Module, batch: dict[str, Tensor], *, seed: int, samples: list[int], **drop: float
+    ) -> tuple[list[Terms], Conditions, Tensor]:
         """(Terms of the process, conditions, where the clear image has data): `loss` without its weights."""
         clean, valid, conditions = self._parts(batch)
         conditions = conditions.drop_reference(drop.get("drop_reference", 0), seed=seed, indices=samples)
@@ -93,6 +105,7 @@ class Recipe:
         drop_reference: float,
         drop_mask: float,
         synthetic_clouds: float,
+        other_ground: float,
     ) -> Tensor:
         """Scalar loss of a batch: cloudy, clear, reference (may lack) (N, 4, n, n) reflectance with NaN where there is
         none, mask and, for `synthetic_clouds` (a share of the samples, see `clouds.lay`), donor (N, n, n) classes; and
@@ -100,11 +113,12 @@ class Recipe:
         turned = {name: turn(batch[name], seed=seed, indices=samples) for name in _TURNED if name in batch}
         batch = batch | turned
         if synthetic_clouds:
-            batch = clouds.lay(batch, share=synthetic_clouds, seed=seed, samples=samples)
+            laid = {"share": synthetic_clouds, "other_ground": other_ground}
+            batch = clouds.lay(batch, **laid, seed=seed, samples=samples)
         drop = {"drop_reference": drop_reference, "drop_mask": drop_mask}
         terms, conditions, valid = self.terms(network, batch, seed=seed, samples=samples, **drop)
         weights = losses.pixel_weights(conditions.mask, valid, clear_weight=clear_weight)
-        return losses.weighted_mse(terms.prediction, terms.target, weights * terms.weight)
+        return sum(losses.weighted_mse(part.prediction, part.target, weights * part.weight) for part in terms)
 
     def restore(
         self,
@@ -122,8 +136,6 @@ class Recipe:
         """
         conditions = Conditions.of(batch, norm=self.norm).within(margin)
         limits = None if self.preset == "notebook-2025" else self.norm.limits()
-        sampler = self.sampler(sampler)
-        clean = self.process.sample(
-            network, conditions, noise=noise, steps=self.steps(steps, sampler), limits=limits, sampler=sampler
-        )
+        taken = self.taken(sampler, steps)
+        clean = self.process.sample(network, conditions, noise=noise, limits=limits, **taken)
         return self.norm.inverse(clean)

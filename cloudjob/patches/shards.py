@@ -249,6 +249,15 @@ class ShardSet:
         self.read(position, arrays, 0)
         return {name: array[0] for name, array in arrays.items()}
 
+    def look(self, number: int) -> tuple[list[int], dict[str, np.ndarray]]:
+        """Positions and arrays of up to `number` triplets from all over the split, the same ones each time."""
+        number = min(number, len(self))
+        positions = [place * len(self) // number for place in range(number)]
+        arrays = self.buffers(number)
+        for slot, position in enumerate(positions):
+            self.read(position, arrays, slot)
+        return positions, arrays
+
     def read(self, position: int, buffers: dict[str, np.ndarray], slot: int) -> None:
         """Fills place `slot` of each of these buffers, named as a triplet's arrays. Threads may do so at once."""
         if not 0 <= position < len(self):

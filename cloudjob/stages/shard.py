@@ -272,8 +272,8 @@ def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dic
             entry = {"file": name.removeprefix("shards/"), "count": record["result"]["count"], **kept}
             files.append(entry | {"split": split, "pair": item.name, "target": item.config["target"]})
             sums[split].append(record["result"])
-    if not sums["train"]:
-        raise ConfigError("shard: no pair gives a training triplet; loosen shard.cloud, or add tiles and dates")
+    if not files:
+        raise ConfigError("shard: no pair gives a triplet; loosen shard.cloud, or add tiles and dates")
     folder = workspace.shard_index.parent
     for stray in set(folder.glob("[!.]*.h5")) - {folder / file["file"] for file in files}:
         stray.unlink()  # of an earlier configuration
@@ -283,7 +283,7 @@ def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dic
         "window": config.shard.window,
         "counts": counts,
         "files": files,
-        "normalisation": normalisation(sums["train"]),
+        "normalisation": normalisation(sums["train"]) if sums["train"] else None,
         "split": {
             **config.shard.split.model_dump(exclude_none=True),
             "seed": config.seed,

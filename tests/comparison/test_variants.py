@@ -27,8 +27,9 @@ def mistakes(folder: Path, given, **keys) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_the_shipped_comparison_is_good():
-    assert "ours" in variants.load(CONFIGS / "comparison.yaml").variants
+@pytest.mark.parametrize("name", ["comparison", "comparison-gpu", "ablation"])
+def test_the_shipped_comparisons_are_good(name):
+    assert {"ours", "regression"} <= set(variants.load(CONFIGS / f"{name}.yaml").variants)
 
 
 @given(
@@ -107,6 +108,16 @@ def test_mistakes_of_variants_are_named(tmp_path, given, key, words):
 def test_no_variants_are_a_mistake(tmp_path):
     (line,) = mistakes(tmp_path, {})
     assert "variants: name at least one" in line
+
+
+def test_what_is_common_goes_to_the_base_and_to_all_and_before_what_a_variant_says(tmp_path):
+    given = {"ours": {}, "tiny": {"train.preset": "tiny"}}
+    found = load(tmp_path, given, common={"archive.synthetic.size": 1024, "train": {"preset": "base"}})
+    assert found.common == ["archive.synthetic.size=1024", 'train.preset="base"']
+    assert found.config.archive.synthetic.size == 1024
+    assert [variant.config.train.preset for variant in found.variants.values()] == ["base", "tiny"]
+    (said,) = mistakes(tmp_path, given, common=["train.lr"])
+    assert "common: write keys and values of the base" in said
 
 
 def test_all_mistakes_of_the_file_are_told_at_once_with_their_lines(tmp_path):

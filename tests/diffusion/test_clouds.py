@@ -32,8 +32,8 @@ def batch() -> dict[str, torch.Tensor]:
     return {"cloudy": cloudy, "clear": clear, "mask": mask, "donor": torch.from_numpy(donor)}
 
 
-def lay(batch, *, share=1.0, seed=0, samples=SAMPLES):
-    return clouds.lay(batch, share=share, seed=seed, samples=samples)
+def lay(batch, *, share=1.0, other_ground=0.0, seed=0, samples=SAMPLES):
+    return clouds.lay(batch, share=share, other_ground=other_ground, seed=seed, samples=samples)
 
 
 def some(batch: dict, places: list[int]) -> dict:
@@ -71,12 +71,30 @@ def test_a_donor_without_cloud_changes_nothing_and_the_truth_stays(batch):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.permutations(range(COUNT)), st.integers(1, COUNT), st.floats(0, 1))
-def test_what_is_laid_belongs_to_the_sample(batch, order, number, share):
+@given(st.permutations(range(COUNT)), st.integers(1, COUNT), st.floats(0, 1), st.floats(0, 1))
+def test_what_is_laid_belongs_to_the_sample(batch, order, number, share, other):
     """Any composition and any order of the batch; so more ranks, and a resumed training, see the same images."""
-    chosen = list(order[:number])
-    whole = some(lay(batch, share=share), chosen)
-    assert same(lay(some(batch, chosen), share=share, samples=[SAMPLES[place] for place in chosen]), whole)
+    chosen, options = list(order[:number]), {"share": share, "other_ground": other}
+    whole = some(lay(batch, **options), chosen)
+    assert same(lay(some(batch, chosen), **options, samples=[SAMPLES[place] for place in chosen]), whole)
+
+
+def test_another_ground_is_darker_in_target_and_reference_alike(batch):
+    """Each band by a factor of its own, and the clouds above it are as bright as ever."""
+    many = some(batch | {"reference": batch["clear"] + 0.1}, [place % (COUNT - 1) for place in range(300)])
+    laid = lay(many, other_ground=0.4, samples=list(range(300)))
+    plain = lay(many, samples=list(range(300)))
+    ratio = (laid["clear"] / many["clear"]).flatten(2).nanmedian(2).values
+    np.testing.assert_allclose(laid["reference"] / many["reference"], laid["clear"] / many["clear"], rtol=1e-4)
+    darker = (ratio < 0.999).any(1)
+    assert darker.float().mean() == pytest.approx(0.4, abs=0.08)
+    assert ratio.min() < 0.1
+    assert ratio.max() <= 1.0001
+    assert (ratio[darker].std(1) > 0.01).float().mean() > 0.9
+    thick = (laid["mask"] == CLOUD) & (plain["cloudy"].mean(1) > 0.9)
+    thick[~darker] = False
+    difference = (laid["cloudy"] - plain["cloudy"]).mean(1)[thick]
+    assert difference.abs().median() < 0.35 * (many["clear"] - laid["clear"]).mean(1)[thick].abs().median()
 
 
 def test_the_share_of_the_samples_and_none(batch):
@@ -162,7 +180,8 @@ def test_the_loss_of_a_sample_is_the_same_in_any_batch_with_and_without_a_refere
     recipe = Recipe.of("tiny", "residual", mean=[0.5] * 4, std=[0.3] * 4)
     torch.manual_seed(0)
     network = recipe.network()
-    options = {"seed": 3, "clear_weight": 0.2, "drop_reference": 0.5, "drop_mask": 0.3, "synthetic_clouds": 0.5}
+    options = {"seed": 3, "clear_weight": 0.2, "drop_reference": 0.5, "drop_mask": 0.3}
+    options |= {"synthetic_clouds": 0.5, "other_ground": 0.5}
     for arrays in (batch, batch | {"reference": batch["clear"] + 0.05}):
         halves = [list(range(6)), list(range(6, COUNT))]
         parts = [recipe.loss(network, some(arrays, h), samples=[SAMPLES[p] for p in h], **options) for h in halves]

@@ -45,7 +45,7 @@ def true_network(process: Ddpm):
 
 def test_the_closed_form_of_the_noisy_image():
     process = Ddpm()
-    terms = process.loss_terms(lambda x, level, _: x, CLEAN, CONDITIONS, seed=1, indices=[3, 4])
+    (terms,) = process.loss_terms(lambda x, level, _: x, CLEAN, CONDITIONS, seed=1, indices=[3, 4])
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     for sample, t in enumerate((uniforms(1, [3, 4], "timestep") * 1000).long()):
         alpha_bar = math.prod((1 - betas[: t + 1]).tolist())
@@ -57,7 +57,7 @@ def test_the_closed_form_of_the_noisy_image():
 def test_the_training_target_is_what_a_network_that_knows_would_say(prediction):
     process = Ddpm(schedule="cosine", prediction=prediction, zero_terminal_snr=prediction != "noise")
     for seed in range(10):
-        terms = process.loss_terms(true_network(process), CLEAN, CONDITIONS, seed=seed, indices=[0, 1])
+        (terms,) = process.loss_terms(true_network(process), CLEAN, CONDITIONS, seed=seed, indices=[0, 1])
         assert torch.allclose(terms.prediction, terms.target, atol=1e-3)
 
 
@@ -65,7 +65,7 @@ def test_x0_weighs_its_signal_to_noise_ratio_within_bounds():
     process = Ddpm(prediction="x0", zero_terminal_snr=True)
     indices = list(range(500))
     clean = torch.zeros(500, 4, 1, 1)
-    terms = process.loss_terms(lambda x, *_: x, clean, CONDITIONS, seed=0, indices=indices)
+    (terms,) = process.loss_terms(lambda x, *_: x, clean, CONDITIONS, seed=0, indices=indices)
     t = (uniforms(0, indices, "timestep") * 1000).long()
     snr = process.alpha_bar()[t] / (1 - process.alpha_bar()[t])
     weight = terms.weight.flatten().double()

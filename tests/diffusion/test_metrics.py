@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torchmetrics.functional import image as torchmetrics
 
 from cloudjob.diffusion import metrics
 
@@ -226,6 +225,7 @@ def test_the_seam_index_where_it_cannot_be_measured():
 
 
 def test_reproduces_the_published_predictions_scores(shared_data):
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
     import rasterio
 
     folder = shared_data / "sen12mscr_triplets"

@@ -8,7 +8,7 @@ from cloudjob.diffusion.conditions import Conditions, Normalisation
 from cloudjob.diffusion.ddpm import Ddpm
 from cloudjob.diffusion.losses import pixel_weights, weighted_mse
 from cloudjob.diffusion.networks import build
-from cloudjob.diffusion.processes import Regression, Residual, measure_drift, measure_spread
+from cloudjob.diffusion.processes import Corrective, Regression, Residual, measure_drift, measure_spread
 
 NORM = Normalisation(mean=(0.0,) * 4, std=(1.0,) * 4)
 WIDE = (torch.tensor(-1e9), torch.tensor(1e9))
@@ -43,7 +43,7 @@ def test_the_training_target_is_the_perfect_networks_output():
     clean, conditions = batch()
     process = Residual()
     network = optimal_network(process, clean, conditions)
-    terms = process.loss_terms(network, clean, conditions, seed=0, indices=[0, 1])
+    (terms,) = process.loss_terms(network, clean, conditions, seed=0, indices=[0, 1])
     assert torch.allclose(terms.prediction, terms.target, rtol=1e-2, atol=1e-2)
 
 
@@ -54,7 +54,7 @@ def test_the_target_has_unit_variance_at_every_sigma():
         process = Residual(sigma_min=sigma, sigma_max=sigma * 1.0001)
         batch = {"cloudy": torch.zeros_like(image), "mask": torch.ones(2, 64, 64, dtype=torch.uint8)}
         conditions = Conditions.of(batch, norm=NORM)
-        terms = process.loss_terms(lambda x, *_: x, image, conditions, seed=0, indices=[0, 1])
+        (terms,) = process.loss_terms(lambda x, *_: x, image, conditions, seed=0, indices=[0, 1])
         assert terms.target.std() == pytest.approx(1, abs=0.03)
         assert terms.prediction.std() == pytest.approx(1, abs=0.03)  # the scaled input
 
@@ -126,8 +126,8 @@ def test_the_share_at_sigma_max():
 def test_a_draw_belongs_to_the_sample_not_to_the_batch(process):
     clean, conditions = batch(count=3)
     alone = Conditions(*(getattr(conditions, field.name)[2:] for field in dataclasses.fields(conditions)))
-    together = process.loss_terms(lambda x, *_: x, clean, conditions, seed=4, indices=[5, 6, 9])
-    single = process.loss_terms(lambda x, *_: x, clean[2:], alone, seed=4, indices=[9])
+    (together,) = process.loss_terms(lambda x, *_: x, clean, conditions, seed=4, indices=[5, 6, 9])
+    (single,) = process.loss_terms(lambda x, *_: x, clean[2:], alone, seed=4, indices=[9])
     assert torch.equal(together.target[2], single.target[0])
     assert torch.equal(together.prediction[2], single.prediction[0])
 
@@ -148,7 +148,7 @@ def test_a_few_steps_of_training_lower_the_loss():
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     losses = []
     for _ in range(30):
-        terms = Residual().loss_terms(network, clean, conditions, seed=0, indices=[0, 1, 2, 3])
+        (terms,) = Residual().loss_terms(network, clean, conditions, seed=0, indices=[0, 1, 2, 3])
         losses.append(weighted_mse(terms.prediction, terms.target, torch.ones(4, 1, 16, 16)))
         optimizer.zero_grad()
         losses[-1].backward()
@@ -166,7 +166,7 @@ def test_with_the_measured_drift_input_and_target_have_unit_variance_at_every_si
     drift = measure_drift(ground, conditions, everywhere, spread)
     for sigma in (0.05, 1.0, 30.0):
         process = Residual(spread, alpha, drift, sigma_min=sigma, sigma_max=sigma * 1.0001)
-        terms = process.loss_terms(lambda x, *_: x, ground, conditions, seed=0, indices=list(range(16)))
+        (terms,) = process.loss_terms(lambda x, *_: x, ground, conditions, seed=0, indices=list(range(16)))
         assert terms.prediction.square().mean() == pytest.approx(1, abs=0.05)  # the scaled input
         assert terms.target.square().mean() == pytest.approx(1, abs=0.05)
 
@@ -211,7 +211,60 @@ def test_a_regression_gives_what_it_was_asked_for_whatever_the_noise():
     clean, conditions = batch()
     process = Regression(spread=(0.5, 1.0, 2.0))
     truth = (clean - conditions.anchor) / conditions.choose(*process.spread)
-    terms = process.loss_terms(lambda *_: truth, clean, conditions, seed=0, indices=[0, 1])
+    (terms,) = process.loss_terms(lambda *_: truth, clean, conditions, seed=0, indices=[0, 1])
     assert torch.equal(terms.prediction, terms.target)
     found = process.sample(lambda *_: truth, conditions, noise=normal_noise, steps=7, limits=WIDE, sampler="euler")
     assert torch.allclose(found, clean, atol=1e-5)
+
+
+class Two(torch.nn.Module):
+    """As networks.MeanAndDetail: a constant regression, and for the noisy image what `detail` says."""
+
+    def __init__(self, detail):
+        super().__init__()
+        self.mean, self.detail = torch.nn.Parameter(torch.tensor(0.5)), detail
+
+    def forward(self, x, level, channels):
+        return (
+            self.mean.expand(len(channels), 4, *channels.shape[-2:]) if x is None else self.detail(x, level, channels)
+        )
+
+
+def test_corrective_its_noise_is_on_what_the_regression_leaves():
+    clean, conditions = batch()
+    process = Corrective()
+    seen = []
+    network = Two(lambda x, level, channels: seen.append(channels) or 0 * x + network.mean)
+    mean, detail = process.loss_terms(network, clean, conditions, seed=0, indices=[0, 1])
+    guess = conditions.anchor + 0.5 * conditions.choose(*process.spread)
+    anchored = conditions.anchored(guess)
+    assert torch.equal(seen[0], anchored.channels())
+    (alone,) = Residual(sigma_max=10.0, share_at_max=0.05).loss_terms(
+        lambda x, *_: 0 * x, clean, anchored, seed=0, indices=[0, 1]
+    )
+    assert torch.equal(detail.target, alone.target)
+    (regression,) = Regression(process.spread).loss_terms(network, clean, conditions, seed=0, indices=[0, 1])
+    assert torch.equal(mean.target, regression.target)
+    assert not detail.target.requires_grad, "the regression is to be right, not to make the diffusion's task easy"
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_corrective_a_perfect_detail_mends_any_regression(steps):
+    clean, conditions = batch()
+    process = Corrective()
+    guess = conditions.anchor + 0.5 * conditions.choose(*process.spread)
+    network = Two(optimal_network(process, clean, conditions.anchored(guess)))
+    found = process.sample(network, conditions, noise=normal_noise, steps=steps, limits=WIDE)
+    assert torch.allclose(found, clean, atol=1e-3)
+
+
+def test_corrective_opposite_noise_spreads_about_the_regression():
+    """Where the estimate is linear in the noise, the mean of an antithetic pair is the regression."""
+    _, conditions = batch()
+    process = Corrective()
+    network = Two(lambda x, *_: 0.3 * x)
+    one = process.sample(network, conditions, noise=normal_noise, steps=4, limits=WIDE)
+    other = process.sample(network, conditions, noise=lambda step: -normal_noise(step), steps=4, limits=WIDE)
+    assert (one - other).abs().mean() > 0.1
+    expected = Regression(process.spread).sample(network, conditions, limits=WIDE)
+    assert torch.allclose((one + other) / 2, expected, atol=1e-5)

@@ -1,12 +1,15 @@
 """evaluate on the held-out triplets, through the front door."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import yaml
 from skimage.metrics import peak_signal_noise_ratio
 
 from cloudjob.patches.shards import ShardSet
@@ -73,3 +76,30 @@ def test_scores_are_made_once_and_come_out_the_same_again(run):
     assert "1 skipped" in cloudjob("evaluate", run).stderr
     cloudjob("evaluate", run, "--force")
     assert {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()} == before
+
+
+def test_a_checkpoint_from_elsewhere_gives_the_same_scores(run, tmp_path):
+    """In a run that has shards but never trained."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    checkpoint = sorted((run / "train" / "checkpoints").glob("*.pt"))[-1]
+    for folder in ("train", "evaluation", "records/train", "records/evaluate"):
+        shutil.rmtree(other / folder)
+    cloudjob("evaluate", other, "--set", f"infer.checkpoint={checkpoint}")
+    assert summary(other) == summary(run)
+
+
+def test_the_factors_on_the_spread_hold_for_the_steps_that_are_taken(run, tmp_path):
+    """Training found those of infer.steps; evaluate finds others anew, and infer says that it has none."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    cloudjob("evaluate", other, "--set", "infer.steps=3")
+    assert summary(other)["ensemble"] != summary(run)["ensemble"]
+    options = [part for setting in ("infer.steps=3", "infer.members=2") for part in ("--set", setting)]
+    said = cloudjob("infer", other, *options, "--index", 0).stderr
+    assert "calibrated for other steps than 3 of euler" in said
+    (scene,) = (other / "outputs").glob("*/*.h5")
+    with h5py.File(scene) as file:
+        assert file.attrs["uncertainty_factors"] == "1.0000 1.0000 1.0000 1.0000"
+    trained = yaml.safe_load((run / "config.yaml").read_text())["infer"]["steps"]
+    cloudjob("infer", other, "--set", f"infer.steps={trained}", "--index", 0)
+    with h5py.File(scene) as file:
+        assert file.attrs["uncertainty_factors"] != "1.0000 1.0000 1.0000 1.0000"

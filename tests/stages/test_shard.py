@@ -148,6 +148,16 @@ def test_tiles_are_kept_for_testing(run):
     assert {e["pair"].split("_")[0] for e in index(run)["files"] if e["split"] == "test"} > {tiles["train"]}
 
 
+def test_triplets_may_all_be_for_testing_but_then_there_is_no_training(run):
+    good("shard", run)
+    tiles = sorted({entry["pair"].split("_")[0] for entry in index(run)["files"]})
+    good("shard", run, "--set", f"shard.split.test_tiles={json.dumps(tiles)}")
+    assert {entry["split"] for entry in index(run)["files"]} == {"test"}
+    done = cloudjob("train", run)
+    assert done.returncode == 2
+    assert "no triplet to train on" in done.stderr
+
+
 def replace_truth(run, product, change):
     """In the archive, from where a download brings it again."""
     path = run / "archive" / "truth" / f"{product}.tif"
