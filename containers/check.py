@@ -1,0 +1,22 @@
+"""What the image must be able to do: one forward pass on the CPU by every rank of an MPI world.
+
+mpiexec -n 2 python check.py 2
+"""
+
+import sys
+
+import torch
+
+from cloudjob.diffusion import conditions, networks
+from cloudjob.hpc import mpi
+
+network = networks.build("tiny", condition_channels=conditions.CONDITION_CHANNELS)
+known = torch.zeros(1, conditions.CONDITION_CHANNELS, 64, 64)
+with torch.no_grad():
+    value = network(torch.zeros(1, 4, 64, 64), torch.zeros(1), known)
+with mpi.world() as world:
+    shapes = world.gather(tuple(value.shape))
+    if world.size != int(sys.argv[1]) or (shapes and shapes != [(1, 4, 64, 64)] * world.size):
+        sys.exit(f"a world of {world.size} ranks instead of {sys.argv[1]}, outputs {shapes}")
+    if world.rank == 0:
+        print(f"forward pass on {world.size} ranks: {shapes}")

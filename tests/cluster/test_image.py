@@ -1,0 +1,72 @@
+"""The image itself: what it says of itself, that its %test can fail, and that it needs no rights to run."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from conftest import ROOT
+
+
+def inspect(image: Path) -> dict[str, str]:
+    lines = subprocess.run(["apptainer", "inspect", image], check=True, capture_output=True, text=True).stdout
+    return dict(line.split(": ", 1) for line in lines.splitlines() if ": " in line)
+
+
+def test_the_image_shows_the_packages_of_the_lock(image):
+    labels = inspect(image)
+    lock = [line.split(" ")[0] for line in (ROOT / "containers" / "cpu.lock").read_text().splitlines()[1:]]
+    packages = labels["cloudjob.packages"].split()
+    print(f"{image.stat().st_size / 2**20:.0f} MiB, {len(packages)} packages:", *packages)
+    assert {line.lower() for line in packages if not line.startswith("pip==")} == set(lock)
+    assert labels["cloudjob.lock"] == "cpu"
+    assert labels["org.opencontainers.image.version"]
+
+
+def test_what_runs_is_the_image_and_not_what_the_user_has_loaded(image, tmp_path):
+    (tmp_path / "cloudjob.py").write_text("raise SystemExit('the wrong one')")
+    program = "import cloudjob; print(cloudjob.__file__)"
+    command = ["apptainer", "exec", "--bind", tmp_path, image, "python", "-c", program]
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("/opt/venv/"), done.stderr
+
+
+def test_a_broken_package_fails_the_build(build, image, tmp_path):
+    """One wrong factor in a metric; built upon the image itself, so that only the package is installed anew."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs"), symlinks=True)
+    source = folder / "cloudjob" / "diffusion" / "metrics.py"
+    text = source.read_text()
+    assert text.count("-10 * np.log10(mse)") == 1
+    source.write_text(text.replace("-10 * np.log10(mse)", "-11 * np.log10(mse)"))
+    done = build(tmp_path / "broken.sif", image, folder)
+    assert done.returncode != 0
+    assert "failed to execute %test" in done.stdout + done.stderr
+    assert not (tmp_path / "broken.sif").exists()
+
+
+def test_a_user_without_rights_runs_the_chain_with_one_folder_bound(image, tmp_path):
+    """As nobody, root read-only, no home, nothing of the machine but the run folder."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for folder in (run, *run.parents[:3]):
+        os.chmod(folder, 0o777 if folder == run else folder.stat().st_mode | 0o055)
+    shutil.copy(ROOT / "configs" / "test.yaml", run / "test.yaml")
+    visible = Path("/var/tmp") / f"cloudjob-test-{os.getpid()}"  # nobody may not look into the folder of the image
+    visible.mkdir(mode=0o777)
+    visible.chmod(0o777)
+    try:
+        shutil.copy(image, visible / "cloudjob.sif")
+        env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "OMP_NUM_THREADS": "1"}
+        env |= {"APPTAINER_TMPDIR": str(visible), "APPTAINER_CACHEDIR": str(visible)}
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        command += ["apptainer", "exec", "--unsquash", "--containall", "--bind", f"{run}:/job"]
+        command += [visible / "cloudjob.sif", "sh", "-c"]
+        script = "touch /opt/x 2>/dev/null && exit 9; id -u; cloudjob run /job/test.yaml --run-dir /job/test"
+        done = subprocess.run([*command, script], env=env, capture_output=True, text=True, timeout=1800, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("65534")
+        assert (run / "test" / "report" / "index.html").stat().st_uid == 65534
+    finally:
+        shutil.rmtree(visible)

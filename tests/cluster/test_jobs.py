@@ -1,0 +1,257 @@
+"""The scripts of slurm/ on a real SLURM, without and within the image: the chain, and all that can befall a job."""
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import MODES, sets
+
+
+def weights(run: Path) -> bytes:
+    return max((run / "train" / "checkpoints").glob("step-*.pt")).read_bytes()
+
+
+def outputs(run: Path) -> dict[str, bytes]:
+    files = sorted((run / "outputs").rglob("*.*"))
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
+
+
+def same(run: Path, other: Path) -> None:
+    assert weights(run) == weights(other)
+    ours, theirs = outputs(run), outputs(other)
+    assert [name for name in ours if ours[name] != theirs.get(name)] == []
+    assert sorted(ours) == sorted(theirs)
+
+
+def job_ids(text: str) -> list[str]:
+    return re.findall(r"^job (\d+):", text, re.M)
+
+
+# --- the chain -------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def chains(cluster, homes, plain) -> dict[str, Path]:
+    """slurm/pipeline.sh configs/demo.yaml from search to report, in both ways at the same time: mode -> run folder."""
+    first = {mode: home.call("slurm/pipeline.sh", "configs/demo.yaml", *sets()).stdout for mode, home in homes.items()}
+    for mode, home in homes.items():
+        print(mode, first[mode], sep="\n")
+        jobs = job_ids(first[mode])
+        assert len(jobs) == 5
+        assert cluster.wait(*jobs) == ["COMPLETED"] * 5, home.log(jobs[-1])
+        rest = job_ids(home.log(jobs[-1]))
+        assert len(rest) == 6
+        states = cluster.wait(*rest)
+        assert states == ["COMPLETED"] * 6, "".join(home.log(job) for job in rest)[-6000:]
+    return {mode: home.folder / "runs" / "demo" for mode, home in homes.items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_chain_ends_in_the_bytes_of_the_plain_run(chains, homes, plain, mode):
+    """Weights of 2 nodes x 2 tasks as of 4 plain ranks; scenes restored by 2 MPI ranks as by one process."""
+    run = chains[mode]
+    same(run, plain)
+    assert (run / "evaluation" / "summary.json").read_bytes() == (plain / "evaluation" / "summary.json").read_bytes()
+    assert (run / "report" / "index.html").exists()
+    text = homes[mode].status("runs/demo")
+    assert "job " not in text
+    assert "again" not in text
+    cards = "".join(path.read_text() for path in homes[mode].folder.glob("cloudjob-train-*.out"))
+    assert "4 tasks on n[1-2]" in cards
+    assert ("apptainer exec" in cards) == (mode == "image")
+    tasks = list(homes[mode].folder.glob("cloudjob-infer-*_*.out"))
+    assert len(tasks) == len(list((run / "outputs").iterdir()))
+    assert all("2 ranks" in task.read_text() for task in tasks)
+
+
+def test_a_failing_stage_cancels_what_follows_and_status_says_why(chains, homes, cluster):
+    home = homes["venv"]
+    home.copy(chains["venv"], "failing", without=("train", "infer", "evaluate", "report"))
+    text = home.call("slurm/pipeline.sh", "runs/failing", "--set", "train.lr=1e30", "--set", "train.warmup=0").stdout
+    jobs = job_ids(text)
+    states = cluster.wait(*jobs)
+    assert states == ["COMPLETED"] * 2 + ["FAILED"] + ["CANCELLED"] * 3
+    status = home.status("runs/failing")
+    print(status)
+    assert "train     0 of 1, 1 failed" in status
+    assert "the gradient is not finite" in status
+    assert f"job {jobs[2]} train: FAILED" in status or f"job {jobs[2]} train: exit code 4" in status
+    assert re.search(rf"job {jobs[4]} evaluate: CANCELLED \(Dependency", status)
+
+
+# --- preemption ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_survive_whatever_befalls_the_job(chains, homes, cluster, plain, mode):
+    """Warned three times, requeued by an operator, its node set down, its node crashed: it ends in the same bytes."""
+    home = homes[mode]
+    run = home.copy(chains[mode], "disturbed", without=("train", "infer", "evaluate", "report"))
+    job = home.submit("train.sh", "runs/disturbed")
+
+    def newest() -> str:
+        return max((path.name for path in (run / "train" / "checkpoints").glob("step-*.pt")), default="")
+
+    for restarts, way in enumerate(("USR1", "USR1", "USR1", "requeue", "down", "crash")):
+        before = newest()
+        cluster.wait_for(lambda before=before: newest() > before, "a step since the start")
+        assert cluster.state(job) == "RUNNING", "too few steps for this test"
+        nodes = cluster.call("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
+        node = cluster.call("scontrol", "show", "hostnames", nodes).stdout.split()[-1]
+        if way == "USR1":
+            cluster.call("scancel", "--batch", "--signal=USR1", job)
+        elif way == "requeue":
+            cluster.call("scontrol", "requeue", job)
+        elif way == "down":
+            cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        else:
+            cluster.crash(node)
+        cluster.wait_for(lambda wanted=restarts + 1: cluster.restarts(job) == wanted, f"the restart after {way}")
+        if way == "down":
+            cluster.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # it may be back
+        elif way == "crash":
+            cluster.start_node(node)
+    assert cluster.wait(job) == ["COMPLETED"], home.log(job)[-5000:]
+    assert weights(run) == weights(plain)
+    log = home.log(job)
+    assert [f"restart {number}," in log for number in range(7)] == [True] * 7
+    assert log.count("told to stop") >= 3
+    assert f"--- {job} ended with 0" in log
+    cluster.wait_for(lambda: cluster.idle() == cluster.nodes, "all nodes to be back")
+
+
+def test_restarts_without_progress_come_to_an_end(chains, homes, cluster):
+    home = homes["venv"]
+    home.copy(chains["venv"], "stuck", without=("train", "infer", "evaluate", "report"))
+    job = home.submit("train.sh", "runs/stuck")
+    for number in range(10):  # what it has come to when it is requeued may count as progress at first
+        cluster.wait_for(
+            lambda number=number: home.log(job).count("--- cloudjob-train") > number or cluster.state(job) == "FAILED",
+            "the job card, or the end",
+        )
+        if "without progress" in home.log(job):
+            break
+        cluster.call("scontrol", "requeue", job)
+    assert cluster.wait(job) == ["FAILED"]
+    assert "restarted 3 times without progress" in home.log(job)
+
+
+def test_one_killed_task_of_an_array_is_run_again_by_the_printed_command(chains, homes, cluster, plain):
+    home = homes["image"]
+    run = home.copy(chains["image"], "killed", without=())
+    scenes = sorted(path.name for path in (run / "outputs").iterdir())
+    items = [line.split("\t")[1] for line in listed(home, run)]
+    assert sorted(items) == scenes
+    for item in items[:3]:
+        shutil.rmtree(run / "outputs" / item)
+        (run / "records" / "infer" / f"{item}.json").unlink()
+    job = home.submit("infer.sh", "runs/killed")
+    cluster.wait_for(lambda: (run / "outputs" / items[1]).is_dir() and ranks_of(job, 1), "work on scene 1")
+    for pid in ranks_of(job, 1):
+        os.kill(pid, signal.SIGKILL)
+    states = cluster.wait(job)
+    assert states == ["COMPLETED FAILED"]
+    records = {path: path.stat().st_mtime_ns for path in (run / "records" / "infer").iterdir()}
+    status = home.status("runs/killed")
+    print(status)
+    assert f"job {job}_1 infer: exit code 137" in status
+    command = re.search(r"again: (sbatch --array=1 slurm/infer.sh runs/killed)", status)[1]
+    again = home.call("bash", "-c", command).stdout.split()[-1]
+    assert cluster.wait(again) == ["COMPLETED"]
+    assert outputs(run) == outputs(plain)
+    assert {path: path.stat().st_mtime_ns for path in records} == records
+    assert "job " not in home.status("runs/killed")
+
+
+def listed(home, run: Path) -> list[str]:
+    return home.call(Path(home.folder, ".venv/bin/cloudjob"), "items", "infer", run).stdout.splitlines()
+
+
+def ranks_of(job: str, number: int) -> list[int]:
+    """The processes of the MPI ranks of one task of an array."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            program = (entry / "cmdline").read_bytes().split(b"\0")[0]
+        except OSError:
+            continue
+        wanted = {f"SLURM_ARRAY_JOB_ID={job}".encode(), f"SLURM_ARRAY_TASK_ID={number}".encode()}
+        if wanted <= set(environment) and b"python" in program and any(e.startswith(b"PMI_RANK=") for e in environment):
+            found.append(int(entry.name))
+    return found
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("script", "arguments", "env", "cure"),
+    [
+        ("train.sh", ["--partition=nowhere"], {}, "partitions here: compute; set --partition"),
+        ("train.sh", ["--gres=gpu:9"], {}, "gpu:4; see SITE_GPU in slurm/sites/here.env"),
+        ("train.sh", [], {"CLOUDJOB_IMAGE": "nowhere.sif"}, "build it with containers/build.sh"),
+        ("train.sh", [], {"CLOUDJOB_SITE": "nowhere"}, "there are: generic.env gres.env here.env offline.env"),
+        ("train.sh", ["configs/nowhere.yaml"], {}, "configs/nowhere.yaml: no such file or run folder"),
+        ("infer.sh", ["configs/test.yaml"], {}, "Run: cloudjob pair"),
+    ],
+)
+def test_mistakes_seen_at_submission(homes, script, arguments, env, cure):
+    if not any(argument.startswith("configs") for argument in arguments):
+        arguments = [*arguments, "configs/demo.yaml"]
+    done = homes["venv"].call(f"slurm/{script}", *arguments, check=False, **env)
+    assert done.returncode in (2, 3)
+    assert cure in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+
+
+def test_mistakes_seen_in_the_job(chains, homes, cluster):
+    """Each ends with its exit code and the cure in the log."""
+    home = homes["venv"]
+    (home.folder / "configs" / "wrong.yaml").write_text("train: {batchsize: 3}\n")
+    small = ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gres=gpu:2")
+    site = home.folder / "slurm" / "sites"
+    for name, line in (("mpi", "SITE_MPI=mpi9"), ("none", "SITE_MPI=none"), ("scratch", "SITE_SCRATCH=/proc/scratch")):
+        (site / f"{name}.env").write_text(line + "\n")
+    home.copy(chains["venv"], "mistakes", without=("train",))
+    home.copy(chains["venv"], "scenes", without=("infer",))
+    expected = {
+        home.sbatch(*arguments, **env): cure
+        for arguments, env, cure in [
+            ((*small, "--gres=none", "slurm/train.sh", "runs/mistakes"), {"CLOUDJOB_ON_CPU": ""}, "no GPU was given"),
+            ((*small, "slurm/train.sh", "runs/mistakes"), {"CLOUDJOB_ON_CPU": ""}, "but torch sees none"),
+            ((*small, "slurm/train.sh"), {"CLOUDJOB_IMAGE": "nowhere.sif"}, "build it with containers/build.sh"),
+            (
+                (*small, "slurm/infer.sh", "runs/scenes"),
+                {"CLOUDJOB_SITE": "mpi"},
+                "has no such kind; it has: ",
+            ),
+            (
+                (*small, "slurm/infer.sh", "runs/scenes"),
+                {"CLOUDJOB_SITE": "none"},
+                "started 2 ranks, and this one sees 1",
+            ),
+            (("slurm/evaluate.sh", "runs/scenes"), {"CLOUDJOB_SITE": "scratch"}, "name another folder in"),
+            ((*small, "slurm/train.sh", "configs/wrong.yaml"), {}, "configs/wrong.yaml:1  train.batchsize"),
+        ]
+    }
+    assert cluster.wait(*expected) == ["FAILED"] * len(expected)
+    for job, cure in expected.items():
+        log = home.log(job)
+        assert cure in log
+        assert "Traceback" not in log
+        assert "ExitCode=2:0" in cluster.call("scontrol", "show", "job", "-o", job).stdout
+
+
+def test_a_container_that_hides_the_launcher_is_noticed(chains, homes, cluster):
+    home = homes["image"]
+    (home.folder / "slurm" / "sites" / "clean.env").write_text("SITE_APPTAINER=(--cleanenv)\n")
+    home.copy(chains["image"], "hidden", without=("train",))
+    small = ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gres=gpu:2")
+    job = home.sbatch(*small, "slurm/train.sh", "runs/hidden", CLOUDJOB_SITE="clean")
+    assert cluster.wait(job) == ["FAILED"]
+    assert "started 2 ranks, and this one sees 1" in home.log(job)
+
+
+def test_the_scripts_work_as_they_stand(cluster, homes):
+    """sbatch slurm/X.sh without arguments is accepted as it is: the north_slope configuration, no site."""
+    for script in ("fetch", "prepare", "train", "infer", "evaluate", "pipeline"):
+        done = homes["venv"].call("sbatch", "--test-only", f"slurm/{script}.sh", CLOUDJOB_SITE="")
+        assert "to start at" in done.stderr
