@@ -1,16 +1,25 @@
 # make demo: the whole pipeline on the embedded archive.  make test: all tests.  make lint: style.
+# make cluster-test: the batch scripts and the image on a real, throw-away SLURM.
 # Each sets up .venv by itself. PYTHON names another interpreter: make demo PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser quick lint format setup clean
+.PHONY: demo test browser cluster-test cluster-tools quick lint format setup clean
 
 demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
 
 test: $(READY) browser
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/cluster
+
+# Output as it comes: it shows the image's size and packages, and what the jobs say.
+cluster-test: $(READY) cluster-tools
+	$(BIN)/pytest -s --durations=10 tests/cluster
+
+# SLURM, Apptainer and what builds an image, where they may be installed; without them the tests say what they skip.
+cluster-tools:
+	@tests/cluster/install.sh || echo "*** NO CLUSTER: the tests of the batch scripts or the image will be skipped ***"
 
 # The review page is tested in a real browser.
 browser:

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from cloudjob import __version__
@@ -26,7 +27,7 @@ STAGES = {
     "evaluate": "score the outputs against the truth or the clear date, beside baselines",
     "report": "one self-contained page about the run",
 }
-BENCHES = ("shard", "read")
+BENCHES = ("shard", "read", "train")
 EXAMPLES = """examples:
   cloudjob run configs/demo.yaml                       all stages, on the embedded archive
   cloudjob train runs/demo --set train.epochs=20       one stage of a run folder
@@ -94,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--dry-run", action="store_true", help="show what would be done, and touch nothing")
         if name == "review":
             stage.add_argument("--apply", type=Path, metavar="CSV", help="take over the decisions.csv of the page")
+        if name == "train":
+            stage.add_argument(
+                "--init-from", type=Path, metavar="CHECKPOINT", help="start a new training from these weights"
+            )
         if name == "shard":
             stage.add_argument("--stats", action="store_true", help="print what the shards hold, and make nothing")
     for name, text, call in (
@@ -159,7 +164,10 @@ def _load(arguments) -> tuple:
         path, run_dir = path / "config.yaml", path
     elif not path.exists():
         raise ConfigError(f"{path}: no such file or run folder")
-    loaded, source = config.load(path, arguments.set)
+    overrides = list(arguments.set)
+    if getattr(arguments, "init_from", None):
+        overrides.append(f"train.init_from={json.dumps(str(arguments.init_from.resolve()))}")
+    loaded, source = config.load(path, overrides)
     return loaded, run_dir or Path("runs") / path.stem, source
 
 
@@ -235,7 +243,7 @@ def _execute(stages: list[str], arguments, *, sweep: bool) -> int:
         return _print_plan(config, workspace, stages, as_json=False)
     if getattr(arguments, "index", None) is not None:
         workspace.only = [_nth(_module(stages[0]).items(config, workspace), arguments.index, stages[0])]
-    stop.install(root / "STOP")
+    stop.install(Path(os.environ.get("CLOUDJOB_STOP_FILE", root / "STOP")))  # each job of SLURM has one of its own
     workspace.stop_requested = stop.requested
     if _first_rank():
         _say(f"cloudjob {__version__}: {' '.join(stages)} in {root}")
@@ -380,23 +388,41 @@ def _plan(arguments) -> int:
 
 
 def _status(arguments) -> int:
+    from cloudjob.hpc import queue
+
     config, root, _ = _load(arguments)
     workspace = _workspace(root, arguments)
     rows = _overview(config, workspace, STAGES)
-    training = _training(workspace)
+    training, jobs = _training(workspace), queue.unfinished(workspace.jobs)
     if arguments.json:
-        print(json.dumps({"run": str(root), "stages": rows, "training": training}, indent=1))
+        document = {"run": str(root), "stages": rows, "training": training, "jobs": [asdict(job) for job in jobs]}
+        print(json.dumps(document, indent=1))
         return 0
     for row in rows:
         done = sum(state["why"] is None for state in row["items"])
-        failed = sum(state["state"] == "failed" for state in row["items"])
+        failed = [state for state in row["items"] if state["state"] == "failed"]
         text = "waits for an earlier stage" if row["waits"] else f"{done} of {len(row['items'])}"
-        print(f"{row['stage']:9} {text}" + (f", {failed} failed" if failed else ""))
-        if failed:
-            print(f"{'':9}   again: cloudjob {row['stage']} {root}")
+        print(f"{row['stage']:9} {text}" + (f", {len(failed)} failed" if failed else ""))
+        for state in failed[:3]:
+            print(f"{'':9}   {state['item']} {state['why']}")
+        if again := _again(row, root, done=done, failed=bool(failed)):
+            print(f"{'':9}   again: {again}")
     if training:
         print("training  " + ", ".join(f"{key} {value}" for key, value in training.items()))
+    for job in jobs:
+        print(f"job {job.id} {job.name}: {job.state}" + (f", {job.log}" if job.log else ""))
+        if job.said:
+            print(f"{'':9}   {job.said}")
     return 0
+
+
+def _again(row: dict, root: Path, *, done: int, failed: bool) -> str:
+    """The command for what failed, and for what is missing of a stage whose items are the tasks of an array."""
+    script = {"shard": "prepare.sh", "infer": "infer.sh"}.get(row["stage"])
+    left = [index for index, state in enumerate(row["items"]) if state["why"]]
+    if script and left and (done or failed):
+        return f"sbatch --array={_as_array(left)} slurm/{script} {root}"
+    return f"cloudjob {row['stage']} {root}" if failed else ""
 
 
 def _training(workspace) -> dict | None:
@@ -489,9 +515,13 @@ def _with_origins(text: str, source) -> str:
 def _bench(arguments) -> None:
     if not arguments.dir.is_dir():
         raise ConfigError(f"--dir {arguments.dir}: no such folder")
-    found = importlib.import_module(f"cloudjob.benches.{arguments.what}").run(arguments.dir, say=_say)
+    module = importlib.import_module(f"cloudjob.benches.{arguments.what}")
+    found = module.run(arguments.dir, say=_say)
     if arguments.json:
         print(json.dumps(found, indent=1))
+        return
+    if hasattr(module, "table"):
+        print(module.table(found))
         return
     for part, values in found.items():
         print(f"{part}:")

@@ -266,8 +266,10 @@ class ShardConfig(Section):
 
 class TrainConfig(Section):
     preset: Literal[PRESETS] = "small"
-    process: Literal["residual", "regression", "ddpm"] = Field(
-        "residual", description="diffusion on the error of a first guess; that error at once; variance-preserving"
+    process: Literal["corrective", "residual", "regression", "ddpm"] = Field(
+        "corrective",
+        description="corrective: a regression, and diffusion on what it leaves, each with a network of the preset; "
+        "residual: diffusion on the error of a first guess; regression: that error at once; ddpm: variance-preserving",
     )
     alpha: float = Field(0.0, ge=0, le=10, description="residual: how strongly noise is drawn towards the cloudy image")
     prediction: Literal["noise", "x0", "v"] = Field("noise", description="ddpm: what the network puts out")
@@ -275,7 +277,11 @@ class TrainConfig(Section):
     zero_terminal_snr: bool = Field(False, description="ddpm: no signal is left at the last noise level")
     epochs: Annotated[float, Field(gt=0)] = 50
     samples: Count | None = Field(None, description="how many samples are trained on; default: those of the epochs")
-    batch_size: Count = 32
+    batch_size: Count = Field(32, description="samples of an optimizer step, of all ranks together")
+    micro_batch: Count | None = Field(
+        None, description="the most samples that a rank computes at once, for less memory; default: its share"
+    )
+    init_from: Path | None = Field(None, description="a checkpoint whose weights a new training starts from")
     lr: Annotated[float, Field(gt=0)] = 4e-4
     warmup: int = Field(1000, ge=0, description="samples over which the learning rate rises")
     decay: bool = Field(True, description="cosine decay of the learning rate to zero")
@@ -287,11 +293,16 @@ class TrainConfig(Section):
     synthetic_clouds: Fraction = Field(
         0.0, description="share of samples whose clear date gets clouds of another triplet's shape: exact ground truth"
     )
+    other_ground: Fraction = Field(
+        0.25, description="share of these samples whose ground is darkened at random, as soil, plants and water are"
+    )
     average: Literal["auto", "0.10", "0.05", "none"] = Field(
         "auto", description="relative width of the moving average of the weights; auto: the better one on val"
     )
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_skipped: Count = Field(10, description="steps in a row without a finite loss and gradient that end it")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
+    compile: bool | Literal["auto"] = Field("auto", description="torch.compile the network; auto: on a GPU")
     threads: Count | None = Field(
         None, description="CPU threads per rank; default: the cores of the task over its ranks"
     )
@@ -299,8 +310,13 @@ class TrainConfig(Section):
     local_dir: str | None = Field(
         None, description="node-local folder that the shards are copied to first, e.g. $SLURM_TMPDIR"
     )
-    checkpoint_s: Annotated[float, Field(gt=0)] = Field(600, description="seconds between checkpoints")
+    checkpoint_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="seconds between checkpoints; default: what loses the least, from the time that a save takes"
+    )
+    failure_h: Annotated[float, Field(gt=0)] = Field(24.0, description="hours between two failures or preemptions")
     log_s: Annotated[float, Field(gt=0)] = Field(10, description="seconds between lines of metrics")
+    tensorboard: bool = Field(False, description="metrics for TensorBoard too, in train/tensorboard/")
+    grid_co2: float = Field(445.0, ge=0, description="g CO2 per kWh of the grid; this is about the world's average")
 
     @model_validator(mode="after")
     def _process(self):
@@ -319,7 +335,12 @@ class TrainConfig(Section):
 
     def options(self) -> dict:
         """The fields of the process that `diffusion.recipe` makes."""
-        names = {"residual": ["alpha"], "ddpm": ["prediction", "schedule", "zero_terminal_snr"], "regression": []}
+        names = {
+            "corrective": [],
+            "residual": ["alpha"],
+            "ddpm": ["prediction", "schedule", "zero_terminal_snr"],
+            "regression": [],
+        }
         return {name: getattr(self, name) for name in names[self.process]}
 
 
@@ -330,7 +351,7 @@ class InferConfig(Section):
     sampler: Literal["auto", "euler", "heun", "dpm_solver_2m", "ancestral"] = Field(
         "auto", description="auto: euler, and ancestral for ddpm"
     )
-    steps: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="sampling steps; ancestral ddpm takes all 1000")
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(4, description="sampling steps; ancestral ddpm takes all 1000")
     members: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="ensemble members; above 1 the output has /uncertainty"
     )
@@ -473,6 +494,7 @@ def _absolute_paths(data: dict, folder: Path) -> None:
     """Paths in a file are meant from where that file lies."""
     archive = data.get("archive") if isinstance(data.get("archive"), dict) else {}
     holders = [(archive, "path"), (data.get("infer"), "checkpoint"), (data.get("masks"), "folder")]
+    holders.append((data.get("train"), "init_from"))
     holders += [(raster, key) for raster in archive.get("rasters") or [] for key in ("cloudy", "clear", "mask")]
     for place in archive.get("places") or []:
         dates = place.get("dates") if isinstance(place, dict) else None

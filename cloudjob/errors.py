@@ -44,6 +44,12 @@ class DiskFullError(ItemError):
     """No space left; going on with other items would fail in the same way."""
 
 
+class LostRankError(CloudjobError):
+    """A process of a training was killed or hangs, or never came. The checkpoints are whole: run the command again."""
+
+    exit_code = 76
+
+
 class RejectedError(CloudjobError):
     """A rule said no to this item. Not an error: rejected items are counted apart from failed ones.
 

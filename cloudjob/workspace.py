@@ -170,8 +170,8 @@ class Workspace:
             return "missing"
         if record["status"] == "failed":
             return f"failed: {record['message']}"
-        changed = _changes(record["config"], item.config)
-        changed += [f"input {name}" for name in _changes(record["inputs"], item.inputs, values=False)]
+        changed = changes(record["config"], item.config)
+        changed += [f"input {name}" for name in changes(record["inputs"], item.inputs, values=False)]
         if changed:
             return "changed: " + ", ".join(changed)
         return self._damage(record)
@@ -233,6 +233,14 @@ class Workspace:
         """One digest of all that an item put out; '' while it is not done."""
         record = self.record(stage, item)
         return "" if record is None else digest([record["outputs"], record["result"]])
+
+    def checkpoint_digest(self, elsewhere: Path | None) -> str:
+        """Of the trained network of this run, or of a checkpoint from elsewhere."""
+        if elsewhere is None:
+            return self.output_digest("train", "run")
+        if not elsewhere.exists():
+            raise InputError(f"infer.checkpoint: {elsewhere} does not exist")
+        return file_sha256(elsewhere)
 
     def require(self, stage: str, names: list[str], *, reader: str) -> None:
         """InputError unless these items of an earlier stage are done (or rejected) and their outputs whole."""
@@ -364,15 +372,19 @@ _NAMES = {
     "checkpoints": "train/checkpoints",
     "metrics": "train/metrics.jsonl",
     "checks": "train/checks.jsonl",
+    "validation": "train/validation.jsonl",
+    "job_cards": "train/jobs.jsonl",
     "samples": "train/samples",
+    "tensorboard": "train/tensorboard",
     "scores": "evaluation/scores.jsonl",
     "evaluation": "evaluation/summary.json",
     "report": "report/index.html",
     "archive": "archive",
+    "jobs": "jobs/log.tsv",  # written by slurm/*.sh
 }
 
 
-def _changes(old: dict, new: dict, *, values: bool = True, prefix: str = "") -> list[str]:
+def changes(old: dict, new: dict, *, values: bool = True, prefix: str = "") -> list[str]:
     """Dotted names of what differs between two nested dictionaries, with `old -> new`."""
     found = []
     for key in sorted({*old, *new}, key=str):
@@ -380,7 +392,7 @@ def _changes(old: dict, new: dict, *, values: bool = True, prefix: str = "") -> 
         if a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _changes(a, b, values=values, prefix=f"{prefix}{key}.")
+            found += changes(a, b, values=values, prefix=f"{prefix}{key}.")
         else:
             found.append(f"{prefix}{key}" + (f" {a} -> {b}" if values else ""))
     return found

@@ -144,6 +144,8 @@ def test_observed_clear_pixels_are_the_input_bit_for_bit(run):
 def test_scores_hold_every_method_on_every_kind_of_pixel(run):
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     assert summary["changed_clear_pixels"] == 0
+    seams = summary["seam_index"]
+    assert seams["ours"] == pytest.approx(seams["truth"], abs=0.5)
     scores = summary["scores"]["all"]
     assert set(scores) == {"ours", "cloudy", "mean_fill", "nearest_clear", "nearest_matched", "other_matched"}
     assert all(set(on) == {"cloud", "clear", "all"} for on in scores.values())

@@ -20,10 +20,15 @@ def select(scl10m: np.ndarray, *, window: int = 256, stride: int = 64) -> list[t
 
 def write(folder: Path, places, cloudy: np.ndarray, clear: np.ndarray, mask: np.ndarray, *, window: int = 256) -> None:
     """Three files a window: images (window, window, bands) of the scenes (bands, H, W), mask (window, window)."""
-    layers = dict(zip(_NAMES, (np.moveaxis(cloudy, 0, -1), np.moveaxis(clear, 0, -1), mask), strict=True))
     for number, (r, c) in enumerate(places):
-        for name, layer in layers.items():
-            np.save(folder / f"{name}_{number:05d}.npy", layer[r : r + window, c : c + window])
+        here = np.s_[..., r : r + window, c : c + window]
+        write_one(folder, number, cloudy[here], clear[here], mask[here])
+
+
+def write_one(folder: Path, number: int, cloudy: np.ndarray, clear: np.ndarray, mask: np.ndarray) -> None:
+    layers = np.moveaxis(cloudy, 0, -1), np.moveaxis(clear, 0, -1), mask
+    for name, layer in zip(_NAMES, layers, strict=True):
+        np.save(folder / f"{name}_{number:05d}.npy", layer)
 
 
 class Loader:
@@ -45,3 +50,32 @@ class Loader:
     def batch(self, numbers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The triplets of these numbers, stacked: (batch, channels, n, n) each."""
         return tuple(np.stack(parts) for parts in zip(*map(self.triplet, numbers), strict=True))
+
+
+class Trainer:
+    """The notebook's training loop around a network that maps (x, level, conditions) to noise: float32 as it comes,
+    no averages, no clipping."""
+
+    def __init__(self, network, loader: Loader, *, channels: int):
+        import torch
+
+        self.network, self.loader, self.channels = network, loader, channels
+        self.device = next(network.parameters()).device
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+        self.signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, device=self.device), 0)
+
+    def step(self, numbers) -> float:
+        """The loss of one step on the triplets of these numbers, which are read from their files."""
+        import torch
+
+        cloudy, clear, _ = (torch.from_numpy(part).to(self.device) for part in self.loader.batch(numbers))
+        conditions = torch.zeros(len(cloudy), self.channels, *cloudy.shape[2:], device=self.device)
+        conditions[:, : cloudy.shape[1]] = cloudy
+        t = torch.randint(0, len(self.signal), (len(clear),), device=self.device)
+        signal, noise = self.signal[t][:, None, None, None], torch.randn_like(clear)
+        found = self.network(signal.sqrt() * clear + (1 - signal).sqrt() * noise, t / len(self.signal), conditions)
+        loss = torch.nn.functional.mse_loss(found, noise)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()

@@ -9,8 +9,9 @@ from statistics import median
 
 import numpy as np
 
-from cloudjob.benches import machine, notebook
+from cloudjob.benches import notebook
 from cloudjob.errors import DiskFullError
+from cloudjob.hpc import machine
 from cloudjob.patches import loader, shards
 
 WINDOW, BATCH, SHARDS, ROUNDS = 256, 32, 4, 9

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cloudjob.benches import machine, notebook
+from cloudjob.benches import notebook
 from cloudjob.errors import DiskFullError
+from cloudjob.hpc import machine
 
 TILE, CLEAR, CLOUDY = (
     "05WPS",

@@ -3,9 +3,11 @@
 One process a device, started by torchrun (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) or by srun.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from cloudjob.errors import CloudjobError, ConfigError
-from cloudjob.hpc import slurm
+from cloudjob.errors import CloudjobError, ConfigError, LostRankError
+from cloudjob.hpc import launch, slurm
+from cloudjob.hpc.watch import Watch
 
 T = TypeVar("T")
+MEET_S = 300  # until all ranks have come: a cold file system takes its time to give each of them torch
+COLLECTIVE_S = 1800  # until a collective call fails: longer than rank 0 ever looks at pictures while the others wait
 
 
 @dataclass(frozen=True)
@@ -27,37 +32,152 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    watch: Watch | None = None  # only with several ranks
+
+    def note(self, seen: int) -> None:
+        """How far this rank is: said where another one waits for it in vain."""
+        if self.watch:
+            self.watch.seen = seen
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """What fails within on this rank ends the others too, by one message that names it: rank 0's.
+
+        Errors of `everywhere` are raised on all ranks alike, and so by rank 0 alone; the others leave without a word.
+        """
+        if self.watch is None:
+            yield
+            return
+        try:
+            yield
+        except Exception as error:
+            if getattr(error, "everywhere", False):
+                self.watch.close()
+                self._leave_to_first(error)
+            elif _of_a_collective(error):
+                self._explain(error)
+            else:
+                known = isinstance(error, CloudjobError)
+                text = str(error) if known else f"{type(error).__name__}: {error}"
+                passed_on = self.watch.fail(text, error.exit_code if known else CloudjobError.exit_code)
+                if known and passed_on:
+                    self._leave_to_first(error)
+            raise
+
+    def _leave_to_first(self, error: CloudjobError) -> None:
+        if self.rank:
+            raise SystemExit(error.exit_code) from error
+
+    def _explain(self, error: Exception) -> None:
+        """A collective call failed because of another rank: which one, and why."""
+        if verdict := self.watch.settle():
+            if self.watch.tells:
+                lost = LostRankError(verdict.text)
+                lost.exit_code = verdict.code  # that of the rank which could not go on, if it could say why
+                raise lost from error
+            raise SystemExit(verdict.code) from error
+        waited_for = ", ".join(map(str, self.watch.behind())) or "none in particular"
+        message = f"the ranks lost each other ({str(error).splitlines()[0]}); waited for rank {waited_for}"
+        self.watch.fail(message, LostRankError.exit_code)
+        raise LostRankError(message) from error
 
 
-def join(*, timeout_s: float = 600) -> World:
-    """Meet the other processes; a world of one, without torch.distributed, where no launcher started several.
+def everywhere(error: CloudjobError) -> CloudjobError:
+    """Marks an error that every rank raises at the same place."""
+    error.everywhere = True
+    return error
 
-    A rank that hangs or dies makes the others fail after `timeout_s` instead of waiting for ever.
-    """
-    rank, size, local_rank, address = _launched()
-    device = _device(local_rank)
-    if size > 1:
+
+def _of_a_collective(error: Exception) -> bool:
+    """gloo raises plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """Meets the other processes; a world of one, without torch.distributed, where no launcher started several."""
+    rank, size, local_rank, host, port = _launched()
+    launch.check_ranks(size)
+    launch.check_gpu(torch.cuda.is_available())
+    if size == 1:
+        yield World(0, 1, 0, _device(0))
+        return
+    store = _store(rank, size, host, port)
+    watch = _meet(store, rank, size, local_rank, host)
+    here = World(rank, size, local_rank, torch.device("cpu"), watch)
+    with here.answering():
+        device = _device(local_rank)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=address,
+            store=dist.PrefixStore("group", store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timedelta(seconds=COLLECTIVE_S),
             device_id=device if device.type == "cuda" else None,
         )
-    return World(rank, size, local_rank, device)
+    yield World(rank, size, local_rank, device, watch)
+    if watch.stands:  # after an error it would wait for ranks that are no more
+        dist.destroy_process_group()
+        watch.close()
 
 
-def _launched() -> tuple[int, int, int, str]:
-    """(rank, size, local rank, rendezvous address) from torchrun's variables, else srun's, else a world of one."""
+def _launched() -> tuple[int, int, int, str, int]:
+    """(rank, size, local rank, host and port to meet at) from torchrun's variables, srun's, or for a world of one."""
+    get = os.environ.get
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return (*(int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")), "env://")
+        numbers = (int(get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return (*numbers, get("MASTER_ADDR", "localhost"), int(get("MASTER_PORT", 29500)))
     task = slurm.task()
     if not task:
-        return 0, 1, 0, ""
-    host = os.environ.get("MASTER_ADDR", task.first_node)
-    port = os.environ.get("MASTER_PORT", 10000 + task.job_id % 20000)
-    return task.rank, task.size, task.local_rank, f"tcp://{host}:{port}"
+        return 0, 1, 0, "", 0
+    port = int(get("MASTER_PORT", 10000 + task.job_id % 20000))
+    return task.rank, task.size, task.local_rank, get("MASTER_ADDR", task.first_node), port
+
+
+def _store(rank: int, size: int, host: str, port: int) -> dist.Store:
+    """Where the ranks leave each other their addresses: in rank 0's process, or in torchrun's."""
+    torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(
+            host,
+            port,
+            size,
+            is_master=rank == 0 and not torchruns,
+            timeout=timedelta(seconds=MEET_S),
+            wait_for_workers=False,
+        )
+    except dist.DistError as error:
+        if rank == 0:
+            raise ConfigError(
+                f"port {port} of {host} cannot be used ({_first_line(error)}); set MASTER_PORT to a free one"
+            ) from None
+        raise LostRankError(
+            f"rank {rank} of {size} on {socket.gethostname()}: rank 0 was not met at {host}:{port} within {MEET_S} s"
+        ) from None
+    # torchrun's store outlives a restart: what the dead ranks left there is not for the living.
+    return dist.PrefixStore("attempt-" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+def _meet(store: dist.Store, rank: int, size: int, local_rank: int, host: str) -> Watch:
+    """The watch of this rank, when all ranks have come to it."""
+    code = LostRankError.exit_code
+    if rank:
+        try:
+            address = store.get("watch").decode()
+        except dist.DistError:
+            raise LostRankError(f"rank {rank} of {size}: rank 0 did not come within {MEET_S} s") from None
+        return Watch(rank, size, code=code, address=address, speaks=rank == 1 or local_rank == 0)
+    watch = Watch(0, size, code=code)
+    store.set("watch", watch.address(host))
+    if missing := watch.all_here(MEET_S):
+        names = ", ".join(map(str, missing))
+        watch.fail(f"rank {names} did not come within {MEET_S} s", code)
+        raise LostRankError(f"rank {names} of {size} did not come within {MEET_S} s")
+    return watch
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -82,22 +202,40 @@ def _device(local_rank: int) -> torch.device:
     return device
 
 
-def wrap(network: nn.Module) -> nn.Module:
-    """The network with gradients averaged over the ranks; itself in a world of one."""
-    if not dist.is_initialized():
-        return network
-    device = next(network.parameters()).device
-    return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+def cores() -> int:
+    """Processor cores for this rank: those it may run on, over the ranks of this node that may run on the same ones."""
+    mine = sorted(os.sched_getaffinity(0))
+    every = gather((socket.gethostname(), mine))
+    return max(len(mine) // every.count((socket.gethostname(), mine)), 1)
 
 
-def agree(flag: bool) -> bool:
-    """True on every rank as soon as one rank says so."""
+def wrap(module: nn.Module) -> nn.Module:
+    """The module with gradients averaged over the ranks; itself in a world of one."""
     if not dist.is_initialized():
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    vote = torch.tensor(int(flag), device=device)
-    dist.all_reduce(vote, dist.ReduceOp.MAX)
-    return bool(vote)
+        return module
+    device = next(module.parameters()).device
+    return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def unsynced(module: nn.Module):
+    """A context in which the gradients of a wrapped module are summed up here, and not averaged over the ranks yet."""
+    return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+
+
+def most(values: Tensor) -> Tensor:
+    """(N,) the largest of each value among the ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's (small, picklable) value in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def together(task: Callable[[], T]) -> T:
@@ -107,23 +245,18 @@ def together(task: Callable[[], T]) -> T:
         result = task()
     except CloudjobError as error:
         failure = type(error), str(error), vars(error)
-    failures = [failure]
-    if dist.is_initialized():
-        failures = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, failure)
-    for kind, message, facts in filter(None, failures):
-        error = kind.__new__(kind, message)  # not kind(message): some take other arguments
-        vars(error).update(facts)
-        raise error
+    failures = gather(failure)
+    for rank, failed in enumerate(failures):
+        if failed:
+            kind, message, facts = failed
+            if len(failures) > 1:
+                message = f"rank {rank} of {len(failures)}: {message}"
+            error = kind.__new__(kind, message)  # not kind(message): some take other arguments
+            vars(error).update(facts)
+            raise everywhere(error)
     return result
 
 
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def leave() -> None:
-    """After the last collective call."""
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -2,10 +2,11 @@
 
 import os
 import sys
+import time
 from typing import Any
 
 from cloudjob.errors import ConfigError
-from cloudjob.hpc import slurm
+from cloudjob.hpc import launch, slurm
 
 _LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
@@ -36,6 +37,7 @@ class World:
         if self.size > 1:
             sys.stdout.flush()
             sys.stderr.flush()
+            time.sleep(0.2)  # when it ends the world, mpiexec drops what it has not read yet
             self._communicator.Abort(code)
 
     def __enter__(self) -> "World":
@@ -58,6 +60,7 @@ def world() -> World:
 
         communicator = MPI.COMM_WORLD
     found = World(communicator)
+    launch.check_ranks(found.size)
     task = slurm.task()
     if task and task.size != found.size:
         raise ConfigError(

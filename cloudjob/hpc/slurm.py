@@ -30,6 +30,21 @@ def task() -> Task | None:
     )
 
 
+def job_id() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def deadline() -> float | None:
+    """When this job ends (seconds since 1970): as newer SLURM says itself, else as the batch script says in
+    CLOUDJOB_DEADLINE; None where nobody does."""
+    for name in ("SLURM_JOB_END_TIME", "CLOUDJOB_DEADLINE"):
+        try:
+            return float(os.environ[name])
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
 def first_host(nodelist: str) -> str:
     """`node[07-09,12],gpu1` -> `node07`: the scontrol that knows better is not inside the container."""
     head = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", nodelist)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloudjob import __version__
 from cloudjob.config import Config
-from cloudjob.errors import CloudjobError, CorruptFileError, DiskFullError, InputError, InterruptedJob, ItemError
+from cloudjob.errors import CloudjobError, CorruptFileError, DiskFullError, InterruptedJob, ItemError
 from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256, write_json
 
 STAGE = "infer"
@@ -20,7 +20,7 @@ STAGE = "infer"
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
     settings = config.section("infer", "masks")
-    checkpoint = {"checkpoint": _checkpoint_digest(config, workspace)}
+    checkpoint = {"checkpoint": workspace.checkpoint_digest(config.infer.checkpoint)}
     found = []
     for pair in workspace.accepted_pairs():
         products = [pair["cloudy"], *_references(config, pair)]
@@ -37,15 +37,6 @@ def _reference_roles(config: Config, pair: dict) -> list[str]:
 
 def _references(config: Config, pair: dict) -> list[str]:
     return [pair[role] for role in _reference_roles(config, pair)]
-
-
-def _checkpoint_digest(config: Config, workspace: Workspace) -> str:
-    path = config.infer.checkpoint
-    if path is None:
-        return workspace.output_digest("train", "run")
-    if not path.exists():
-        raise InputError(f"infer.checkpoint: {path} does not exist")
-    return file_sha256(path)
 
 
 def run(config: Config, workspace: Workspace) -> Summary:
@@ -120,13 +111,14 @@ class _Model:
     def __init__(self, config: Config, workspace: Workspace, rank: int):
         import torch
 
-        from cloudjob.diffusion import recipe
-        from cloudjob.hpc import checkpoint
+        from cloudjob.diffusion import ensembles, recipe
+        from cloudjob.hpc import checkpoint, launch
 
         # One thread and one tile at a time: the bytes must not depend on how many ranks share the tiles.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         gpus = torch.cuda.device_count()
+        launch.check_gpu(bool(gpus))
         self.device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
         path = config.infer.checkpoint
         if path is None:
@@ -135,11 +127,18 @@ class _Model:
         try:
             state = checkpoint.load(path)
             self.recipe, self.network = recipe.Recipe.load(state, self.device)
-            self.temperature = state["temperature"]
+            self.taken = self.recipe.taken(config.infer.sampler, config.infer.steps)
+            found = ensembles.factors(state["calibration"], self.taken)
         except (RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
             raise CorruptFileError(
                 path, f"is not a checkpoint of this version ({str(error).splitlines()[0]})"
             ) from error
+        self.factors = found or [1.0] * 4
+        if rank == 0 and found is None and config.infer.members > 1:
+            workspace.say(
+                f"infer: WARNING: /uncertainty is the members' bare deviation: the checkpoint was calibrated for "
+                f"other steps than {self.taken['steps']} of {self.taken['sampler']}"
+            )
 
 
 def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> dict:
@@ -260,11 +259,10 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
     several = config.infer.members > 1
     mean, spread = blend.mosaic(parts, shape=mask.shape, overlap=config.infer.overlap, spread=several)
     if several:  # calibrated on the held-out split of the training
-        spread *= np.array(model.temperature, np.float32)[:, None, None]
+        spread *= np.array(model.factors, np.float32)[:, None, None]
     reflectance, reconstructed = blend.compose(cloudy, mean, mask=mask, core=np.load(work / "core.npy"))
     product = Product.open(workspace.safe(item.name))
     settings = config.infer
-    sampler = model.recipe.sampler(settings.sampler)
     scene = output.Restored(
         product=item.name,
         reflectance=reflectance,
@@ -278,10 +276,9 @@ def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: d
             "checkpoint_sha256": model.sha256,
             "config_sha256": digest(item.config),
             "seed": config.seed,
-            "sampler": sampler,
-            "steps": model.recipe.steps(settings.steps, sampler),
+            **model.taken,
             "members": settings.members,
-            "uncertainty_factors": " ".join(f"{factor:.4f}" for factor in model.temperature),
+            "uncertainty_factors": " ".join(f"{factor:.4f}" for factor in model.factors),
             "cloudjob_version": __version__,
         },
     )

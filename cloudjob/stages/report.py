@@ -47,12 +47,13 @@ def _page(config: Config, workspace: Workspace) -> str:
         "img{max-width:100%}figure{margin:1em 0}figcaption{color:#555}pre{background:#f5f5f5;padding:1em;overflow:auto}"
         ".ours{font-weight:bold}</style><h1>Clouds removed</h1>",
         f"<p>Scores on the split <b>{split}</b> ({held_out}), {scores['scenes'].get(split, 0)} scenes. "
-        f"Clear pixels changed by the restoration: <b>{scores['changed_clear_pixels']}</b>.</p>",
+        f"Clear pixels changed by the restoration: <b>{scores['changed_clear_pixels']}</b>. {_seams(scores)}</p>",
         _scores(scores["scores"][split], scores["methods"]),
         f"<p>{html.escape(scores['definitions'])}</p><h2>Cloudy, restored, truth (or the clear date)</h2>",
         *_pictures(workspace, rows),
         "<h2>Training</h2>",
         _curve(read_jsonl(workspace.metrics) if workspace.metrics.exists() else []),
+        _validation(read_jsonl(workspace.validation) if workspace.validation.exists() else []),
         _checks(read_jsonl(workspace.checks) if workspace.checks.exists() else []),
         "<h2>Data</h2>",
         _data(config, workspace),
@@ -60,6 +61,15 @@ def _page(config: Config, workspace: Workspace) -> str:
         f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
     ]
     return "\n".join(parts)
+
+
+def _seams(scores: dict) -> str:
+    if not (seams := scores.get("seam_index")):
+        return ""
+    return (
+        f"Steps across the edges of tiles over those elsewhere in clouds: <b>{seams['ours']:.2f}</b>; "
+        f"{seams['truth']:.2f} in the truth."
+    )
 
 
 def _scores(pooled: dict, methods: dict) -> str:
@@ -107,16 +117,19 @@ def _checks(rows: list[dict]) -> str:
     """What the training found when it looked for reasons to fail (see diffusion.diagnosis)."""
     if not rows:
         return ""
-    head = "".join(f"<th>{name}</th>" for name in ("samples", "least noise", "middle", "most noise", *_EXCHANGED))
+    levels = ("least noise", "middle", "most noise")
+    names = ("samples", *levels, *(f"x0, {level}" for level in levels), *_EXCHANGED)
+    head = "".join(f"<th>{name}</th>" for name in names)
     lines = []
     for row in rows:
-        values = [*row["against_zero"], *(row["against_shuffled"][name] for name in _EXCHANGED)]
+        values = [*row["against_zero"], *row["x0_error"], *(row["against_shuffled"][name] for name in _EXCHANGED)]
         cells = "".join(f"<td>{_cell(value, '.3f')}</td>" for value in values)
         lines.append(f"<tr><td>{row['seen']}</td>{cells}</tr>")
     said = "".join(f"<p><b>{html.escape(warning)}</b></p>" for warning in rows[-1]["warnings"])
     note = (
-        "Held-out loss over that of an output of zero, by third of the noise levels; and over that with a condition of "
-        "another sample in its place. 1 means that nothing is learned there, or that the condition is not looked at."
+        "Held-out loss over that of an output of zero, by third of the noise levels; error (RMSE, in standard "
+        "deviations of the training split) of the estimate of the ground at them; and loss over that with a condition "
+        "of another sample in its place. 1 means that nothing is learned there, or that the condition is not looked at."
     )
     return f"{said}<table><tr>{head}</tr>{''.join(lines)}</table><p>{note}</p>"
 
@@ -138,6 +151,29 @@ def _curve(rows: list[dict]) -> str:
         f"<text x=0 y=25>{10**high:.3g}</text><text x=0 y=222>{10**low:.3g}</text>"
         f"<text x=60 y=250>0</text><text x=880 y=250>{xs[-1]} samples</text></svg>"
         f"<p>Loss by samples seen; {speed:.1f} samples a second (median), last loss {rows[-1]['loss']:.4f}.</p>"
+        f"{_energy(rows[-1])}"
+    )
+
+
+def _energy(row: dict) -> str:
+    """What the training took, of all its sessions; nothing of a training that did not count it."""
+    if "energy_kwh" not in row:
+        return ""
+    used = f"{row['energy_kwh']:.3g} kWh ({row['energy']}), {row['co2_g']:.3g} g CO2"
+    return f"<p>{used}, in {row['seconds'] / 3600:.2f} h.</p>"
+
+
+def _validation(rows: list[dict]) -> str:
+    """The scores of the same held-out triplets as the training went on."""
+    keys = {"loss": ".4f", "cloud_psnr": ".2f", "cloud_ssim": ".4f", "cloud_mae": ".4f", "all_psnr": ".2f"}
+    if not rows:
+        return ""
+    head = "".join(f"<th>{name.replace('_', ', ')}" for name in keys)
+    lines = ["".join(f"<td>{_cell(row.get(key), form)}" for key, form in keys.items()) for row in rows]
+    body = "".join(f"<tr><td>{row['seen']}{line}" for row, line in zip(rows, lines, strict=True))
+    return (
+        f"<table><tr><th>samples{head}{body}</table>"
+        f"<p>Validation: the same {rows[-1]['triplets']} held-out triplets each time, with the averaged weights.</p>"
     )
 
 

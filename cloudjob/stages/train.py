@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,17 @@ from pathlib import Path
 from cloudjob import __version__
 from cloudjob.config import Config
 from cloudjob.errors import ConfigError, InputError, InterruptedJob, ItemError
-from cloudjob.workspace import Item, Summary, Workspace, digest, read_jsonl, write_bytes, write_jsonl
+from cloudjob.workspace import Item, Summary, Workspace, changes, digest, write_bytes
 
 STAGE = "train"
 _LOOKS = (0.05, 0.1, 0.25, 0.5, 1.0)  # shares of the training after which it is looked at for what makes it fail
-_PACE = {"threads", "loader_threads", "local_dir", "checkpoint_s", "log_s"}  # how it is done, not what comes out
+_VALIDATIONS = tuple(tenth / 10 for tenth in range(1, 11))
+_MILESTONES = (0.25, 0.5, 0.75)  # their checkpoints are kept
+_PACE = {  # how it is done, not what comes out
+    *("micro_batch", "threads", "loader_threads", "local_dir", "compile", "max_skipped"),
+    *("checkpoint_s", "failure_h", "log_s", "tensorboard", "grid_co2"),
+}
+_LEAVE_S = 30.0  # before the end of the job: what is left to do when the last checkpoint is written
 
 
 def items(config: Config, workspace: Workspace) -> list[Item]:
@@ -29,20 +36,25 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
 def run(config: Config, workspace: Workspace) -> Summary:
     item = items(config, workspace)[0]
     index = json.loads(workspace.shard_index.read_text())
+    if index["normalisation"] is None:
+        raise ConfigError("train: no triplet to train on; loosen shard.cloud or shard.split, or add tiles and dates")
     workspace.require("shard", [entry["pair"] for entry in index["files"]], reader=STAGE)
     if not workspace.force and workspace.why(item) is None:
         return workspace.work(STAGE, [item], None)
 
     from cloudjob.hpc import distributed
 
-    world = distributed.join(timeout_s=3600 if config.train.local_dir else 600)  # the copy may take its time
-    try:
-        if world.rank:
-            Training(config, workspace, item, index, world).run()
+    with distributed.world() as world:
+
+        def train(item: Item):
+            with world.answering():  # here too: what fails an item is no exception any more further out
+                return Training(config, workspace, item, index, world).run()
+
+        with world.answering():
+            if world.rank == 0:
+                return workspace.work(STAGE, [item], train)
+            train(item)
             return Summary(STAGE, done=["run"])
-        return workspace.work(STAGE, [item], lambda item: Training(config, workspace, item, index, world).run())
-    finally:
-        distributed.leave()
 
 
 class Training:
@@ -51,39 +63,67 @@ class Training:
     def __init__(self, config: Config, workspace: Workspace, item: Item, index: dict, world):
         import torch
 
-        from cloudjob.diffusion.average import GAMMAS, PowerAverage
-        from cloudjob.diffusion.recipe import Recipe
-        from cloudjob.hpc import distributed
+        from cloudjob.hpc import distributed, slurm
+        from cloudjob.hpc.energy import Energy
 
         self.config, self.workspace, self.world, self.settings = config, workspace, world, config.train
         self.item = item
         self.key = digest([item.config, item.inputs])
+        cores = distributed.cores()
+        torch.set_num_threads(self.settings.threads or cores)
+        energy = Energy(world.device, cores=torch.get_num_threads(), first_on_node=world.local_rank == 0)
         self.shards, self.held_out = self._open(index)
         batch = self.settings.batch_size
-        if batch % world.size:
-            near = -(-batch // world.size) * world.size
-            raise ConfigError(f"train.batch_size = {batch}: must be divisible by {world.size} ranks; try {near}")
         wanted = self.settings.samples or self.settings.epochs * len(self.shards)
         self.total = max(1, round(wanted / batch)) * batch
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(self.settings.threads or max(cores, 1))
-        torch.manual_seed(config.seed)
+        self._build(index)
+        self.seen, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.save_s, self.step_s, self.deadline = 1.0, 0.0, slurm.deadline()  # a save's time is measured at the first
+        self._resume()
+        some = self._look(self.shards, 2)[1]
+        self.step.connect(some | {"donor": some["mask"]})
+        self._begin(energy)
+
+    def _build(self, index: dict) -> None:
+        """Recipe, network and all that is learned, as they are before the first step."""
+        import torch
+
+        from cloudjob.diffusion.average import GAMMAS, PowerAverage
+        from cloudjob.diffusion.recipe import Recipe
+        from cloudjob.hpc import distributed
+        from cloudjob.training.step import Step
+
+        torch.manual_seed(self.config.seed)
         options = index["normalisation"] | self.settings.options()
         recipe = Recipe.of(self.settings.preset, self.settings.process, **options)
         self.recipe = recipe.measure(self._look(self.shards, 64)[1])
-        self.network = self.recipe.network().to(world.device, memory_format=torch.channels_last)
+        self.network = self.recipe.network().to(self.world.device, memory_format=torch.channels_last)
+        options = {"seed": self.config.seed, "ranks": self.world.size}
+        self.step = distributed.together(lambda: Step(self.recipe, self.network, self.settings, **options))
         self.averages = {width: PowerAverage(self.network, gamma=gamma) for width, gamma in GAMMAS.items()}
-        self.temperature = [1.0] * 4
+        self.calibration: dict = {}  # until the end of training
         self.chosen = "0.10" if self.settings.average == "auto" else self.settings.average  # until the end of training
-        fused = world.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
-        )
-        choice = self.settings.precision
-        self.low_precision = choice == "bfloat16" or (choice == "auto" and distributed.fast_bfloat16(world.device))
-        self.seen = 0
-        self._resume()
-        self.parallel = distributed.wrap(self.network)
+
+    def _begin(self, energy) -> None:
+        """What is written down: the logs go on from where the training does."""
+        import torch
+
+        from cloudjob.hpc import distributed, machine
+        from cloudjob.training import logs
+
+        rows = logs.rows(self.workspace.metrics)  # the last may be of samples that will be seen again
+        before = rows[-1] if rows else {}
+        self.meter = logs.Meter(self.world.device, energy, before=before, grid_co2=self.settings.grid_co2)
+        self.places = distributed.gather((socket.gethostname(), machine.device_name(self.world.device)))
+        self.board = None
+        if self.world.rank:
+            return
+        for kind in ("metrics", "checks", "validation"):
+            logs.trim(getattr(self.workspace, kind), self.seen)
+        if self.settings.tensorboard:
+            self.board = logs.Board(self.workspace.tensorboard, self.seen)
+        facts = {"threads": torch.get_num_threads(), "batch": self.settings.batch_size, "micro_batch": self.step.micro}
+        self._card("start", **facts, bfloat16=self.step.bfloat16, energy_from=energy.source)
 
     def _open(self, index: dict) -> list:
         """The training and the held-out split, every file checked: where it lies, or while it is copied to the node."""
@@ -109,41 +149,38 @@ class Training:
 
     # --- the loop ----------------------------------------------------------------------------------------------
     def run(self):
-        from cloudjob.hpc import checkpoint, distributed
+        from cloudjob.hpc import distributed
 
-        meter, saved = Meter(self), time.monotonic()
-        for samples, arrays in self._batches(meter):
-            loss, norm = self._step(samples, arrays)
-            self.seen += self.settings.batch_size
-            for average in self.averages.values():
-                average.update(self.network, step=self.seen / self.settings.batch_size)
-            meter.note(loss, norm)
-            if self._passed(_LOOKS) and self.world.rank == 0:
-                self._diagnose()
-            stop = distributed.agree(self.workspace.stop_requested())
-            due = distributed.agree(time.monotonic() - saved > self.settings.checkpoint_s)
-            if stop or due or self.seen >= self.total:
+        saved = begun = time.monotonic()
+        for samples, arrays in self._batches():
+            loss, norm = self.step.gradient(samples, arrays)
+            last = self.seen + self.settings.batch_size >= self.total
+            stop, save, log, bad = self._agree(loss, norm, save=time.monotonic() - saved > self._interval())
+            self._advance(bad)
+            self.meter.note(None if bad else loss, self.settings.batch_size)
+            if log or last or stop:
+                self._log(norm)
+            if stop or save or last or self._passed(_MILESTONES):
                 if self.world.rank == 0:
-                    if self.seen >= self.total:
-                        self._choose_average()
-                        self._calibrate()
-                    checkpoint.save(self.workspace.checkpoints, self.seen, self._state())
-                    self._picture()
+                    self._save(last)
                 saved = time.monotonic()
                 distributed.barrier()
-            if stop and self.seen < self.total:
-                raise InterruptedJob(
-                    f"train: stopped at {self.seen} of {self.total} samples, saved; run the same command again"
-                )
+            if self.world.rank == 0:
+                self._look_at_it()
+            if stop and not last:
+                self._stop(stop)
+            self.step_s, begun = time.monotonic() - begun, time.monotonic()
         if self.world.rank:
             return None
         path = self.workspace.newest_checkpoint()
+        self._card("end", **self.meter.used(), energy=self.meter.kind)
         return [path], {"checkpoint": path.name, "seen": self.seen, "triplets": len(self.shards)}
 
-    def _batches(self, meter) -> Iterator[tuple]:
+    def _batches(self) -> Iterator[tuple]:
         import numpy as np
 
         from cloudjob.patches import loader
+        from cloudjob.patches.tensors import pinned
 
         source = loader.batches(
             self.shards,
@@ -163,33 +200,55 @@ class Training:
                 batch = next(source)
             except StopIteration:
                 return
-            meter.waited += time.monotonic() - begun
+            self.meter.waited += time.monotonic() - begun
             yield batch
 
-    def _step(self, samples: list[int], arrays: dict):
+    def _agree(self, loss, norm, *, save: bool) -> list[int]:
+        """What all ranks do after this step, as soon as one of them has reason to: stop (1 when asked to, 2 when the
+        job's time is over), save, log (rank 0's clock), skip it (no finite loss, or gradient)."""
         import torch
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        batch = to_tensors(arrays, self.world.device)
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.low_precision):
-            loss = self.recipe.loss(
-                self.parallel,
-                batch,
-                seed=self.config.seed,
-                samples=samples,
-                clear_weight=self.settings.clear_weight,
-                drop_reference=self.settings.drop_reference,
-                drop_mask=self.settings.drop_mask,
-                synthetic_clouds=self.settings.synthetic_clouds,
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
-        if not torch.isfinite(norm):  # waits for the device: from here on the batch's buffers may be filled anew
-            raise ItemError(f"train: the gradient is not finite at {self.seen} samples; lower train.lr")
-        self.optimizer.step()
-        return loss.detach(), norm
+        from cloudjob.hpc import distributed
+
+        late = self.deadline and time.time() + 2 * (self.save_s + self.step_s) + _LEAVE_S > self.deadline
+        first = self.world.rank == 0
+        wishes = [2 * bool(late) or int(self.workspace.stop_requested()), save and first]
+        wishes.append(first and self.meter.elapsed > self.settings.log_s)
+        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        votes = torch.tensor(wishes, dtype=torch.int32, device=bad.device)
+        # Waits for the device: from here on the batch's buffers may be filled anew.
+        return distributed.most(torch.cat([votes, bad.to(torch.int32).view(1)])).tolist()
+
+    def _advance(self, bad: int) -> None:
+        """The optimizer's step, unless it is a bad one; the weights of now into the averages."""
+        from cloudjob.hpc import distributed
+
+        if bad:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            what = f"train: the loss or its gradient was not finite after {self.seen} samples"
+            self.workspace.say(f"{what}; that step is skipped ({self.skipped_in_a_row} in a row)")
+            if self.skipped_in_a_row >= self.settings.max_skipped:
+                raise distributed.everywhere(
+                    ItemError(
+                        f"{what}, for {self.skipped_in_a_row} steps in a row: lower train.lr, or look at the shards"
+                    )
+                )
+        else:
+            self.skipped_in_a_row = 0
+            self.step.update(self.rate())
+        self.seen += self.settings.batch_size
+        self.world.note(self.seen)
+        for average in self.averages.values():
+            average.update(self.network, step=self.seen / self.settings.batch_size)
+
+    def _stop(self, why: int) -> None:
+        from cloudjob.hpc import distributed
+
+        reason = "the job's time is nearly over" if why == 2 else "asked to"
+        text = f"train: stopped at {self.seen} of {self.total} samples ({reason}), saved; run the same command again"
+        if self.world.rank == 0:
+            self._card("stop", **self.meter.used(), energy=self.meter.kind)
+        raise distributed.everywhere(InterruptedJob(text))
 
     def rate(self) -> float:
         """Learning rate: linear warm-up, then half a cosine to zero, both by samples seen."""
@@ -203,11 +262,13 @@ class Training:
 
         return {
             "seen": self.seen,
+            "total": self.total,
+            "skipped": [self.skipped, self.skipped_in_a_row],
             "model": self.network.state_dict(),
             "averages": {width: average.state_dict() for width, average in self.averages.items()},
             "chosen": self.chosen,
-            "temperature": self.temperature,
-            "optimizer": self.optimizer.state_dict(),
+            "calibration": self.calibration,
+            "optimizer": self.step.optimizer.state_dict(),
             "config": self.item.config,
             "recipe": self.recipe.facts(),
             "bands": list(BANDS),
@@ -215,41 +276,106 @@ class Training:
             "key": self.key,
         }
 
+    def _save(self, last: bool) -> None:
+        from cloudjob.hpc import checkpoint
+
+        if last:
+            self._choose_average()
+            self._calibrate()
+
+        def milestone(seen: int) -> bool:
+            return self._passed(_MILESTONES, seen)
+
+        begun = time.monotonic()
+        facts = {"seen": self.seen, **self.meter.used(), "energy": self.meter.kind}
+        checkpoint.save(self.workspace.checkpoints, self.seen, self._state(), facts, keep=milestone)
+        self.save_s = time.monotonic() - begun
+
+    def _interval(self) -> float:
+        """Seconds between two checkpoints."""
+        from cloudjob.hpc import checkpoint
+
+        return self.settings.checkpoint_s or checkpoint.interval(self.save_s, 3600 * self.settings.failure_h)
+
     def _resume(self) -> None:
-        """Goes on from the newest readable checkpoint of this very training; another training's are set aside whole."""
+        """Goes on from the newest readable checkpoint of this very training, which rank 0 finds."""
         from cloudjob.hpc import checkpoint, distributed
 
-        found = checkpoint.load_newest(self.workspace.checkpoints)
-        if found and (found[1]["key"] != self.key or self.workspace.force):
-            distributed.barrier()
-            if self.world.rank == 0:
-                self.workspace.say(f"train: the checkpoints are of another configuration: kept in {self._set_aside()}")
-            found = None
-        distributed.barrier()
-        if found is None:
+        found = distributed.together(self._newest)
+        path = distributed.gather(found and found[0])[0]
+        if path is None:
+            if self.settings.init_from:
+                distributed.together(self._init_from)
             return
-        path, state = found
-        self.seen = state["seen"]
+        state = distributed.together(lambda: found[1] if found else checkpoint.load(path))
+        self.seen, (self.skipped, self.skipped_in_a_row) = state["seen"], state["skipped"]
         self.network.load_state_dict(state["model"])
         for width, average in self.averages.items():
             average.load_state_dict(state["averages"][width])
-        self.chosen, self.temperature = state["chosen"], state["temperature"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.chosen, self.calibration = state["chosen"], state["calibration"]
+        self.step.optimizer.load_state_dict(state["optimizer"])
         self.workspace.say(f"train: goes on from {path.name}, {self.seen} of {self.total} samples seen")
 
-    def _set_aside(self):
+    def _newest(self):
+        """(path, state) of the checkpoint to go on from; None for a new training, and on all ranks but the first.
+
+        A finished training of other settings, or one on other shards, is kept aside whole. ConfigError where an
+        unfinished one would be lost to a change of the configuration.
+        """
+        from cloudjob.hpc import checkpoint
+
+        if self.world.rank:
+            return None
+        checkpoint.sweep(self.workspace.checkpoints)
+        found = checkpoint.load_newest(self.workspace.checkpoints)
+        if found is None or (found[1]["key"] == self.key and not self.workspace.force):
+            return found
+        path, state = found
+        changed = changes(state["config"], self.item.config)
+        if changed and state["seen"] < state["total"] and not self.workspace.force:
+            raise ConfigError(
+                f"{path} is of an unfinished training ({state['seen']} of {state['total']} samples), set otherwise:\n"
+                + "".join(f"  {change}\n" for change in changed)
+                + "set these back to go on with it; or start anew: with --force (it is kept aside), or in another "
+                f"--run-dir, from its weights with --init-from {path}"
+            )
+        why = "--force" if self.workspace.force else ", ".join(changed) or "other shards"
+        self.workspace.say(f"train: starts anew ({why}); the earlier training is kept in {self._set_aside()}")
+        return None
+
+    def _set_aside(self) -> Path:
+        """Its checkpoints with all that was written beside them."""
         folder, number = self.workspace.checkpoints.parent, 1
         while (target := folder.with_name(f"{folder.name}-before-{number}")).exists():
             number += 1
         return folder.rename(target)
 
-    def _look(self, shards, number: int) -> tuple[dict, dict]:
-        """The same `number` triplets each time, from all over the shards: as arrays and as tensors."""
-        import numpy as np
+    def _init_from(self) -> None:
+        """The weights of another training where they fit, and which did not."""
+        from cloudjob.hpc import checkpoint
 
-        number = min(number, len(shards))
-        triplets = [shards[place * len(shards) // number] for place in range(number)]
-        arrays = {name: np.stack([triplet[name] for triplet in triplets]) for name in triplets[0]}
+        path = self.settings.init_from
+        if not path.exists():
+            raise InputError(f"train.init_from: {path} does not exist")
+        state = checkpoint.load(path)
+        given, own = state["averages"].get(state["chosen"], state["model"]), self.network.state_dict()
+        fits = {name for name in own if name in given and given[name].shape == own[name].shape}
+        if not fits:
+            raise ConfigError(f"train.init_from: no tensor of {path} fits this network ({self.settings.preset})")
+        self.network.load_state_dict({name: given[name] for name in fits}, strict=False)
+        for average in self.averages.values():
+            average.load_state_dict(self.network.state_dict())
+        self.workspace.say(f"train: starts from {path}: {len(fits)} of {len(own)} tensors taken")
+        for name in sorted({*own, *given} - fits):
+            here, there = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, given))
+            self.workspace.say(f"train:   does not fit: {name}, here {here}, there {there}")
+
+    def _look(self, shards, number: int) -> tuple[dict, dict]:
+        """The same `number` triplets each time, as arrays and as tensors."""
+
+        from cloudjob.patches.tensors import to_tensors
+
+        _, arrays = shards.look(number)
         return arrays, to_tensors(arrays, self.world.device)
 
     def _averaged(self, width: str):
@@ -261,34 +387,27 @@ class Training:
             self.averages[width].copy_to(network)
         return network
 
+    def _held_out_loss(self, network, batch: dict) -> float:
+        """Mean loss of these triplets, none of them changed but for a reference date that some must do without."""
+        import torch
+
+        from cloudjob.training.step import Objective
+
+        objective, total = Objective(self.recipe, network, self.settings, self.config.seed), 0.0
+        numbers = list(range(len(batch["mask"])))
+        with torch.no_grad():
+            for here in (slice(first, first + 16) for first in numbers[::16]):
+                part = {name: values[here] for name, values in batch.items()}
+                total += len(numbers[here]) * float(objective(part, numbers[here], drop_mask=0, synthetic_clouds=0))
+        return total / len(numbers)
+
     def _choose_average(self) -> None:
         """At the end of training: the moving average with the lower loss on the held-out split, if it is to be chosen
         and there is one."""
-        import torch
-
         if self.settings.average != "auto" or not len(self.held_out):
             return
-        _, batch = self._look(self.held_out, 128)
-        samples = list(range(len(batch["mask"])))
-        losses = {}
-        for width in self.averages:
-            network, total = self._averaged(width), 0.0
-            for first in range(0, len(samples), 16):
-                part = {name: value[first : first + 16] for name, value in batch.items()}
-                with torch.no_grad():
-                    total += float(
-                        self.recipe.loss(
-                            network,
-                            part,
-                            seed=self.config.seed,
-                            samples=samples[first : first + 16],
-                            clear_weight=self.settings.clear_weight,
-                            drop_reference=self.settings.drop_reference,
-                            drop_mask=0,
-                            synthetic_clouds=0,
-                        )
-                    ) * len(part["mask"])
-            losses[width] = total / len(samples)
+        batch = self._look(self.held_out, 128)[1]
+        losses = {width: self._held_out_loss(self._averaged(width), batch) for width in self.averages}
         self.chosen = min(losses, key=losses.get)
         found = ", ".join(f"{loss:.4f} at {width}" for width, loss in losses.items())
         self.workspace.say(f"train: held-out loss by width of the moving average: {found}; taken: {self.chosen}")
@@ -301,110 +420,119 @@ class Training:
         if members < 2 or not len(self.held_out) or self.settings.process == "regression" or self._slow():
             return
         options = {"seed": self.config.seed, "sampler": settings.sampler, "steps": settings.steps}
-        restorer = Restorer(self.recipe, self._averaged(self.chosen), **options)
-        self.temperature = restorer.calibrate(self._look(self.held_out, 64)[1], members)
+        restorer = Restorer(self.recipe, self._averaged(self.chosen), **options, low_precision=self.step.bfloat16)
+        self.calibration = restorer.calibrate(self._look(self.held_out, 64)[1], members)
 
     def _slow(self) -> bool:
         """Whether a sample takes too many steps for a look in passing."""
         return self.recipe.steps(self.config.infer.steps, self.recipe.sampler(self.config.infer.sampler)) > 50
 
     # --- what one sees -----------------------------------------------------------------------------------------
-    def _passed(self, shares: tuple[float, ...]) -> bool:
-        """Whether the step just done passed one of these shares of the training."""
-        before = self.seen - self.settings.batch_size
-        return any(before < share * self.total <= self.seen for share in shares)
+    def _passed(self, shares: tuple[float, ...], seen: int | None = None) -> bool:
+        """Whether the step just done, or the one to `seen` samples, passed one of these shares of the training."""
+        seen = self.seen if seen is None else seen
+        return any(seen - self.settings.batch_size < share * self.total <= seen for share in shares)
+
+    def _log(self, norm) -> None:
+        """A row of metrics of all ranks, which rank 0 writes, and one line of it."""
+        row = self.meter.row()
+        if self.world.rank:
+            return
+        where = {"step": self.seen // self.settings.batch_size, "seen": self.seen, "total": self.total}
+        norm = float(norm)
+        state = {"lr": self.rate(), "grad_norm": round(norm, 4) if math.isfinite(norm) else None}
+        row = where | row | state | {"skipped": self.skipped}
+        self._write("metrics", row)
+        line = f"train: {row['seen']} of {row['total']} samples, loss {row['loss']:.4f}, lr {row['lr']:.2g}, "
+        line += f"{row['samples_per_s']:.1f} samples/s, {row['data_wait_pct']:.1f} % waiting for data, "
+        line += f"{row['watts']:.0f} W {row['energy']}"
+        self.workspace.progress(row["seen"] / row["total"], line)
+
+    def _write(self, kind: str, row: dict) -> None:
+        """A row into train/<kind>.jsonl, and for TensorBoard."""
+        from cloudjob.training import logs
+
+        logs.append(getattr(self.workspace, kind), row)
+        if self.board:
+            self.board.add(kind, row)
+
+    def _card(self, event: str, **facts) -> None:
+        """What runs where, or what it used: a row of train/jobs.jsonl and a line."""
+        from cloudjob.hpc import machine, slurm
+        from cloudjob.training import logs
+
+        nodes, devices = (sorted(set(names)) for names in zip(*self.places, strict=True))
+        job, commit = slurm.job_id(), machine.commit()
+        row = {"event": event, "time": round(time.time(), 3), "job": job, "seen": self.seen, "total": self.total}
+        row |= {"nodes": nodes, "ranks": self.world.size, "devices": devices, "commit": commit, "config": self.key}
+        logs.append(self.workspace.job_cards, row | facts | machine.describe())
+        who = f"{self.world.size} rank{'s' if self.world.size > 1 else ''} on {', '.join(nodes)} ({', '.join(devices)})"
+        code = f"cloudjob {__version__}" + (f" at {commit}" if commit else "")
+        used = ", ".join(f"{name} {value}" for name, value in facts.items())
+        self.workspace.say(f"train: {event}{f' of job {job}' if job else ''}: {who}, {code}, {used}")
+
+    def _look_at_it(self) -> None:
+        """What rank 0 looks at after a step when its time has come; what had to be saved is saved."""
+        if self._passed(_LOOKS):
+            self._diagnose()
+        if self._passed(_VALIDATIONS):
+            self._validate()
 
     def _diagnose(self) -> None:
         """Looks for what makes trainings fail, on held-out triplets; into train/checks.jsonl, warnings to the log."""
         from cloudjob.diffusion import diagnosis
+        from cloudjob.training import logs
 
         shards = self.held_out if len(self.held_out) else self.shards
         found = diagnosis.diagnose(self.recipe, self.network, self._look(shards, 16)[1], seed=self.config.seed)
         share = self.seen / self.total
         said = diagnosis.warnings(found, share=share)
-        rows = [row for row in _metrics(self.workspace.checks) if row["seen"] < self.seen]
-        write_jsonl(self.workspace.checks, [*rows, {"seen": self.seen, **found, "warnings": said}])
+        logs.append(self.workspace.checks, {"seen": self.seen, **found, "warnings": said})
         for warning in said:
             self.workspace.say(f"train: WARNING: {warning}")
 
-    def _picture(self) -> None:
-        """Cloudy, reference, restored and clear of the first held-out triplets, with the chosen weights."""
+    def _validate(self) -> None:
+        """Loss and scores (those of `evaluate`) of the same held-out triplets each time, restored with the averaged
+        weights; into train/validation.jsonl, and a picture of the first ones."""
+        from cloudjob.diffusion import evaluation, metrics
+
+        arrays, batch = self._look(self.held_out if len(self.held_out) else self.shards, 16)
+        network = self._averaged(self.chosen)
+        row = {"seen": self.seen, "triplets": len(arrays["mask"]), "loss": self._held_out_loss(network, batch)}
+        if not self._slow():
+            options = {"seed": self.config.seed, "sampler": self.config.infer.sampler, "steps": self.config.infer.steps}
+            restored = evaluation.Restorer(self.recipe, network, **options).member(
+                batch, list(range(row["triplets"])), 0
+            )
+            scores = evaluation.score({"ours": restored}, batch["clear"].cpu().numpy(), arrays["mask"])
+            for on in ("cloud", "clear", "all"):
+                chosen = [score for triplet in scores for score in triplet if score["on"] == on]
+                if chosen:
+                    pooled = metrics.pool(chosen)
+                    row |= {f"{on}_{name}": _finite(pooled[name]) for name in ("psnr", "ssim", "mae")}
+            self._picture(arrays, restored)
+        self._write("validation", row)
+
+    def _picture(self, arrays: dict, restored) -> None:
+        """Cloudy, reference, restored and clear of the first triplets, one below the other."""
         import numpy as np
 
-        from cloudjob.diffusion import noise
         from cloudjob.sentinel2.radiometry import digital_number
         from cloudjob.sentinel2.render import encode_png, side_by_side, true_colour
 
-        arrays, batch = self._look(self.held_out if len(self.held_out) else self.shards, 4)
-        if self._slow():
-            return
-        sampler = self.config.infer.sampler
-        network = self._averaged(self.chosen)
-
-        def draw(step: int):
-            shape = range(batch["cloudy"].shape[-1])
-            field = noise.field(self.config.seed, rows=shape, cols=shape, bands=4, step=step, device=self.world.device)
-            return field.expand_as(batch["cloudy"])
-
-        restored = self.recipe.restore(network, batch, noise=draw, steps=self.config.infer.steps, sampler=sampler)
-        arrays["restored"] = digital_number(restored.cpu().numpy())
+        arrays = arrays | {"restored": digital_number(restored)}
         names = [name for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
         gain = self.config.infer.preview_gain
         rows = [
             side_by_side([true_colour(image, gain=gain) for image in images])
-            for images in zip(*(arrays[name] for name in names), strict=True)
+            for images in zip(*(arrays[name][:4] for name in names), strict=True)
         ]
         write_bytes(self.workspace.samples / f"seen-{self.seen:08d}.png", encode_png(np.concatenate(rows)))
 
 
-class Meter:
-    """Loss, speed and waiting since the last line of metrics.jsonl (rank 0 writes it)."""
-
-    def __init__(self, training: Training):
-        self.training, self.path = training, training.workspace.metrics
-        self.rows = [row for row in _metrics(self.path) if row["seen"] <= training.seen]
-        if training.world.rank == 0:
-            write_jsonl(self.path, self.rows)
-        self._restart()
-
-    def _restart(self) -> None:
-        self.begun, self.from_seen, self.waited, self.losses = time.monotonic(), self.training.seen, 0.0, []
-
-    def note(self, loss, norm) -> None:
-        training, elapsed = self.training, time.monotonic() - self.begun
-        if training.world.rank:
-            return
-        self.losses.append(loss)
-        if elapsed < training.settings.log_s and training.seen < training.total:
-            return
-        row = {
-            "time": round(time.time(), 3),
-            "step": training.seen // training.settings.batch_size,
-            "seen": training.seen,
-            "total": training.total,
-            "loss": round(sum(float(loss) for loss in self.losses) / len(self.losses), 6),
-            "lr": training.rate(),
-            "grad_norm": round(float(norm), 4),
-            "samples_per_s": round((training.seen - self.from_seen) / elapsed, 2),
-            "data_wait_pct": round(100 * self.waited / elapsed, 2),
-        }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        done, speed = f"{row['seen']} of {row['total']} samples", f"{row['samples_per_s']:.1f} samples/s"
-        line = f"train: {done}, loss {row['loss']:.4f}, {speed}"
-        training.workspace.progress(row["seen"] / row["total"], line)
-        self._restart()
-
-
-def _metrics(path) -> list[dict]:
-    """The lines written so far; a last one cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    try:
-        return read_jsonl(path)
-    except json.JSONDecodeError:
-        lines = path.read_text().splitlines()[:-1]
-        return [json.loads(line) for line in lines]
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: the PSNR of no error at all."""
+    return float(value) if math.isfinite(value) else None
 
 
 def node_folder(text: str) -> Path:
@@ -420,33 +548,3 @@ def node_folder(text: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"train.local_dir = {text}: {folder} cannot be written to")
     return folder
-
-
-def pinned(shape: tuple[int, ...], dtype):
-    """An array in page-locked memory, which a GPU reads by itself."""
-    import numpy as np
-    import torch
-
-    return torch.empty(shape, dtype=getattr(torch, np.dtype(dtype).name), pin_memory=True).numpy()
-
-
-def to_tensors(arrays: dict, device) -> dict:
-    """uint16 DN to float32 reflectance on the device, NaN where there is no data; masks as they are.
-
-    On the CPU masks share the memory of their array; a GPU may still be reading when this returns.
-    """
-    import torch
-
-    from cloudjob.sentinel2.radiometry import OFFSET, SCALE
-
-    tensors = {}
-    for name, array in arrays.items():
-        tensor = torch.from_numpy(array).to(device, non_blocking=True)
-        if tensor.dtype == torch.uint16:
-            dn = tensor.to(torch.float32)
-            tensor = (dn * SCALE + OFFSET).masked_fill(dn == 0, torch.nan)
-        tensors[name] = tensor
-    if "clear_days" in tensors:  # the network is asked for the ground of the clear date
-        tensors["target_days"] = tensors.pop("clear_days")
-        tensors["reference_days"] = tensors["reference_days"] - tensors["target_days"]
-    return tensors

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cloudjob.benches import machine, shard
+from cloudjob.benches import shard
 from cloudjob.errors import DiskFullError
+from cloudjob.hpc import machine
 
 pytestmark = pytest.mark.slow
 

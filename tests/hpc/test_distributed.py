@@ -19,21 +19,21 @@ def find():
     if world.rank == world.size - 1:
         raise CorruptFileError("shard.h5", "is damaged")
 
-world = distributed.join(timeout_s=60)
-torch.manual_seed(0)
-network = distributed.wrap(nn.Linear(2, 1))
-x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])[world.rank :: world.size]
-network(x).square().mean().backward()
-gradient = next(network.parameters()).grad
-alone, together = distributed.agree(False), distributed.agree(world.rank == world.size - 1)
-own = distributed.together(lambda: world.rank)
-try:
-    distributed.together(find)
-except CorruptFileError as error:
-    found = error.path
-distributed.barrier()
-print(world.rank, world.size, alone, together, own, found, *(f"{value:.5f}" for value in gradient.flatten()))
-distributed.leave()
+with distributed.world() as world:
+    torch.manual_seed(0)
+    network = distributed.wrap(nn.Linear(2, 1))
+    x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])[world.rank :: world.size]
+    network(x).square().mean().backward()
+    gradient = next(network.parameters()).grad
+    most = distributed.most(torch.tensor([0, int(world.rank == world.size - 1)])).tolist()
+    own = distributed.together(lambda: world.rank)
+    try:
+        distributed.together(find)
+    except CorruptFileError as error:
+        found = error.path
+    distributed.barrier()
+    facts = [world.rank, world.size, *most, own, found, distributed.gather(world.rank)[-1]]
+print(*facts, *(f"{value:.5f}" for value in gradient.flatten()))
 """
 
 
@@ -57,21 +57,19 @@ def test_two_processes_train_as_one(launcher):
 
     outputs = [process.communicate(timeout=60)[0].split() for process in [start(variables(rank)) for rank in (0, 1)]]
     single = start({}).communicate(timeout=60)[0].split()
-    assert single[:6] == ["0", "1", "False", "True", "0", "shard.h5"]
+    assert single[:7] == ["0", "1", "0", "1", "0", "shard.h5", "0"]
     for rank, output in enumerate(outputs):
-        assert output[:6] == [str(rank), "2", "False", "True", str(rank), "shard.h5"]
-        assert output[6:] == single[6:]
+        assert output[:7] == [str(rank), "2", "0", "1", str(rank), "shard.h5", "1"]
+        assert output[7:] == single[7:]
 
 
 def test_alone_nothing_is_set_up(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    world = distributed.join()
-    assert (world.rank, world.size, world.local_rank) == (0, 1, 0)
-    assert not torch.distributed.is_initialized()
-    network = nn.Linear(1, 1)
-    assert distributed.wrap(network) is network
-    assert distributed.agree(True)
-    assert not distributed.agree(False)
-    distributed.barrier()
-    distributed.leave()
+    with distributed.world() as world, world.answering():
+        assert (world.rank, world.size, world.local_rank, world.watch) == (0, 1, 0, None)
+        assert not torch.distributed.is_initialized()
+        network = nn.Linear(1, 1)
+        assert distributed.wrap(network) is network
+        assert distributed.most(torch.tensor([3])).tolist() == [3]
+        distributed.barrier()

@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import settings, weights, workspace
 
 from cloudjob import config
 from cloudjob.errors import ConfigError, InputError, InterruptedJob
-from cloudjob.patches import shards
+from cloudjob.patches.tensors import to_tensors
 from cloudjob.stages import train
-from cloudjob.workspace import Item, Workspace, file_sha256, write_json
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
-WINDOW, COUNT = 64, 8
-PAIRS = {"pair-a": "train", "pair-b": "train", "pair-c": "val"}
+from cloudjob.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -24,62 +21,6 @@ def one_thread():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def write_shard(path: Path, seed: int, *, reference: bool) -> dict:
-    """`COUNT` triplets of smooth ground below a round cloud with a shadow beside it."""
-    rng = np.random.default_rng(seed)
-    row, col = np.mgrid[:WINDOW, :WINDOW]
-    days = 9.0 if reference else None
-    with shards.Writer(
-        path,
-        COUNT,
-        window=WINDOW,
-        reference=reference,
-        compression="none",
-        pair={"pair": path.stem},
-        attributes={},
-        reference_days=days,
-    ) as writer:
-        for number in range(COUNT):
-            waves = rng.uniform(0.05, 0.3, (4, 2, 1, 1))
-            clear = (3000 + 800 * np.sin(waves[:, 0] * row + waves[:, 1] * col)).astype(np.uint16)
-            mask = np.zeros((WINDOW, WINDOW), np.uint8)
-            mask[np.hypot(row - rng.uniform(10, 50), col - rng.uniform(10, 50)) < 16] = 2
-            mask[np.hypot(row - rng.uniform(10, 50), col - rng.uniform(10, 50)) < 16] = 1
-            cloudy = np.where(mask == 1, 8000, np.where(mask == 2, clear // 2, clear)).astype(np.uint16)
-            other = (clear + 100).astype(np.uint16) if reference else None
-            writer.add(cloudy, clear, mask, other, number, 0, float((mask == 1).mean()))
-    return writer.result
-
-
-def workspace(root: Path, *, reference: bool = True) -> Workspace:
-    """A run folder as the stage shard leaves it."""
-    space, results = Workspace(root), {}
-    space.shard_index.parent.mkdir(parents=True)
-    paths = {pair: space.shard(split, number) for number, (pair, split) in enumerate(PAIRS.items())}
-
-    def make(item: Item):
-        results[item.name] = write_shard(paths[item.name], len(results), reference=reference)
-        return [paths[item.name]], None
-
-    space.work("shard", [Item("shard", pair, {}, {}) for pair in PAIRS], make)
-    files = [
-        {"file": path.name, "count": COUNT, "pair": pair, "split": PAIRS[pair]}
-        | {"size": path.stat().st_size, "sha256": file_sha256(path)}
-        for pair, path in paths.items()
-    ]
-    parts = [results[pair] for pair, split in PAIRS.items() if split == "train"]
-    write_json(space.shard_index, {"files": files, "window": WINDOW, "normalisation": shards.normalisation(parts)})
-    return space
-
-
-def settings(*overrides: str) -> config.Config:
-    return config.load(CONFIG, ["train.synthetic_clouds=0.5", "train.epochs=3", *overrides])[0]
-
-
-def weights(space: Workspace) -> bytes:
-    return space.newest_checkpoint().read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +111,7 @@ def test_a_node_folder_that_cannot_be_used_is_a_mistake_in_the_configuration(tmp
 
 def test_digital_numbers_become_reflectance_and_masks_stay():
     arrays = {"clear": np.array([[0, 1000, 11000]], np.uint16), "donor": np.array([[0, 4, 255]], np.uint8)}
-    tensors = train.to_tensors(arrays, torch.device("cpu"))
+    tensors = to_tensors(arrays, torch.device("cpu"))
     assert tensors["clear"][0, 0].isnan()
     assert tensors["clear"][0, 1:].tolist() == pytest.approx([0, 1], abs=1e-6)
     assert tensors["donor"].tolist() == [[0, 4, 255]]

@@ -1,7 +1,9 @@
-"""What was measured on: the machine and the versions, beside every figure."""
+"""What this is: the machine, the versions and the commit, beside every figure and every training."""
 
 import os
 import platform
+import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +19,30 @@ def describe() -> dict:
         "machine": {"processor": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
+
+
+def device_name(device) -> str:
+    """A GPU's model, or the processor's."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return describe()["machine"]["processor"]
+
+
+@cache
+def commit() -> str | None:
+    """The commit that this code is of, with a + where it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,323 @@
+"""bench train: what a step costs, against the 2025 notebook's; what the loader gives; how ranks add up."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cloudjob.benches import notebook
+from cloudjob.config import TrainConfig
+from cloudjob.diffusion import networks
+from cloudjob.diffusion.conditions import CONDITION_CHANNELS
+from cloudjob.diffusion.recipe import Recipe
+from cloudjob.errors import DiskFullError, ItemError
+from cloudjob.hpc import distributed, machine
+from cloudjob.patches import loader, shards
+from cloudjob.patches.tensors import pinned, to_tensors
+from cloudjob.training import logs
+from cloudjob.training.step import Step
+from cloudjob.workspace import Item, Workspace, file_sha256, write_json
+
+TRIPLETS, SHARDS = 64, 2
+NOTEBOOK_EPOCH = 37_661  # triplets that the notebook cut
+BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (8, 16, 32, 64, 128)}
+PRESETS = {"cpu": ("small",), "cuda": ("small", "base")}
+
+
+def run(folder: Path, *, window: int = 256, presets: tuple[str, ...] | None = None, rounds: int = 3, say=print) -> dict:
+    """Figures of one run in a new folder below `folder`, which is removed at the end (300 MB with windows of 256)."""
+    work = Path(folder) / f"bench-train-{os.getpid()}"
+    work.mkdir(parents=True)
+    try:
+        needed, free = 4 * TRIPLETS * window**2 * 17, shutil.disk_usage(work).free
+        if free < needed:
+            raise DiskFullError(
+                f"{folder}: {free / 1e9:.1f} GB free, bench train needs {needed / 1e9:.1f}; try --dir elsewhere"
+            )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        presets = presets or PRESETS[device.type]
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        bench = Bench(make_run(work, window, presets[0]), device, rounds)
+        say(f"steps of {', '.join(presets)} by precision and batch, on {machine.device_name(device)}")
+        steps = [bench.steps(preset) for preset in presets]
+        say("the notebook's way and ours in turn")
+        plain = bench.against_notebook(presets[0])
+        say("the loader alone")
+        reading = {threads: bench.reading(threads) for threads in (1, 2, 4)}
+        best = max(steps[0]["by_precision_and_batch"], key=lambda row: row["samples_per_s"])
+        say("whole trainings by 1, 2, ... ranks")
+        scaling = bench.scaling(presets[0], best)
+        for found in steps:
+            found |= _on_gpu(found, device)
+        return {
+            "ratios": {
+                "ranks2_vs_1": _ratio(scaling, 2),
+                "step_vs_notebook": round(plain["ours_samples_per_s"] / plain["notebook_samples_per_s"], 2),
+            },
+            "figures": {
+                "device": machine.device_name(device),
+                "window": window,
+                "steps": steps,
+                "against_notebook": plain,
+                "loader_triplets_per_s": reading,
+                "training_by_ranks": scaling,
+                "for_this_node": _advice(best, reading, len(scaling)),
+            },
+            **machine.describe(),
+        }
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class Bench:
+    """The parts of a training, each alone, on the triplets of a run folder."""
+
+    def __init__(self, workspace: Workspace, device: torch.device, rounds: int):
+        self.workspace, self.device, self.rounds = workspace, device, rounds
+        self.index = json.loads(workspace.shard_index.read_text())
+        self.shards = shards.ShardSet(workspace.shard_index.parent, self.index, "train")
+
+    def batch(self, size: int) -> tuple[list[int], dict[str, np.ndarray]]:
+        """The first samples of the training, in memory."""
+        return next(loader.batches(self.shards, seed=0, start=0, stop=size, batch=size))
+
+    def step(self, preset: str, **settings) -> Step:
+        """The product's own step, weights freshly drawn."""
+        chosen = TrainConfig(preset=preset, **settings)
+        recipe = Recipe.of(preset, chosen.process, **self.index["normalisation"], **chosen.options())
+        some = to_tensors(self.batch(8)[1], self.device)
+        recipe = recipe.measure(some)
+        network = recipe.network().to(self.device, memory_format=torch.channels_last)
+        step = Step(recipe, network, chosen, seed=0)
+        step.connect(some)
+        return step
+
+    def steps(self, preset: str) -> dict:
+        """Samples a second of the step alone, by precision and batch; and the operations of a sample."""
+        fast = distributed.fast_bfloat16(self.device)
+        found = []
+        for precision in ("float32", "bfloat16") if fast else ("float32",):
+            for size in BATCHES[self.device.type]:
+                try:
+                    seconds = self._seconds(preset, precision, size)
+                except torch.cuda.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    break
+                row = {"precision": precision, "batch": size, "samples_per_s": round(size / seconds, 3)}
+                found.append(row)
+        with FlopCounterMode(display=False) as counter:
+            self.step(preset, precision="float32", batch_size=1, compile=False).gradient(*self.batch(1))
+        return {"preset": preset, "flop_per_sample": counter.get_total_flops(), "by_precision_and_batch": found}
+
+    def _seconds(self, preset: str, precision: str, size: int) -> float:
+        step = self.step(preset, precision=precision, batch_size=size)
+        samples, arrays = self.batch(size)
+        return min(self._timed(lambda: self._whole(step, samples, arrays)) for _ in range(self.rounds + 1))
+
+    def _whole(self, step: Step, samples: list[int], arrays: dict) -> None:
+        loss, _ = step.gradient(samples, arrays)
+        step.update(1e-4)
+        float(loss)
+
+    def _timed(self, way) -> float:
+        """Seconds, on a CPU those of its one thread: whatever else the machine does is left out."""
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
+        begun = clock()
+        way()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return clock() - begun
+
+    def against_notebook(self, preset: str) -> dict:
+        """Reading and training on batches of 8 of the same triplets with the same network, both ways in turn."""
+        files = self.workspace.root / "npy"
+        files.mkdir()
+        for number in range(16):
+            triplet = self.shards[number]
+            notebook.write_one(files, number, triplet["cloudy"], triplet["clear"], triplet["mask"])
+        network = networks.build(preset, condition_channels=CONDITION_CHANNELS).to(self.device)
+        plain = notebook.Trainer(network, notebook.Loader(files), channels=CONDITION_CHANNELS)
+        step = self.step(preset, process="residual", batch_size=8)
+        ours = iter(self._batches(8, threads=1))
+        seconds = {"notebook": [], "ours": []}
+        for number in range(self.rounds + 1):
+            seconds["notebook"].append(self._timed(lambda n=number: plain.step([(8 * n + i) % 16 for i in range(8)])))
+            seconds["ours"].append(self._timed(lambda: self._whole(step, *next(ours))))
+        return {"batch": 8, "bfloat16": step.bfloat16} | {
+            f"{name}_samples_per_s": round(8 / min(times[1:]), 3) for name, times in seconds.items()
+        }
+
+    def _batches(self, size: int, threads: int, stop: int = 10**6):
+        allocate = pinned if self.device.type == "cuda" else np.empty
+        options = {"batch": size, "threads": threads, "allocate": allocate}
+        return loader.batches(self.shards, seed=0, start=0, stop=stop, **options)
+
+    def reading(self, threads: int, number: int = 2048) -> int:
+        """Triplets a second from shards that are in memory to buffers that the device reads."""
+
+        def read() -> float:
+            begun = time.perf_counter()
+            for _ in self._batches(16, threads, stop=number):
+                pass
+            return time.perf_counter() - begun
+
+        return round(number / min(read() for _ in range(self.rounds)))
+
+    def scaling(self, preset: str, best: dict) -> list[dict]:
+        """Whole trainings (`cloudjob train`) by 1, 2, 4, ... ranks, each with the same batch: one rank a GPU, or one
+        rank with one thread a core. Every other one first, so that a change of the load meets all of them."""
+        most = torch.cuda.device_count() if self.device.type == "cuda" else len(os.sched_getaffinity(0))
+        sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= most]
+        found = {size: [] for size in sizes}
+        for _ in range(2):
+            for size in sizes:
+                found[size].append(self._train(preset, best, size))
+        return [max(runs, key=lambda row: row["samples_per_s"]) for runs in found.values()]
+
+    def _train(self, preset: str, best: dict, ranks: int) -> dict:
+        batch = max(best["batch"], 4)
+        steps = 16 if self.device.type == "cpu" else 400
+        settings = {"preset": preset, "precision": best["precision"], "batch_size": batch * ranks}
+        settings |= {"samples": batch * ranks * steps, "log_s": 0.001 if self.device.type == "cpu" else 1.0}
+        settings |= {"threads": 1, "loader_threads": 1} if self.device.type == "cpu" else {}
+        target = self.workspace.root
+        shutil.rmtree(target / "train", ignore_errors=True)
+        shutil.rmtree(target / "records" / "train", ignore_errors=True)
+        options = [part for key, value in settings.items() for part in ("--set", f"train.{key}={value}")]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
+        launcher = [sys.executable, *launcher] if ranks > 1 else []
+        command = [*launcher, sys.executable, "-m", "cloudjob", "train", str(target), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ItemError(f"bench train: {ranks} ranks ended with {done.returncode}: {done.stderr[-2000:]}")
+        rows = logs.rows(self.workspace.metrics)[2:]  # the first steps prepare much
+        return {
+            "ranks": ranks,
+            "batch_per_rank": batch,
+            "samples_per_s": round(median(row["samples_per_s"] for row in rows), 3),
+            "data_wait_pct": round(median(row["data_wait_pct"] for row in rows), 2),
+            "watts": median(row["watts"] for row in rows),
+            "energy": rows[-1]["energy"],
+        }
+
+
+def make_run(work: Path, window: int, preset: str) -> Workspace:
+    """A run folder as the stage shard leaves it: smooth ground of random shape, under a cloud of random place."""
+    space, files, results = Workspace(work / "run"), [], []
+    config = {
+        "search": {
+            "polygon": [[-180, -80], [-180, 80], [180, 80], [180, -80], [-180, -80]],
+            "clear": {"start": "2024-03-01", "end": "2024-03-31", "cloud": [0, 1]},
+            "cloudy": {"start": "2024-03-01", "end": "2024-03-31", "cloud": [1, 60]},
+        },
+        "train": {"preset": preset},
+    }
+    space.root.mkdir(parents=True)
+    (space.root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    for number in range(SHARDS):
+        path = space.shard("train", number)
+        path.parent.mkdir(exist_ok=True)
+
+        def make(item: Item, path=path, number=number):
+            results.append(_write(path, window, number))
+            return [path], None
+
+        space.work("shard", [Item("shard", f"pair-{number}", {}, {})], make)
+        entry = {"file": path.name, "count": TRIPLETS // SHARDS, "pair": f"pair-{number}", "split": "train"}
+        files.append(entry | {"size": path.stat().st_size, "sha256": file_sha256(path)})
+    write_json(space.shard_index, {"files": files, "window": window, "normalisation": shards.normalisation(results)})
+    return space
+
+
+def _write(path: Path, window: int, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    row, col = np.mgrid[:window, :window]
+    with shards.Writer(path, TRIPLETS // SHARDS, window=window, reference=False, pair={}, attributes={}) as writer:
+        for number in range(TRIPLETS // SHARDS):
+            waves = rng.uniform(0.02, 0.2, (4, 2, 1, 1))
+            clear = (3000 + 800 * np.sin(waves[:, 0] * row + waves[:, 1] * col)).astype(np.uint16)
+            mask = (np.hypot(*(axis - rng.uniform(0, window) for axis in (row, col))) < window / 4).astype(np.uint8)
+            writer.add(np.where(mask, 8000, clear).astype(np.uint16), clear, mask, None, number, 0, float(mask.mean()))
+    return writer.result
+
+
+def _ratio(scaling: list[dict], ranks: int) -> float | None:
+    rates = {row["ranks"]: row["samples_per_s"] for row in scaling}
+    return round(rates[ranks] / rates[1], 2) if ranks in rates else None
+
+
+def _on_gpu(steps: dict, device: torch.device) -> dict:
+    """Of the fastest step: the share of the bfloat16 matrix products of this GPU, and an epoch of the notebook."""
+    if device.type != "cuda":
+        return {}
+    rate = max(row["samples_per_s"] for row in steps["by_precision_and_batch"])
+    peak = _matmul_flops(device)
+    return {
+        "matmul_bfloat16_tflops": round(peak / 1e12, 1),
+        "utilisation": round(rate * steps["flop_per_sample"] / peak, 3),
+        "epoch_of_the_notebook_s": round(NOTEBOOK_EPOCH / rate, 1),
+    }
+
+
+def _matmul_flops(device: torch.device, size: int = 8192) -> float:
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(10):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        a @ b
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return 2 * size**3 / min(seconds)
+
+
+def _advice(best: dict, reading: dict[int, int], ranks: int) -> dict:
+    """The fastest step, and the fewest threads that read one and a half times what it takes."""
+    enough = [threads for threads, rate in reading.items() if rate > 1.5 * best["samples_per_s"]]
+    found = {"precision": best["precision"], "batch_per_rank": best["batch"]}
+    return found | {"loader_threads": enough[0] if enough else max(reading), "ranks_measured": ranks}
+
+
+def table(found: dict) -> str:
+    """What a person wants to see of `run`."""
+    figures, ratios = found["figures"], found["ratios"]
+    lines = [f"{figures['device']}, windows of {figures['window']} pixels", ""]
+    for steps in figures["steps"]:
+        lines.append(f"step alone, {steps['preset']} ({steps['flop_per_sample'] / 1e9:.0f} GFLOP a sample)")
+        for row in steps["by_precision_and_batch"]:
+            lines.append(f"  {row['precision']:9} batch {row['batch']:4}  {row['samples_per_s']:10.2f} samples/s")
+        if "utilisation" in steps:
+            lines.append(
+                f"  {steps['utilisation']:.0%} of {steps['matmul_bfloat16_tflops']} TFLOP/s of bfloat16 products; "
+                f"{NOTEBOOK_EPOCH} triplets in {steps['epoch_of_the_notebook_s']} s"
+            )
+    plain = figures["against_notebook"]
+    lines.append("read and step, batch 8")
+    for name in ("notebook", "ours"):
+        lines.append(f"  {name:20} {plain[f'{name}_samples_per_s']:14.2f} samples/s")
+    lines.append("loader alone")
+    for threads, rate in figures["loader_triplets_per_s"].items():
+        lines.append(f"  {threads} threads {rate:25.0f} triplets/s")
+    lines.append("cloudjob train")
+    for row in figures["training_by_ranks"]:
+        lines.append(
+            f"  {row['ranks']:2} ranks, batch {row['batch_per_rank']:3} each {row['samples_per_s']:11.2f} samples/s, "
+            f"{row['data_wait_pct']:.1f} % waiting for data, {row['watts']:.0f} W {row['energy']}"
+        )
+    advice = figures["for_this_node"]
+    lines += ["", f"2 ranks over 1: {ratios['ranks2_vs_1']}; ours over the notebook: {ratios['step_vs_notebook']}"]
+    lines.append(
+        f"use train.precision={advice['precision']}, {advice['batch_per_rank']} samples a rank, "
+        f"train.loader_threads={advice['loader_threads']}"
+    )
+    return "\n".join(lines)

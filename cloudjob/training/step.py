@@ -1,0 +1,92 @@
+"""One step of a training: the loss of a global batch, its gradient over all ranks, the optimizer."""
+
+import contextlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cloudjob.config import TrainConfig
+from cloudjob.diffusion.recipe import Recipe
+from cloudjob.errors import ConfigError
+from cloudjob.hpc import distributed
+from cloudjob.patches.tensors import to_tensors
+
+
+def micro_batch(settings: TrainConfig, ranks: int) -> int:
+    """Samples that a rank computes at once: what `micro_batch` allows of its share of the global batch. ConfigError
+    where that does not come out even: the mean over the batch would not be the mean of the means."""
+    batch, most = settings.batch_size, settings.micro_batch
+    least = min(most or 1, -(-batch // ranks))
+    if batch % (ranks * least) == 0:
+        return least if most else batch // ranks
+    near = -(-batch // (ranks * least)) * ranks * least
+    by = f"{ranks} ranks" + (f" x {least}" if most else "")
+    raise ConfigError(f"train.batch_size = {batch}: must be divisible by {by}; try {near}")
+
+
+class Objective(nn.Module):
+    """The loss as a module: DistributedDataParallel sees one call of it, however often the recipe calls the network."""
+
+    def __init__(self, recipe: Recipe, network: nn.Module, settings: TrainConfig, seed: int):
+        super().__init__()
+        self.recipe, self.network, self.seed = recipe, network, seed
+        names = ("clear_weight", "drop_reference", "drop_mask", "synthetic_clouds", "other_ground")
+        self.options = {name: getattr(settings, name) for name in names}
+
+    def forward(self, batch: dict[str, Tensor], samples: list[int], **other: float) -> Tensor:
+        """Scalar loss of these samples; `other` options than those of the training, if any."""
+        return self.recipe.loss(self.network, batch, seed=self.seed, samples=samples, **(self.options | other))
+
+
+class Step:
+    """Network, optimizer and precision on one rank. `gradient`, then `update` or not, as all ranks agree."""
+
+    def __init__(self, recipe: Recipe, network: nn.Module, settings: TrainConfig, *, seed: int, ranks: int = 1):
+        self.network, self.settings = network, settings
+        self.device = next(network.parameters()).device
+        self.micro = micro_batch(settings, ranks)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        choice = settings.precision
+        self.bfloat16 = choice == "bfloat16" or (choice == "auto" and distributed.fast_bfloat16(self.device))
+        self.compiled = settings.compile if settings.compile != "auto" else self.device.type == "cuda"
+        if self.compiled:
+            torch._dynamo.config.suppress_errors = settings.compile == "auto"  # without a compiler: as it is
+            network.compile()
+        self.alone = Objective(recipe, network, settings, seed)
+        self.objective = None
+
+    def connect(self, batch: dict[str, Tensor]) -> None:
+        """After the weights are as they should be: gives all ranks those of rank 0, and rehearses a step with some
+        triplets. DistributedDataParallel lays its buckets out anew after its first step: without this one, the first
+        after a resume would sum up in another order than a training that was never stopped."""
+        self.objective = distributed.wrap(self.alone)
+        if self.objective is not self.alone:
+            self._loss(batch, list(range(len(batch["mask"])))).backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def gradient(self, samples: list[int], arrays: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+        """(loss of this rank's samples, norm of the gradient over all ranks before it was clipped). The device may be
+        reading the arrays until one of the two is known."""
+        self.optimizer.zero_grad(set_to_none=True)
+        batch, total = to_tensors(arrays, self.device), 0.0
+        for first in range(0, len(samples), self.micro):
+            here = slice(first, first + self.micro)
+            last = here.stop >= len(samples)
+            with contextlib.nullcontext() if last else distributed.unsynced(self.objective):
+                loss = self._loss({name: values[here] for name, values in batch.items()}, samples[here])
+                loss = loss * (len(samples[here]) / len(samples))
+                loss.backward()
+            total = total + loss.detach()
+        return total, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
+
+    def _loss(self, batch: dict[str, Tensor], samples: list[int]) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.objective(batch, samples)
+
+    def update(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()

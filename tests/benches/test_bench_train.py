@@ -1,0 +1,29 @@
+"""The bench measures the real step, loader and training; at a small size here, where its ratios mean nothing."""
+
+import pytest
+
+from cloudjob.benches import train
+from cloudjob.errors import DiskFullError
+
+pytestmark = pytest.mark.slow
+
+
+def test_bench_measures_every_part_and_leaves_nothing(tmp_path):
+    found = train.run(tmp_path, window=64, presets=("tiny",), rounds=1, say=lambda line: None)
+    assert set(found) == {"ratios", "figures", "machine", "versions"}
+    assert set(found["ratios"]) == {"ranks2_vs_1", "step_vs_notebook"}
+    assert found["ratios"]["step_vs_notebook"] > 0
+    figures = found["figures"]
+    (steps,) = figures["steps"]
+    assert steps["flop_per_sample"] > 3e8
+    assert all(row["samples_per_s"] > 0 for row in steps["by_precision_and_batch"])
+    assert figures["training_by_ranks"][0]["ranks"] == 1
+    assert figures["for_this_node"]["loader_threads"] in (1, 2, 4)
+    assert "use train.precision=" in train.table(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_small_a_disk_is_said_before_anything_is_made(tmp_path):
+    with pytest.raises(DiskFullError, match="GB free"):
+        train.run(tmp_path, window=10**6)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,134 @@
+"""Real ranks that are killed, stopped, hung and short of a shard: what is lost, and what everybody is told."""
+
+import contextlib
+import os
+import random
+import signal
+import time
+
+import pytest
+from small_runs import Ranks, last_seen, weights, workspace
+
+pytestmark = pytest.mark.slow
+LONG = ("train.epochs=24", "train.log_s=0.001", "train.checkpoint_s=0.1", "evaluate.members=1")  # 48 steps, 384 samples
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """ranks -> the run folder of a training that nothing happened to."""
+    made = {}
+
+    def get(size: int):
+        if size not in made:
+            made[size] = workspace(tmp_path_factory.mktemp(f"plain-{size}") / "run")
+            with Ranks(made[size], size, *LONG) as ranks:
+                assert ranks.wait() == [0] * size, ranks.text()
+        return made[size]
+
+    return get
+
+
+# --- nothing is lost -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [1, 2])
+def test_killed_at_five_moments_and_once_while_saving_it_ends_in_the_same_weights(plain, tmp_path, size):
+    space, chance = workspace(tmp_path / "run"), random.Random(size)
+    for moment in sorted(chance.sample(range(8, 320), 5)):
+        with Ranks(space, size, *LONG) as ranks:
+            ranks.until(lambda moment=moment: last_seen(space) >= moment)
+            time.sleep(chance.uniform(0, 0.05))
+            ranks.signal(signal.SIGKILL)
+            assert ranks.wait() == [-signal.SIGKILL] * size
+    with Ranks(space, size, *LONG) as ranks:
+        half = f".tmp-{ranks.processes[0].pid}-*"
+        ranks.until(lambda: any(space.checkpoints.glob(half)))
+        ranks.signal(signal.SIGKILL)
+        ranks.wait()
+    with Ranks(space, size, *LONG) as ranks:
+        assert ranks.wait() == [0] * size, ranks.text()
+        assert "goes on from step-" in ranks.text()
+    assert weights(space) == weights(plain(size))
+    assert not list(space.checkpoints.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_path, size):
+    """By a file, by signals to the last rank alone, by the end of the job as the last rank alone knows it."""
+    space = workspace(tmp_path / "run")
+    (space.root / "STOP").touch()
+    with Ranks(space, size, *LONG) as ranks:
+        assert ranks.wait() == [75] * size, ranks.text()
+        assert ranks.text().count("stopped before") == 1
+    (space.root / "STOP").unlink()
+    for way in ("STOP", signal.SIGTERM, signal.SIGUSR2, "deadline"):
+        soon = {"SLURM_JOB_END_TIME": time.time() + 40} if way == "deadline" else {}
+        with Ranks(space, size, *LONG, own={size - 1: soon}) as ranks:
+            before = last_seen(space)
+            if way != "deadline":
+                ranks.until(lambda before=before: last_seen(space) > before + 8)
+            if way == "STOP":
+                (space.root / "STOP").touch()
+            elif way != "deadline":
+                ranks.processes[-1].send_signal(way)
+            assert ranks.wait() == [75] * size, ranks.text()
+            assert ranks.text().count("stopped at") == 1
+            assert ("the job's time is nearly over" in ranks.text()) == (way == "deadline")
+        (space.root / "STOP").unlink(missing_ok=True)
+    with Ranks(space, size, *LONG) as ranks:
+        assert ranks.wait() == [0] * size, ranks.text()
+    assert weights(space) == weights(plain(size))
+    with Ranks(space, size, *LONG) as ranks:
+        assert ranks.wait(30) == [0] * size
+        assert "0 done, 1 skipped" in ranks.text()
+
+
+# --- nobody waits ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_rank_ends_all_within_a_minute_and_is_named(tmp_path, rank, what):
+    space = workspace(tmp_path / "run")
+    with Ranks(space, 2, *LONG, "train.epochs=10000") as ranks:
+        ranks.until(lambda: last_seen(space) > 8)
+        lost = ranks.processes[rank]
+        lost.send_signal(what)
+        codes = ranks.wait(60)
+        said = ranks.text()
+    assert codes[1 - rank] == 76, said
+    assert codes[rank] == -signal.SIGKILL  # one that hangs is not left behind
+    cause = "killed" if what == signal.SIGKILL else "not answered"
+    named = [line for line in said.splitlines() if f"rank {rank} of 2 on " in line and f"process {lost.pid}" in line]
+    assert len(named) == 1, said
+    assert cause in named[0]
+    assert "Traceback" not in said
+
+
+def test_a_rank_that_dies_before_the_first_step_is_named(tmp_path):
+    space = workspace(tmp_path / "run")
+    with Ranks(space, 2, *LONG) as ranks:
+        ranks.until(lambda: _sockets(ranks.processes[1].pid) > 2)  # the store, the watch: it meets the others
+        ranks.processes[1].kill()
+        assert ranks.wait(60) == [76, -signal.SIGKILL], ranks.text()
+        assert "rank 1 of 2" in ranks.text()
+
+
+def _sockets(pid: int) -> int:
+    """How many it has open; files that it closes meanwhile count for nothing."""
+    count = 0
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(entry.path).startswith("socket:")
+    return count
+
+
+def test_a_missing_shard_of_one_rank_ends_all_and_is_named(tmp_path):
+    space = workspace(tmp_path / "run")
+    disks = {rank: {"NODE_DISK": str(tmp_path / f"disk-{rank}")} for rank in (0, 1)}
+    with Ranks(
+        space, 2, *LONG, "train.local_dir=$NODE_DISK", own=disks
+    ) as ranks:  # rank 0 copies for its own disk only
+        codes = ranks.wait(60)
+        said = ranks.text()
+    assert codes == [4, 4], said
+    assert said.count(": missing") == 1
+    assert "rank 1 of 2" in said
+    assert str(tmp_path / "disk-1") in said
+    assert "Traceback" not in said

@@ -1,0 +1,72 @@
+"""The number of ranks and of micro-batches changes the order of summation, and nothing else."""
+
+import sys
+
+import pytest
+import torch
+from small_runs import Ranks, workspace
+
+from cloudjob.config import TrainConfig
+from cloudjob.errors import ConfigError
+from cloudjob.hpc import checkpoint
+from cloudjob.training.step import micro_batch
+
+# 50 steps of 8 samples at the default learning rate: the tests' own, 2.5 times larger, lets rounding grow beyond 1e-5.
+FIFTY = ("train.epochs=25", "train.lr=4e-4", "train.average=none", "evaluate.members=1", "train.decay=false")
+DOUBLE = (
+    "import sys, torch; from cloudjob.cli import main; torch.set_default_dtype(torch.float64); "
+    "torch.Tensor.float = torch.Tensor.double; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def trained(folder, size: int, *overrides: str, program=None) -> torch.Tensor:
+    """All weights of a training by so many ranks, as one vector."""
+    space = workspace(folder / "run")
+    with Ranks(space, size, *FIFTY, *overrides, **({"program": program} if program else {})) as ranks:
+        assert ranks.wait() == [0] * size, ranks.text()
+    state = checkpoint.load(space.newest_checkpoint())
+    assert state["seen"] == 400
+    return torch.cat([weight.flatten().double() for weight in state["model"].values()])
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.slow
+def test_one_two_and_four_ranks_agree(tmp_path):
+    one = trained(tmp_path / "1", 1)
+    for size in (2, 4):
+        assert apart(trained(tmp_path / str(size), size), one) < 1e-5
+    assert apart(trained(tmp_path / "micro", 1, "train.micro_batch=2"), one) < 1e-5
+
+
+@pytest.mark.slow
+def test_in_double_precision_they_agree_to_twelve_digits(tmp_path):
+    """The same program with every float32 made a float64: what differs is the order of summation."""
+    program = (sys.executable, "-c", DOUBLE)
+    one = trained(tmp_path / "1", 1, program=program)
+    for size in (2, 4):
+        assert apart(trained(tmp_path / str(size), size, program=program), one) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "expected"),
+    [
+        (8, None, 2, 4),
+        (8, 2, 2, 2),
+        (8, 6, 4, 2),  # no more than its share
+        (250, 8, 4, "4 ranks x 8; try 256"),
+        (8, None, 3, "3 ranks; try 9"),
+        (4, None, 8, "8 ranks; try 8"),
+        (12, 4, 2, "2 ranks x 4; try 16"),
+    ],
+)
+def test_what_does_not_divide_is_a_mistake_and_what_would_is_said(batch, micro, ranks, expected):
+    settings = TrainConfig(batch_size=batch, micro_batch=micro)
+    if isinstance(expected, int):
+        assert micro_batch(settings, ranks) == expected
+        return
+    with pytest.raises(ConfigError) as caught:
+        micro_batch(settings, ranks)
+    assert str(caught.value) == f"train.batch_size = {batch}: must be divisible by {expected}"
