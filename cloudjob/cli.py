@@ -35,14 +35,23 @@ To resume, run the same command again: only what is missing is made."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    code = _call(_parser().parse_args(argv))
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        _leave(code)  # after an error: gloo's threads, taken down while they wait for other ranks, abort the process
+    return code
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    """The exit code of a command, its error said."""
     try:
         return arguments.call(arguments) or 0
     except DiskFullError as error:
         _say(f"cloudjob: {error}")
         _leave(error.exit_code)
     except CloudjobError as error:
-        _say(f"cloudjob: {error}")
+        if not error.said:
+            _say(f"cloudjob: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _say("cloudjob: interrupted; run the same command again")
@@ -60,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 def _leave(code: int) -> None:
     """Ends the process without cleaning up: on a full disk, HDF5 crashes when it flushes its open files at exit."""
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

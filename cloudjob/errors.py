@@ -9,6 +9,7 @@ class CloudjobError(Exception):
     """Base of all errors that are not bugs: the message alone is shown, without a traceback."""
 
     exit_code = 1
+    said = False  # by another rank, on behalf of all
 
 
 class ConfigError(CloudjobError):

@@ -51,31 +51,27 @@ class World:
         try:
             yield
         except Exception as error:
+            if getattr(error, "said", False):
+                raise
             if getattr(error, "everywhere", False):
                 self.watch.close()
-                self._leave_to_first(error)
+                error.said = self.rank > 0
             elif _of_a_collective(error):
                 self._explain(error)
             else:
                 known = isinstance(error, CloudjobError)
                 text = str(error) if known else f"{type(error).__name__}: {error}"
                 passed_on = self.watch.fail(text, error.exit_code if known else CloudjobError.exit_code)
-                if known and passed_on:
-                    self._leave_to_first(error)
+                error.said = passed_on and self.rank > 0
             raise
-
-    def _leave_to_first(self, error: CloudjobError) -> None:
-        if self.rank:
-            raise SystemExit(error.exit_code) from error
 
     def _explain(self, error: Exception) -> None:
         """A collective call failed because of another rank: which one, and why."""
         if verdict := self.watch.settle():
-            if self.watch.tells:
-                lost = LostRankError(verdict.text)
-                lost.exit_code = verdict.code  # that of the rank which could not go on, if it could say why
-                raise lost from error
-            raise SystemExit(verdict.code) from error
+            lost = LostRankError(verdict.text)
+            lost.exit_code = verdict.code  # that of the rank which could not go on, if it could say why
+            lost.said = not self.watch.tells
+            raise lost from error
         waited_for = ", ".join(map(str, self.watch.behind())) or "none in particular"
         message = f"the ranks lost each other ({str(error).splitlines()[0]}); waited for rank {waited_for}"
         self.watch.fail(message, LostRankError.exit_code)
@@ -115,6 +111,7 @@ def world() -> Iterator[World]:
             timeout=timedelta(seconds=COLLECTIVE_S),
             device_id=device if device.type == "cuda" else None,
         )
+        dist.barrier()  # nobody leaves, by an error of its own, while others are still connecting
     yield World(rank, size, local_rank, device, watch)
     if watch.stands:  # after an error it would wait for ranks that are no more
         dist.destroy_process_group()
