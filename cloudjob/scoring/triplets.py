@@ -66,16 +66,16 @@ def _open(config: Config, workspace: Workspace):
 
     from cloudjob.diffusion import ensembles
     from cloudjob.diffusion.evaluation import Restorer
-    from cloudjob.diffusion.recipe import Recipe
-    from cloudjob.hpc import checkpoint, distributed
+    from cloudjob.hpc import distributed
+    from cloudjob.training.trained import open_checkpoint
 
     settings = config.infer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state = checkpoint.load(settings.checkpoint or workspace.newest_checkpoint())
-    recipe, network = Recipe.load(state, device)
+    path = settings.checkpoint or workspace.newest_checkpoint()
+    recipe, network, calibration = open_checkpoint(path, device)
     options = {"seed": config.seed, "sampler": settings.sampler, "steps": settings.steps}
     restorer = Restorer(recipe, network, **options, low_precision=distributed.fast_bfloat16(device))
-    factors = ensembles.factors(state["calibration"], recipe.taken(settings.sampler, settings.steps))
+    factors = ensembles.factors(calibration, recipe.taken(settings.sampler, settings.steps))
     if factors is None and not restorer.single and config.evaluate.members > 1:
         factors = _calibrate(config, workspace, restorer)
     return restorer, factors or [1.0] * 4

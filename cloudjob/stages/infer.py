@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloudjob import __version__
 from cloudjob.config import Config
-from cloudjob.errors import CloudjobError, CorruptFileError, DiskFullError, InterruptedJob, ItemError
+from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
 from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256, write_json
 
 STAGE = "infer"
@@ -111,8 +111,9 @@ class _Model:
     def __init__(self, config: Config, workspace: Workspace, rank: int):
         import torch
 
-        from cloudjob.diffusion import ensembles, recipe
-        from cloudjob.hpc import checkpoint, launch
+        from cloudjob.diffusion import ensembles
+        from cloudjob.hpc import launch
+        from cloudjob.training.trained import open_checkpoint
 
         # One thread and one tile at a time: the bytes must not depend on how many ranks share the tiles.
         torch.set_num_threads(1)
@@ -124,15 +125,9 @@ class _Model:
         if path is None:
             path = workspace.newest_checkpoint()
         self.sha256 = file_sha256(path)
-        try:
-            state = checkpoint.load(path)
-            self.recipe, self.network = recipe.Recipe.load(state, self.device)
-            self.taken = self.recipe.taken(config.infer.sampler, config.infer.steps)
-            found = ensembles.factors(state["calibration"], self.taken)
-        except (RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
-            raise CorruptFileError(
-                path, f"is not a checkpoint of this version ({str(error).splitlines()[0]})"
-            ) from error
+        self.recipe, self.network, calibration = open_checkpoint(path, self.device)
+        self.taken = self.recipe.taken(config.infer.sampler, config.infer.steps)
+        found = ensembles.factors(calibration, self.taken)
         self.factors = found or [1.0] * 4
         if rank == 0 and found is None and config.infer.members > 1:
             workspace.say(

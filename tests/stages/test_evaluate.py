@@ -12,6 +12,7 @@ import pytest
 import yaml
 from skimage.metrics import peak_signal_noise_ratio
 
+from cloudjob.hpc import checkpoint
 from cloudjob.patches.shards import ShardSet
 from cloudjob.sentinel2.radiometry import reflectance
 
@@ -19,10 +20,10 @@ pytestmark = pytest.mark.slow
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 
 
-def cloudjob(*arguments):
+def cloudjob(*arguments, code: int = 0):
     command = [sys.executable, "-m", "cloudjob", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done
 
 
@@ -81,11 +82,22 @@ def test_scores_are_made_once_and_come_out_the_same_again(run):
 def test_a_checkpoint_from_elsewhere_gives_the_same_scores(run, tmp_path):
     """In a run that has shards but never trained."""
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    checkpoint = sorted((run / "train" / "checkpoints").glob("*.pt"))[-1]
+    trained = max((run / "train" / "checkpoints").glob("*.pt"))
     for folder in ("train", "evaluation", "records/train", "records/evaluate"):
         shutil.rmtree(other / folder)
-    cloudjob("evaluate", other, "--set", f"infer.checkpoint={checkpoint}")
+    cloudjob("evaluate", other, "--set", f"infer.checkpoint={trained}")
     assert summary(other) == summary(run)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "infer"])
+def test_a_checkpoint_of_another_version_is_said_to_be_one(run, tmp_path, stage):
+    state = checkpoint.load(max((run / "train" / "checkpoints").glob("*.pt")))
+    del state["calibration"]
+    path = checkpoint.save(tmp_path, 1, state)
+    other = shutil.copytree(run, tmp_path / "other")
+    said = cloudjob(stage, other, "--set", f"infer.checkpoint={path}", code=4).stderr
+    assert f"{path}: is not a checkpoint of this version ('calibration')" in said
+    assert "Traceback" not in said
 
 
 def test_the_factors_on_the_spread_hold_for_the_steps_that_are_taken(run, tmp_path):
