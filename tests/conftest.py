@@ -1,6 +1,7 @@
 """What tests of several rooms share."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found: {folder}")
     return folder
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A function that gives a disk of its own so many MiB: (MiB) -> the folder, empty at first, larger when called
+    again."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: int) -> Path:
+        again = ["-o", "remount"] if folder.is_mount() else ["-t", "tmpfs", "tmpfs"]
+        mount = ["mount", *again, "-o", f"size={size}m", folder]
+        if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("a small tmpfs can be mounted by root alone")
+        return folder
+
+    yield resize
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)

@@ -70,7 +70,7 @@ def _score(config: Config, workspace: Workspace, pair: dict):
     import numpy as np
     import rasterio
 
-    from cloudjob.diffusion import metrics
+    from cloudjob.diffusion import baselines, metrics
     from cloudjob.sentinel2 import masks, output, radiometry
     from cloudjob.sentinel2.scene import open_pair
 
@@ -81,7 +81,8 @@ def _score(config: Config, workspace: Workspace, pair: dict):
     scene, clear = load("cloudy"), load("clear")
     cloudy, mask = scene.bands, scene.mask
     restored, _ = output.read_h5(workspace.output(pair["cloudy"], ".h5"))
-    images = {"ours": restored, "cloudy": cloudy, "mean_fill": _mean_fill(cloudy, mask)}
+    filled = radiometry.digital_number(baselines.mean_fill(radiometry.reflectance(cloudy), mask == 0))
+    images = {"ours": restored, "cloudy": cloudy, "mean_fill": filled}
     if pair["reference"]:
         other = load("reference")
         images["other_matched"] = scene.matched(other)
@@ -121,16 +122,6 @@ def _seam_index(config: Config, image, pixels) -> float:
     rows = {edge for tile in every for edge in (tile.row, tile.row + tile.height)}
     cols = {edge for tile in every for edge in (tile.col, tile.col + tile.width)}
     return metrics.seam_index(image, pixels, rows, cols)
-
-
-def _mean_fill(cloudy, mask):
-    import numpy as np
-
-    out = cloudy.copy()
-    clear = mask == 0
-    for band in out:
-        band[np.isin(mask, (1, 2, 3))] = round(float(band[clear].mean())) if clear.any() else 2000
-    return out
 
 
 def _pool(rows: list[dict]) -> dict:

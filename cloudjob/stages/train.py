@@ -72,34 +72,37 @@ class Training:
         cores = distributed.cores()
         torch.set_num_threads(self.settings.threads or cores)
         energy = Energy(world.device, cores=torch.get_num_threads(), first_on_node=world.local_rank == 0)
-        self.shards, self.held_out = self._open(index)
+        self.shards, held_out = self._open(index)
         batch = self.settings.batch_size
         wanted = self.settings.samples or self.settings.epochs * len(self.shards)
         self.total = max(1, round(wanted / batch)) * batch
-        self._build(index)
+        self._build(index, held_out)
         self.seen, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.save_s, self.step_s, self.deadline = 1.0, 0.0, slurm.deadline()  # a save's time is measured at the first
         self._resume()
-        some = self._look(self.shards, 2)[1]
+        some = self._look(2)
         self.step.connect(some | {"donor": some["mask"]})
         self._begin(energy)
 
-    def _build(self, index: dict) -> None:
+    def _build(self, index: dict, held_out) -> None:
         """Recipe, network and all that is learned, as they are before the first step."""
         import torch
 
         from cloudjob.diffusion.average import GAMMAS, PowerAverage
         from cloudjob.diffusion.recipe import Recipe
         from cloudjob.hpc import distributed
+        from cloudjob.training.held_out import HeldOut
         from cloudjob.training.step import Step
 
         torch.manual_seed(self.config.seed)
         options = index["normalisation"] | self.settings.options()
         recipe = Recipe.of(self.settings.preset, self.settings.process, **options)
-        self.recipe = recipe.measure(self._look(self.shards, 64)[1])
+        self.recipe = recipe.measure(self._look(64))
         self.network = self.recipe.network().to(self.world.device, memory_format=torch.channels_last)
         options = {"seed": self.config.seed, "ranks": self.world.size}
         self.step = distributed.together(lambda: Step(self.recipe, self.network, self.settings, **options))
+        device, bfloat16 = self.world.device, self.step.bfloat16
+        self.held_out = HeldOut(self.config, self.recipe, held_out, self.shards, device, bfloat16=bfloat16)
         self.averages = {width: PowerAverage(self.network, gamma=gamma) for width, gamma in GAMMAS.items()}
         self.calibration: dict = {}  # until the end of training
         self.chosen = "0.10" if self.settings.average == "auto" else self.settings.average  # until the end of training
@@ -281,7 +284,7 @@ class Training:
 
         if last:
             self._choose_average()
-            self._calibrate()
+            self.calibration = self.held_out.calibrate(self._averaged(self.chosen))
 
         def milestone(seen: int) -> bool:
             return self._passed(_MILESTONES, seen)
@@ -370,13 +373,11 @@ class Training:
             here, there = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, given))
             self.workspace.say(f"train:   does not fit: {name}, here {here}, there {there}")
 
-    def _look(self, shards, number: int) -> tuple[dict, dict]:
-        """The same `number` triplets each time, as arrays and as tensors."""
-
+    def _look(self, number: int) -> dict:
+        """The same `number` triplets of the training split each time, as tensors."""
         from cloudjob.patches.tensors import to_tensors
 
-        _, arrays = shards.look(number)
-        return arrays, to_tensors(arrays, self.world.device)
+        return to_tensors(self.shards.look(number)[1], self.world.device)
 
     def _averaged(self, width: str):
         """A network with the weights of this moving average, or those of now ("none")."""
@@ -387,45 +388,15 @@ class Training:
             self.averages[width].copy_to(network)
         return network
 
-    def _held_out_loss(self, network, batch: dict) -> float:
-        """Mean loss of these triplets, none of them changed but for a reference date that some must do without."""
-        import torch
-
-        from cloudjob.training.step import Objective
-
-        objective, total = Objective(self.recipe, network, self.settings, self.config.seed), 0.0
-        numbers = list(range(len(batch["mask"])))
-        with torch.no_grad():
-            for here in (slice(first, first + 16) for first in numbers[::16]):
-                part = {name: values[here] for name, values in batch.items()}
-                total += len(numbers[here]) * float(objective(part, numbers[here], drop_mask=0, synthetic_clouds=0))
-        return total / len(numbers)
-
     def _choose_average(self) -> None:
         """At the end of training: the moving average with the lower loss on the held-out split, if it is to be chosen
         and there is one."""
-        if self.settings.average != "auto" or not len(self.held_out):
+        if self.settings.average != "auto" or not self.held_out.any:
             return
-        batch = self._look(self.held_out, 128)[1]
-        losses = {width: self._held_out_loss(self._averaged(width), batch) for width in self.averages}
+        losses = {width: self.held_out.loss(self._averaged(width), 128) for width in self.averages}
         self.chosen = min(losses, key=losses.get)
         found = ", ".join(f"{loss:.4f} at {width}" for width, loss in losses.items())
         self.workspace.say(f"train: held-out loss by width of the moving average: {found}; taken: {self.chosen}")
-
-    def _calibrate(self) -> None:
-        """At the end of training: what makes the interval of an ensemble right on the held-out split."""
-        from cloudjob.diffusion.evaluation import Restorer
-
-        settings, members = self.config.infer, self.config.evaluate.members
-        if members < 2 or not len(self.held_out) or self.settings.process == "regression" or self._slow():
-            return
-        options = {"seed": self.config.seed, "sampler": settings.sampler, "steps": settings.steps}
-        restorer = Restorer(self.recipe, self._averaged(self.chosen), **options, low_precision=self.step.bfloat16)
-        self.calibration = restorer.calibrate(self._look(self.held_out, 64)[1], members)
-
-    def _slow(self) -> bool:
-        """Whether a sample takes too many steps for a look in passing."""
-        return self.recipe.steps(self.config.infer.steps, self.recipe.sampler(self.config.infer.sampler)) > 50
 
     # --- what one sees -----------------------------------------------------------------------------------------
     def _passed(self, shares: tuple[float, ...], seen: int | None = None) -> bool:
@@ -479,60 +450,22 @@ class Training:
             self._validate()
 
     def _diagnose(self) -> None:
-        """Looks for what makes trainings fail, on held-out triplets; into train/checks.jsonl, warnings to the log."""
-        from cloudjob.diffusion import diagnosis
+        """Looks for what makes trainings fail; into train/checks.jsonl, warnings to the log."""
         from cloudjob.training import logs
 
-        shards = self.held_out if len(self.held_out) else self.shards
-        found = diagnosis.diagnose(self.recipe, self.network, self._look(shards, 16)[1], seed=self.config.seed)
-        share = self.seen / self.total
-        said = diagnosis.warnings(found, share=share)
-        logs.append(self.workspace.checks, {"seen": self.seen, **found, "warnings": said})
-        for warning in said:
+        found = self.held_out.faults(self.network, share=self.seen / self.total)
+        logs.append(self.workspace.checks, {"seen": self.seen, **found})
+        for warning in found["warnings"]:
             self.workspace.say(f"train: WARNING: {warning}")
 
     def _validate(self) -> None:
-        """Loss and scores (those of `evaluate`) of the same held-out triplets each time, restored with the averaged
-        weights; into train/validation.jsonl, and a picture of the first ones."""
-        from cloudjob.diffusion import evaluation, metrics
+        """Scores with the averaged weights into train/validation.jsonl, and a picture of the first triplets."""
+        from cloudjob.sentinel2.render import encode_png
 
-        arrays, batch = self._look(self.held_out if len(self.held_out) else self.shards, 16)
-        network = self._averaged(self.chosen)
-        row = {"seen": self.seen, "triplets": len(arrays["mask"]), "loss": self._held_out_loss(network, batch)}
-        if not self._slow():
-            options = {"seed": self.config.seed, "sampler": self.config.infer.sampler, "steps": self.config.infer.steps}
-            restored = evaluation.Restorer(self.recipe, network, **options).member(
-                batch, list(range(row["triplets"])), 0
-            )
-            scores = evaluation.score({"ours": restored}, batch["clear"].cpu().numpy(), arrays["mask"])
-            for on in ("cloud", "clear", "all"):
-                chosen = [score for triplet in scores for score in triplet if score["on"] == on]
-                if chosen:
-                    pooled = metrics.pool(chosen)
-                    row |= {f"{on}_{name}": _finite(pooled[name]) for name in ("psnr", "ssim", "mae")}
-            self._picture(arrays, restored)
-        self._write("validation", row)
-
-    def _picture(self, arrays: dict, restored) -> None:
-        """Cloudy, reference, restored and clear of the first triplets, one below the other."""
-        import numpy as np
-
-        from cloudjob.sentinel2.radiometry import digital_number
-        from cloudjob.sentinel2.render import encode_png, side_by_side, true_colour
-
-        arrays = arrays | {"restored": digital_number(restored)}
-        names = [name for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
-        gain = self.config.infer.preview_gain
-        rows = [
-            side_by_side([true_colour(image, gain=gain) for image in images])
-            for images in zip(*(arrays[name][:4] for name in names), strict=True)
-        ]
-        write_bytes(self.workspace.samples / f"seen-{self.seen:08d}.png", encode_png(np.concatenate(rows)))
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no infinity: the PSNR of no error at all."""
-    return float(value) if math.isfinite(value) else None
+        row, picture = self.held_out.validate(self._averaged(self.chosen))
+        if picture is not None:
+            write_bytes(self.workspace.samples / f"seen-{self.seen:08d}.png", encode_png(picture))
+        self._write("validation", {"seen": self.seen, **row})
 
 
 def node_folder(text: str) -> Path:
