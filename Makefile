@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
 
 test: $(READY) browser
-	$(BIN)/pytest --ignore=tests/cluster
+	$(BIN)/pytest --ignore=tests/cluster -n auto --dist loadfile
 
 # Output as it comes: it shows the image's size and packages, and what the jobs say.
 cluster-test: $(READY) cluster-tools
@@ -28,7 +28,7 @@ browser:
 	  >/dev/null; } || echo "no chromium and chromium-driver (apt-get): the test of the review page will be skipped"
 
 quick: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
