@@ -26,7 +26,7 @@ def test_the_image_shows_the_packages_of_the_lock(image):
 def test_what_runs_is_the_image_and_not_what_the_user_has_loaded(image, tmp_path):
     (tmp_path / "cloudjob.py").write_text("raise SystemExit('the wrong one')")
     program = "import cloudjob; print(cloudjob.__file__)"
-    command = ["apptainer", "exec", "--bind", tmp_path, image, "python", "-c", program]
+    command = ["apptainer", "exec", "--bind", tmp_path, "--pwd", tmp_path, image, "python", "-c", program]
     env = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("/opt/venv/"), done.stderr
