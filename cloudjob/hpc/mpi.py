@@ -57,7 +57,7 @@ def world() -> World:
     communicator = None
     if any(name in os.environ for name in _LAUNCHED):
         # MPICH 5 at its start sends by the network and by shared memory at once, and now and then the one overtakes the
-        # other ("Message truncated"): 2 in 108 worlds of two ranks in containers, 0 in 660 so. Names of tiles need no shared memory.
+        # other ("Message truncated"): in containers 2 of 108 worlds of two ranks failed, so none of 660.
         os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
         from mpi4py import MPI
 
