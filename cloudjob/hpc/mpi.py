@@ -56,8 +56,8 @@ def world() -> World:
     """
     communicator = None
     if any(name in os.environ for name in _LAUNCHED):
-        # MPICH 5 at its start sends by the network and by shared memory at once, and now and then the one overtakes the
-        # other ("Message truncated"): in containers 2 of 108 worlds of two ranks failed, so none of 660.
+        # Without it MPI_Init of MPICH 5 fails now and then ("Message truncated"), it seems where a message by shared
+        # memory overtakes one by the network: in containers 2 of 108 worlds of two ranks, with it none of 660.
         os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
         from mpi4py import MPI
 
