@@ -61,12 +61,8 @@ def table(pooled: dict, split: str) -> str:
 
 def picture(config: Config, workspace: Workspace, name: str, lines: list[list]):
     """Lines of images (4, H, W) uint16 DN beside each other, as evaluation/<name>.png."""
-    import numpy as np
+    from cloudjob.sentinel2.render import contact_sheet, encode_png
 
-    from cloudjob.sentinel2.render import encode_png, side_by_side, true_colour
-
-    gain = config.infer.preview_gain
-    rows = [side_by_side([true_colour(image, gain=gain) for image in line]) for line in lines]
     path = workspace.evaluation.parent / f"{name}.png"
-    write_bytes(path, encode_png(np.concatenate(rows)))
+    write_bytes(path, encode_png(contact_sheet(lines, gain=config.infer.preview_gain)))
     return path

@@ -1,6 +1,7 @@
 """Pictures for people: true colour with a fixed stretch, outlines of masks, the difference of two dates, PNG, WebP."""
 
 import io
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -90,6 +91,11 @@ def side_by_side(pictures: list[np.ndarray], gap: int = 8) -> np.ndarray:
     white = np.full((len(pictures[0]), gap, 3), 255, np.uint8)
     row = [part for picture in pictures for part in (white, picture)]
     return np.concatenate(row[1:], axis=1)
+
+
+def contact_sheet(lines: Iterable[Iterable[np.ndarray]], *, gain: float) -> np.ndarray:
+    """Lines of images (bands, H, W) uint16 DN of one size, in true colour: one (H, W, 3) uint8 picture of them all."""
+    return np.concatenate([side_by_side([true_colour(image, gain=gain) for image in line]) for line in lines])
 
 
 def encode_png(rgb: np.ndarray) -> bytes:

@@ -12,7 +12,7 @@ from cloudjob.diffusion.recipe import Recipe
 from cloudjob.patches.shards import ShardSet
 from cloudjob.patches.tensors import to_tensors
 from cloudjob.sentinel2.radiometry import digital_number
-from cloudjob.sentinel2.render import side_by_side, true_colour
+from cloudjob.sentinel2.render import contact_sheet
 from cloudjob.training.step import Objective
 
 
@@ -78,16 +78,9 @@ class HeldOut:
             if chosen:
                 pooled = metrics.pool(chosen)
                 row |= {f"{on}_{name}": _finite(pooled[name]) for name in ("psnr", "ssim", "mae")}
-        return row, self._picture(arrays | {"restored": digital_number(restored)})
-
-    def _picture(self, arrays: dict) -> np.ndarray:
-        names = [name for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
-        gain = self.config.infer.preview_gain
-        rows = [
-            side_by_side([true_colour(image, gain=gain) for image in images])
-            for images in zip(*(arrays[name][:4] for name in names), strict=True)
-        ]
-        return np.concatenate(rows)
+        arrays |= {"restored": digital_number(restored)}
+        shown = [arrays[name][:4] for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
+        return row, contact_sheet(zip(*shown, strict=True), gain=self.config.infer.preview_gain)
 
 
 def _finite(value: float) -> float | None:

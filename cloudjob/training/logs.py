@@ -9,7 +9,7 @@ import torch
 
 from cloudjob.errors import ConfigError
 from cloudjob.hpc import distributed
-from cloudjob.hpc.energy import Energy, carbon
+from cloudjob.hpc.energy import JOULES_PER_KWH, Energy, carbon
 from cloudjob.workspace import write_jsonl
 
 
@@ -39,7 +39,7 @@ class Meter:
     def __init__(self, device: torch.device, energy: Energy, *, before: dict, grid_co2: float):
         """`before` is the last row of the training's earlier sessions: what they used is not forgotten."""
         self.device, self.energy, self.grid_co2 = device, energy, grid_co2
-        self.joules_before = before.get("energy_kwh", 0.0) * 3.6e6
+        self.joules_before = before.get("energy_kwh", 0.0) * JOULES_PER_KWH
         self.seconds_before = before.get("seconds", 0.0)
         self.joules, self.kind = 0.0, "estimated"  # of this session, all ranks, as of the last row
         self.started = time.monotonic()
