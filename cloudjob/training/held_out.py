@@ -1,7 +1,5 @@
 """What triplets that it never saw say of a network in training: its loss, its scores, its faults, its spread."""
 
-import math
-
 import numpy as np
 import torch
 from torch import nn
@@ -11,6 +9,7 @@ from cloudjob.diffusion import diagnosis, evaluation, metrics
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.patches.shards import ShardSet
 from cloudjob.patches.tensors import to_tensors
+from cloudjob.scoring.tables import finite
 from cloudjob.sentinel2.radiometry import digital_number
 from cloudjob.sentinel2.render import contact_sheet
 from cloudjob.training.step import Objective
@@ -77,12 +76,7 @@ class HeldOut:
             chosen = [score for triplet in scores for score in triplet if score["on"] == on]
             if chosen:
                 pooled = metrics.pool(chosen)
-                row |= {f"{on}_{name}": _finite(pooled[name]) for name in ("psnr", "ssim", "mae")}
+                row |= {f"{on}_{name}": finite(pooled[name]) for name in ("psnr", "ssim", "mae")}
         arrays |= {"restored": digital_number(restored)}
         shown = [arrays[name][:4] for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
         return row, contact_sheet(zip(*shown, strict=True), gain=self.config.infer.preview_gain)
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no infinity: the PSNR of no error at all."""
-    return float(value) if math.isfinite(value) else None
