@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cloudjob.errors import ConfigError
 
@@ -338,8 +338,8 @@ class TrainConfig(Section):
         names = {
             "corrective": [],
             "residual": ["alpha"],
-            "ddpm": ["prediction", "schedule", "zero_terminal_snr"],
             "regression": [],
+            "ddpm": ["prediction", "schedule", "zero_terminal_snr"],
         }
         return {name: getattr(self, name) for name in names[self.process]}
 
@@ -394,6 +394,14 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("infer")
+    @classmethod
+    def _sampler(cls, infer: InferConfig, info: ValidationInfo) -> InferConfig:
+        train = info.data.get("train")
+        if infer.sampler == "ancestral" and train and train.alpha and infer.checkpoint is None:
+            raise ValueError("sampler ancestral draws noise alone: it needs train.alpha 0")
+        return infer
 
     def section(self, *names: str) -> dict:
         """These sections and `seed` as plain values: what an item's record keeps."""

@@ -123,6 +123,17 @@ def test_places_have_their_files_and_cloud_only_dates_that_they_have(tmp_path):
     assert "a.yaml:7  archive.places.0: cloudy names 2018-03-23, for which dates has no file" in line
 
 
+def test_settings_of_a_process_with_another_one(tmp_path):
+    drawn = ("train.process=residual", "train.alpha=1")
+    assert load(tmp_path, GOOD, *drawn)[0].train.options() == {"alpha": 1}
+    (line,) = mistakes(tmp_path, GOOD, "train.process=ddpm", "train.alpha=1")
+    assert line.endswith("alpha belongs to process residual")
+    (line,) = mistakes(tmp_path, GOOD, *drawn, "infer.sampler=ancestral")
+    assert line.endswith("infer: sampler ancestral draws noise alone: it needs train.alpha 0")
+    for allowed in (("infer.checkpoint=a.pt", *drawn), ("train.process=residual",), ()):
+        load(tmp_path, GOOD, "infer.sampler=ancestral", *allowed)
+
+
 def test_presets_are_those_of_the_networks():
     from cloudjob.diffusion import networks
 

@@ -9,6 +9,7 @@ from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Con
 from cloudjob.diffusion.ddpm import Ddpm
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise
+from cloudjob.errors import ConfigError
 
 Process = Residual | Corrective | Regression | Ddpm
 PROCESSES = {"corrective": Corrective, "residual": Residual, "regression": Regression, "ddpm": Ddpm}
@@ -81,8 +82,10 @@ class Recipe:
         return self.process.timesteps if isinstance(self.process, Ddpm) and sampler == "ancestral" else wanted
 
     def taken(self, sampler: str, steps: int) -> dict:
-        """What a configuration's sampler and steps come to."""
+        """What a configuration's sampler and steps come to. ConfigError where the process has no such sampler."""
         sampler = self.sampler(sampler)
+        if sampler == "ancestral" and getattr(self.process, "alpha", 0):
+            raise ConfigError(f"infer.sampler ancestral draws noise alone: alpha is {self.process.alpha:g} here, not 0")
         return {"sampler": sampler, "steps": self.steps(steps, sampler)}
 
     def terms(

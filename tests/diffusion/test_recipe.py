@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cloudjob.diffusion.recipe import PROCESSES, Recipe
+from cloudjob.errors import ConfigError
 
 OPTIONS = {"residual": {"alpha": 1.0}, "ddpm": {"prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}}
 LOSS = {"clear_weight": 0.2, "drop_reference": 0.3, "drop_mask": 0.1, "synthetic_clouds": 0.5, "other_ground": 0.5}
@@ -65,3 +66,10 @@ def test_a_checkpoint_restores_as_the_network_that_it_was_made_of(recipe, batch)
     assert torch.equal(*images)
     assert images[0].shape == batch["clear"].shape
     assert images[0].isfinite().all()
+
+
+def test_ancestral_steps_are_refused_where_the_drift_is_no_noise(batch):
+    drawn, plain = (Recipe.of("tiny", "residual", mean=[0.6] * 4, std=[0.2] * 4, alpha=a) for a in (3.0, 0.0))
+    assert plain.taken("ancestral", 2) == {"sampler": "ancestral", "steps": 2}
+    with pytest.raises(ConfigError, match="ancestral draws noise alone: alpha is 3 here"):
+        drawn.restore(drawn.network(), batch, noise=lambda step: 0, steps=2, sampler="ancestral")
