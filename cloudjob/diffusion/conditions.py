@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
 
+BANDS = 4
 CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA = 0, 1, 2, 3, 4, 255
 
 _CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
@@ -76,9 +77,12 @@ class Conditions:
             **numbers,
         )
 
-    def channels(self) -> Tensor:
-        """(N, CONDITION_CHANNELS, H, W) float32 in the order of CHANNELS."""
-        return torch.cat([make(self).float() for _, make in CHANNELS.values()], 1)
+    def channels(self, unit: Tensor | float = 1.0) -> Tensor:
+        """(N, CONDITION_CHANNELS, H, W) float32 in the order of CHANNELS, the last, the difference, over `unit`
+        (N, 1, H, W): what a process takes for 1."""
+        told = torch.cat([make(self).float() for _, make in CHANNELS.values()], 1)
+        told[:, -BANDS:] /= unit
+        return told
 
     def _everywhere(self, value: Tensor) -> Tensor:
         """A number a sample (N,) at each of its pixels, 0 where it is not known."""
@@ -126,17 +130,18 @@ class Conditions:
 # What the network is told: name -> width and values. A condition more is a line more. The notebook of 2025 looks at the
 # first four channels only.
 CHANNELS = {
-    "cloudy": (4, lambda c: c.cloudy),
+    "cloudy": (BANDS, lambda c: c.cloudy),
     "cloud": (1, lambda c: (c.mask == CLOUD) | (c.mask == CIRRUS)),
     "shadow": (1, lambda c: c.mask == SHADOW),
     "valid": (1, lambda c: c.mask != NO_DATA),
     "unknown": (1, lambda c: c.mask == UNKNOWN),
-    "reference": (4, lambda c: c.reference),
+    "reference": (BANDS, lambda c: c.reference),
     "present": (1, lambda c: c.present),
-    "anchor": (4, lambda c: c.anchor),
+    "anchor": (BANDS, lambda c: c.anchor),
     "sun elevation": (1, lambda c: c._everywhere(c.sun_elevation / _ELEVATION)),
     "reference days": (1, lambda c: c._everywhere((c.reference_days / _DAYS).clamp(-4, 4))),
     "target days": (1, lambda c: c._everywhere((c.target_days / _DAYS).clamp(-4, 4))),
+    "difference": (BANDS, lambda c: c.cloudy - c.anchor),  # the last: the networks put out a share of it
 }
 CONDITION_CHANNELS = sum(width for width, _ in CHANNELS.values())
 

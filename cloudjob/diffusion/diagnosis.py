@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from cloudjob.diffusion.conditions import CHANNELS
 from cloudjob.diffusion.recipe import Recipe
 
-_USED = {"cloudy": ("cloudy",), "mask": ("cloud", "shadow", "unknown"), "reference": ("reference", "present", "anchor")}
+_USED = {
+    "cloudy": ("cloudy", "difference"),
+    "mask": ("cloud", "shadow", "unknown"),
+    "reference": ("reference", "present", "anchor"),
+}
 _NOTHING = 0.97  # of the loss of an output of zero; above, the network has learned nothing worth a name
 
 

@@ -2,7 +2,7 @@
 
 All map `network(x, level, conditions)` to (N, 4, H, W): x (N, 4, H, W) the scaled noisy image, level (N,) in 0..1 where
 the process stands between least and most noise, both None for a regression, which has no noisy image; conditions
-(N, C, H, W). Any height and width divisible by `stride`.
+(N, C, H, W), the last four the difference of cloudy image and first guess. Any height and width divisible by `stride`.
 """
 
 import math
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-BANDS = 4
+from cloudjob.diffusion.conditions import BANDS
+
 EMBEDDING = 128
 CELL = 2  # pixels folded into channels by the stem: full resolution costs no convolution
 
@@ -125,8 +126,9 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """Fully convolutional (attention too takes any size), so the window may be larger at inference than in training.
 
-    Skips are added, which beat concatenation in DiffCR's ablation. The output is a value and a gain on x at each pixel:
-    what is left of the noise can be taken off at full resolution, however narrow the network.
+    Skips are added, which beat concatenation in DiffCR's ablation. The output is, at each pixel, a value, a gain on x
+    and a share of the difference: what is left of the noise, or seen of the ground through thin cloud and shadow, is
+    taken at full resolution, however narrow the network.
     """
 
     def __init__(self, size: Size, *, condition_channels: int):
@@ -148,7 +150,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(stage(width) for width in reversed(widths))
         self.attention = Attention(widths[-1]) if size.attention else nn.Identity()
         self.norm = nn.GroupNorm(8, widths[0])
-        self.head = nn.Conv2d(widths[0], 2 * BANDS * CELL**2, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], 3 * BANDS * CELL**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -172,8 +174,8 @@ class UNet(nn.Module):
                 h = self.up[index - 1](F.interpolate(h, scale_factor=2.0, mode="nearest")) + skips[-1 - index]
             for block in blocks:
                 h = block(h, embedding)
-        output, gain = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).chunk(2, 1)
-        return output + gain * x
+        value, gain, share = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).chunk(3, 1)
+        return value + gain * x + share * conditions[:, -BANDS:]
 
 
 class MeanAndDetail(nn.Module):

@@ -54,13 +54,14 @@ class Regression:
     ) -> list[Terms]:
         spread = conditions.choose(*self.spread)
         target = (clean - conditions.anchor) / spread
-        output = network(None, None, conditions.channels()).float()
+        output = network(None, None, conditions.channels(spread)).float()
         return [Terms(output, target, level=target.new_ones(len(target)), scale=spread)]
 
     @torch.no_grad()
     def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **_) -> Tensor:
         """The same whatever the noise and the steps."""
-        return self.place(network(None, None, conditions.channels()).float(), conditions).clamp(*limits)
+        told = conditions.channels(conditions.choose(*self.spread))
+        return self.place(network(None, None, told).float(), conditions).clamp(*limits)
 
     def place(self, r: Tensor, conditions: Conditions) -> Tensor:
         """The image that r means."""
@@ -122,7 +123,7 @@ class Residual:
         residual = (clean - conditions.anchor) / spread
         noise = normals(seed, indices, "noise", like=clean) + self._mu(conditions)
         x = residual + sigma[:, None, None, None] * noise
-        output, skip, c_out = self._denoise(network, x, sigma, conditions.channels())
+        output, skip, c_out = self._denoise(network, x, sigma, conditions.channels(spread))
         return [Terms(output, (residual - skip) / c_out, self._level(sigma), scale=c_out * spread)]
 
     def sigmas(self, steps: int) -> Tensor:
@@ -142,12 +143,11 @@ class Residual:
         limits: Limits,
         sampler: str = "euler",
     ) -> Tensor:
-        """x0 by one of SAMPLERS; one step is the plain regression. The estimate of x0 is clamped to `limits` at each
-        step, so that no error is carried on and amplified. ValueError: ancestral steps with alpha, whose drift is no
-        noise."""
-        if self.alpha and sampler == "ancestral":
-            raise ValueError("ancestral sampling draws noise alone: it needs alpha = 0")
-        anchor, spread, channels = conditions.anchor, conditions.choose(*self.spread), conditions.channels()
+        """x0 by one of SAMPLERS (ancestral with alpha = 0 alone: a drift is no noise); one step is the plain
+        regression. The estimate of x0 is clamped to `limits` at each step, so that no error is carried on and
+        amplified."""
+        anchor, spread = conditions.anchor, conditions.choose(*self.spread)
+        channels = conditions.channels(spread)
         sigmas = self.sigmas(steps).to(anchor.device)
 
         def denoise(x: Tensor, i: int) -> Tensor:

@@ -76,6 +76,15 @@ def test_channels_follow_the_table():
     assert (parts["reference"][:, 1] == NORM.forward(torch.full((4, 1, 1), 0.3)).flatten()).all()
 
 
+def test_the_last_channels_are_the_difference_to_the_first_guess_in_units_of_a_process():
+    conditions = one_row([0, 1, 2, 3, 4, 1], reference=[0.3, 0.3, 0.3, 0.3, 0.3, np.nan])
+    unit = conditions.choose(0.1, 0.5, 2.0)
+    assert list(CHANNELS)[-1] == "difference"
+    told = conditions.channels(unit)
+    assert torch.equal(told[:, -4:], (conditions.cloudy - conditions.anchor) / unit)
+    assert torch.equal(told[:, :-4], conditions.channels()[:, :-4])
+
+
 def test_missing_data_are_masked_and_finite():
     cloudy = torch.full((1, 4, 2, 2), 0.5)
     cloudy[0, 2, 0, 0] = torch.nan

@@ -38,8 +38,20 @@ def test_any_size_divisible_by_the_stride(preset):
 
 
 def test_an_untrained_network_says_nothing():
-    network = build("tiny", condition_channels=3)
-    assert not network(torch.randn(1, 4, 16, 16), torch.rand(1), torch.randn(1, 3, 16, 16)).any()
+    network = build("tiny", condition_channels=5)
+    assert not network(torch.randn(1, 4, 16, 16), torch.rand(1), torch.randn(1, 5, 16, 16)).any()
+
+
+def test_it_can_put_out_a_share_of_noise_and_difference_at_every_pixel():
+    network = build("tiny", condition_channels=CONDITION_CHANNELS)
+    x, conditions = torch.randn(1, 4, 16, 16), torch.randn(1, CONDITION_CHANNELS, 16, 16)
+    with torch.no_grad():
+        for part, share in enumerate((0.25, -1.0, 0.5)):  # value, noise, difference
+            network.head.bias.view(3, -1)[part] = share
+        expected = 0.25 - x + 0.5 * conditions[:, -4:]
+        assert torch.allclose(network(x, torch.rand(1), conditions), expected, atol=1e-6)
+        alone = network(None, None, conditions)  # a regression
+    assert torch.allclose(alone, 0.25 + 0.5 * conditions[:, -4:], atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
