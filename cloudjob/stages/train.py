@@ -323,7 +323,7 @@ class Training:
         """(path, state) of the checkpoint to go on from; None for a new training, and on all ranks but the first.
 
         A finished training of other settings, or one on other shards, is kept aside whole. ConfigError where an
-        unfinished one would be lost to a change of the configuration.
+        unfinished one would be lost to a change of the configuration, or is of a version with another network.
         """
         from cloudjob.hpc import checkpoint
 
@@ -331,9 +331,17 @@ class Training:
             return None
         checkpoint.sweep(self.workspace.checkpoints)
         found = checkpoint.load_newest(self.workspace.checkpoints)
-        if found is None or (found[1]["key"] == self.key and not self.workspace.force):
-            return found
+        if found is None:
+            return None
         path, state = found
+        if state["key"] == self.key and not self.workspace.force:
+            if self._fitting(state["model"]) != {*state["model"], *self.network.state_dict()}:
+                raise ConfigError(
+                    f"{path}: cloudjob {state['cloudjob_version']}, which wrote it, had another network. Go on with "
+                    "that version; or start anew: with --force (it is kept aside), or in another --run-dir, from its "
+                    f"weights with --init-from {path}"
+                )
+            return found
         changed = changes(state["config"], self.item.config)
         if changed and state["seen"] < state["total"] and not self.workspace.force:
             raise ConfigError(
@@ -353,6 +361,11 @@ class Training:
             number += 1
         return folder.rename(target)
 
+    def _fitting(self, given: dict) -> set[str]:
+        """The tensors of another network that are of the same name and shape in this one."""
+        own = self.network.state_dict()
+        return {name for name in own if name in given and given[name].shape == own[name].shape}
+
     def _init_from(self) -> None:
         """The weights of another training where they fit, and which did not."""
         from cloudjob.hpc import checkpoint
@@ -362,7 +375,7 @@ class Training:
             raise InputError(f"train.init_from: {path} does not exist")
         state = checkpoint.load(path)
         given, own = state["averages"].get(state["chosen"], state["model"]), self.network.state_dict()
-        fits = {name for name in own if name in given and given[name].shape == own[name].shape}
+        fits = self._fitting(given)
         if not fits:
             raise ConfigError(f"train.init_from: no tensor of {path} fits this network ({self.settings.preset})")
         self.network.load_state_dict({name: given[name] for name in fits}, strict=False)

@@ -71,6 +71,18 @@ def test_other_settings_at_resume_are_an_error_that_lists_them(tmp_path):
     assert any("goes on from" in line for line in space.said)
 
 
+def test_a_training_of_a_version_with_another_network_is_not_lost(tmp_path):
+    space = begun(tmp_path)
+    path = space.newest_checkpoint()
+    state = checkpoint.load(path)
+    state["model"]["mean.head.bias"] = state["model"]["mean.head.bias"][:-1]
+    checkpoint.save(path.parent, state["seen"], state, {}, keep=lambda seen: True)
+    with pytest.raises(ConfigError, match=r"had another network.*--force.*--init-from") as failed:
+        train.run(settings(), space)
+    assert str(path) in str(failed.value)
+    assert path.exists()
+
+
 def test_a_finished_training_of_other_settings_is_kept_aside_with_its_logs(tmp_path):
     space = workspace(tmp_path / "run")
     train.run(settings(), space)
