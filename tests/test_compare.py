@@ -31,7 +31,7 @@ def write(path: Path, variants: dict) -> Path:
 
 def call(code: int, *arguments) -> subprocess.CompletedProcess:
     command = [*CLOUDJOB, "compare", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -42,7 +42,7 @@ def end_in(name: str, number: int, root: Path, *arguments) -> int:
     SIGKILL reaches the children too, as from a scheduler; other signals reach the parent alone."""
     command = [*CLOUDJOB, "compare", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not (root / name / "train" / "metrics.jsonl").exists():
         assert process.poll() is None, "it ended before it could be stopped"
         assert time.monotonic() < end
