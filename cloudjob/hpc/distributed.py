@@ -4,11 +4,13 @@ One process a device, started by torchrun (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_
 """
 
 import contextlib
+import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from cloudjob.errors import CloudjobError, ConfigError, LostRankError
 from cloudjob.hpc import launch, slurm
-from cloudjob.hpc.watch import Watch
+from cloudjob.hpc.watch import Member, Watch
 
 T = TypeVar("T")
 MEET_S = 300  # until all ranks have come: a cold file system takes its time to give each of them torch
@@ -94,14 +96,15 @@ def world() -> Iterator[World]:
     """Meets the other processes; a world of one, without torch.distributed, where no launcher started several."""
     rank, size, local_rank, host, port = _launched()
     launch.check_ranks(size)
-    launch.check_gpu(torch.cuda.is_available())
     if size == 1:
+        launch.check_gpu(torch.cuda.is_available())
         yield World(0, 1, 0, _device(0))
         return
     store = _store(rank, size, host, port)
     watch = _meet(store, rank, size, local_rank, host)
     here = World(rank, size, local_rank, torch.device("cpu"), watch)
     with here.answering():
+        launch.check_gpu(torch.cuda.is_available())  # not before the meeting: it may fail on one node alone
         device = _device(local_rank)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -158,19 +161,39 @@ def _store(rank: int, size: int, host: str, port: int) -> dist.Store:
 def _meet(store: dist.Store, rank: int, size: int, local_rank: int, host: str) -> Watch:
     """The watch of this rank, when all ranks have come to it."""
     code = LostRankError.exit_code
-    if rank:
-        try:
-            address = store.get("watch").decode()
-        except dist.DistError:
-            raise LostRankError(f"rank {rank} of {size}: rank 0 did not come within {MEET_S} s") from None
+    if rank == 0:
+        watch = Watch(0, size, code=code)
+        store.set("watch", watch.address(host))
+        _await(watch, store)
+        return watch
+    store.set(_coming(rank), json.dumps(asdict(Member.here(rank))))
+    try:
+        address = store.get("watch").decode()
+    except dist.DistError:
+        raise LostRankError(f"rank {rank} of {size}: rank 0 did not come within {MEET_S} s") from None
+    try:
         return Watch(rank, size, code=code, address=address, speaks=rank == 1 or local_rank == 0)
-    watch = Watch(0, size, code=code)
-    store.set("watch", watch.address(host))
-    if missing := watch.all_here(MEET_S):
-        names = ", ".join(map(str, missing))
-        watch.fail(f"rank {names} did not come within {MEET_S} s", code)
-        raise LostRankError(f"rank {names} of {size} did not come within {MEET_S} s")
-    return watch
+    except OSError as error:
+        raise LostRankError(
+            f"rank {rank} of {size} on {socket.gethostname()}: rank 0 on {host} ended, or its ports are closed: {error}"
+        ) from None
+
+
+def _await(watch: Watch, store: dist.Store) -> None:
+    """Rank 0: until all ranks have come. Who has reached the store is expected at the watch soon after."""
+    end = time.monotonic() + MEET_S
+    while missing := watch.all_here(1):
+        for rank in missing:
+            if store.check([_coming(rank)]):
+                watch.expect(Member(**json.loads(store.get(_coming(rank)))))
+        if time.monotonic() > end:
+            message = f"rank {', '.join(map(str, missing))} of {watch.size} did not come within {MEET_S} s"
+            watch.fail(message, LostRankError.exit_code)
+            raise LostRankError(message)
+
+
+def _coming(rank: int) -> str:
+    return f"rank-{rank}"
 
 
 def _first_line(error: Exception) -> str:

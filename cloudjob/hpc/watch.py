@@ -69,6 +69,7 @@ class Watch:
         self._found = False  # that another rank is lost: found out by this one, not told
         self._goodbye = False
         self._lines: dict[int, _Line] = {}
+        self._expected: dict[int, tuple[Member, float]] = {}
         self._selector = selectors.DefaultSelector()
         if rank == 0:
             family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -90,6 +91,10 @@ class Watch:
     def address(self, host: str) -> str:
         """Rank 0: what the other ranks need to reach it, by this name of its machine."""
         return json.dumps([host, self._port, asdict(Member.here(0))])
+
+    def expect(self, member: Member) -> None:
+        """Rank 0: a rank is on its way, so it is missed if it does not say its first word soon."""
+        self._expected.setdefault(member.rank, (member, time.monotonic()))
 
     def all_here(self, timeout_s: float) -> list[int]:
         """Rank 0: waits until every rank has come; the ranks that have not."""
@@ -173,18 +178,21 @@ class Watch:
         if not stands:
             self._selector.unregister(line.socket)
             if line.member and not line.left:
-                self._lose(line, "has ended without a word: it was killed, or its memory ran out")
+                self._lose(line.member, "has ended without a word: it was killed, or its memory ran out")
 
     def _miss(self) -> None:
         """Notices who has not spoken for too long."""
         for line in self._lines.values():
             if not line.left and time.monotonic() - line.heard > SILENCE_S:
-                self._lose(line, f"has not answered for {SILENCE_S:.0f} s: it was stopped, or its node was")
+                self._lose(line.member, f"has not answered for {SILENCE_S:.0f} s: it was stopped, or its node was")
+        for rank, (member, since) in list(self._expected.items()):
+            if rank not in self._lines and time.monotonic() - since > SILENCE_S:
+                self._lose(member, f"was on its way and did not come for {SILENCE_S:.0f} s: it was killed or stopped")
 
-    def _lose(self, line: "_Line", what: str) -> None:
-        who = f"rank {line.member.rank} of {self.size} on {line.member.host} (process {line.member.pid})"
+    def _lose(self, member: Member, what: str) -> None:
+        who = f"rank {member.rank} of {self.size} on {member.host} (process {member.pid})"
         self._found = True
-        self._judge(Verdict(f"{who} {what}", self.code, asdict(line.member)))
+        self._judge(Verdict(f"{who} {what}", self.code, asdict(member)))
 
     def _judge(self, verdict: Verdict) -> None:
         if self.verdict is None:

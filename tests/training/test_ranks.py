@@ -1,12 +1,13 @@
 """Real ranks that are killed, stopped, hung and short of a shard: what is lost, and what everybody is told."""
 
-import contextlib
-import os
 import random
 import signal
+import socket
+import sys
 import time
 
 import pytest
+import torch
 from small_runs import Ranks, last_seen, weights, workspace
 
 pytestmark = pytest.mark.slow
@@ -101,22 +102,35 @@ def test_a_lost_rank_ends_all_within_a_minute_and_is_named(tmp_path, rank, what)
     assert "Traceback" not in said
 
 
-def test_a_rank_that_dies_before_the_first_step_is_named(tmp_path):
-    space = workspace(tmp_path / "run")
-    with Ranks(space, 2, *LONG) as ranks:
-        ranks.until(lambda: _sockets(ranks.processes[1].pid) > 2)  # the store, the watch: it meets the others
-        ranks.processes[1].kill()
+STRUCK = """
+import os, sys
+from cloudjob.cli import main
+from cloudjob.hpc import distributed
+if os.environ["RANK"] == "1":
+    distributed.{moment} = lambda *_, **__: os.kill(os.getpid(), {number})
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("Watch", signal.SIGKILL), ("Watch", signal.SIGSTOP), ("_device", signal.SIGKILL)],  # on its way, on its way, met
+)
+def test_a_rank_lost_before_the_first_step_ends_all_and_is_named(tmp_path, moment, number):
+    program = (sys.executable, "-c", STRUCK.format(moment=moment, number=int(number)))
+    with Ranks(workspace(tmp_path / "run"), 2, *LONG, program=program) as ranks:
         assert ranks.wait(60) == [76, -signal.SIGKILL], ranks.text()
-        assert "rank 1 of 2" in ranks.text()
+        named = f"rank 1 of 2 on {socket.gethostname()} (process {ranks.processes[1].pid})"
+        assert ranks.text().count(named) == 1, ranks.text()
 
 
-def _sockets(pid: int) -> int:
-    """How many it has open; files that it closes meanwhile count for nothing."""
-    count = 0
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            count += os.readlink(entry.path).startswith("socket:")
-    return count
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_rank_without_the_gpu_that_it_was_given_ends_all_and_is_named(tmp_path):
+    with Ranks(workspace(tmp_path / "run"), 2, *LONG, own={1: {"CUDA_VISIBLE_DEVICES": "0"}}) as ranks:
+        assert ranks.wait(60) == [2, 2], ranks.text()
+        said = ranks.text()
+    assert said.count("rank 1 of 2") == said.count("a GPU was given") == 1, said
+    assert "Traceback" not in said
 
 
 def test_a_missing_shard_of_one_rank_ends_all_and_is_named(tmp_path):
