@@ -160,7 +160,8 @@ class UNet(nn.Module):
             level = x.new_ones(len(x))
         check_size(x, self.stride)
         embedding = self.embed(sinusoids(level, EMBEDDING))
-        h = self.stem(F.pixel_unshuffle(torch.cat([x, conditions], 1), CELL))
+        seen = torch.cat([x.to(embedding.dtype), conditions.to(embedding.dtype)], 1)  # bfloat16 where autocast is on
+        h = self.stem(F.pixel_unshuffle(seen, CELL))
         skips = []
         for index, blocks in enumerate(self.encoder):
             if index:
