@@ -97,15 +97,13 @@ def world() -> Iterator[World]:
     rank, size, local_rank, host, port = _launched()
     launch.check_ranks(size)
     if size == 1:
-        launch.check_gpu(torch.cuda.is_available())
         yield World(0, 1, 0, _device(0))
         return
     store = _store(rank, size, host, port)
     watch = _meet(store, rank, size, local_rank, host)
     here = World(rank, size, local_rank, torch.device("cpu"), watch)
     with here.answering():
-        launch.check_gpu(torch.cuda.is_available())  # not before the meeting: it may fail on one node alone
-        device = _device(local_rank)
+        device = _device(local_rank)  # not before the meeting: it may fail on one node alone
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
@@ -212,6 +210,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def _device(local_rank: int) -> torch.device:
+    launch.check_gpu(torch.cuda.is_available())
     if not torch.cuda.is_available():
         return torch.device("cpu")
     visible = torch.cuda.device_count()
