@@ -35,6 +35,7 @@ To resume, run the same command again: only what is missing is made."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large tensors on huge pages, where the kernel lets it
     code = _call(_parser().parse_args(argv))
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():

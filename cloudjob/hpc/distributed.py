@@ -233,7 +233,8 @@ def wrap(module: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return module
     device = next(module.parameters()).device
-    return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    ids = [device] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def unsynced(module: nn.Module):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS
-from cloudjob.diffusion.networks import PRESETS, build, describe
+from cloudjob.diffusion.networks import CELL, PRESETS, Fold, Norm, build, describe
 
 
 def test_the_notebooks_network_is_rebuilt_exactly():
@@ -92,3 +92,28 @@ def test_bfloat16_and_the_order_of_memory_change_little(preset, layout):
             low = network(x, level, conditions)
     assert torch.allclose(plain, other, atol=1e-3 * float(plain.abs().max()))
     assert float((low.float() - plain).square().mean()) < 2e-3 * float(plain.square().mean())
+
+
+def test_the_fold_is_that_of_torch_with_channels_last():
+    x = torch.randn(2, 5, 6, 8)
+    folded = Fold()(x)
+    assert folded.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(folded, torch.nn.functional.pixel_unshuffle(x, CELL))
+
+
+@pytest.mark.parametrize("channels", [32, 64, 128])
+def test_the_norm_and_its_gradient_are_torchs(channels):
+    torch.manual_seed(0)
+    norm, oracle = Norm(channels), torch.nn.GroupNorm(8, channels).double()
+    oracle.load_state_dict(norm.state_dict() | {"weight": torch.randn(channels), "bias": torch.randn(channels)})
+    norm.load_state_dict(oracle.state_dict())
+    x, dy = (torch.randn(3, channels, 12, 10, dtype=torch.bfloat16) + 0.5 for _ in range(2))
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y = norm(x)
+    y.backward(dy)
+    oracle(exact).backward(dy.double())
+    assert torch.equal(y, torch.nn.functional.group_norm(x, 8, norm.weight, norm.bias))
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2**-7, atol=2**-7)
+    for found, true in zip(norm.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.double(), true.grad, rtol=1e-4, atol=1e-3)
