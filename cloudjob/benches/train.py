@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ SHARDS = {"pair-a": ("train", 32), "pair-b": ("train", 32), "pair-c": ("val", 2)
 TRIPLETS = sum(count for _, count in SHARDS.values())
 NOTEBOOK_EPOCH = 37_661  # triplets that the notebook cut
 BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (8, 16, 32, 64, 128)}
+STEPS = {"cpu": 6, "cuda": 400}  # of a whole training
 PRESETS = {"cpu": ("small",), "cuda": ("small", "base")}
 
 
@@ -176,42 +178,58 @@ class Bench:
         return round(number / min(read() for _ in range(self.rounds)))
 
     def scaling(self, preset: str, best: dict) -> list[dict]:
-        """Whole trainings (`cloudjob train`) by 1, 2, 4, ... ranks, each with the same batch: one rank a GPU, or one
-        rank with one thread a core. Every other one first, so that a change of the load meets all of them."""
+        """Whole trainings (`cloudjob train`) by 1, 2, 4, ... ranks: one a GPU, or one with one thread a core. In turn,
+        so that a change of the load meets all of them; the best step of each."""
         most = torch.cuda.device_count() if self.device.type == "cuda" else len(os.sched_getaffinity(0))
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= most]
         found = {size: [] for size in sizes}
-        for _ in range(2):
+        for _ in range(self.rounds):
             for size in sizes:
                 found[size].append(self._train(preset, best, size))
         return [max(runs, key=lambda row: row["samples_per_s"]) for runs in found.values()]
 
     def _train(self, preset: str, best: dict, ranks: int) -> dict:
-        batch = max(best["batch"], 4)
-        steps = 32 if self.device.type == "cpu" else 400
-        settings = {"preset": preset, "precision": best["precision"], "batch_size": batch * ranks}
-        settings |= {"samples": batch * ranks * steps, "log_s": 0.001 if self.device.type == "cpu" else 1.0}
-        settings |= {"threads": 1, "loader_threads": 1} if self.device.type == "cpu" else {}
-        target = self.workspace.root
-        shutil.rmtree(target / "train", ignore_errors=True)
-        shutil.rmtree(target / "records" / "train", ignore_errors=True)
+        """A training that is stopped as soon as it has done enough steps, long before it first looks at images. By
+        the batch that is the default, or a larger one where the ranks want more to be busy."""
+        batch, steps = max(TrainConfig().batch_size, best["batch"] * ranks), STEPS[self.device.type]
+        settings = {"preset": preset, "precision": best["precision"], "batch_size": batch}
+        settings |= {"micro_batch": best["batch"], "samples": batch * steps * 100, "log_s": 1.0}
+        settings |= {"threads": 1, "loader_threads": 1, "log_s": 0.001} if self.device.type == "cpu" else {}
+        space = Workspace(self.workspace.root)
+        shutil.rmtree(space.root / "train", ignore_errors=True)
+        shutil.rmtree(space.root / "records" / "train", ignore_errors=True)
         options = [part for key, value in settings.items() for part in ("--set", f"train.{key}={value}")]
-        options += ["--set", "evaluate.members=1"]
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
         launcher = [sys.executable, *launcher] if ranks > 1 else []
-        command = [*launcher, sys.executable, "-m", "cloudjob", "train", str(target), *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ItemError(f"bench train: {ranks} ranks ended with {done.returncode}: {done.stderr[-2000:]}")
-        rows = logs.rows(self.workspace.metrics)[2:]  # the first steps prepare much
+        command = [*launcher, sys.executable, "-m", "cloudjob", "train", str(space.root), *options]
+        rows = _rows_of(command, space, steps * batch)[1:]  # the first steps prepare much
         return {
             "ranks": ranks,
-            "batch_per_rank": batch,
-            "samples_per_s": max(row["samples_per_s"] for row in rows),  # without looks at images, and neighbours
+            "batch": batch,
+            "samples_per_s": max(row["samples_per_s"] for row in rows),  # without neighbours
             "data_wait_pct": round(median(row["data_wait_pct"] for row in rows), 2),
             "watts": median(row["watts"] for row in rows),
             "energy": rows[-1]["energy"],
         }
+
+
+def _rows_of(command: list[str], space: Workspace, seen: int) -> list[dict]:
+    """The metrics of a training until it has seen so many samples; then it is asked to stop."""
+    rows, stop, said = [], space.root / "STOP", space.root / "train.log"
+    here = {"env": os.environ | {"CLOUDJOB_STOP_FILE": str(stop)}}
+    with open(said, "w") as log, subprocess.Popen(command, stdout=log, stderr=log, **here) as training:
+        try:
+            while not rows or rows[-1]["seen"] < seen:
+                if training.poll() is not None:
+                    raise ItemError(
+                        f"{shlex.join(command)} ended with {training.returncode}: {said.read_text()[-2000:]}"
+                    )
+                time.sleep(0.2)
+                rows = logs.rows(space.metrics)
+        finally:
+            stop.touch()
+    stop.unlink()
+    return rows
 
 
 def make_run(work: Path, window: int, preset: str) -> Workspace:
@@ -315,7 +333,7 @@ def table(found: dict) -> str:
     lines.append("cloudjob train")
     for row in figures["training_by_ranks"]:
         lines.append(
-            f"  {row['ranks']:2} ranks, batch {row['batch_per_rank']:3} each {row['samples_per_s']:11.2f} samples/s, "
+            f"  {row['ranks']:2} ranks, batch {row['batch']:4} {row['samples_per_s']:15.2f} samples/s, "
             f"{row['data_wait_pct']:.1f} % waiting for data, {row['watts']:.0f} W {row['energy']}"
         )
     advice = figures["for_this_node"]
