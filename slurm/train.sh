@@ -24,5 +24,5 @@ need_gpu
 retry_lost=1
 MASTER_ADDR=$(scontrol show node "$SLURMD_NODENAME" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
-# Not --wait=60: where a node has died, SLURM takes minutes to notice and requeue; the other ranks end by themselves.
-ranks --mpi=none --wait=0 -- "${cloudjob[@]}" train "$config" --run-dir "$run_dir" "${arguments[@]}"
+# --wait: the ranks end each other, but know nothing of one that could not start. All leave together when all is well.
+ranks --mpi=none --wait=30 -- "${cloudjob[@]}" train "$config" --run-dir "$run_dir" "${arguments[@]}"

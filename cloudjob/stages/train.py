@@ -173,6 +173,7 @@ class Training:
             if stop and not last:
                 self._stop(stop)
             self.step_s, begun = time.monotonic() - begun, time.monotonic()
+        distributed.barrier()  # a launcher takes ranks for lost when others have long left: rank 0 was still looking
         if self.world.rank:
             return None
         path = self.workspace.newest_checkpoint()

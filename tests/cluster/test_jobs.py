@@ -4,10 +4,12 @@ import os
 import re
 import shutil
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import MODES, sets
+from conftest import MODES, Home, sets
 
 
 def weights(run: Path) -> bytes:
@@ -135,6 +137,25 @@ def test_restarts_without_progress_come_to_an_end(chains, homes, cluster):
         cluster.call("scontrol", "requeue", job)
     assert cluster.wait(job) == ["FAILED"]
     assert "restarted 3 times without progress" in home.log(job)
+
+
+def test_a_rank_that_cannot_start_is_not_waited_for(chains, cluster, tmp_path):
+    """As on a node that lacks the program, or the image: the others wait for it where nothing tells them."""
+    home = Home(tmp_path, cluster, None)
+    (tmp_path / ".venv").unlink()
+    program = tmp_path / ".venv" / "bin" / "cloudjob"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\n[ "$SLURM_PROCID" = 1 ] && exit 9\nexec {sys.prefix}/bin/cloudjob "$@"\n')
+    program.chmod(0o755)
+    home.copy(chains["venv"], "silent", without=("train", "infer", "evaluate", "report"))
+    job = home.submit("train.sh", "runs/silent")
+    cluster.wait_for(lambda: "Exited with exit code 9" in home.log(job), "the end of rank 1")
+    begun = time.monotonic()
+    cluster.wait_for(lambda: cluster.restarts(job) == 1, "the end of the others, and the requeue")
+    assert time.monotonic() - begun < 60
+    cluster.call("scancel", job)
+    assert cluster.wait(job) == ["CANCELLED"]
+    assert "task 1: Exited with exit code 9" in home.log(job)
 
 
 def test_one_killed_task_of_an_array_is_run_again_by_the_printed_command(chains, homes, cluster, plain):
