@@ -1,28 +1,29 @@
-"""The configuration: one pydantic model a stage, read from YAML, with errors that name file, line and key."""
+"""What may be configured: one pydantic model per stage, each key with its default, its limits and what it means."""
 
-import difflib
-from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-
-from cloudjob.errors import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 PRESETS = ("notebook-2025", "tiny", "small", "base", "base-attention")
 
 
-class _Loader(yaml.CSafeLoader):
-    """YAML with dates left as text: pydantic says better what is wrong with 2024-02-30, and where."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
+class FromCommandLine(str):
+    """A text that was given with --set: a path in it is meant from the working folder."""
+
+
+def _resolved(value: Any, info: ValidationInfo) -> Any:
+    """A path in a file is meant from that file's folder (`folder` of the validation's context)."""
+    if not isinstance(value, str):
+        return value
+    base = Path.cwd() if isinstance(value, FromCommandLine) else (info.context or {}).get("folder", Path.cwd())
+    return (base / str(value)).resolve()
+
+
+ConfiguredPath = Annotated[Path, BeforeValidator(_resolved)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=1)]
@@ -57,11 +58,11 @@ class RasterPair(Section):
     """Two GeoTIFFs (bands B04, B03, B02, B08, uint16) of one place that become two products."""
 
     tile: Tile
-    cloudy: Path
+    cloudy: ConfiguredPath
     cloudy_date: date
-    clear: Path
+    clear: ConfiguredPath
     clear_date: date
-    mask: Path | None = None
+    mask: ConfiguredPath | None = None
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
 
 
@@ -70,7 +71,7 @@ class Place(Section):
     products with synthetic clouds over the real ground, which is known then; the others are clear products."""
 
     tile: Tile
-    dates: dict[date, Path] = Field(min_length=1)
+    dates: dict[date, ConfiguredPath] = Field(min_length=1)
     cloudy: list[date] = Field(min_length=1)
     cloud: tuple[Fraction, Fraction] = Field((0.15, 0.4), description="range of cloud fractions of the cloudy dates")
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
@@ -88,7 +89,7 @@ class Place(Section):
 class ArchiveConfig(Section):
     """The embedded archive. With it, the Data Space is a server on this machine."""
 
-    path: Path | None = Field(None, description="folder of the archive; default: archive/ in the run folder")
+    path: ConfiguredPath | None = Field(None, description="folder of the archive; default: archive/ in the run folder")
     synthetic: SyntheticScenes | None = None
     rasters: list[RasterPair] = []
     places: list[Place] = []
@@ -157,7 +158,7 @@ class MasksConfig(Section):
     source: Literal["scl", "raster"] = Field(
         "scl", description="ESA's scene classification, or a raster of your own for each product"
     )
-    folder: Path | None = Field(None, description="with source raster: holds <product>.tif at 10 or 20 m")
+    folder: ConfiguredPath | None = Field(None, description="with source raster: holds <product>.tif at 10 or 20 m")
     values: dict[Literal["cloud", "shadow", "cirrus", "unknown", "no_data"], list[Byte]] = Field(
         {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]},
         description="with source raster: which of its values mean what; all others are clear",
@@ -281,7 +282,7 @@ class TrainConfig(Section):
     micro_batch: Count | None = Field(
         None, description="the most samples that a rank computes at once, for less memory; default: its share"
     )
-    init_from: Path | None = Field(None, description="a checkpoint whose weights a new training starts from")
+    init_from: ConfiguredPath | None = Field(None, description="a checkpoint whose weights a new training starts from")
     lr: Annotated[float, Field(gt=0)] = 4e-4
     warmup: int = Field(1000, ge=0, description="samples over which the learning rate rises")
     decay: bool = Field(True, description="cosine decay of the learning rate to zero")
@@ -345,7 +346,7 @@ class TrainConfig(Section):
 
 
 class InferConfig(Section):
-    checkpoint: Path | None = Field(None, description="a checkpoint from elsewhere; default: the newest of this run")
+    checkpoint: ConfiguredPath | None = Field(None, description="a checkpoint from elsewhere; default: the newest of this run")
     tile: Annotated[int, Field(ge=32, multiple_of=8)] = 256
     overlap: Annotated[int, Field(ge=0)] = 64
     sampler: Literal["auto", "euler", "heun", "dpm_solver_2m", "ancestral"] = Field(
@@ -406,138 +407,3 @@ class Config(Section):
     def section(self, *names: str) -> dict:
         """These sections and `seed` as plain values: what an item's record keeps."""
         return self.model_dump(mode="json", include={"seed", *names})
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the values of a configuration came from: the file, the line of each key, the `--set` overrides."""
-
-    path: Path
-    lines: dict[tuple, int]
-    overrides: dict[tuple, str]
-
-    def where(self, key: tuple) -> str:
-        """`file:line` (of the key or of the nearest one above it that is written), or the `--set`."""
-        for end in range(len(key), -1, -1):
-            if key[:end] in self.overrides:
-                return f"--set {self.overrides[key[:end]]}"
-            if key[:end] in self.lines:
-                return f"{self.path}:{self.lines[key[:end]]}"
-        return str(self.path)
-
-
-def read(path: Path) -> tuple[dict, dict[tuple, int]]:
-    """The mapping in a YAML file, and the line of each of its keys. ConfigError where there is none, or a key twice."""
-    try:
-        text = path.read_text()
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}  not YAML: {error.problem}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}:1  the file must hold keys and values; an example is configs/demo.yaml")
-    lines: dict[tuple, int] = {}
-    repeated = _walk(node, (), lines)
-    if repeated:
-        raise ConfigError("\n".join(f"{path}:{line}  {_dotted(key)}: given twice" for key, line in repeated))
-    return data, lines
-
-
-def load(path: Path, overrides: list[str] = ()) -> tuple[Config, Source]:
-    """The configuration in a YAML file, with `section.key=value` overrides. ConfigError lists every mistake at once."""
-    data, lines = read(path)
-    changed = {}
-    for text in overrides:
-        key, _, value = text.partition("=")
-        try:
-            _set(data, key.split("."), yaml.load(value, Loader=_Loader), text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {text}: the value is not YAML") from None
-        changed[tuple(key.split("."))] = text
-    source = Source(path, lines, changed)
-    _absolute_paths(data, path.parent.resolve())
-    try:
-        return Config.model_validate(data), source
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from None
-
-
-def dump(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, width=110)
-
-
-def _walk(node, key: tuple, lines: dict) -> list[tuple[tuple, int]]:
-    lines[key] = node.start_mark.line + 1
-    repeated = []
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            child = (*key, name.value)
-            if child in lines:
-                repeated.append((child, name.start_mark.line + 1))
-            repeated += _walk(value, child, lines)
-            lines[child] = name.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            repeated += _walk(value, (*key, number), lines)
-    return repeated
-
-
-def _set(data: dict, names: list[str], value, text: str) -> None:
-    if "=" not in text or not all(names):
-        raise ConfigError(f"--set {text}: write --set section.key=value")
-    for name in names[:-1]:
-        if data.get(name) is None:
-            data[name] = {}
-        data = data[name]
-        if not isinstance(data, dict):
-            raise ConfigError(f"--set {text}: {name} is not a section")
-    data[names[-1]] = value
-
-
-def _absolute_paths(data: dict, folder: Path) -> None:
-    """Paths in a file are meant from where that file lies."""
-    archive = data.get("archive") if isinstance(data.get("archive"), dict) else {}
-    holders = [(archive, "path"), (data.get("infer"), "checkpoint"), (data.get("masks"), "folder")]
-    holders.append((data.get("train"), "init_from"))
-    holders += [(raster, key) for raster in archive.get("rasters") or [] for key in ("cloudy", "clear", "mask")]
-    for place in archive.get("places") or []:
-        dates = place.get("dates") if isinstance(place, dict) else None
-        holders += [(dates, day) for day in (dates if isinstance(dates, dict) else ())]
-    for holder, key in holders:
-        if isinstance(holder, dict) and isinstance(holder.get(key), str):
-            holder[key] = str((folder / holder[key]).resolve())
-
-
-def _dotted(key: tuple) -> str:
-    return ".".join(str(part) for part in key)
-
-
-def _explain(detail: dict, source: Source) -> str:
-    key = tuple(detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        known = _keys_of(key[:-1])
-        near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"{source.where(key)}  {_dotted(key)}: unknown key; {hint}"
-    if detail["type"] == "missing":
-        return f"{source.where(key)}  {_dotted(key)}: is missing and has no default"
-    value = detail.get("input")
-    shown = f" = {value}" if isinstance(value, str | int | float | bool) or value is None else ""
-    return f"{source.where(key)}  {_dotted(key)}{shown}: {message}"
-
-
-def _keys_of(key: tuple) -> list[str]:
-    """The keys allowed in the section at `key`, found in the JSON schema."""
-    schema = Config.model_json_schema()
-    node = schema
-    for part in key:
-        node = node["items"] if isinstance(part, int) else node["properties"][part]
-        node = next((option for option in node.get("anyOf", []) if "$ref" in option), node)
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    return list(node.get("properties", {}))

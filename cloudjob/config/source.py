@@ -1,0 +1,151 @@
+"""Reads a configuration: YAML with the line of each key, `--set` overrides, and errors that name file, line and key."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from cloudjob.config.models import Config, FromCommandLine
+from cloudjob.errors import ConfigError
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML with dates left as text: pydantic says better what is wrong with 2024-02-30, and where."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the values of a configuration came from: the file, the line of each key, the `--set` overrides."""
+
+    path: Path
+    lines: dict[tuple, int]
+    overrides: dict[tuple, str]
+
+    def where(self, key: tuple) -> str:
+        """`file:line` (of the key or of the nearest one above it that is written), or the `--set`."""
+        for end in range(len(key), -1, -1):
+            if key[:end] in self.overrides:
+                return f"--set {self.overrides[key[:end]]}"
+            if key[:end] in self.lines:
+                return f"{self.path}:{self.lines[key[:end]]}"
+        return str(self.path)
+
+
+def read(path: Path) -> tuple[dict, dict[tuple, int]]:
+    """The mapping in a YAML file, and the line of each of its keys. ConfigError where there is none, or a key twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}  not YAML: {error.problem}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1  the file must hold keys and values; an example is configs/demo.yaml")
+    lines: dict[tuple, int] = {}
+    repeated = _walk(node, (), lines)
+    if repeated:
+        raise ConfigError("\n".join(f"{path}:{line}  {_dotted(key)}: given twice" for key, line in repeated))
+    return data, lines
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Source]:
+    """The configuration in a YAML file, with `section.key=value` overrides. ConfigError lists every mistake at once."""
+    data, lines = read(path)
+    changed = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        try:
+            _set(data, key.split("."), _from_command_line(yaml.load(value, Loader=_Loader)), text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text}: the value is not YAML") from None
+        changed[tuple(key.split("."))] = text
+    source = Source(path, lines, changed)
+    try:
+        return Config.model_validate(data, context={"folder": path.parent.resolve()}), source
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, width=110)
+
+
+def _walk(node, key: tuple, lines: dict) -> list[tuple[tuple, int]]:
+    lines[key] = node.start_mark.line + 1
+    repeated = []
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            child = (*key, name.value)
+            if child in lines:
+                repeated.append((child, name.start_mark.line + 1))
+            repeated += _walk(value, child, lines)
+            lines[child] = name.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            repeated += _walk(value, (*key, number), lines)
+    return repeated
+
+
+def _set(data: dict, names: list[str], value, text: str) -> None:
+    if "=" not in text or not all(names):
+        raise ConfigError(f"--set {text}: write --set section.key=value")
+    for name in names[:-1]:
+        if data.get(name) is None:
+            data[name] = {}
+        data = data[name]
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {text}: {name} is not a section")
+    data[names[-1]] = value
+
+
+def _from_command_line(value: Any) -> Any:
+    """The same value, its texts marked."""
+    if isinstance(value, dict):
+        return {key: _from_command_line(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_from_command_line(each) for each in value]
+    return FromCommandLine(value) if isinstance(value, str) else value
+
+
+def _dotted(key: tuple) -> str:
+    return ".".join(str(part) for part in key)
+
+
+def _explain(detail: dict, source: Source) -> str:
+    key = tuple(detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        known = _keys_of(key[:-1])
+        near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{source.where(key)}  {_dotted(key)}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{source.where(key)}  {_dotted(key)}: is missing and has no default"
+    value = detail.get("input")
+    shown = f" = {value}" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"{source.where(key)}  {_dotted(key)}{shown}: {message}"
+
+
+def _keys_of(key: tuple) -> list[str]:
+    """The keys allowed in the section at `key`, found in the JSON schema."""
+    schema = Config.model_json_schema()
+    node = schema
+    for part in key:
+        node = node["items"] if isinstance(part, int) else node["properties"][part]
+        node = next((option for option in node.get("anyOf", []) if "$ref" in option), node)
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return list(node.get("properties", {}))

@@ -1,0 +1,76 @@
+"""Names of Sentinel-2 Level-2A products: their fields, and which acquisition a product is of."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from cloudjob.errors import ConfigError
+
+_NAME = re.compile(
+    r"(?P<satellite>S2[A-D])_MSIL2A_(?P<sensing>\d{8}T\d{6})_N(?P<major>\d\d)(?P<minor>\d\d)"
+    r"_R(?P<orbit>\d{3})_T(?P<tile>\d\d[A-Z]{3})_(?P<discriminator>\d{8}T\d{6})"
+)
+_TIME = "%Y%m%dT%H%M%S"
+
+
+@dataclass(frozen=True)
+class ProductName:
+    """The fields of a product name; `name` is without .SAFE, `sensing` the start of the datatake in UTC."""
+
+    name: str
+    satellite: str
+    sensing: datetime
+    baseline: str
+    relative_orbit: int
+    tile: str
+    discriminator: str
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Takes the name with or without .SAFE; ConfigError where it is not a Level-2A name."""
+        name = name.removesuffix(".SAFE")
+        match = _NAME.fullmatch(name)
+        try:
+            if match is None:
+                raise ValueError
+            sensing = datetime.strptime(match["sensing"], _TIME).replace(tzinfo=UTC)
+        except ValueError:  # no match, or not a date
+            raise ConfigError(
+                f"not the name of a Sentinel-2 Level-2A product: {name!r}; expected e.g. "
+                "S2A_MSIL2A_20240301T222541_N0510_R029_T05WPS_20240302T001122"
+            ) from None
+        return cls(
+            name=name,
+            satellite=match["satellite"],
+            sensing=sensing,
+            baseline=f"{match['major']}.{match['minor']}",
+            relative_orbit=int(match["orbit"]),
+            tile=match["tile"],
+            discriminator=match["discriminator"],
+        )
+
+    @property
+    def datatake(self) -> str:
+        """Satellite and start of sensing: the same in copies, halves and all tiles of one acquisition."""
+        return f"{self.satellite}_{self.sensing:{_TIME}}"
+
+    @property
+    def processed(self) -> datetime:
+        """The time of processing (UTC), which the discriminator carries in nominal products."""
+        return datetime.strptime(self.discriminator, _TIME).replace(tzinfo=UTC)
+
+
+def pair_name(cloudy: ProductName, clear: ProductName) -> str:
+    """The name of a pair of products of one tile: tile, and both starts of sensing."""
+    return f"{cloudy.tile}_{cloudy.sensing:{_TIME}}_{clear.sensing:{_TIME}}"
+
+
+def tile_of_pair(pair: str) -> str:
+    """The tile in the name of a pair."""
+    return pair.partition("_")[0]
+
+
+def days_between(product: str, other: str) -> float:
+    """Signed days from one product's start of sensing to the other's."""
+    return (ProductName.parse(other).sensing - ProductName.parse(product).sensing).total_seconds() / 86400
