@@ -2,6 +2,6 @@
 
 import sys
 
-from cloudjob.cli import main
+from cloudjob.cli.dispatch import main
 
 sys.exit(main())

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cloudjob import config
+from cloudjob.config import source
 from cloudjob.patches import shards
 from cloudjob.training import logs
-from cloudjob.workspace import Item, Workspace, file_sha256, write_json
+from cloudjob.run.records import Item
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import file_sha256, write_json
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "test.yaml"
 WINDOW, COUNT = 64, 8
@@ -48,9 +50,9 @@ def write_shard(path: Path, seed: int, *, reference: bool) -> dict:
     return writer.result
 
 
-def workspace(root: Path, *, reference: bool = True) -> Workspace:
+def workspace(root: Path, *, reference: bool = True) -> RunFolder:
     """A run folder as the stage shard leaves it."""
-    space, results = Workspace(root), {}
+    space, results = RunFolder(root), {}
     space.shard_index.parent.mkdir(parents=True)
     paths = {pair: space.shard(split, number) for number, (pair, split) in enumerate(PAIRS.items())}
 
@@ -69,11 +71,11 @@ def workspace(root: Path, *, reference: bool = True) -> Workspace:
     return space
 
 
-def settings(*overrides: str) -> config.Config:
-    return config.load(CONFIG, ["train.synthetic_clouds=0.5", "train.epochs=3", *overrides])[0]
+def settings(*overrides: str) -> source.Config:
+    return source.load(CONFIG, ["train.synthetic_clouds=0.5", "train.epochs=3", *overrides])[0]
 
 
-def weights(space: Workspace) -> bytes:
+def weights(space: RunFolder) -> bytes:
     return space.newest_checkpoint().read_bytes()
 
 
@@ -81,13 +83,13 @@ class Ranks:
     """A training by several processes, as a launcher would start them but without one that looks after them."""
 
     def __init__(
-        self, space: Workspace, size: int, *overrides: str, own: dict[int, dict] | None = None, program=CLOUDJOB
+        self, space: RunFolder, size: int, *overrides: str, own: dict[int, dict] | None = None, program=CLOUDJOB
     ):
         """`own`: environment variables of single ranks."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        (space.root / "config.yaml").write_text(config.dump(settings(*overrides)))
+        (space.root / "config.yaml").write_text(source.dump(settings(*overrides)))
         self.said = space.root.parent / f"said-{port}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
         self.processes = []
@@ -126,7 +128,7 @@ class Ranks:
             time.sleep(0.002)
 
 
-def last_seen(space: Workspace) -> int:
+def last_seen(space: RunFolder) -> int:
     """How far the metrics have come."""
     found = logs.rows(space.metrics)
     return found[-1]["seen"] if found else 0

@@ -12,7 +12,8 @@ import rasterio
 from affine import Affine
 
 from cloudjob.archive.rasters import centre, clear_classes, product_from_raster, read_bands, read_raster
-from cloudjob.archive.safe import sun_position, tile_centre, tile_corner, write_product
+from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
+from cloudjob.archive.safe import write_product
 from cloudjob.archive.synthetic import Acquisition, acquire, overcast
 from cloudjob.errors import ConfigError
 

@@ -10,10 +10,12 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform as warp_points
 from scipy import ndimage
 
-from cloudjob.archive.safe import pool, sun_position, write_product
+from cloudjob.archive.safe import pool, write_product
+from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.errors import ConfigError, CorruptFileError
-from cloudjob.sentinel2.product import ProductName
-from cloudjob.sentinel2.radiometry import BANDS, reflectance, to_convention
+from cloudjob.names import ProductName
+from cloudjob.pixels import BANDS
+from cloudjob.sentinel2.radiometry import reflectance, to_convention
 
 _CLASSES = ((2, 3), (3, 10), (1, 9))  # house mask class and its class in the SCL, the later one wins
 _CLOUD_PROBABILITY = {8: 60, 9: 95, 10: 25}

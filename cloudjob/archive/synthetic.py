@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 import numpy as np
 from scipy import fft, ndimage
 
-from cloudjob.archive.safe import pool, sun_position, tile_centre
+from cloudjob.archive.safe import pool
+from cloudjob.sentinel2.geometry import sun_position, tile_centre
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
 # Reflectance in B04, B03, B02, B08, B11 (factors on the brightness for snow, ice and clouds).

@@ -67,7 +67,8 @@ def make_pair(archive: Path, size: int) -> None:
 def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> None:
     from affine import Affine
 
-    from cloudjob.archive.safe import sun_position, tile_centre, tile_corner, write_product
+    from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
+    from cloudjob.archive.safe import write_product
     from cloudjob.archive.synthetic import acquire
 
     places = [acquire(tile=TILE, when=when, size=min(size, _PLACE), seed=11, cloud=share) for share in (0.0, cloud)]

@@ -15,17 +15,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cloudjob.benches import notebook
-from cloudjob.config import TrainConfig
+from cloudjob.config.models import TrainConfig
 from cloudjob.diffusion import networks
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import DiskFullError, ItemError
 from cloudjob.hpc import distributed, machine
 from cloudjob.patches import loader, shards
-from cloudjob.patches.tensors import pinned, to_tensors
+from cloudjob.diffusion.batch import pinned, to_tensors
 from cloudjob.training import logs
 from cloudjob.training.step import Step
-from cloudjob.workspace import Item, Workspace, file_sha256, write_json
+from cloudjob.run.records import Item
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import file_sha256, write_json
 
 SHARDS = {"pair-a": ("train", 32), "pair-b": ("train", 32), "pair-c": ("val", 2)}  # looks at so few are short
 TRIPLETS = sum(count for _, count in SHARDS.values())
@@ -84,7 +86,7 @@ def run(folder: Path, *, window: int = 256, presets: tuple[str, ...] | None = No
 class Bench:
     """The parts of a training, each alone, on the triplets of a run folder."""
 
-    def __init__(self, workspace: Workspace, device: torch.device, rounds: int):
+    def __init__(self, workspace: RunFolder, device: torch.device, rounds: int):
         self.workspace, self.device, self.rounds = workspace, device, rounds
         self.index = json.loads(workspace.shard_index.read_text())
         self.shards = shards.ShardSet(workspace.shard_index.parent, self.index, "train")
@@ -195,7 +197,7 @@ class Bench:
         settings = {"preset": preset, "precision": best["precision"], "batch_size": batch}
         settings |= {"micro_batch": best["batch"], "samples": batch * steps * 100, "log_s": 1.0}
         settings |= {"threads": 1, "loader_threads": 1, "log_s": 0.001} if self.device.type == "cpu" else {}
-        space = Workspace(self.workspace.root)
+        space = RunFolder(self.workspace.root)
         shutil.rmtree(space.root / "train", ignore_errors=True)
         shutil.rmtree(space.root / "records" / "train", ignore_errors=True)
         options = [part for key, value in settings.items() for part in ("--set", f"train.{key}={value}")]
@@ -213,7 +215,7 @@ class Bench:
         }
 
 
-def _rows_of(command: list[str], space: Workspace, seen: int) -> list[dict]:
+def _rows_of(command: list[str], space: RunFolder, seen: int) -> list[dict]:
     """The metrics of a training until it has seen so many samples; then it is asked to stop."""
     rows, stop, said = [], space.root / "STOP", space.root / "train.log"
     here = {"env": os.environ | {"CLOUDJOB_STOP_FILE": str(stop)}}
@@ -232,9 +234,9 @@ def _rows_of(command: list[str], space: Workspace, seen: int) -> list[dict]:
     return rows
 
 
-def make_run(work: Path, window: int, preset: str) -> Workspace:
+def make_run(work: Path, window: int, preset: str) -> RunFolder:
     """A run folder as the stage shard leaves it: smooth ground of random shape, under a cloud of random place."""
-    space, files, results = Workspace(work / "run"), [], []
+    space, files, results = RunFolder(work / "run"), [], []
     config = {
         "search": {
             "polygon": [[-180, -80], [-180, 80], [180, 80], [180, -80], [-180, -80]],

@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 # --- where things are ------------------------------------------------------------------------------------------
 def _load(arguments) -> tuple:
     """(configuration, run folder, source of its values); a run folder holds its own config.yaml."""
-    from cloudjob import config
+    from cloudjob.config import source
 
     path, run_dir = arguments.config, getattr(arguments, "run_dir", None)
     if path.is_dir():
@@ -178,16 +178,17 @@ def _load(arguments) -> tuple:
     overrides = list(arguments.set)
     if getattr(arguments, "init_from", None):
         overrides.append(f"train.init_from={json.dumps(str(arguments.init_from.resolve()))}")
-    loaded, source = config.load(path, overrides)
+    loaded, source = source.load(path, overrides)
     return loaded, run_dir or Path("runs") / path.stem, source
 
 
 def _workspace(root: Path, arguments):
-    from cloudjob.workspace import Workspace
+    from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
 
-    workspace = Workspace(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
-    workspace.say, workspace.progress = _say, _progress
-    return workspace
+    folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
+    folder.say, folder.progress = _say, _progress
+    return folder
 
 
 def _module(stage: str):
@@ -244,51 +245,51 @@ def _stage(arguments) -> int:
 
 
 def _execute(stages: list[str], arguments, *, sweep: bool) -> int:
-    from cloudjob import config as configuration
+    from cloudjob.config import source as configuration
     from cloudjob.hpc import stop
-    from cloudjob.workspace import write_text
+    from cloudjob.files import write_text
 
     config, root, _ = _load(arguments)
-    workspace = _workspace(root, arguments)
+    folder = _workspace(root, arguments)
     if arguments.dry_run:
-        return _print_plan(config, workspace, stages, as_json=False)
+        return _print_plan(config, folder, stages, as_json=False)
     if getattr(arguments, "index", None) is not None:
-        workspace.only = [_nth(_module(stages[0]).items(config, workspace), arguments.index, stages[0])]
+        folder.only = [_nth(_module(stages[0]).items(config, folder), arguments.index, stages[0])]
     stop.install(Path(os.environ.get("CLOUDJOB_STOP_FILE", root / "STOP")))  # each job of SLURM has one of its own
-    workspace.stop_requested = stop.requested
+    folder.stop_requested = stop.requested
     if _first_rank():
         _say(f"cloudjob {__version__}: {' '.join(stages)} in {root}")
         if sweep:
-            workspace.sweep()
-        write_text(workspace.config, configuration.dump(config))
+            folder.sweep()
+        write_text(folder.config, configuration.dump(config))
     else:
-        workspace.say = workspace.progress = lambda *line: None
-    with _data_space(config, workspace, stages) as config:
+        folder.say = folder.progress = lambda *line: None
+    with _data_space(config, folder, stages) as config:
         for stage in stages:
-            summary = _module(stage).run(config, workspace)
-            workspace.say(summary.line())
+            summary = _module(stage).run(config, folder)
+            folder.say(summary.line())
             if summary.output and _first_rank():
                 print(summary.output, flush=True)
             for item, why in summary.rejected.items():
-                workspace.say(f"  rejected {item}: {why}")
+                folder.say(f"  rejected {item}: {why}")
             for item, why in summary.failed.items():
-                workspace.say(f"  failed {item}: {why}")
+                folder.say(f"  failed {item}: {why}")
             if summary.failed:
-                workspace.say(f"cloudjob: {stage} has failed items; run the same command again to try them once more")
+                folder.say(f"cloudjob: {stage} has failed items; run the same command again to try them once more")
                 return 4
     return 0
 
 
 @contextlib.contextmanager
-def _data_space(config, workspace, stages: list[str]):
+def _data_space(config, folder, stages: list[str]):
     """With an embedded archive: makes it where it is missing, and serves it while stages need the network."""
-    if config.archive is None or not _network_needed(config, workspace, stages):
+    if config.archive is None or not _network_needed(config, folder, stages):
         yield config
         return
     from cloudjob.archive.server import ArchiveServer
 
-    folder = config.archive.path or workspace.archive
-    _make_archive(config, folder, workspace)
+    folder = config.archive.path or folder.archive
+    _make_archive(config, folder, folder)
     with ArchiveServer(folder) as server:
         here = config.copernicus.model_copy(
             update={
@@ -303,20 +304,20 @@ def _data_space(config, workspace, stages: list[str]):
         yield config.model_copy(update={"copernicus": here})
 
 
-def _network_needed(config, workspace, stages: list[str]) -> bool:
+def _network_needed(config, folder, stages: list[str]) -> bool:
     try:
         items = [
             item
             for stage in ("search", "preview", "download")
             if stage in stages
-            for item in _module(stage).items(config, workspace)
+            for item in _module(stage).items(config, folder)
         ]
     except InputError:
         return True
-    return bool(items) and (workspace.force or any(workspace.why(item) for item in items))
+    return bool(items) and (folder.force or any(records.why(folder, item) for item in items))
 
 
-def _make_archive(config, folder: Path, workspace) -> list[str]:
+def _make_archive(config, folder: Path, folder) -> list[str]:
     from cloudjob.archive import make
 
     begun, products = time.monotonic(), []
@@ -326,7 +327,7 @@ def _make_archive(config, folder: Path, workspace) -> list[str]:
         products += make.make_from_rasters(folder, pairs=[dict(pair) for pair in config.archive.rasters])
     if config.archive.places:
         products += make.make_from_places(folder, places=[dict(place) for place in config.archive.places])
-    workspace.say(f"archive: {len(products)} products in {folder}, {time.monotonic() - begun:.1f} s")
+    folder.say(f"archive: {len(products)} products in {folder}, {time.monotonic() - begun:.1f} s")
     return products
 
 
@@ -334,8 +335,8 @@ def _archive_make(arguments) -> None:
     config, root, _ = _load(arguments)
     if config.archive is None:
         raise ConfigError(f"{arguments.config}: has no section archive, so there is nothing to make")
-    workspace = _workspace(root, arguments)
-    for product in _make_archive(config, config.archive.path or workspace.archive, workspace):
+    folder = _workspace(root, arguments)
+    for product in _make_archive(config, config.archive.path or folder.archive, folder):
         print(product)
 
 
@@ -351,12 +352,12 @@ def _archive_serve(arguments) -> None:
 
 
 # --- what is done ----------------------------------------------------------------------------------------------
-def _overview(config, workspace, stages) -> list[dict]:
+def _overview(config, folder, stages) -> list[dict]:
     """One row a stage: its items with state and reason, or what it waits for."""
     rows, waits = [], None
     for stage in stages:
         try:
-            items = _module(stage).items(config, workspace) if waits is None else []
+            items = _module(stage).items(config, folder) if waits is None else []
         except InputError as error:
             waits = str(error)
         if waits is not None:
@@ -364,17 +365,17 @@ def _overview(config, workspace, stages) -> list[dict]:
             continue
         states = []
         for item in items:
-            why, record = workspace.why(item), workspace.record(stage, item.name)
+            why, record = records.why(folder, item), records.record(folder, stage, item.name)
             state = record["status"] if why is None else "failed" if why.startswith("failed") else "missing"
             states.append({"item": item.name, "state": state, "why": why})
         rows.append({"stage": stage, "waits": None, "items": states})
     return rows
 
 
-def _print_plan(config, workspace, stages, *, as_json: bool) -> int:
-    rows = _overview(config, workspace, stages)
+def _print_plan(config, folder, stages, *, as_json: bool) -> int:
+    rows = _overview(config, folder, stages)
     if as_json:
-        print(json.dumps({"run": str(workspace.root), "stages": rows}, indent=1))
+        print(json.dumps({"run": str(folder.root), "stages": rows}, indent=1))
         return 0
     for row in rows:
         if row["waits"]:
@@ -402,9 +403,9 @@ def _status(arguments) -> int:
     from cloudjob.hpc import queue
 
     config, root, _ = _load(arguments)
-    workspace = _workspace(root, arguments)
-    rows = _overview(config, workspace, STAGES)
-    training, jobs = _training(workspace), queue.unfinished(workspace.jobs)
+    folder = _workspace(root, arguments)
+    rows = _overview(config, folder, STAGES)
+    training, jobs = _training(folder), queue.unfinished(folder.jobs)
     if arguments.json:
         document = {"run": str(root), "stages": rows, "training": training, "jobs": [asdict(job) for job in jobs]}
         print(json.dumps(document, indent=1))
@@ -436,12 +437,12 @@ def _again(row: dict, root: Path, *, done: int, failed: bool) -> str:
     return f"cloudjob {row['stage']} {root}" if failed else ""
 
 
-def _training(workspace) -> dict | None:
+def _training(folder) -> dict | None:
     """Last line of the metrics: how far the training is, how fast, when it should end, its last sign of life."""
-    from cloudjob.workspace import read_jsonl
+    from cloudjob.files import read_jsonl
 
     try:
-        last = read_jsonl(workspace.metrics)[-1]
+        last = read_jsonl(folder.metrics)[-1]
     except (FileNotFoundError, IndexError, json.JSONDecodeError):
         return None
     left = last["total"] - last["seen"]
@@ -458,11 +459,11 @@ def _training(workspace) -> dict | None:
 
 def _items(arguments) -> None:
     config, root, _ = _load(arguments)
-    workspace = _workspace(root, arguments)
-    items = _module(arguments.stage).items(config, workspace)
+    folder = _workspace(root, arguments)
+    items = _module(arguments.stage).items(config, folder)
     chosen = []
     for index, item in enumerate(items):
-        why = workspace.why(item) if arguments.missing or arguments.failed else ""
+        why = records.why(folder, item) if arguments.missing or arguments.failed else ""
         if why is None or (arguments.failed and not why.startswith("failed")):
             continue
         chosen.append((index, item.name))
@@ -492,7 +493,7 @@ def _nth(items: list, index: int, stage: str) -> str:
 
 # --- configuration and networks --------------------------------------------------------------------------------
 def _config(arguments) -> None:
-    from cloudjob import config as configuration
+    from cloudjob.config import source as configuration
 
     if arguments.action == "schema":
         print(json.dumps(configuration.Config.model_json_schema(), indent=1))
@@ -546,21 +547,21 @@ def _compare(arguments) -> int:
 
     comparison = variants.load(arguments.config)
     root = arguments.run_dir or Path("runs") / arguments.config.stem
-    workspace = _workspace(root, arguments)
-    workspace.only = comparison.choose(arguments.only, arguments.index)
+    folder = _workspace(root, arguments)
+    folder.only = comparison.choose(arguments.only, arguments.index)
     if arguments.dry_run:
-        for name, why in runs.plan(comparison, workspace).items():
+        for name, why in runs.plan(comparison, folder).items():
             print(f"{name:20} {f'would run: {why}' if why else 'done'}")
         return 0
     stop.install(root / "STOP")
-    workspace.stop_requested = stop.requested
-    workspace.sweep()
-    summary = runs.run(comparison, workspace)
+    folder.stop_requested = stop.requested
+    folder.sweep()
+    summary = runs.run(comparison, folder)
     _say(summary.line())
     for name, why in summary.failed.items():
         _say(f"  failed {name}: {why}")
     if variants.BASE not in summary.failed:
-        document = results.write(comparison, workspace)
+        document = results.write(comparison, folder)
         print(json.dumps(document, indent=1) if arguments.json else results.table(document))
     return 4 if summary.failed else 0
 

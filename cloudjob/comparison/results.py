@@ -5,33 +5,35 @@ from pathlib import Path
 
 from cloudjob.comparison import runs
 from cloudjob.comparison.variants import Comparison
-from cloudjob.workspace import Workspace, atomic, write_json, write_text
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import atomic, write_json, write_text
 
 COLUMNS = ("variant", "method", "PSNR dB", "95 %", "SSIM", "MAE", "texture", "PSNR dB, clear")
 TRAINING = ("samples", "training s", "parameters")
 _NEAR = 6  # dB beyond the variants within which a baseline has its line in the figure; else it is only named
 
 
-def write(comparison: Comparison, workspace: Workspace) -> dict:
+def write(comparison: Comparison, folder: RunFolder) -> dict:
     """Writes comparison.json, .md and .png over the finished variants, and returns the document."""
-    document = gather(comparison, workspace)
-    write_json(workspace.root / "comparison.json", document)
-    write_text(workspace.root / "comparison.md", table(document))
+    document = gather(comparison, folder)
+    write_json(folder.root / "comparison.json", document)
+    write_text(folder.root / "comparison.md", table(document))
     if _points(document):
-        with atomic(workspace.root / "comparison.png") as temporary:
+        with atomic(folder.root / "comparison.png") as temporary:
             figure(document, temporary)
     return document
 
 
-def gather(comparison: Comparison, workspace: Workspace) -> dict:
+def gather(comparison: Comparison, folder: RunFolder) -> dict:
     """{"definitions", "variants": those that are finished, "baselines", "missing": name -> why}. Scores are those of
     the split that each run puts first: method -> pixels -> measure -> value."""
     variants, baselines, definitions, missing = [], [], "", {}
-    for name, item in runs.items(comparison, workspace).items():
-        if why := workspace.why(item):
+    for name, item in runs.items(comparison, folder).items():
+        if why := records.why(folder, item):
             missing[name] = why
             continue
-        summary = json.loads((workspace.root / name / "evaluation" / "summary.json").read_text())
+        summary = json.loads((folder.root / name / "evaluation" / "summary.json").read_text())
         scores, definitions = summary["scores"][summary["headline_split"]], summary["definitions"]
         variant = comparison.variants[name]
         variants.append(
@@ -40,7 +42,7 @@ def gather(comparison: Comparison, workspace: Workspace) -> dict:
                 "from": variant.source,
                 "overrides": variant.overrides,
                 "split": summary["headline_split"],
-                "training": workspace.record(runs.STAGE, name)["result"],
+                "training": records.record(folder, runs.STAGE, name)["result"],
                 "scores": {method: pixels for method, pixels in scores.items() if method.startswith("ours")},
             }
         )

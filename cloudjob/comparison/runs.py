@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,10 @@ from pathlib import Path
 
 from cloudjob.comparison.variants import BASE, Comparison, Variant
 from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob, ItemError
-from cloudjob.workspace import Item, Summary, Workspace, atomic, file_sha256, read_jsonl, write_bytes
+from cloudjob.run import records
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import link, file_sha256, read_jsonl, write_bytes
 
 STAGE = "compare"
 DATA = ("search", "preview", "pair", "review", "download")
@@ -22,12 +24,12 @@ def base_item(comparison: Comparison) -> Item:
     return Item(STAGE, BASE, comparison.config.section("archive", "search", "masks", "pair", "shard"), {})
 
 
-def items(comparison: Comparison, workspace: Workspace) -> dict[str, Item]:
+def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:
     """One item a variant. InputError while the data of the base are not complete."""
-    if why := workspace.why(base_item(comparison)):
-        again = _command(comparison, workspace, BASE)
+    if why := records.why(folder, base_item(comparison)):
+        again = _command(comparison, folder, BASE)
         raise InputError(f"the data that all variants share are not complete ({why}). Run: {again}")
-    base = _run(workspace, BASE)
+    base = _run(folder, BASE)
     inputs = {path.name: file_sha256(path) for path in (base.shard_index, base.pairs, base.decisions)}
     found = {}
     for variant in comparison.variants.values():
@@ -36,60 +38,60 @@ def items(comparison: Comparison, workspace: Workspace) -> dict[str, Item]:
     return found
 
 
-def run(comparison: Comparison, workspace: Workspace) -> Summary:
-    """Makes what is missing of the variants in `workspace.only` (all when empty). The data are made only with all
+def run(comparison: Comparison, folder: RunFolder) -> Summary:
+    """Makes what is missing of the variants in `folder.only` (all when empty). The data are made only with all
     variants or when asked for by name, so that no two tasks of an array make them at once."""
-    chosen, workspace.only = workspace.only, []
+    chosen, folder.only = folder.only, []
     if not chosen or BASE in chosen:
-        workspace.record_path(STAGE, BASE).unlink(missing_ok=True)  # not complete until it has been looked through
-        summary = workspace.work(STAGE, [base_item(comparison)], lambda item: _make_base(comparison, workspace))
+        records.path(folder, STAGE, BASE).unlink(missing_ok=True)  # not complete until it has been looked through
+        summary = records.work(folder, STAGE, [base_item(comparison)], lambda item: _make_base(comparison, folder))
         if summary.failed or chosen == [BASE]:
             return summary
-    every = items(comparison, workspace)
+    every = items(comparison, folder)
     wanted = [variant for variant in comparison.variants.values() if not chosen or variant.name in chosen]
     wanted.sort(key=lambda variant: variant.source is not None)  # those that train first
 
     def make(item: Item):
         variant = comparison.variants[item.name]
-        if variant.source and workspace.why(every[variant.source]):
+        if variant.source and records.why(folder, every[variant.source]):
             waits = f"takes the network of {variant.source}, which is not finished"
             if comparison.variants[variant.source] in wanted:  # it has just failed; others go on
                 raise ItemError(waits)
-            raise InputError(f"{item.name} {waits}. Run: {_command(comparison, workspace, variant.source)}")
-        return _make(comparison, workspace, variant)
+            raise InputError(f"{item.name} {waits}. Run: {_command(comparison, folder, variant.source)}")
+        return _make(comparison, folder, variant)
 
-    return workspace.work(STAGE, [every[variant.name] for variant in wanted], make)
+    return records.work(folder, STAGE, [every[variant.name] for variant in wanted], make)
 
 
-def plan(comparison: Comparison, workspace: Workspace) -> dict[str, str | None]:
-    """Name -> why it would be made, None where it is done; of those in `workspace.only`. Touches nothing."""
-    why = workspace.why(base_item(comparison))
+def plan(comparison: Comparison, folder: RunFolder) -> dict[str, str | None]:
+    """Name -> why it would be made, None where it is done; of those in `folder.only`. Touches nothing."""
+    why = records.why(folder, base_item(comparison))
     if why:
         rest = dict.fromkeys(comparison.variants, f"waits for {BASE}")
     else:
-        rest = {name: workspace.why(item) for name, item in items(comparison, workspace).items()}
-    return {name: why for name, why in ({BASE: why} | rest).items() if not workspace.only or name in workspace.only}
+        rest = {name: records.why(folder, item) for name, item in items(comparison, folder).items()}
+    return {name: why for name, why in ({BASE: why} | rest).items() if not folder.only or name in folder.only}
 
 
-def _command(comparison: Comparison, workspace: Workspace, name: str) -> str:
-    return f"cloudjob compare {comparison.file} --run-dir {workspace.root} --only {name}"
+def _command(comparison: Comparison, folder: RunFolder, name: str) -> str:
+    return f"cloudjob compare {comparison.file} --run-dir {folder.root} --only {name}"
 
 
-def _run(workspace: Workspace, name: str) -> Workspace:
-    return Workspace(workspace.root / name)
+def _run(folder: RunFolder, name: str) -> RunFolder:
+    return RunFolder(folder.root / name)
 
 
-def _make_base(comparison: Comparison, workspace: Workspace):
-    base = _run(workspace, BASE)
-    code = _cloudjob(workspace, "run", comparison.base, base.root, comparison.common, "--until", "shard")
+def _make_base(comparison: Comparison, folder: RunFolder):
+    base = _run(folder, BASE)
+    code = _cloudjob(folder, "run", comparison.base, base.root, comparison.common, "--until", "shard")
     if code:
         kind = {2: ConfigError, 3: InputError, 4: ItemError}.get(code, CloudjobError)
         raise kind(f"{BASE}: cloudjob run --until shard ended with {code}, for what it says above")
     return [base.shard_index], None
 
 
-def _make(comparison: Comparison, workspace: Workspace, variant: Variant):
-    target, origin, shared = _run(workspace, variant.name), _run(workspace, variant.source or BASE), DATA
+def _make(comparison: Comparison, folder: RunFolder, variant: Variant):
+    target, origin, shared = _run(folder, variant.name), _run(folder, variant.source or BASE), DATA
     if variant.source:
         shared += ("shard", "train")
     elif variant.config.section(*_SHARDS) == comparison.config.section(*_SHARDS):
@@ -98,12 +100,12 @@ def _make(comparison: Comparison, workspace: Workspace, variant: Variant):
     triplets = variant.config.evaluate.of == "triplets"
     chain = [("run", "--from", "shard", "--until", "train"), ("evaluate",)]
     for verb, *limits in chain if triplets else [("run", "--from", "shard", "--until", "evaluate")]:
-        if code := _cloudjob(workspace, verb, comparison.base, target.root, variant.overrides, *limits):
+        if code := _cloudjob(folder, verb, comparison.base, target.root, variant.overrides, *limits):
             raise ItemError(f"cloudjob {verb} ended with {code}, for what it says above")
-    return [target.evaluation, target.newest_checkpoint()], _training(origin if variant.source else target)
+    return [target.evaluation, checkpoint.newest(target.checkpoints)], _training(origin if variant.source else target)
 
 
-def _share(origin: Workspace, target: Workspace, stages: tuple[str, ...]) -> None:
+def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> None:
     """Gives `target` what these stages made in `origin`: links to the outputs, copies of the small files.
 
     The links are safe because every writer replaces a file and none writes into it; a record comes after its outputs.
@@ -121,21 +123,12 @@ def _share(origin: Workspace, target: Workspace, stages: tuple[str, ...]) -> Non
                 shutil.rmtree(target.checkpoints, ignore_errors=True)  # of another network, perhaps a longer training
             for name in outputs:
                 if not same or not (target.root / name).exists():
-                    _link(origin.root / name, target.root / name)
+                    link(origin.root / name, target.root / name)
             if not same:
                 write_bytes(own, record)
 
 
-def _link(source: Path, target: Path) -> None:
-    with atomic(target) as temporary:
-        temporary.unlink()
-        try:
-            os.link(source, temporary)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, temporary)
-
-
-def _cloudjob(workspace: Workspace, verb: str, path: Path, root: Path, overrides: list[str], *limits: str) -> int:
+def _cloudjob(folder: RunFolder, verb: str, path: Path, root: Path, overrides: list[str], *limits: str) -> int:
     """The exit code of a child `cloudjob`, which prints to standard error. A wish to stop is passed on to it;
     InterruptedJob when it has stopped."""
     settings = [part for text in overrides for part in ("--set", text)]
@@ -145,7 +138,7 @@ def _cloudjob(workspace: Workspace, verb: str, path: Path, root: Path, overrides
         while (code := child.poll()) is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(0.2)
-            if workspace.stop_requested() and not told:
+            if folder.stop_requested() and not told:
                 child.terminate()
                 told = True
     if code == InterruptedJob.exit_code or (code and told):
@@ -153,18 +146,18 @@ def _cloudjob(workspace: Workspace, verb: str, path: Path, root: Path, overrides
     return code
 
 
-def _training(run: Workspace) -> dict:
+def _training(run: RunFolder) -> dict:
     """Samples seen, seconds spent on them (over all its sessions) and parameters of a trained network."""
-    from cloudjob.hpc import checkpoint
+    from cloudjob.diffusion import checkpoint
 
     seconds, before = 0.0, 0
     for row in read_jsonl(run.metrics):
         if row["samples_per_s"]:
             seconds += (row["seen"] - before) / row["samples_per_s"]
         before = row["seen"]
-    weights = checkpoint.load(run.newest_checkpoint())["model"].values()
+    weights = checkpoint.load(checkpoint.newest(run.checkpoints))["model"].values()
     return {
-        "samples": run.record("train", "run")["result"]["seen"],
+        "samples": records.record(run, "train", "run")["result"]["seen"],
         "seconds": round(seconds, 1),
         "parameters": sum(weight.numel() for weight in weights),
     }

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloudjob import config
-from cloudjob.config import Config, Source
+from cloudjob.config import source
+from cloudjob.config.models import Config
+from cloudjob.config.source import Source
 from cloudjob.errors import ConfigError
 
 BASE = "base"  # the run folder of the data that all variants share
@@ -53,7 +54,7 @@ class Comparison:
 
 def load(path: Path) -> Comparison:
     """The comparison in a YAML file. ConfigError names every mistake of the file, then every one of the variants."""
-    data, lines = config.read(path)
+    data, lines = source.read(path)
     source = Source(path, lines, {})
     mistakes = [f"{source.where(key)}  {'.'.join(key)}: {text}" for key, text in _mistakes(data)]
     if mistakes:
@@ -61,14 +62,14 @@ def load(path: Path) -> Comparison:
     base = path.parent / data["base"]
     common = [f"train.samples={data['samples']}"] if "samples" in data else []
     common += _as_set(data.get("common") or {})
-    loaded, _ = config.load(base, common)
+    loaded, _ = source.load(base, common)
     given = {str(name): overrides or {} for name, overrides in data["variants"].items()}
     variants = {}
     for name in given:
         chain = _chain(name, given)
         overrides = common + [text for link in reversed(chain) for text in _as_set(given[link])]
         try:
-            variant, _ = config.load(base, overrides)
+            variant, _ = source.load(base, overrides)
         except ConfigError as error:
             mistakes += [
                 f"{source.where(('variants', name))}  variants.{name}: {line}" for line in str(error).split("\n")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloudjob.sentinel2.radiometry import OFFSET, SCALE
+from cloudjob.pixels import OFFSET, SCALE
 
 
 def pinned(shape: tuple[int, ...], dtype) -> np.ndarray:

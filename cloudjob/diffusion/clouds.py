@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
-from cloudjob.diffusion.conditions import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN, turn
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.diffusion.batch import turn
 
 _REACH = 16  # pixels from which on a distance no longer matters
 _OCTAVES = (64, 32, 16, 8, 4, 2)  # wavelengths of a cloud's texture in pixels

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 BANDS = 4
-CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA = 0, 1, 2, 3, 4, 255
 
 _CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
 _DAYS, _ELEVATION = 15.0, 30.0  # days and degrees that count as 1

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from cloudjob.diffusion.conditions import CLEAR, NO_DATA, UNKNOWN
+from cloudjob.pixels import CLEAR, NO_DATA, UNKNOWN
 
 
 def pixel_weights(mask: Tensor, clean_valid: Tensor, *, clear_weight: float) -> Tensor:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cloudjob.diffusion.conditions import CLEAR, NO_DATA, Conditions
+from cloudjob.pixels import CLEAR, NO_DATA
+from cloudjob.diffusion.conditions import Conditions
 from cloudjob.diffusion.noise import normals, uniforms
 from cloudjob.diffusion.samplers import SAMPLERS, Noise, Path
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from torch import Tensor, nn
 
 from cloudjob.diffusion import clouds, losses, networks
-from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation, turn
+from cloudjob.diffusion.conditions import CONDITION_CHANNELS, Conditions, NOTEBOOK_2025, Normalisation
+from cloudjob.diffusion.batch import turn
 from cloudjob.diffusion.ddpm import Ddpm
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise

@@ -20,7 +20,7 @@ import hdf5plugin
 import numpy as np
 
 from cloudjob.errors import CorruptFileError, ItemError
-from cloudjob.sentinel2.radiometry import BANDS, NO_DATA, OFFSET, SCALE
+from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
 
 SCHEMA_VERSION = 1
 COMPRESSIONS = {
@@ -170,7 +170,7 @@ def _sums(clear: np.ndarray) -> np.ndarray:
     """Per band of the thinned (4, n, n) uint16 DN: how many have data, their sum, the sum of their squares."""
     values = clear[:, ::_THIN, ::_THIN].reshape(len(BANDS), -1).astype(np.float64)
     squares = np.einsum("bp,bp->b", values, values)
-    return np.stack([np.count_nonzero(values != NO_DATA, axis=1), values.sum(1), squares]).astype(np.int64)
+    return np.stack([np.count_nonzero(values != EMPTY_DN, axis=1), values.sum(1), squares]).astype(np.int64)
 
 
 def normalisation(parts: list[dict]) -> dict:

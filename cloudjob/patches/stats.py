@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from cloudjob.patches.shards import ShardSet, columns
-from cloudjob.sentinel2.radiometry import BANDS, NO_DATA, reflectance
+from cloudjob.pixels import BANDS, EMPTY_DN
+from cloudjob.sentinel2.radiometry import reflectance
 from cloudjob.sentinel2.render import encode_png, outlines, side_by_side, true_colour
 
 CLOUD_EDGES = np.linspace(0, 1, 21)  # of the cloud fraction
@@ -45,7 +46,7 @@ def _pixels(folder: Path, index: dict) -> tuple[dict, dict]:
     for sample in spread(folder, index, _LOOKED_AT):
         classes += np.bincount(sample["mask"].ravel(), minlength=256)
         for counts, band in zip(light, sample["clear"], strict=True):
-            counts += np.histogram(reflectance(band[band != NO_DATA]), LIGHT_EDGES)[0]
+            counts += np.histogram(reflectance(band[band != EMPTY_DN]), LIGHT_EDGES)[0]
     light /= np.maximum(light.sum(1, keepdims=True), 1)
     shares = {name: round(float(classes[value] / max(classes.sum(), 1)), 5) for value, name in CLASSES.items()}
     return {band: values.round(5).tolist() for band, values in zip(BANDS, light, strict=True)}, shares

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 
-from cloudjob.sentinel2.grid import strip_sums
-from cloudjob.sentinel2.masks import CIRRUS, CLEAR, CLOUD, NO_DATA, any_of
+from cloudjob.sentinel2.sums import strip_sums
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA
+from cloudjob.sentinel2.masks import any_of
 
 # What the 2025 notebook asked of a window of the scene classification: the share of 8, 9 and 10, and nothing else.
 NOTEBOOK_2025 = {"stride": 64, "clouds": (8, 9, 10), "cloud": (0.05, 0.30), "target_max_cloud": 1.0, "max_no_data": 1.0}

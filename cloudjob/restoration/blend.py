@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from cloudjob.sentinel2.grid import Tile, taper
+from cloudjob.restoration.tiles import Tile, taper
 
 
 def mosaic(

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform_geom
 
 from cloudjob.errors import CorruptFileError
-from cloudjob.sentinel2.radiometry import BANDS, NO_DATA, OFFSET, SCALE
+from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
 from cloudjob.sentinel2.render import encode_png, true_colour
 
 FLAGS = {0: "observed", 1: "reconstructed", 2: "blended_edge", 255: "no_data"}
@@ -62,7 +62,7 @@ def write_h5(path: Path, scene: Restored) -> None:
             file,
             "reflectance",
             scene.reflectance,
-            NO_DATA,
+            EMPTY_DN,
             {**scaled, "add_offset": OFFSET, "long_name": "surface reflectance"},
         )
         _layer(file, "reconstructed", scene.reconstructed, None, {
@@ -120,7 +120,7 @@ def write_cog(path: Path, scene: Restored) -> None:
         "count": 4,
         "height": height,
         "width": width,
-        "nodata": NO_DATA,
+        "nodata": EMPTY_DN,
     }
     with rasterio.MemoryFile() as memory:
         with memory.open(**profile, crs=scene.crs, transform=scene.transform) as target:
@@ -170,7 +170,7 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
             "roles": roles,
             "file:size": len(content),
             "file:checksum": "1220" + hashlib.sha256(content).hexdigest(),
-        } | ({"bands": bands, "data_type": "uint16", "nodata": NO_DATA} if key != "png" else {})
+        } | ({"bands": bands, "data_type": "uint16", "nodata": EMPTY_DN} if key != "png" else {})
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",

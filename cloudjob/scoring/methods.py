@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cloudjob.diffusion import baselines, ensembles, metrics, noise
-from cloudjob.diffusion.conditions import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW
+from cloudjob.scoring import baselines, ensembles, metrics
+from cloudjob.diffusion import noise
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW
 from cloudjob.diffusion.processes import Regression
 from cloudjob.diffusion.recipe import Recipe
 

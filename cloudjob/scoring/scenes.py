@@ -3,36 +3,38 @@
 import json
 import os
 
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.scoring.tables import DEFINITIONS, METHODS, PIXELS, best_first, finite, picture, table
-from cloudjob.workspace import Item, Summary, Workspace, write_json, write_jsonl
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import write_json, write_jsonl
 
 STAGE = "evaluate"
 NO_TRUTH = "none, the clear date was shown to the model"
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, workspace: RunFolder) -> list[Item]:
     found = []
-    for pair in workspace.accepted_pairs():
-        inputs = {"output": workspace.output_digest("infer", pair["cloudy"]), "pair": pair["version"]}
+    for pair in decisions.accepted_pairs(workspace):
+        inputs = {"output": records.output_digest(workspace, "infer", pair["cloudy"]), "pair": pair["version"]}
         for role in ("clear", "reference"):
             if pair[role]:
-                inputs[role] = workspace.output_digest("download", pair[role])
+                inputs[role] = records.output_digest(workspace, "download", pair[role])
         settings = config.section("masks") | {"preview_gain": config.infer.preview_gain}
         settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs))
     return found
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, workspace: RunFolder) -> Summary:
     every = items(config, workspace)
-    workspace.require("infer", [item.name for item in workspace.wanted(every)], reader=STAGE)
-    pairs = {pair["cloudy"]: pair for pair in workspace.accepted_pairs()}
-    summary = workspace.work(STAGE, every, lambda item: _score(config, workspace, pairs[item.name]))
-    if summary.failed or any(workspace.why(item) for item in every):
+    records.require(workspace, "infer", [item.name for item in records.wanted(workspace, every)], reader=STAGE)
+    pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(workspace)}
+    summary = records.work(workspace, STAGE, every, lambda item: _score(config, workspace, pairs[item.name]))
+    if summary.failed or any(records.why(workspace, item) for item in every):
         return summary
     splits = _splits(workspace)
-    results = zip(every, workspace.results(every), strict=True)
+    results = zip(every, records.results(workspace, every), strict=True)
     rows = [{"product": item.name, "split": splits[item.name], **row} for item, result in results for row in result]
     write_jsonl(workspace.scores, rows)
     pooled = {split: _pool([row for row in rows if row["split"] == split]) for split in sorted(set(splits.values()))}
@@ -60,18 +62,19 @@ def _mean_seams(seams: list[dict]) -> dict:
     return {key: round(sum(seam[key] for seam in known) / len(known), 4) for key in ("ours", "truth")} if known else {}
 
 
-def _splits(workspace: Workspace) -> dict[str, str]:
+def _splits(workspace: RunFolder) -> dict[str, str]:
     """Product -> the split of its pair; a pair that gave no triplet was not trained on, whatever its tile."""
     splits = json.loads(workspace.shard_index.read_text())["split"]["pairs"]
-    return {pair["cloudy"]: splits[pair["pair"]] for pair in workspace.accepted_pairs()}
+    return {pair["cloudy"]: splits[pair["pair"]] for pair in decisions.accepted_pairs(workspace)}
 
 
-def _score(config: Config, workspace: Workspace, pair: dict):
+def _score(config: Config, workspace: RunFolder, pair: dict):
     import numpy as np
     import rasterio
 
-    from cloudjob.diffusion import baselines, metrics
-    from cloudjob.sentinel2 import masks, output, radiometry
+    from cloudjob.scoring import baselines, metrics
+    from cloudjob.sentinel2 import masks, radiometry
+    from cloudjob.restoration import output
     from cloudjob.sentinel2.scene import open_pair
 
     folders = {role: workspace.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
@@ -115,8 +118,8 @@ def _score(config: Config, workspace: Workspace, pair: dict):
 
 def _seam_index(config: Config, image, pixels) -> float:
     """At the edges of the tiles of infer (see metrics.seam_index)."""
-    from cloudjob.diffusion import metrics
-    from cloudjob.sentinel2.grid import tiles
+    from cloudjob.scoring import metrics
+    from cloudjob.restoration.tiles import tiles
 
     every = tiles(pixels.shape, size=config.infer.tile, overlap=config.infer.overlap)
     rows = {edge for tile in every for edge in (tile.row, tile.row + tile.height)}
@@ -126,7 +129,7 @@ def _seam_index(config: Config, image, pixels) -> float:
 
 def _pool(rows: list[dict]) -> dict:
     """method -> pixels -> scores over all pixels of these scenes (without those where a method could not be had)."""
-    from cloudjob.diffusion import metrics
+    from cloudjob.scoring import metrics
 
     pooled: dict = {}
     for method in METHODS:

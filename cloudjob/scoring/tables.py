@@ -2,8 +2,9 @@
 
 import math
 
-from cloudjob.config import Config
-from cloudjob.workspace import Workspace, write_bytes
+from cloudjob.config.models import Config
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import write_bytes
 
 PIXELS = ("cloud", "clear", "all")
 METHODS = {
@@ -59,7 +60,7 @@ def table(pooled: dict, split: str) -> str:
     return "\n".join(lines)
 
 
-def picture(config: Config, workspace: Workspace, name: str, lines: list[list]):
+def picture(config: Config, workspace: RunFolder, name: str, lines: list[list]):
     """Lines of images (4, H, W) uint16 DN beside each other, as evaluation/<name>.png."""
     from cloudjob.sentinel2.render import contact_sheet, encode_png
 

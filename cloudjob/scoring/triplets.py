@@ -1,19 +1,22 @@
 """Scores of the triplets of the held-out split: an item is a pair; all ways to restore, and how far they are apart."""
 
+from cloudjob.pixels import HIDDEN
 import json
 
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import InputError
 from cloudjob.scoring.tables import DEFINITIONS, METHODS, best_first, finite, picture, table
-from cloudjob.workspace import Item, Summary, Workspace, write_json, write_jsonl
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import write_json, write_jsonl
 
 STAGE = "evaluate"
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, workspace: RunFolder) -> list[Item]:
     """A pair of the held-out split an item."""
     settings = config.section("evaluate") | {"infer": {key: getattr(config.infer, key) for key in ("steps", "sampler")}}
-    model = {"checkpoint": workspace.checkpoint_digest(config.infer.checkpoint)}
+    model = {"checkpoint": records.checkpoint_digest(workspace, config.infer.checkpoint)}
     files = _held_out(workspace)
     share = -(-config.evaluate.triplets // max(len(files), 1))
     return [
@@ -22,7 +25,7 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
     ]
 
 
-def _held_out(workspace: Workspace) -> list[dict]:
+def _held_out(workspace: RunFolder) -> list[dict]:
     """The entries of shards/index.json of the test split; without one those of val, else of train."""
     if not workspace.shard_index.exists():
         raise InputError(f"{workspace.shard_index} is not there yet. Run: cloudjob shard {workspace.root}")
@@ -31,9 +34,9 @@ def _held_out(workspace: Workspace) -> list[dict]:
     return next((chosen for chosen in splits if chosen), [])
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, workspace: RunFolder) -> Summary:
     if config.infer.checkpoint is None:
-        workspace.require("train", ["run"], reader=STAGE)
+        records.require(workspace, "train", ["run"], reader=STAGE)
     every = items(config, workspace)
     model = None
 
@@ -43,10 +46,10 @@ def run(config: Config, workspace: Workspace) -> Summary:
             model = _open(config, workspace)
         return _score_pair(config, workspace, item, *model)
 
-    summary = workspace.work(STAGE, every, make)
-    if summary.failed or any(workspace.why(item) for item in every):
+    summary = records.work(workspace, STAGE, every, make)
+    if summary.failed or any(records.why(workspace, item) for item in every):
         return summary
-    results = workspace.results(every)
+    results = records.results(workspace, every)
     write_jsonl(workspace.scores, [row for result in results for triplet in result["rows"] for row in triplet])
     steps = {f"ours_{n}_step{'s' if n > 1 else ''}": f"one member by {n} sampling steps" for n in config.evaluate.steps}
     document = {"definitions": DEFINITIONS, "methods": METHODS | steps}
@@ -60,14 +63,14 @@ def run(config: Config, workspace: Workspace) -> Summary:
     return summary
 
 
-def _open(config: Config, workspace: Workspace):
+def _open(config: Config, workspace: RunFolder):
     """(Restorer, the factors on the members' deviation), calibrated anew where the checkpoint's do not hold."""
     import torch
 
-    from cloudjob.diffusion import ensembles
-    from cloudjob.diffusion.evaluation import Restorer
+    from cloudjob.scoring import ensembles
+    from cloudjob.scoring.methods import Restorer
     from cloudjob.hpc import distributed
-    from cloudjob.training.trained import open_checkpoint
+    from cloudjob.diffusion.checkpoint import open_checkpoint
 
     settings = config.infer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,10 +84,10 @@ def _open(config: Config, workspace: Workspace):
     return restorer, factors or [1.0] * 4
 
 
-def _calibrate(config: Config, workspace: Workspace, restorer) -> list[float]:
+def _calibrate(config: Config, workspace: RunFolder, restorer) -> list[float]:
     """As train does, on the split that is held out from training and from test."""
     from cloudjob.patches.shards import ShardSet
-    from cloudjob.patches.tensors import to_tensors
+    from cloudjob.diffusion.batch import to_tensors
 
     held_out = ShardSet(workspace.shard_index.parent, json.loads(workspace.shard_index.read_text()), "val")
     if not len(held_out):
@@ -93,11 +96,11 @@ def _calibrate(config: Config, workspace: Workspace, restorer) -> list[float]:
     return restorer.calibrate(batch, config.evaluate.members)["factors"]
 
 
-def _score_pair(config: Config, workspace: Workspace, item: Item, restorer, factors: list[float]):
+def _score_pair(config: Config, workspace: RunFolder, item: Item, restorer, factors: list[float]):
     """Scores of some triplets of a pair, evenly from all of it, and a picture of the first ones."""
     import numpy as np
 
-    from cloudjob.diffusion import evaluation
+    from cloudjob.scoring import methods
     from cloudjob.patches.shards import ShardSet
     from cloudjob.sentinel2.radiometry import digital_number
 
@@ -111,17 +114,17 @@ def _score_pair(config: Config, workspace: Workspace, item: Item, restorer, fact
         found["nearest_clear"] = _as_it_is(arrays["reference"], _facts(workspace, entry))
 
     truth, mask = arrays["truth"], arrays["mask"]
-    hidden = np.isin(mask, evaluation.HIDDEN)
+    hidden = np.isin(mask, HIDDEN)
     known = {"product": item.name, "split": entry["split"], "truth": entry["target"]}
     rows = []
-    for i, triplet in enumerate(evaluation.score(found, truth, mask)):
+    for i, triplet in enumerate(methods.score(found, truth, mask)):
         facts = known | {"triplet": places[i], "cloud": hidden[i].mean()}
         facts |= {name: arrays[name][i] for name in ("sun_elevation", "reference_days")}
         rows.append([finite(facts | row) for row in triplet])
     changed = (digital_number(found["ours"]) != arrays["cloudy"]).any(1)[~hidden].sum()
     result = {"rows": rows, "changed_clear_pixels": int(changed)}
     if every is not None:
-        result["ensemble"] = finite(evaluation.score_members(every, truth, hidden, factors))
+        result["ensemble"] = finite(methods.score_members(every, truth, hidden, factors))
     shown = [name for name in ("cloudy", "ours", "ours_member", "ours_without_reference") if name in found]
     shown = [digital_number(images[:4]) for images in (*(found[name] for name in shown), truth)]
     return [picture(config, workspace, item.name, list(zip(*shown, strict=True)))], result
@@ -131,7 +134,7 @@ def _restored(config: Config, restorer, arrays: dict, numbers: list[int]) -> tup
     """(method -> reflectance (N, 4, n, n), the members) of triplets by all methods; arrays get their `truth`."""
     import torch
 
-    from cloudjob.diffusion import evaluation
+    from cloudjob.scoring import methods
     from cloudjob.sentinel2.radiometry import reflectance
 
     images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", "reference") if name in arrays}
@@ -140,14 +143,14 @@ def _restored(config: Config, restorer, arrays: dict, numbers: list[int]) -> tup
     batch = {name: torch.from_numpy(array).to(restorer.device) for name, array in batch.items()}
     batch["target_days"] = torch.zeros(len(numbers), device=restorer.device)
     members = 1 if restorer.single else config.evaluate.members
-    found, every = evaluation.ways(restorer, batch, numbers, members=members, more_steps=config.evaluate.steps)
-    found |= evaluation.one_date(images["cloudy"], arrays["mask"])
+    found, every = methods.ways(restorer, batch, numbers, members=members, more_steps=config.evaluate.steps)
+    found |= methods.one_date(images["cloudy"], arrays["mask"])
     if "reference" in images:
         found["nearest_matched"] = images["reference"]
     return found, every
 
 
-def _facts(workspace: Workspace, entry: dict) -> dict:
+def _facts(workspace: RunFolder, entry: dict) -> dict:
     """What the shard says of its pair."""
     from cloudjob.patches.shards import columns
 
@@ -176,7 +179,7 @@ _ELEVATIONS = {"sun below 15": (-90, 15), "15 to 25": (15, 25), "above 25 degree
 def _pool(results: list[dict]) -> dict:
     """Scores of all triplets together, with bootstrap intervals over pairs; by cloud fraction and by elevation of the
     sun; differences to ours; and the scores of the ensemble."""
-    from cloudjob.diffusion import metrics
+    from cloudjob.scoring import metrics
 
     rows = [row for result in results for triplet in result["rows"] for row in triplet]
     scores = {}
@@ -220,7 +223,7 @@ def _differences(results: list[dict], scores: dict) -> dict:
     """Method -> PSNR of ours on cloud pixels over that of the method, same triplets, with its bootstrap interval."""
     import numpy as np
 
-    from cloudjob.diffusion import metrics
+    from cloudjob.scoring import metrics
 
     def gain(sums):
         return metrics.pooled_psnr(sums[..., :2]) - metrics.pooled_psnr(sums[..., 2:])

@@ -29,7 +29,8 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from cloudjob.errors import CorruptFileError, ItemError
-from cloudjob.sentinel2.radiometry import NO_DATA, to_convention
+from cloudjob.pixels import EMPTY_DN
+from cloudjob.sentinel2.radiometry import to_convention
 
 _CACHE_BYTES = 16 << 20  # of GDAL, whose own choice is 5 % of the node's memory; a tile takes 2 MB
 _SMALL = 2048 * 2048  # pixels; below, starting processes costs more than they save
@@ -108,14 +109,14 @@ class Band:
 def _means(dn: np.ndarray, step: int) -> np.ndarray:
     padded = np.pad(dn, [(0, -length % step) for length in dn.shape], mode="edge")
     cells = padded.reshape(padded.shape[0] // step, step, padded.shape[1] // step, step)
-    return np.where((cells == NO_DATA).any((1, 3)), NO_DATA, np.rint(cells.mean((1, 3)))).astype(np.uint16)
+    return np.where((cells == EMPTY_DN).any((1, 3)), EMPTY_DN, np.rint(cells.mean((1, 3)))).astype(np.uint16)
 
 
 def _without_smear(dn: np.ndarray) -> np.ndarray:
     """No data also next to no data, where the wavelet has mixed it into the pixels."""
     from scipy.ndimage import minimum_filter
 
-    dn[minimum_filter(dn, 2 * _SMEAR + 1) == NO_DATA] = NO_DATA
+    dn[minimum_filter(dn, 2 * _SMEAR + 1) == EMPTY_DN] = EMPTY_DN
     return dn
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA = 0, 1, 2, 3, 4, 255  # SHADOW is that of clouds, CIRRUS is thin
-HIDDEN = (CLOUD, SHADOW, CIRRUS)
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 # Level-2A algorithm theoretical basis, scene classification
 SCL_NO_DATA, SCL_SATURATED, SCL_UNCLASSIFIED, SCL_MEDIUM, SCL_HIGH, SCL_CIRRUS, SCL_SNOW = 0, 1, 7, 8, 9, 10, 11

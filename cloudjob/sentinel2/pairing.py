@@ -1,12 +1,13 @@
 """Which clear product goes with a cloudy one, and which one stands beside them as the reference: measures and rules."""
 
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cloudjob.sentinel2 import masks
-from cloudjob.sentinel2.cover import View, suspect
+from cloudjob.sentinel2.scene_masks import View, suspect
 from cloudjob.sentinel2.product import Product
 
 _COARSE = 6  # pixels of 10 m: the grid on which whole scenes are counted
@@ -62,21 +63,21 @@ def measure(cloudy: View, clear: View, settings: masks.Settings, witnesses: Sequ
     """
     factor = max(view.factor for view in (cloudy, clear, *witnesses))
     cloudy, clear, *witnesses = (_thinned(view, factor) for view in (cloudy, clear, *witnesses))
-    valid, other_valid = cloudy.core != masks.NO_DATA, clear.core != masks.NO_DATA
+    valid, other_valid = cloudy.core != NO_DATA, clear.core != NO_DATA
     both = valid & other_valid
     smaller = min(np.count_nonzero(valid), np.count_nonzero(other_valid))
     doubt, other_doubt = suspect(cloudy, clear, settings), _outvoted(clear, [cloudy, *witnesses], settings)
-    agreed = (cloudy.core == masks.CLEAR) & (clear.core == masks.CLEAR)
+    agreed = (cloudy.core == CLEAR) & (clear.core == CLEAR)
     snow = [_share(view.snow, agreed) for view in (cloudy, clear)]
     suns = [view.product.sun_elevation for view in (cloudy, clear)]
     return {
         "days": round((clear.product.sensing_time - cloudy.product.sensing_time).total_seconds() / 86400, 3),
         "same_orbit": cloudy.product.name.relative_orbit == clear.product.name.relative_orbit,
         "overlap": round(float(np.count_nonzero(both) / smaller), 4) if smaller else 0.0,
-        "cloudy_cloud": _share(masks.any_of(cloudy.core, masks.CLOUD, masks.CIRRUS), both) or 0.0,
-        "cloudy_unknown": _share((cloudy.core == masks.UNKNOWN) | doubt, both) or 0.0,
-        "clear_cloud": _share(masks.any_of(clear.core, *masks.HIDDEN), both) or 0.0,
-        "clear_unknown": _share((clear.core == masks.UNKNOWN) | other_doubt, both) or 0.0,
+        "cloudy_cloud": _share(masks.any_of(cloudy.core, CLOUD, CIRRUS), both) or 0.0,
+        "cloudy_unknown": _share((cloudy.core == UNKNOWN) | doubt, both) or 0.0,
+        "clear_cloud": _share(masks.any_of(clear.core, *HIDDEN), both) or 0.0,
+        "clear_unknown": _share((clear.core == UNKNOWN) | other_doubt, both) or 0.0,
         "jointly_clear": _share(agreed & ~doubt & ~other_doubt, both) or 0.0,
         "sun_elevation": [round(sun, 2) for sun in suns],
         "sun_difference": round(abs(suns[0] - suns[1]), 2),
@@ -90,7 +91,7 @@ def _outvoted(view: View, others: list[View], settings: masks.Settings) -> np.nd
     itself be in a shadow that its classification missed, or before a snowfall."""
     asked, votes = np.zeros((2, *view.core.shape), np.uint8)
     for other in others:
-        asked += other.core == masks.CLEAR
+        asked += other.core == CLEAR
         votes += suspect(view, other, settings)
     return 2 * votes > asked
 

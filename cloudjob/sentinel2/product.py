@@ -17,53 +17,15 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
+from cloudjob.names import ProductName
 from cloudjob.sentinel2 import decode
-from cloudjob.sentinel2.radiometry import BANDS
+from cloudjob.pixels import BANDS
 
-_NAME = re.compile(
-    r"(?P<satellite>S2[A-D])_MSIL2A_(?P<sensing>\d{8}T\d{6})_N(?P<major>\d\d)(?P<minor>\d\d)"
-    r"_R(?P<orbit>\d{3})_T(?P<tile>\d\d[A-Z]{3})_(?P<discriminator>\d{8}T\d{6})"
-)
 _BAND_ID = {"B04": "3", "B03": "2", "B02": "1", "B08": "7", "B11": "11"}  # B01 is 0, B8A is 8
 _PREVIEW = ("_SCL_20m", *(f"_{band}_60m" for band in ("B04", "B03", "B02", "B11")))
 _PREVIEW += ("MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}  # MD5 before processing baseline 04.00
 _STEPS = (1, 2, 4, 8, 16)  # ESA's files have five resolutions
-
-
-@dataclass(frozen=True)
-class ProductName:
-    """The fields of a product name; `name` is without .SAFE, `sensing` the start of the datatake in UTC."""
-
-    name: str
-    satellite: str
-    sensing: datetime
-    baseline: str
-    relative_orbit: int
-    tile: str
-    discriminator: str
-
-    @classmethod
-    def parse(cls, name: str) -> "ProductName":
-        """Takes the name with or without .SAFE; ConfigError where it is not a Level-2A name."""
-        name = name.removesuffix(".SAFE")
-        try:
-            match = _NAME.fullmatch(name)
-            sensing = datetime.strptime(match["sensing"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
-        except (TypeError, ValueError):  # no match, or not a date
-            raise ConfigError(
-                f"not the name of a Sentinel-2 Level-2A product: {name!r}; expected e.g. "
-                "S2A_MSIL2A_20240301T222541_N0510_R029_T05WPS_20240302T001122"
-            ) from None
-        return cls(
-            name=name,
-            satellite=match["satellite"],
-            sensing=sensing,
-            baseline=f"{match['major']}.{match['minor']}",
-            relative_orbit=int(match["orbit"]),
-            tile=match["tile"],
-            discriminator=match["discriminator"],
-        )
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,11 @@
-"""Digital numbers, reflectance, and how one date compares with another: its light, and where its ground lies.
-
-One convention everywhere (whatever the processing baseline of the source): uint16,
-`DN = round(reflectance * 10000) + 1000`, 0 = no data, so snow above 1 and slightly negative water both survive.
-"""
+"""Digital numbers and reflectance; one date radiometrically normalised to another, and the shift between their grounds."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-BANDS = ("B04", "B03", "B02", "B08")
-NO_DATA = 0
-SCALE = 1e-4
-OFFSET = -0.1
+from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
+
 _SHIFT = 1000  # OFFSET in digital numbers, with the other sign
 
 _MIN_PIXELS, _MIN_SPREAD = 500, 30.0  # a line needs so many pixels, and this standard deviation of them (DN)
@@ -32,26 +26,26 @@ def to_convention(dn: np.ndarray, *, offset: int, quantification: float = 10000)
     if offset == -_SHIFT and quantification == 10000:
         return dn
     out = (dn.astype(np.float32) + offset) * (10000 / quantification) + _SHIFT
-    return np.where(dn == NO_DATA, NO_DATA, np.clip(np.rint(out), 1, 65535)).astype(np.uint16)
+    return np.where(dn == EMPTY_DN, EMPTY_DN, np.clip(np.rint(out), 1, 65535)).astype(np.uint16)
 
 
 def from_convention(dn: np.ndarray, *, offset: int) -> np.ndarray:
     """Our DN as a product with BOA_ADD_OFFSET `offset` stores it: 15 bits, 1..32767, 0 = no data."""
     out = np.clip(dn.astype(np.int32) - _SHIFT - offset, 1, 32767)
-    return np.where(dn == NO_DATA, NO_DATA, out).astype(np.uint16)
+    return np.where(dn == EMPTY_DN, EMPTY_DN, out).astype(np.uint16)
 
 
 def reflectance(dn: np.ndarray) -> np.ndarray:
     """Surface reflectance, float32, NaN where there is no data."""
     out = dn.astype(np.float32) * np.float32(SCALE) + np.float32(OFFSET)
-    out[dn == NO_DATA] = np.nan
+    out[dn == EMPTY_DN] = np.nan
     return out
 
 
 def digital_number(values: np.ndarray) -> np.ndarray:
     """uint16 DN of a reflectance; NaN becomes 0 (no data), all else is clipped to the valid 1..65535."""
     dn = np.clip(np.rint((values - OFFSET) / SCALE), 1, 65535)
-    return np.where(np.isnan(values), NO_DATA, dn).astype(np.uint16)
+    return np.where(np.isnan(values), EMPTY_DN, dn).astype(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ class Match:
 def _by_table(dn: np.ndarray, line: dict, out: np.ndarray) -> None:
     values = np.rint(np.arange(65536) * line["gain"] + line["offset"])
     table = np.clip(values, 1, 65535).astype(np.uint16)
-    table[NO_DATA] = NO_DATA
+    table[EMPTY_DN] = EMPTY_DN
     for rows in _blocks(len(dn)):
         np.take(table, dn[rows], out=out[rows], mode="clip")  # the default mode looks for bad indices, and copies
 
@@ -118,7 +112,7 @@ def _by_grid(dn: np.ndarray, line: dict, grid: np.ndarray, out: np.ndarray, top:
         values += dn[rows] * np.float32(line["gain"])
         np.clip(np.rint(values, out=values), 1, 65535, out=values)
         out[rows] = values
-        out[rows] *= dn[rows] != NO_DATA
+        out[rows] *= dn[rows] != EMPTY_DN
 
 
 def _blocks(rows: int) -> list[slice]:
@@ -146,7 +140,7 @@ def fit(source: np.ndarray, target: np.ndarray, usable: np.ndarray, *, grid: boo
 
     With `grid` the residuals' local median is added on top (see `Match`), smooth over some 16ths of the scene.
     """
-    usable = usable & (source != NO_DATA).all(0) & (target != NO_DATA).all(0)
+    usable = usable & (source != EMPTY_DN).all(0) & (target != EMPTY_DN).all(0)
     pixels = [(s[usable].astype(np.float32), t[usable].astype(np.float32)) for s, t in zip(source, target, strict=True)]
     lines = [_line(x, y) for x, y in pixels]
     if not grid:
@@ -243,7 +237,7 @@ def shift(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict:
     """
     found = []
     for first, second, usable in pairs:
-        usable = usable & (first != NO_DATA) & (second != NO_DATA)
+        usable = usable & (first != EMPTY_DN) & (second != EMPTY_DN)
         if usable.mean() >= 0.9:
             row, col, correlation = _displacement(first, second, usable)
             if correlation >= _CHANCE / min(first.shape):

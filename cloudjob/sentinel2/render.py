@@ -1,5 +1,6 @@
 """Pictures for people: true colour with a fixed stretch, outlines of masks, the difference of two dates, PNG, WebP."""
 
+from cloudjob.pixels import CIRRUS, CLOUD, NO_DATA, SHADOW, UNKNOWN
 import io
 from collections.abc import Iterable
 
@@ -7,16 +8,17 @@ import numpy as np
 from PIL import Image
 
 from cloudjob.sentinel2 import masks
-from cloudjob.sentinel2.radiometry import BANDS, reflectance
+from cloudjob.pixels import BANDS
+from cloudjob.sentinel2.radiometry import reflectance
 
 _RGB = [BANDS.index(band) for band in ("B04", "B03", "B02")]
 
 # Neither ground, cloud, snow nor water has these; told apart also by people who do not see red or green.
 OUTLINES = {
-    masks.CLOUD: ("cloud", (255, 0, 255)),
-    masks.SHADOW: ("shadow", (0, 90, 255)),
-    masks.CIRRUS: ("cirrus", (255, 150, 0)),
-    masks.UNKNOWN: ("unknown", (0, 215, 140)),
+    CLOUD: ("cloud", (255, 0, 255)),
+    SHADOW: ("shadow", (0, 90, 255)),
+    CIRRUS: ("cirrus", (255, 150, 0)),
+    UNKNOWN: ("unknown", (0, 215, 140)),
 }
 _FAINT = 30  # of 255
 
@@ -57,7 +59,7 @@ def outlines(mask: np.ndarray) -> np.ndarray:
     """
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    edge = np.logical_or.reduce([(other != mask) & (other != masks.NO_DATA) for other in neighbours])
+    edge = np.logical_or.reduce([(other != mask) & (other != NO_DATA) for other in neighbours])
     out = np.zeros((*mask.shape, 4), np.uint8)
     for value, (_, colour) in OUTLINES.items():
         out[mask == value] = (*colour, _FAINT)

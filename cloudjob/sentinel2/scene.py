@@ -1,5 +1,6 @@
 """Acquisitions side by side as the later stages need them: whole scenes, quick looks, and the match between dates."""
 
+from cloudjob.pixels import CLEAR, EMPTY_DN, NO_DATA
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from cloudjob.sentinel2 import masks, radiometry
-from cloudjob.sentinel2.cover import Cover, View, cover
-from cloudjob.sentinel2.grid import window_sums
+from cloudjob.sentinel2.scene_masks import Cover, View, cover
+from cloudjob.sentinel2.sums import window_sums
 from cloudjob.sentinel2.product import Product, read_bands, read_reduced
-from cloudjob.sentinel2.radiometry import BANDS
+from cloudjob.pixels import BANDS
 
 _TILE = 1024  # of JPEG 2000: a chip lies in one, which is decoded whole
 _CHIPS = 3  # a grid of 3 x 3 chips over the scene settles two numbers
@@ -38,7 +39,7 @@ class Scene:
         """Decodes the four bands, each once."""
         bands = read_bands(product, processes=processes)
         mask, core = (cover.at_10m(name, product.shape) for name in ("mask", "core"))
-        mask[(bands == radiometry.NO_DATA).any(0)] = masks.NO_DATA
+        mask[(bands == EMPTY_DN).any(0)] = NO_DATA
         return cls(product, cover, bands, mask, core)
 
     def matched(self, other: "Scene") -> np.ndarray:
@@ -49,7 +50,7 @@ class Scene:
 
     def clear_only(self, bands: np.ndarray) -> np.ndarray:
         """A copy of `bands` (4, H, W) with no data (0) wherever this scene is not clear."""
-        return np.where(self.mask == masks.CLEAR, bands, radiometry.NO_DATA)
+        return np.where(self.mask == CLEAR, bands, EMPTY_DN)
 
 
 def open_pair(folders: dict[str, Path], settings: masks.Settings, *, processes: int = 1) -> Callable[[str], Scene]:
@@ -77,7 +78,7 @@ class Look:
     @classmethod
     def open(cls, product: Product, cover: Cover, step: int) -> "Look":
         bands = read_reduced(product, step)
-        clear = _reduced(cover.mask == masks.CLEAR, cover.factor, step, bands.shape[1:])
+        clear = _reduced(cover.mask == CLEAR, cover.factor, step, bands.shape[1:])
         return cls(product, bands, clear & (bands > 0).all(0), step)
 
 

@@ -10,7 +10,8 @@ from rasterio.errors import RasterioError
 
 from cloudjob.errors import ConfigError
 from cloudjob.sentinel2 import masks
-from cloudjob.sentinel2.masks import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN, Settings
+from cloudjob.pixels import CLASSES, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
+from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
     read_b11,
@@ -150,7 +151,7 @@ def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]
         raise ConfigError(f"{path}: not readable as a raster ({error}); {expected}") from None
     core = np.full(values.shape, CLEAR, np.uint8)
     for name, wanted in settings.values.items():
-        core[np.isin(values, wanted)] = getattr(masks, name.upper())
+        core[np.isin(values, wanted)] = CLASSES[name]
     return core, factor
 
 

@@ -2,17 +2,18 @@
 
 from types import ModuleType
 
-from cloudjob.config import Config
-from cloudjob.workspace import Item, Summary, Workspace
+from cloudjob.config.models import Config
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
 
 STAGE = "evaluate"
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, workspace: RunFolder) -> list[Item]:
     return _kind(config).items(config, workspace)
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, workspace: RunFolder) -> Summary:
     return _kind(config).run(config, workspace)
 
 

@@ -11,20 +11,22 @@ from functools import partial
 from pathlib import Path
 
 from cloudjob import __version__
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
-from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256, write_json
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import atomic, digest, file_sha256, write_json
 
 STAGE = "infer"
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, workspace: RunFolder) -> list[Item]:
     settings = config.section("infer", "masks")
-    checkpoint = {"checkpoint": workspace.checkpoint_digest(config.infer.checkpoint)}
+    checkpoint = {"checkpoint": records.checkpoint_digest(workspace, config.infer.checkpoint)}
     found = []
-    for pair in workspace.accepted_pairs():
+    for pair in decisions.accepted_pairs(workspace):
         products = [pair["cloudy"], *_references(config, pair)]
-        inputs = {name: workspace.output_digest("download", name) for name in products}
+        inputs = {name: records.output_digest(workspace, "download", name) for name in products}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs | checkpoint | {"pair": pair["version"]}))
     return found
 
@@ -39,14 +41,14 @@ def _references(config: Config, pair: dict) -> list[str]:
     return [pair[role] for role in _reference_roles(config, pair)]
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, workspace: RunFolder) -> Summary:
     from cloudjob.hpc import mpi
 
     every = items(config, workspace)
     if config.infer.checkpoint is None:
-        workspace.require("train", ["run"], reader=STAGE)
+        records.require(workspace, "train", ["run"], reader=STAGE)
     names = sorted({name for item in every for name in item.inputs if name not in ("checkpoint", "pair")})
-    workspace.require("download", names, reader=STAGE)
+    records.require(workspace, "download", names, reader=STAGE)
     failure = None
     with mpi.world() as world:
         if world.rank:
@@ -62,7 +64,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
     return summary
 
 
-def _lead(config: Config, workspace: Workspace, every: list[Item], world) -> Summary:
+def _lead(config: Config, workspace: RunFolder, every: list[Item], world) -> Summary:
     """Rank 0: prepares each product, restores its share with the others, and writes the outputs."""
     model = None
 
@@ -80,10 +82,10 @@ def _lead(config: Config, workspace: Workspace, every: list[Item], world) -> Sum
         shutil.rmtree(work)
         return outputs, None
 
-    return workspace.work(STAGE, every, make)
+    return records.work(workspace, STAGE, every, make)
 
 
-def _serve(config: Config, workspace: Workspace, world) -> Summary:
+def _serve(config: Config, workspace: RunFolder, world) -> Summary:
     """Ranks above 0: restore their share of every product that rank 0 names."""
     model = None
     while (work := world.bcast(None)) is not None:
@@ -95,7 +97,7 @@ def _serve(config: Config, workspace: Workspace, world) -> Summary:
 _KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}
 
 
-def _share(config: Config, workspace: Workspace, model, work: Path, world) -> tuple[str, str] | None:
+def _share(config: Config, workspace: RunFolder, model, work: Path, world) -> tuple[str, str] | None:
     """Restores this rank's share. What goes wrong is an answer: an error would leave the others waiting for it."""
     try:
         _restore(config, workspace, model, work, world)
@@ -108,12 +110,12 @@ def _share(config: Config, workspace: Workspace, model, work: Path, world) -> tu
 class _Model:
     """Network with the averaged weights, process and normalisation, as the checkpoint has them."""
 
-    def __init__(self, config: Config, workspace: Workspace, rank: int):
+    def __init__(self, config: Config, workspace: RunFolder, rank: int):
         import torch
 
-        from cloudjob.diffusion import ensembles
+        from cloudjob.scoring import ensembles
         from cloudjob.hpc import launch
-        from cloudjob.training.trained import open_checkpoint
+        from cloudjob.diffusion.checkpoint import open_checkpoint
 
         # One thread and one tile at a time: the bytes must not depend on how many ranks share the tiles.
         torch.set_num_threads(1)
@@ -136,7 +138,7 @@ class _Model:
             )
 
 
-def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> dict:
+def _prepare(config: Config, workspace: RunFolder, item: Item, work: Path) -> dict:
     """Decodes bands and masks once, and leaves them as .npy for all ranks: cloudy, core, reference, mask; and the sun's
     elevation (degrees) and the days to the reference in numbers.json."""
     import numpy as np
@@ -144,7 +146,7 @@ def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> di
     from cloudjob.sentinel2 import masks
     from cloudjob.sentinel2.scene import open_pair
 
-    pair = next(pair for pair in workspace.accepted_pairs() if pair["cloudy"] == item.name)
+    pair = next(pair for pair in decisions.accepted_pairs(workspace) if pair["cloudy"] == item.name)
     if (work / "mask.npy").exists():  # the last one to be written
         return pair
     for old in work.parent.glob(".work-*"):
@@ -167,7 +169,7 @@ def _prepare(config: Config, workspace: Workspace, item: Item, work: Path) -> di
     return pair
 
 
-def _restore(config: Config, workspace: Workspace, model: _Model, work: Path, world) -> None:
+def _restore(config: Config, workspace: RunFolder, model: _Model, work: Path, world) -> None:
     """Every `size`-th of the tiles that have cloud, from this rank's number on; finished ones are kept."""
     import numpy as np
 
@@ -232,7 +234,7 @@ def _sample(config: Config, model: _Model, tile, scene: tuple, member: int):
 def _cloudy_tiles(config: Config, mask) -> list:
     import numpy as np
 
-    from cloudjob.sentinel2.grid import tiles
+    from cloudjob.restoration.tiles import tiles
 
     every = tiles(mask.shape, size=config.infer.tile, overlap=config.infer.overlap)
     return [tile for tile in every if np.isin(mask[tile.slices], (1, 2, 3)).any()]
@@ -242,11 +244,11 @@ def _tile_file(work: Path, tile) -> Path:
     return work / f"tile-{tile.row:05d}-{tile.col:05d}.npy"
 
 
-def _write(config: Config, workspace: Workspace, item: Item, work: Path, pair: dict, model: _Model) -> list[Path]:
+def _write(config: Config, workspace: RunFolder, item: Item, work: Path, pair: dict, model: _Model) -> list[Path]:
     """Blends the tiles, puts them into the dilated mask alone, and writes the four files."""
     import numpy as np
 
-    from cloudjob.sentinel2 import blend, output
+    from cloudjob.restoration import blend, output
     from cloudjob.sentinel2.product import Product
 
     mask, cloudy = np.load(work / "mask.npy"), np.load(work / "cloudy.npy")

@@ -2,17 +2,20 @@
 
 from functools import cache, lru_cache
 
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, RejectedError
-from cloudjob.workspace import Item, Summary, Workspace, digest, file_sha256, write_jsonl
+from cloudjob.run import records
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import digest, file_sha256, write_jsonl
 
 STAGE = "pair"
 VIEWS = 32  # kept in memory, 30 MB each for a whole scene: more than the clear dates of a tile in a season
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, folder: RunFolder) -> list[Item]:
     """Tile by tile, so that the views of a tile's clear products are opened once."""
-    rows = workspace.rows(workspace.scenes, stage="search")
+    rows = folder.rows(folder.scenes, stage="search")
     settings = config.section("pair", "masks")
     raster = cache(lambda product: _raster(config, product))
     found = []
@@ -21,7 +24,7 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
             clear = [row["product"] for row in rows if "clear" in row["roles"] and row["tile"] == cloudy["tile"]]
             inputs = {}
             for name in [cloudy["product"], *clear]:
-                inputs |= {name: workspace.output_digest("preview", name)} | raster(name)
+                inputs |= {name: records.output_digest(folder, "preview", name)} | raster(name)
             found.append(Item(STAGE, cloudy["product"], settings, inputs))
     return found
 
@@ -34,19 +37,19 @@ def _raster(config: Config, product: str) -> dict[str, str]:
     return {path.name: file_sha256(path) if path.is_file() else ""}
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.sentinel2 import masks, pairing
     from cloudjob.sentinel2.product import Product
 
-    every = items(config, workspace)
+    every = items(config, folder)
     products = {item.name: [name for name in item.inputs if not name.endswith(".tif")] for item in every}
-    workspace.require("preview", sorted({name for names in products.values() for name in names}), reader=STAGE)
+    records.require(folder, "preview", sorted({name for names in products.values() for name in names}), reader=STAGE)
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
     @lru_cache(maxsize=VIEWS)
     def view(product: str):
-        return pairing.open_view(Product.open(workspace.safe(product)), settings)
+        return pairing.open_view(Product.open(folder.safe(product)), settings)
 
     def make(item: Item):
         clear = (view(name) for name in products[item.name] if name != item.name)
@@ -57,17 +60,17 @@ def run(config: Config, workspace: Workspace) -> Summary:
             raise RejectedError(reasons[0] if reasons else "no clear product of this tile", rows)
         return [], rows
 
-    summary = workspace.work(STAGE, every, make)
-    if summary.failed or any(workspace.why(item) for item in every):
+    summary = records.work(folder, STAGE, every, make)
+    if summary.failed or any(records.why(folder, item) for item in every):
         return summary
-    rows = [row for result in workspace.results(every) for row in result or []]
+    rows = [row for result in records.results(folder, every) for row in result or []]
     accepted = sum(row["accepted"] for row in rows)
-    write_jsonl(workspace.pairs, rows)
+    write_jsonl(folder.pairs, rows)
     if not accepted:
         raise ConfigError(
-            f"pair: none of {len(rows)} candidates is acceptable; {workspace.pairs} says why for each. "
+            f"pair: none of {len(rows)} candidates is acceptable; {folder.pairs} says why for each. "
             "Loosen the rules in the section pair, search other dates, or accept some by eye: "
-            f"cloudjob review {workspace.root}"
+            f"cloudjob review {folder.root}"
         )
     summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
     return summary

@@ -5,36 +5,39 @@ import html
 import json
 
 from cloudjob import __version__
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import InputError
-from cloudjob.workspace import Item, Summary, Workspace, digest, read_jsonl, write_text
+from cloudjob.run import records
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import digest, read_jsonl, write_text
 
 STAGE = "report"
 _EXCHANGED = ("cloudy", "mask", "reference")
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
-    if not workspace.evaluation.exists():
-        raise InputError(f"{workspace.evaluation} is not there yet. Run: cloudjob evaluate {workspace.root}")
-    scores = json.loads(workspace.evaluation.read_text())
-    return [Item(STAGE, "run", {}, {"evaluation": digest(scores), "train": workspace.output_digest("train", "run")})]
+def items(config: Config, folder: RunFolder) -> list[Item]:
+    if not folder.evaluation.exists():
+        raise InputError(f"{folder.evaluation} is not there yet. Run: cloudjob evaluate {folder.root}")
+    scores = json.loads(folder.evaluation.read_text())
+    return [Item(STAGE, "run", {}, {"evaluation": digest(scores), "train": records.output_digest(folder, "train", "run")})]
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, folder: RunFolder) -> Summary:
     def make(item: Item):
-        write_text(workspace.report, _page(config, workspace))
-        return [workspace.report], None
+        write_text(folder.report, _page(config, folder))
+        return [folder.report], None
 
-    summary = workspace.work(STAGE, items(config, workspace), make)
-    summary.output = f"report: {workspace.report}"
+    summary = records.work(folder, STAGE, items(config, folder), make)
+    summary.output = f"report: {folder.report}"
     return summary
 
 
-def _page(config: Config, workspace: Workspace) -> str:
-    from cloudjob.config import dump
+def _page(config: Config, folder: RunFolder) -> str:
+    from cloudjob.config.source import dump
 
-    scores = json.loads(workspace.evaluation.read_text())
-    rows = read_jsonl(workspace.scores)
+    scores = json.loads(folder.evaluation.read_text())
+    rows = read_jsonl(folder.scores)
     split = scores["headline_split"]
     held_out = (
         "tiles that no triplet of the training came from" if split == "test" else "training tiles: nothing is held out"
@@ -50,13 +53,13 @@ def _page(config: Config, workspace: Workspace) -> str:
         f"Clear pixels changed by the restoration: <b>{scores['changed_clear_pixels']}</b>. {_seams(scores)}</p>",
         _scores(scores["scores"][split], scores["methods"]),
         f"<p>{html.escape(scores['definitions'])}</p><h2>Cloudy, restored, truth (or the clear date)</h2>",
-        *_pictures(workspace, rows),
+        *_pictures(folder, rows),
         "<h2>Training</h2>",
-        _curve(read_jsonl(workspace.metrics) if workspace.metrics.exists() else []),
-        _validation(read_jsonl(workspace.validation) if workspace.validation.exists() else []),
-        _checks(read_jsonl(workspace.checks) if workspace.checks.exists() else []),
+        _curve(read_jsonl(folder.metrics) if folder.metrics.exists() else []),
+        _validation(read_jsonl(folder.validation) if folder.validation.exists() else []),
+        _checks(read_jsonl(folder.checks) if folder.checks.exists() else []),
         "<h2>Data</h2>",
-        _data(config, workspace),
+        _data(config, folder),
         f"<h2>Configuration</h2><pre>{html.escape(dump(config))}</pre>",
         f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
     ]
@@ -95,14 +98,14 @@ def _cell(value, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _pictures(workspace: Workspace, rows: list[dict]) -> list[str]:
+def _pictures(folder: RunFolder, rows: list[dict]) -> list[str]:
     order, by_product = {"test": 0, "val": 1, "train": 2}, {}
     for row in rows:
         if row["method"] == "ours" and row["on"] == "cloud":
             by_product.setdefault(row["product"], []).append(row)
     out = []
     for name, own in sorted(by_product.items(), key=lambda pair: (order[pair[1][0]["split"]], pair[0]))[:24]:
-        data = base64.b64encode((workspace.evaluation.parent / f"{name}.png").read_bytes()).decode()
+        data = base64.b64encode((folder.evaluation.parent / f"{name}.png").read_bytes()).decode()
         known = [row["psnr"] for row in own if row["psnr"] is not None]
         psnr = f"{sum(known) / len(known):.2f} dB on cloud pixels" if known else "not scored"
         psnr += f" (mean of {len(own)} triplets)" if len(own) > 1 else ""
@@ -177,12 +180,12 @@ def _validation(rows: list[dict]) -> str:
     )
 
 
-def _data(config: Config, workspace: Workspace) -> str:
+def _data(config: Config, folder: RunFolder) -> str:
     """Counts by pair, histograms, and triplets to look at."""
     from cloudjob.patches import stats
 
-    folder, index = workspace.shard_index.parent, json.loads(workspace.shard_index.read_text())
-    found = stats.collect(folder, index)
+    shards, index = folder.shards, folder.index()
+    found = stats.collect(shards, index)
     head = "<tr><th>pair<th>split<th>triplets<th>cloud<th>reference, days<th>lowest R²<th>shift, pixels"
     rows = []
     for row in found["pairs"]:
@@ -200,7 +203,7 @@ def _data(config: Config, workspace: Workspace) -> str:
         _bars(values, stats.LIGHT_EDGES, f"reflectance of the clear images, {band}")
         for band, values in found["reflectance"].items()
     ]
-    examples = stats.picture(folder, index, number=6, gain=config.review.gain)
+    examples = stats.picture(shards, index, number=6, gain=config.review.gain)
     data = base64.b64encode(examples).decode()
     return (
         f"<p>Triplets of {index['window']} pixels: {counts}. Pixels of their masks: {shares}.</p>"

@@ -1,5 +1,6 @@
 """review: a page on which a person accepts or rejects pairs, and the file of these decisions."""
 
+from cloudjob.pixels import CLEAR
 import csv
 import io
 import json
@@ -7,9 +8,12 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
-from cloudjob.workspace import Item, Summary, Workspace, write_bytes, write_text
+from cloudjob.run import decisions, records
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import write_bytes, write_text
 
 STAGE = "review"
 COLUMNS = ("pair", "decision", "reason", "reviewer", "version")
@@ -41,54 +45,54 @@ PICTURES = ("cloudy", "cloudy-mask", "clear", "clear-mask", "difference")
 SIDE = 915  # pixels of a picture at most: a whole scene at 120 m
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, folder: RunFolder) -> list[Item]:
     settings = config.section("review", "masks")
-    return [Item(STAGE, row["pair"], settings, {"pair": row["version"]}) for row in workspace.shown_pairs()]
+    return [Item(STAGE, row["pair"], settings, {"pair": row["version"]}) for row in decisions.shown_pairs(folder)]
 
 
-def apply(config: Config, workspace: Workspace, path: Path) -> list[str]:
+def apply(config: Config, folder: RunFolder, path: Path) -> list[str]:
     """Takes a person's decisions from the CSV file `path` over into decisions.csv; returns what there is to say.
 
     Each row stands alone: one that is for another version of its pair, or for none, is refused, and the others count.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; the page {workspace.review_page} exports one")
-    pairs = {row["pair"]: row for row in workspace.shown_pairs()}
-    given = workspace.read_decisions(path)
+        raise ConfigError(f"{path}: no such file; the page {folder.review_page} exports one")
+    pairs = {row["pair"]: row for row in decisions.shown_pairs(folder)}
+    given = decisions.read(path)
     refused = [message for row in given if (message := _refusal(row, pairs))]
     taken = [row for row in given if not _refusal(row, pairs) and _by_person(row, pairs)]
-    write_text(workspace.decisions, _csv([*workspace.read_decisions(), *taken]))
+    write_text(folder.decisions, _csv([*decisions.read(folder.decisions), *taken]))
     return [*refused, f"review: {len(taken)} decisions taken from {path}, {len(refused)} refused"]
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
-    every = items(config, workspace)
-    summary = workspace.work(STAGE, every, _pictures(config, workspace))
-    pairs = {row["pair"]: row for row in workspace.shown_pairs()}
-    decided = _decided(workspace, pairs)
+def run(config: Config, folder: RunFolder) -> Summary:
+    every = items(config, folder)
+    summary = records.work(folder, STAGE, every, _pictures(config, folder))
+    pairs = {row["pair"]: row for row in decisions.shown_pairs(folder)}
+    decided = _decided(folder, pairs)
     decisions = [decided.get(name) or _rule(row) for name, row in pairs.items()]
-    write_text(workspace.decisions, _csv(decisions + _outdated(workspace, pairs, decided)))
-    write_text(workspace.review_page, _page(workspace, every, pairs, decided))
+    write_text(folder.decisions, _csv(decisions + _outdated(folder, pairs, decided)))
+    write_text(folder.review_page, _page(folder, every, pairs, decided))
     accepted = sum(row["decision"] == "accept" for row in decisions)
     summary.note = (
         f"{accepted} accepted, {len(decisions) - accepted} rejected, {len(decided)} of them by a person; "
-        f"look at {workspace.review_page}"
+        f"look at {folder.review_page}"
     )
     return summary
 
 
 # --- pictures --------------------------------------------------------------------------------------------------
-def _pictures(config: Config, workspace: Workspace):
+def _pictures(config: Config, folder: RunFolder):
     """The function that makes the pictures of a pair."""
-    from cloudjob.sentinel2 import cover, masks, radiometry, render
+    from cloudjob.sentinel2 import masks, radiometry, render, scene_masks
     from cloudjob.sentinel2.product import Product
 
-    pairs = {row["pair"]: row for row in workspace.shown_pairs()}
+    pairs = {row["pair"]: row for row in decisions.shown_pairs(folder)}
     settings = masks.Settings(**dict(config.masks))
 
     @lru_cache(maxsize=2)  # a clear product often serves several pairs, and they follow each other
-    def view(product: str) -> cover.View:
-        return cover.View.open(Product.open(workspace.safe(product)), settings)
+    def view(product: str) -> scene_masks.View:
+        return scene_masks.View.open(Product.open(folder.safe(product)), settings)
 
     def make(item: Item):
         dates = {role: view(pairs[item.name][role]) for role in ("cloudy", "clear")}
@@ -101,16 +105,16 @@ def _pictures(config: Config, workspace: Workspace):
 
         files, light, classes = {}, {}, {}
         for role, other in (("cloudy", "clear"), ("clear", "cloudy")):
-            date, found = dates[role], cover.cover(dates[role], dates[other], settings)
+            date, found = dates[role], scene_masks.cover(dates[role], dates[other], settings)
             classes[role] = small(found.mask, found.factor)
             light[role] = small(radiometry.reflectance(date.rgb).mean(axis=0), 6)
             picture = small(render.true_colour(date.rgb, gain=config.review.gain), 6)
             files[role] = render.encode_webp(picture, quality=80)
             files[f"{role}-mask"] = render.encode_webp(render.outlines(classes[role]))
-        usable = (classes["cloudy"] == masks.CLEAR) & (classes["clear"] == masks.CLEAR)
+        usable = (classes["cloudy"] == CLEAR) & (classes["clear"] == CLEAR)
         gain, picture = render.difference(light["cloudy"], light["clear"], usable)
         files["difference"] = render.encode_webp(picture, quality=80)
-        paths = [workspace.review_images / f"{item.name}-{kind}.webp" for kind in PICTURES]
+        paths = [folder.review_images / f"{item.name}-{kind}.webp" for kind in PICTURES]
         for kind, path in zip(PICTURES, paths, strict=True):
             write_bytes(path, files[kind])
         return paths, {"size": [shape[1], shape[0]], "gain": gain and round(gain, 3)}
@@ -149,19 +153,19 @@ def _refusal(row: dict, pairs: dict[str, dict]) -> str | None:
     return None
 
 
-def _decided(workspace: Workspace, pairs: dict[str, dict]) -> dict[str, dict]:
+def _decided(folder: RunFolder, pairs: dict[str, dict]) -> dict[str, dict]:
     """What persons decided on these very versions of the pairs: the last word on each."""
-    rows = [row for row in workspace.read_decisions() if not _refusal(row, pairs)]
+    rows = [row for row in decisions.read(folder.decisions) if not _refusal(row, pairs)]
     return {row["pair"]: row for row in rows if _by_person(row, pairs)}
 
 
-def _outdated(workspace: Workspace, pairs: dict[str, dict], decided: dict[str, dict]) -> list[dict]:
+def _outdated(folder: RunFolder, pairs: dict[str, dict], decided: dict[str, dict]) -> list[dict]:
     """A person's rows that do not count today; they are kept, for settings may be set back. Says so where the pair
     waits for another decision."""
-    rows = [row for row in workspace.read_decisions() if row.get("reviewer") != RULE and _refusal(row, pairs)]
+    rows = [row for row in decisions.read(folder.decisions) if row.get("reviewer") != RULE and _refusal(row, pairs)]
     for row in rows:
         if row["pair"] not in decided:
-            workspace.say(_refusal(row, pairs))
+            folder.say(_refusal(row, pairs))
     return rows
 
 
@@ -174,16 +178,16 @@ def _csv(rows: list[dict]) -> str:
 
 
 # --- the page --------------------------------------------------------------------------------------------------
-def _page(workspace: Workspace, every: list[Item], pairs: dict[str, dict], decided: dict[str, dict]) -> str:
+def _page(folder: RunFolder, every: list[Item], pairs: dict[str, dict], decided: dict[str, dict]) -> str:
     from cloudjob.sentinel2 import render
 
     others: dict[str, list] = {}
-    for row in workspace.rows(workspace.pairs, stage="pair"):
+    for row in folder.rows(folder.pairs, stage="pair"):
         if not row["shown"]:
             others.setdefault(row["cloudy"], []).append(_candidate(row))
-    results = dict(zip(pairs, workspace.results(every), strict=True))
+    results = dict(zip(pairs, records.results(folder, every), strict=True))
     data = {
-        "run": workspace.root.resolve().name,
+        "run": folder.root.resolve().name,
         "rule": RULE,
         "columns": COLUMNS,
         "reasons": REASONS,

@@ -3,14 +3,17 @@
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
-from cloudjob.workspace import Item, Summary, Workspace, write_jsonl
+from cloudjob.run import records
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import write_jsonl
 
 STAGE = "search"
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, folder: RunFolder) -> list[Item]:
     found = []
     for role in ("clear", "cloudy"):
         query = getattr(config.search, role)
@@ -27,7 +30,7 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
     return found
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.copernicus import catalogue
     from cloudjob.copernicus.session import Endpoints, open_session
 
@@ -47,11 +50,11 @@ def run(config: Config, workspace: Workspace) -> Summary:
         )
         return [], [asdict(scene) for scene in scenes]
 
-    every = items(config, workspace)
-    summary = workspace.work(STAGE, every, make)
-    if summary.failed or any(workspace.why(item) for item in every):
+    every = items(config, folder)
+    summary = records.work(folder, STAGE, every, make)
+    if summary.failed or any(records.why(folder, item) for item in every):
         return summary
-    rows = _merge(every, workspace.results(every))
+    rows = _merge(every, records.results(folder, every))
     for role in ("clear", "cloudy"):
         if not any(role in row["roles"] for row in rows):
             query = getattr(config.search, role)
@@ -59,7 +62,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
                 f"search.{role}: no product of {query.start} to {query.end} with {query.cloud[0]:g} to "
                 f"{query.cloud[1]:g} % cloud touches the polygon; widen the dates, the cloud range or the area"
             )
-    write_jsonl(workspace.scenes, rows)
+    write_jsonl(folder.scenes, rows)
     summary.note = f"{len(rows)} products on {len({row['tile'] for row in rows})} tiles"
     return summary
 

@@ -1,21 +1,25 @@
 """shard: measures the accepted pairs, cuts them into triplets, one HDF5 shard a pair, and writes shards/index.json."""
 
+from cloudjob.pixels import CLEAR, NO_DATA
 import os
 
 from cloudjob import __version__
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, CorruptFileError, InputError, InterruptedJob, ItemError, RejectedError
-from cloudjob.workspace import Item, Summary, Workspace, atomic, digest, file_sha256, write_json
+from cloudjob.run import decisions, records
+from cloudjob.run.records import Item, Summary
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import atomic, digest, file_sha256, write_json
 
 STAGE = "shard"
 ROLES = ("cloudy", "clear", "reference")
 GROUND = "ground"  # of the cloudy day, as the target; else the clear date is
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, folder: RunFolder) -> list[Item]:
     from cloudjob.patches import splits
 
-    pairs = workspace.accepted_pairs()
+    pairs = decisions.accepted_pairs(folder)
     grouped = [{"pair": pair["pair"], "tile": _tile(pair), "acquisitions": _acquisitions(pair)} for pair in pairs]
     assigned = splits.assign(grouped, seed=config.seed, **dict(config.shard.split))
     conflicts = splits.conflicts(grouped, assigned)
@@ -26,8 +30,8 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
         above = {"train": ("val", "test"), "val": ("test",), "test": ()}[split]
         taken = sorted({_tile(other) for other in pairs if assigned[other["pair"]] in above})
         place = {"split": split, "number": pair["number"], "taken_tiles": taken} | conflicts[pair["pair"]]
-        inputs = {pair[role]: workspace.output_digest("download", pair[role]) for role in ROLES if pair[role]}
-        truth = _truth(workspace, pair["cloudy"]) if config.shard.truth and split != "train" else {}
+        inputs = {pair[role]: records.output_digest(folder, "download", pair[role]) for role in ROLES if pair[role]}
+        truth = _truth(folder, pair["cloudy"]) if config.shard.truth and split != "train" else {}
         place["target"] = GROUND if truth else "clear date"
         found.append(Item(STAGE, pair["pair"], settings | place, inputs | truth | {"pair": pair["version"]}))
     return found
@@ -37,13 +41,13 @@ def _tile(pair: dict) -> str:
     return pair["pair"].split("_")[0]
 
 
-def _truth(workspace: Workspace, product: str) -> dict[str, str]:
+def _truth(folder: RunFolder, product: str) -> dict[str, str]:
     """The digest of the ground of the day of a product, as an input; nothing where it is not known."""
-    path = workspace.truth(product)
+    path = folder.truth(product)
     if not path.exists():
         return {}
-    fetched = (workspace.record("download", product) or {}).get("outputs", {})
-    kept = fetched.get(str(path.relative_to(workspace.root)))
+    fetched = (records.record(folder, "download", product) or {}).get("outputs", {})
+    kept = fetched.get(str(path.relative_to(folder.root)))
     return {"truth": kept["sha256"] if kept else file_sha256(path)}
 
 
@@ -52,23 +56,23 @@ def _acquisitions(pair: dict) -> dict[str, str]:
     return {role: "_".join(pair[role].split("_")[0:3:2]) for role in ROLES if pair[role]}
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
-    every = items(config, workspace)
-    pairs = {pair["pair"]: pair for pair in workspace.accepted_pairs()}
+def run(config: Config, folder: RunFolder) -> Summary:
+    every = items(config, folder)
+    pairs = {pair["pair"]: pair for pair in decisions.accepted_pairs(folder)}
     products = {pair[role] for pair in pairs.values() for role in ROLES if pair[role]}
-    workspace.require("download", sorted(products), reader=STAGE)
+    records.require(folder, "download", sorted(products), reader=STAGE)
     if unknown := set(config.shard.split.test_tiles) - {_tile(pair) for pair in pairs.values()}:
-        workspace.say(f"shard.split.test_tiles: no accepted pair is of {', '.join(sorted(unknown))}")
+        folder.say(f"shard.split.test_tiles: no accepted pair is of {', '.join(sorted(unknown))}")
 
-    summary = workspace.work(STAGE, every, lambda item: _make(config, workspace, item, pairs[item.name]))
-    if summary.failed or any(workspace.why(item) for item in every):
+    summary = records.work(folder, STAGE, every, lambda item: _make(config, folder, item, pairs[item.name]))
+    if summary.failed or any(records.why(folder, item) for item in every):
         return summary
-    counts = _write_index(config, workspace, every)
+    counts = _write_index(config, folder, every)
     summary.note = ", ".join(f"{count} {split}" for split, count in counts.items()) + " triplets"
     return summary
 
 
-def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
+def _make(config: Config, folder: RunFolder, item: Item, pair: dict):
     from cloudjob.sentinel2.product import Product
 
     if item.config["drop"]:
@@ -76,11 +80,11 @@ def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
     ground = item.config["target"] == GROUND
     without = ["reference"] if ground else item.config["without"]  # the clear date takes its place
     roles = [role for role in ROLES if pair[role] and role not in without]
-    products = {role: Product.open(workspace.safe(pair[role])) for role in roles}
+    products = {role: Product.open(folder.safe(pair[role])) for role in roles}
     height, width = products["cloudy"].shape
     if min(height, width) < config.shard.window:
         raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {config.shard.window}")
-    covers, matches, kept, chips, measures = _measure(config, workspace, item, products)
+    covers, matches, kept, chips, measures = _measure(config, folder, item, products)
     facts = {
         "pair": pair["pair"],
         "target": item.config["target"],
@@ -92,17 +96,17 @@ def _make(config: Config, workspace: Workspace, item: Item, pair: dict):
         **measures,
     }
     days = pair["days"] if ground else pair["reference_days"] if "reference" in roles else None
-    source = _stripes(config, workspace, item, products, covers, matches, chips)
-    result = _write(config, workspace, item, source, kept, facts, days, chips)
+    source = _stripes(config, folder, item, products, covers, matches, chips)
+    result = _write(config, folder, item, source, kept, facts, days, chips)
     measures["shift"] = facts["shift"]
-    return [workspace.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
+    return [folder.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
 
 
-def _measure(config: Config, workspace: Workspace, item: Item, products: dict) -> tuple:
+def _measure(config: Config, folder: RunFolder, item: Item, products: dict) -> tuple:
     """(covers, matches, windows, chips for the shift, measures) from the small files and from quick looks at the bands;
     RejectedError."""
     from cloudjob.sentinel2 import masks, scene
-    from cloudjob.sentinel2.cover import Cover, View
+    from cloudjob.sentinel2.scene_masks import Cover, View
     from cloudjob.sentinel2.product import read_scl
 
     settings = masks.Settings(**dict(config.masks))
@@ -120,7 +124,7 @@ def _measure(config: Config, workspace: Workspace, item: Item, products: dict) -
     if config.shard.preset:  # it selects by the scene classification itself
         scl = read_scl(products["cloudy"])
         covers["cloudy"], covers["clear"] = Cover(scl, masks.classes(scl), 2), Cover(scl, scl, 2)
-    kept = _select(config, workspace, item, covers, looks, matches, measures)
+    kept = _select(config, folder, item, covers, looks, matches, measures)
     return covers, matches, kept, scene.Chips(looks["cloudy"], looks["clear"]), measures
 
 
@@ -133,7 +137,7 @@ def _judge_shift(config: Config, facts: dict) -> None:
         raise RejectedError(f"the dates are shifted by {moved}, at most {most} pixels", {"measures": measures})
 
 
-def _select(config: Config, workspace: Workspace, item: Item, covers, looks, matches, measures: dict):
+def _select(config: Config, folder: RunFolder, item: Item, covers, looks, matches, measures: dict):
     """The windows that become triplets; how many each rule left goes into measures["windows"]."""
     from cloudjob.patches import windows
 
@@ -149,7 +153,7 @@ def _select(config: Config, workspace: Workspace, item: Item, covers, looks, mat
         value = windows.correlation(cloudy.bands, matched, cloudy.clear & clear.clear, found, step=cloudy.step)
         found = found.take(~(value < rule.min_correlation))  # not measurable is no reason
         left["correlated"] = len(found)
-    taken = _taken_ground(workspace, item, product.crs)
+    taken = _taken_ground(folder, item, product.crs)
     found = windows.off_ground(found, transform=product.transform, taken=taken)
     left["on ground of no other split"] = len(found)
     if not rule.preset:
@@ -170,11 +174,11 @@ def _cores(covers: dict, shape: tuple[int, int]) -> tuple:
     return *(cover.at_10m("core", shape) for cover in (cloudy, clear)), 1
 
 
-def _write(config: Config, workspace: Workspace, item: Item, source, kept, facts: dict, days, chips) -> dict:
+def _write(config: Config, folder: RunFolder, item: Item, source, kept, facts: dict, days, chips) -> dict:
     """Writes the windows as they come by in the stripes of `source`, and adds the shift of the dates to the facts."""
     from cloudjob.patches import cut, shards
 
-    target = workspace.shard(item.config["split"], item.config["number"])
+    target = folder.shard(item.config["split"], item.config["number"])
     attributes = {
         "config_sha256": digest(item.config),
         "cloudjob_version": __version__,
@@ -201,7 +205,7 @@ def _write(config: Config, workspace: Workspace, item: Item, source, kept, facts
     return {name: value for name, value in writer.result.items() if name != "checksums"}
 
 
-def _stripes(config: Config, workspace: Workspace, item: Item, products, covers, matches, chips):
+def _stripes(config: Config, folder: RunFolder, item: Item, products, covers, matches, chips):
     """(first row, [cloudy, clear, (reference,) mask]) of full rows; the clear dates matched, the reference if clear.
     Each JPEG 2000 tile is decoded once; `chips` take theirs on the way.
 
@@ -213,7 +217,7 @@ def _stripes(config: Config, workspace: Workspace, item: Item, products, covers,
     shape = products["cloudy"].shape
     cores = len(os.sched_getaffinity(0))
     for top, pixels in stripes(list(products.values()), processes=cores):
-        if workspace.stop_requested():
+        if folder.stop_requested():
             raise InterruptedJob(f"{STAGE}: stopped; run the same command again")
         rows = slice(top, top + pixels.shape[-2])
         images = list(pixels)
@@ -224,13 +228,13 @@ def _stripes(config: Config, workspace: Workspace, item: Item, products, covers,
                 for match, image in zip(matches.values(), images[1:], strict=True)
             ]
         if item.config["target"] == GROUND:
-            images.insert(1, _ground(workspace.truth(products["cloudy"].name.name), shape, rows))
+            images.insert(1, _ground(folder.truth(products["cloudy"].name.name), shape, rows))
         if "reference" in covers:
-            hidden = covers["reference"].at_10m("mask", shape, rows) != masks.CLEAR
+            hidden = covers["reference"].at_10m("mask", shape, rows) != CLEAR
             images[2] = images[2].copy() if config.shard.radiometry == "none" else images[2]
             images[2][:, hidden] = 0
         mask = covers["cloudy"].at_10m("mask", shape, rows)
-        mask[(images[0] == 0).any(0) | (images[1] == 0).any(0)] = masks.NO_DATA
+        mask[(images[0] == 0).any(0) | (images[1] == 0).any(0)] = NO_DATA
         yield top, [*images, mask]
 
 
@@ -238,7 +242,7 @@ def _ground(path, shape: tuple[int, int], rows: slice):
     """(4, r, W) uint16 DN: these rows of the ground of a cloudy day, of a scene of `shape` (rows, columns)."""
     import rasterio
 
-    from cloudjob.sentinel2.radiometry import BANDS
+    from cloudjob.pixels import BANDS
 
     try:
         with rasterio.open(path) as image:
@@ -250,23 +254,23 @@ def _ground(path, shape: tuple[int, int], rows: slice):
         raise CorruptFileError(path, f"cannot be read as a raster: {error}") from None
 
 
-def _taken_ground(workspace: Workspace, item: Item, crs: str) -> list:
+def _taken_ground(folder: RunFolder, item: Item, crs: str) -> list:
     """Footprints (in `crs`) of the tiles whose ground this pair must not use: val leaves test alone, train both."""
     from rasterio.warp import transform_geom
     from shapely.geometry import shape
 
     tiles = set(item.config["taken_tiles"])
-    rows = workspace.rows(workspace.scenes, stage="search")
+    rows = folder.rows(folder.scenes, stage="search")
     footprints = {str(row["footprint"]): row["footprint"] for row in rows if row["tile"] in tiles}
     return [shape(transform_geom("EPSG:4326", crs, footprint)) for footprint in footprints.values()]
 
 
-def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dict[str, int]:
+def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[str, int]:
     from cloudjob.patches.shards import SCHEMA_VERSION, normalisation
 
     files, sums = [], {"train": [], "val": [], "test": []}
     for item in every:
-        record = workspace.record(STAGE, item.name)
+        record = records.record(folder, STAGE, item.name)
         for name, kept in record["outputs"].items():
             split = item.config["split"]
             entry = {"file": name.removeprefix("shards/"), "count": record["result"]["count"], **kept}
@@ -274,8 +278,7 @@ def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dic
             sums[split].append(record["result"])
     if not files:
         raise ConfigError("shard: no pair gives a triplet; loosen shard.cloud, or add tiles and dates")
-    folder = workspace.shard_index.parent
-    for stray in set(folder.glob("[!.]*.h5")) - {folder / file["file"] for file in files}:
+    for stray in set(folder.shards.glob("[!.]*.h5")) - {folder.shards / file["file"] for file in files}:
         stray.unlink()  # of an earlier configuration
     counts = {split: sum(part["count"] for part in parts) for split, parts in sums.items()}
     index = {
@@ -290,22 +293,22 @@ def _write_index(config: Config, workspace: Workspace, every: list[Item]) -> dic
             "pairs": {item.name: item.config["split"] for item in every},
         },
     }
-    write_json(workspace.shard_index, index)
+    write_json(folder.shard_index, index)
     return counts
 
 
-def stats(config: Config, workspace: Workspace) -> str:
+def stats(config: Config, folder: RunFolder) -> str:
     """What the shards hold, and what was rejected and why, as text."""
     import json
 
     from cloudjob.patches.stats import collect, text
 
-    if not workspace.shard_index.exists():
-        raise InputError(f"{workspace.shard_index} is not there yet. Run: cloudjob shard {workspace.root}")
-    index = json.loads(workspace.shard_index.read_text())
-    lines = [text(collect(workspace.shard_index.parent, index))]
-    for item in items(config, workspace):
-        record = workspace.record(STAGE, item.name)
+    if not folder.shard_index.exists():
+        raise InputError(f"{folder.shard_index} is not there yet. Run: cloudjob shard {folder.root}")
+    index = json.loads(folder.shard_index.read_text())
+    lines = [text(collect(folder.shard_index.parent, index))]
+    for item in items(config, folder):
+        record = records.record(folder, STAGE, item.name)
         if record and record["status"] == "rejected":
             lines.append(f"rejected {item.name}: {record['message']}")
     return "\n".join(lines)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloudjob import __version__
-from cloudjob.config import Config
+from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, InputError, InterruptedJob, ItemError
-from cloudjob.workspace import Item, Summary, Workspace, changes, digest, write_bytes
+from cloudjob.run.records import Item, Summary, changes
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import digest, write_bytes
 
 STAGE = "train"
 _LOOKS = (0.05, 0.1, 0.25, 0.5, 1.0)  # shares of the training after which it is looked at for what makes it fail
@@ -24,7 +26,7 @@ _PACE = {  # how it is done, not what comes out
 _LEAVE_S = 30.0  # before the end of the job: what is left to do when the last checkpoint is written
 
 
-def items(config: Config, workspace: Workspace) -> list[Item]:
+def items(config: Config, workspace: RunFolder) -> list[Item]:
     if not workspace.shard_index.exists():
         raise InputError(f"{workspace.shard_index} is not there yet. Run: cloudjob shard {workspace.root}")
     index = json.loads(workspace.shard_index.read_text())
@@ -33,14 +35,14 @@ def items(config: Config, workspace: Workspace) -> list[Item]:
     return [Item(STAGE, "run", settings, {"shards": digest(index)})]
 
 
-def run(config: Config, workspace: Workspace) -> Summary:
+def run(config: Config, workspace: RunFolder) -> Summary:
     item = items(config, workspace)[0]
     index = json.loads(workspace.shard_index.read_text())
     if index["normalisation"] is None:
         raise ConfigError("train: no triplet to train on; loosen shard.cloud or shard.split, or add tiles and dates")
-    workspace.require("shard", [entry["pair"] for entry in index["files"]], reader=STAGE)
-    if not workspace.force and workspace.why(item) is None:
-        return workspace.work(STAGE, [item], None)
+    records.require(workspace, "shard", [entry["pair"] for entry in index["files"]], reader=STAGE)
+    if not workspace.force and records.why(workspace, item) is None:
+        return records.work(workspace, STAGE, [item], None)
 
     from cloudjob.hpc import distributed
 
@@ -52,7 +54,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
 
         with world.answering():
             if world.rank == 0:
-                return workspace.work(STAGE, [item], train)
+                return records.work(workspace, STAGE, [item], train)
             train(item)
             return Summary(STAGE, done=["run"])
 
@@ -60,7 +62,7 @@ def run(config: Config, workspace: Workspace) -> Summary:
 class Training:
     """One training on one rank. All but the wall clock is a function of (configuration, shards, samples seen)."""
 
-    def __init__(self, config: Config, workspace: Workspace, item: Item, index: dict, world):
+    def __init__(self, config: Config, workspace: RunFolder, item: Item, index: dict, world):
         import torch
 
         from cloudjob.hpc import distributed, slurm
@@ -184,7 +186,7 @@ class Training:
         import numpy as np
 
         from cloudjob.patches import loader
-        from cloudjob.patches.tensors import pinned
+        from cloudjob.diffusion.batch import pinned
 
         source = loader.batches(
             self.shards,
@@ -262,7 +264,7 @@ class Training:
 
     # --- state -------------------------------------------------------------------------------------------------
     def _state(self) -> dict:
-        from cloudjob.sentinel2.radiometry import BANDS
+        from cloudjob.pixels import BANDS
 
         return {
             "seen": self.seen,
@@ -281,7 +283,7 @@ class Training:
         }
 
     def _save(self, last: bool) -> None:
-        from cloudjob.hpc import checkpoint
+        from cloudjob.diffusion import checkpoint
 
         if last:
             self._choose_average()
@@ -297,13 +299,14 @@ class Training:
 
     def _interval(self) -> float:
         """Seconds between two checkpoints."""
-        from cloudjob.hpc import checkpoint
+        from cloudjob.diffusion import checkpoint
 
         return self.settings.checkpoint_s or checkpoint.interval(self.save_s, 3600 * self.settings.failure_h)
 
     def _resume(self) -> None:
         """Goes on from the newest readable checkpoint of this very training, which rank 0 finds."""
-        from cloudjob.hpc import checkpoint, distributed
+        from cloudjob.diffusion import checkpoint
+        from cloudjob.hpc import distributed
 
         found = distributed.together(self._newest)
         path = distributed.gather(found and found[0])[0]
@@ -326,7 +329,7 @@ class Training:
         A finished training of other settings, or one on other shards, is kept aside whole. ConfigError where an
         unfinished one would be lost to a change of the configuration, or is of a version with another network.
         """
-        from cloudjob.hpc import checkpoint
+        from cloudjob.diffusion import checkpoint
 
         if self.world.rank:
             return None
@@ -369,7 +372,7 @@ class Training:
 
     def _init_from(self) -> None:
         """The weights of another training where they fit, and which did not."""
-        from cloudjob.hpc import checkpoint
+        from cloudjob.diffusion import checkpoint
 
         path = self.settings.init_from
         if not path.exists():
@@ -389,7 +392,7 @@ class Training:
 
     def _look(self, number: int) -> dict:
         """The same `number` triplets of the training split each time, as tensors."""
-        from cloudjob.patches.tensors import to_tensors
+        from cloudjob.diffusion.batch import to_tensors
 
         return to_tensors(self.shards.look(number)[1], self.world.device)
 

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloudjob.config import Config
-from cloudjob.diffusion import diagnosis, evaluation, metrics
+from cloudjob.config.models import Config
+from cloudjob.scoring import diagnosis, methods, metrics
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.patches.shards import ShardSet
-from cloudjob.patches.tensors import to_tensors
+from cloudjob.diffusion.batch import to_tensors
 from cloudjob.scoring.tables import finite
 from cloudjob.sentinel2.radiometry import digital_number
 from cloudjob.sentinel2.render import contact_sheet
@@ -28,10 +28,10 @@ class HeldOut:
         _, arrays = self.shards.look(number)
         return arrays, to_tensors(arrays, self.device)
 
-    def _restorer(self, network: nn.Module, **options) -> evaluation.Restorer:
+    def _restorer(self, network: nn.Module, **options) -> methods.Restorer:
         settings = self.config.infer
         options |= {"seed": self.config.seed, "sampler": settings.sampler, "steps": settings.steps}
-        return evaluation.Restorer(self.recipe, network, **options)
+        return methods.Restorer(self.recipe, network, **options)
 
     def _slow(self) -> bool:
         """Whether a sample takes too many steps for a look in passing."""
@@ -71,7 +71,7 @@ class HeldOut:
         if self._slow():
             return row, None
         restored = self._restorer(network).member(batch, list(range(row["triplets"])), 0)
-        scores = evaluation.score({"ours": restored}, batch["clear"].cpu().numpy(), arrays["mask"])
+        scores = methods.score({"ours": restored}, batch["clear"].cpu().numpy(), arrays["mask"])
         for on in ("cloud", "clear", "all"):
             chosen = [score for triplet in scores for score in triplet if score["on"] == on]
             if chosen:

@@ -10,7 +10,7 @@ import torch
 from cloudjob.errors import ConfigError
 from cloudjob.hpc import distributed
 from cloudjob.hpc.energy import JOULES_PER_KWH, Energy, carbon
-from cloudjob.workspace import write_jsonl
+from cloudjob.files import write_jsonl
 
 
 def rows(path: Path) -> list[dict]:

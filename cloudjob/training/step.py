@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cloudjob.config import TrainConfig
+from cloudjob.config.models import TrainConfig
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError
 from cloudjob.hpc import distributed
-from cloudjob.patches.tensors import to_tensors
+from cloudjob.diffusion.batch import to_tensors
 
 
 def micro_batch(settings: TrainConfig, ranks: int) -> int:

@@ -6,7 +6,7 @@ from torch import nn
 
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import CorruptFileError
-from cloudjob.hpc import checkpoint
+from cloudjob.diffusion import checkpoint
 
 
 def open_checkpoint(path: Path, device) -> tuple[Recipe, nn.Module, dict]:

@@ -13,7 +13,7 @@ from rasterio.warp import transform as warp_points
 from cloudjob.archive import safe
 from cloudjob.errors import ConfigError
 from cloudjob.sentinel2 import product as reader
-from cloudjob.sentinel2.product import ProductName
+from cloudjob.names import ProductName
 
 NEW = "S2B_MSIL2A_20240301T222541_N0510_R029_T05WPS_20240302T001122"
 OLD = "S2A_MSIL2A_20200301T222541_N0214_R029_T05WPS_20200302T001122"

@@ -6,10 +6,12 @@ import os
 import pytest
 
 from cloudjob.comparison import runs
-from cloudjob.workspace import Item, Workspace, write_text
+from cloudjob.run.records import Item
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import write_text
 
 
-def note(workspace: Workspace, stage: str, name: str, text: str) -> Item:
+def note(workspace: RunFolder, stage: str, name: str, text: str) -> Item:
     """An item of `stage` with one output that holds `text`, made if it is not there."""
     item = Item(stage, "run" if stage == "train" else name, {"text": text}, {})
 
@@ -18,20 +20,20 @@ def note(workspace: Workspace, stage: str, name: str, text: str) -> Item:
         write_text(path, text)
         return [path], {"text": text}
 
-    workspace.work(stage, [item], make)
+    records.work(workspace, stage, [item], make)
     return item
 
 
 @pytest.fixture
-def origin(tmp_path) -> Workspace:
-    workspace = Workspace(tmp_path / "base")
+def origin(tmp_path) -> RunFolder:
+    workspace = RunFolder(tmp_path / "base")
     for path in (workspace.scenes, workspace.pairs, workspace.decisions):
         write_text(path, path.name)
     return workspace
 
 
 def test_outputs_are_linked_and_what_people_edit_is_copied(origin, tmp_path):
-    item, target = note(origin, "shard", "a.h5", "abc"), Workspace(tmp_path / "ours")
+    item, target = note(origin, "shard", "a.h5", "abc"), RunFolder(tmp_path / "ours")
     runs._share(origin, target, ("shard",))
     assert target.why(item) is None
     assert os.path.samefile(origin.root / "shards/a.h5", target.root / "shards/a.h5")
@@ -44,7 +46,7 @@ def test_without_hard_links_outputs_are_copied(origin, tmp_path, monkeypatch):
     def refuse(*names):
         raise PermissionError
 
-    item, target = note(origin, "shard", "a.h5", "abc"), Workspace(tmp_path / "ours")
+    item, target = note(origin, "shard", "a.h5", "abc"), RunFolder(tmp_path / "ours")
     monkeypatch.setattr(os, "link", refuse)
     runs._share(origin, target, ("shard",))
     assert target.why(item) is None
@@ -52,7 +54,7 @@ def test_without_hard_links_outputs_are_copied(origin, tmp_path, monkeypatch):
 
 
 def test_again_only_what_is_missing_or_changed_is_given(origin, tmp_path):
-    target = Workspace(tmp_path / "ours")
+    target = RunFolder(tmp_path / "ours")
     for name in ("a.h5", "b.h5", "c.h5"):
         note(origin, "shard", name, "old")
     runs._share(origin, target, ("shard",))
@@ -68,7 +70,7 @@ def test_again_only_what_is_missing_or_changed_is_given(origin, tmp_path):
 
 
 def test_another_network_leaves_no_checkpoint_of_the_one_before(origin, tmp_path):
-    target = Workspace(tmp_path / "steps-1")
+    target = RunFolder(tmp_path / "steps-1")
     note(origin, "train", "step-00000900.pt", "longer")
     runs._share(origin, target, ("train",))
     origin.newest_checkpoint().unlink()

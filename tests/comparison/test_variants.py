@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudjob import config
+from cloudjob.config import source
 from cloudjob.comparison import variants
 from cloudjob.errors import ConfigError
 
@@ -49,7 +49,7 @@ def test_dotted_and_nested_overrides_are_what_the_variant_gets_and_nothing_else_
         nested.setdefault(section, {})[key] = value
     dotted = {".".join(key): value for key, value in chosen.items()}
     found = load(tmp_path_factory.mktemp("comparison"), {"nested": nested, "dotted": dotted}).variants
-    expected = config.load(BASE)[0].model_dump(mode="json")
+    expected = source.load(BASE)[0].model_dump(mode="json")
     for (section, key), value in chosen.items():
         expected[section][key] = value
     assert found["nested"].config.model_dump(mode="json") == expected
@@ -71,7 +71,7 @@ def test_a_variant_from_another_takes_its_overrides_and_adds_its_own(tmp_path):
 
 def test_the_budget_comes_before_what_a_variant_says(tmp_path, monkeypatch):
     seen = []
-    real = config.load
+    real = source.load
 
     def note(path, overrides=()):
         seen.append(list(overrides))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudjob import config
+from cloudjob.config import source
 from cloudjob.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -19,7 +19,7 @@ GOOD = """search:
 def load(tmp_path, text, *overrides):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    return config.load(path, list(overrides))
+    return source.load(path, list(overrides))
 
 
 def mistakes(tmp_path, text, *overrides) -> list[str]:
@@ -34,13 +34,13 @@ COMPARISONS = {*CONFIGS.glob("comparison*.yaml"), CONFIGS / "ablation.yaml"}
 
 @pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - COMPARISONS), ids=lambda path: path.name)
 def test_shipped_configurations_are_good(path):
-    loaded, _ = config.load(path)
-    again = config.Config.model_validate(loaded.model_dump())
+    loaded, _ = source.load(path)
+    again = source.Config.model_validate(loaded.model_dump())
     assert again == loaded
 
 
 def test_the_real_job_is_the_one_of_2025():
-    loaded, _ = config.load(CONFIGS / "north_slope.yaml")
+    loaded, _ = source.load(CONFIGS / "north_slope.yaml")
     assert loaded.search.clear.cloud == (0, 1)
     assert loaded.search.cloudy.cloud == (5, 50)
     assert (loaded.shard.window, loaded.shard.stride, loaded.shard.cloud) == (256, 64, (0.05, 0.30))
@@ -92,8 +92,8 @@ def test_overrides_and_their_mistakes(tmp_path):
 def test_resolved_configuration_loads_to_the_same(tmp_path):
     loaded, _ = load(tmp_path, GOOD)
     path = tmp_path / "config.yaml"
-    path.write_text(config.dump(loaded))
-    assert config.load(path)[0] == loaded
+    path.write_text(source.dump(loaded))
+    assert source.load(path)[0] == loaded
 
 
 @pytest.mark.parametrize(

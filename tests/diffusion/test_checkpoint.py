@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cloudjob.errors import CorruptFileError, DiskFullError
-from cloudjob.hpc import checkpoint
+from cloudjob.diffusion import checkpoint
 
 
 def state(seen: int) -> dict:

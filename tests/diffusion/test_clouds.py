@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cloudjob.diffusion import clouds
-from cloudjob.diffusion.conditions import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.diffusion.recipe import Recipe
 
 SIZE, COUNT = 64, 12

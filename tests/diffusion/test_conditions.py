@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloudjob.diffusion.conditions import (
-    CHANNELS,
-    CONDITION_CHANNELS,
-    NOTEBOOK_2025,
-    Conditions,
-    Normalisation,
-    turn,
-)
+from cloudjob.diffusion.conditions import CHANNELS, CONDITION_CHANNELS, Conditions, NOTEBOOK_2025, Normalisation
+from cloudjob.diffusion.batch import turn
 
 NORM = Normalisation(mean=(0.1, 0.2, 0.3, 0.4), std=(0.1, 0.2, 0.1, 0.2))
 

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudjob.sentinel2 import blend, grid, masks
+from cloudjob.restoration import blend, tiles
+from cloudjob.sentinel2 import masks
 
 
 @settings(max_examples=30, deadline=None)
@@ -29,7 +30,7 @@ def test_mosaic_of_tiles_cut_from_one_image_is_that_image(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(1, 60000, (4, 100, 75)).astype(np.uint16)
     parts = []
-    for number, tile in enumerate(grid.tiles((100, 75), size=64, overlap=32)):
+    for number, tile in enumerate(tiles.tiles((100, 75), size=64, overlap=32)):
         path = tmp_path / f"{number}.npy"
         np.save(path, image[(None, slice(None), *tile.slices)])
         parts.append((tile, path))
@@ -41,7 +42,7 @@ def test_mosaic_of_tiles_cut_from_one_image_is_that_image(tmp_path):
 def test_mosaic_of_a_scene_smaller_than_a_tile_and_spread_over_members(tmp_path):
     members = np.stack([np.full((4, 32, 32), value, np.uint16) for value in (1000, 3000)])
     np.save(tmp_path / "a.npy", members)
-    mean, spread = blend.mosaic([(grid.Tile(0, 0, 32, 32), tmp_path / "a.npy")], shape=(20, 17), overlap=8, spread=True)
+    mean, spread = blend.mosaic([(tiles.Tile(0, 0, 32, 32), tmp_path / "a.npy")], shape=(20, 17), overlap=8, spread=True)
     np.testing.assert_allclose(mean, 2000)
     np.testing.assert_allclose(spread, 1000)
     assert mean.shape == (4, 20, 17)
@@ -49,5 +50,5 @@ def test_mosaic_of_a_scene_smaller_than_a_tile_and_spread_over_members(tmp_path)
 
 def test_the_corners_of_a_scene_are_as_bright_as_the_rest(tmp_path):
     np.save(tmp_path / "a.npy", np.full((1, 4, 256, 256), 5000, np.uint16))
-    mean, _ = blend.mosaic([(grid.Tile(0, 0, 256, 256), tmp_path / "a.npy")], shape=(256, 256), overlap=128)
+    mean, _ = blend.mosaic([(tiles.Tile(0, 0, 256, 256), tmp_path / "a.npy")], shape=(256, 256), overlap=128)
     np.testing.assert_allclose(mean, 5000, rtol=1e-5)

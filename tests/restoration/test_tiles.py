@@ -6,13 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudjob.sentinel2 import grid
+from cloudjob.restoration import tiles
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([32, 64]), st.integers(0, 32))
 def test_tiles_cover_every_pixel_and_stay_inside(height, width, size, overlap):
     overlap = min(overlap, size // 2)
-    tiles = grid.tiles((height, width), size=size, overlap=overlap)
+    tiles = tiles.tiles((height, width), size=size, overlap=overlap)
     covered = np.zeros((height, width), int)
     for tile in tiles:
         covered[tile.slices] += 1
@@ -24,7 +24,7 @@ def test_tiles_cover_every_pixel_and_stay_inside(height, width, size, overlap):
 
 @given(st.sampled_from([32, 64]), st.integers(0, 32))
 def test_taper_is_positive_and_symmetric(size, overlap):
-    weights = grid.taper(size, min(overlap, size // 2))
+    weights = tiles.taper(size, min(overlap, size // 2))
     assert weights.min() > 0
     assert weights.max() <= 1
     np.testing.assert_allclose(weights, weights[::-1, ::-1], rtol=1e-6)
@@ -35,7 +35,7 @@ def test_window_sums_equal_brute_force(height, width, size, stride, seed):
     values = np.random.default_rng(seed).random((height, width)) < 0.4
     rows, cols = range(0, height - size + 1, stride), range(0, width - size + 1, stride)
     expected = [[values[i : i + size, j : j + size].sum() for j in cols] for i in rows]
-    found = grid.window_sums(values, size=size, stride=stride)
+    found = tiles.window_sums(values, size=size, stride=stride)
     if len(rows) and len(cols):
         np.testing.assert_array_equal(found, expected)
     else:
@@ -52,7 +52,7 @@ def test_several_arrays_are_summed_from_strips_that_a_byte_can_count(more, size,
         seen.append((rows.start, rows.stop))
         return list(arrays[:, rows])
 
-    found = grid.strip_sums(strip, arrays.shape[1:], size=size, stride=stride)
+    found = tiles.strip_sums(strip, arrays.shape[1:], size=size, stride=stride)
     windows = np.lib.stride_tricks.sliding_window_view(arrays, (size, size), (1, 2))[:, ::stride, ::stride]
     np.testing.assert_array_equal(found, windows.sum((-2, -1)))
     assert all(0 < stop - start < 256 for start, stop in seen)

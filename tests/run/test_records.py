@@ -16,12 +16,14 @@ from cloudjob.errors import (
     ItemError,
     RejectedError,
 )
-from cloudjob.workspace import Item, Workspace, atomic, write_text
+from cloudjob.run.records import Item
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import atomic, write_text
 
 
 @pytest.fixture
 def workspace(tmp_path):
-    return Workspace(tmp_path)
+    return RunFolder(tmp_path)
 
 
 def item(name="a", config=None, inputs=None):
@@ -39,40 +41,40 @@ def maker(workspace, text="made"):
 
 def test_done_once_and_only_once(workspace):
     items = [item("a"), item("b")]
-    assert workspace.work("shard", items, maker(workspace)).done == ["a", "b"]
-    again = workspace.work("shard", items, None)
+    assert records.work(workspace, "shard", items, maker(workspace)).done == ["a", "b"]
+    again = records.work(workspace, "shard", items, None)
     assert (again.done, again.skipped) == ([], ["a", "b"])
-    assert workspace.results(items) == [{"answer": 42}] * 2
+    assert records.results(workspace, items) == [{"answer": 42}] * 2
 
 
 def test_why_names_what_changed(workspace):
-    workspace.work("shard", [item()], maker(workspace))
-    assert workspace.why(item()) is None
-    assert workspace.why(item(config={"shard": {"window": 128}})) == "changed: shard.window 64 -> 128"
-    assert workspace.why(item(inputs={"x": "2"})) == "changed: input x"
+    records.work(workspace, "shard", [item()], maker(workspace))
+    assert records.why(workspace, item()) is None
+    assert records.why(workspace, item(config={"shard": {"window": 128}})) == "changed: shard.window 64 -> 128"
+    assert records.why(workspace, item(inputs={"x": "2"})) == "changed: input x"
     (workspace.root / "a.txt").write_text("mad")
-    assert "3 bytes instead of 4" in workspace.why(item())
+    assert "3 bytes instead of 4" in records.why(workspace, item())
     (workspace.root / "a.txt").unlink()
-    assert workspace.why(item()) == "output a.txt is gone"
-    workspace.record_path("shard", "a").write_text('{"stage"')
-    assert workspace.why(item()) == "missing"
+    assert records.why(workspace, item()) == "output a.txt is gone"
+    records.path(workspace, "shard", "a").write_text('{"stage"')
+    assert records.why(workspace, item()) == "missing"
 
 
 def test_rejected_is_not_failed_is_not_skipped(workspace):
     def make(item):
         raise {"a": RejectedError("too dark", [1]), "b": ItemError("broken")}[item.name]
 
-    summary = workspace.work("shard", [item("a"), item("b")], make)
+    summary = records.work(workspace, "shard", [item("a"), item("b")], make)
     assert summary.rejected == {"a": "too dark"}
     assert summary.failed == {"b": "broken"}
-    assert workspace.why(item("a")) is None  # a rule's no stands until something changes
-    assert workspace.why(item("b")) == "failed: broken"
-    assert workspace.results([item("a")]) == [[1]]
-    again = workspace.work("shard", [item("a")], make)
+    assert records.why(workspace, item("a")) is None  # a rule's no stands until something changes
+    assert records.why(workspace, item("b")) == "failed: broken"
+    assert records.results(workspace, [item("a")]) == [[1]]
+    again = records.work(workspace, "shard", [item("a")], make)
     assert (again.skipped, again.rejected) == ([], {"a": "too dark"})
     with pytest.raises(InputError, match="broken"):
-        workspace.require("shard", ["a", "b"], reader="train")
-    workspace.require("shard", ["a"], reader="train")
+        records.require(workspace, "shard", ["a", "b"], reader="train")
+    records.require(workspace, "shard", ["a"], reader="train")
 
 
 def test_a_corrupt_file_of_the_run_is_set_aside_and_anothers_is_left(workspace, tmp_path_factory):
@@ -83,7 +85,7 @@ def test_a_corrupt_file_of_the_run_is_set_aside_and_anothers_is_left(workspace, 
         def make(item, path=path):
             raise CorruptFileError(path, "cannot be decoded")
 
-        summary = workspace.work("shard", [item()], make)
+        summary = records.work(workspace, "shard", [item()], make)
         assert f"{path}: cannot be decoded" in summary.failed["a"]
         assert path.exists() == (path == foreign)
     assert (workspace.root / "band.jp2.corrupt").read_text() == "broken"
@@ -92,21 +94,21 @@ def test_a_corrupt_file_of_the_run_is_set_aside_and_anothers_is_left(workspace, 
 def test_only_and_force(workspace):
     items = [item("a"), item("b")]
     workspace.only = ["b"]
-    assert workspace.work("shard", items, maker(workspace)).done == ["b"]
+    assert records.work(workspace, "shard", items, maker(workspace)).done == ["b"]
     workspace.force = True
-    assert workspace.work("shard", items, maker(workspace)).done == ["b"]
+    assert records.work(workspace, "shard", items, maker(workspace)).done == ["b"]
     workspace.only = ["c"]
     with pytest.raises(ConfigError, match="no such item"):
-        workspace.work("shard", items, maker(workspace))
+        records.work(workspace, "shard", items, maker(workspace))
 
 
 def test_a_stop_comes_between_items(workspace):
     workspace.stop_requested = lambda: (workspace.root / "a.txt").exists()
     with pytest.raises(InterruptedJob) as caught:
-        workspace.work("shard", [item("a"), item("b")], maker(workspace))
+        records.work(workspace, "shard", [item("a"), item("b")], maker(workspace))
     assert caught.value.exit_code == 75
-    assert workspace.why(item("a")) is None
-    assert workspace.why(item("b")) == "missing"
+    assert records.why(workspace, item("a")) is None
+    assert records.why(workspace, item("b")) == "missing"
 
 
 def test_atomic_leaves_whole_files_or_none(tmp_path):
@@ -143,4 +145,4 @@ def test_sweep_takes_only_what_a_killed_process_left_behind(workspace):
 def test_decisions_written_by_hand_are_checked(workspace):
     write_text(workspace.decisions, "pair,decision,reason,reviewer,version\np,maybe,,me,1\n")
     with pytest.raises(ConfigError, match=r"decisions\.csv:2.*accept or reject"):
-        workspace.read_decisions()
+        decisions.read(workspace.decisions)

@@ -3,7 +3,7 @@ import pytest
 from scipy.interpolate import griddata
 from scipy.ndimage import gaussian_filter
 
-from cloudjob.diffusion import baselines
+from cloudjob.scoring import baselines
 
 
 def scene(size: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cloudjob.diffusion.diagnosis import diagnose, warnings
+from cloudjob.scoring.diagnosis import diagnose, warnings
 from cloudjob.diffusion.recipe import Recipe
 
 

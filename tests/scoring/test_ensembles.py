@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cloudjob.diffusion import ensembles
+from cloudjob.scoring import ensembles
 
 ALL = np.ones((64, 64), bool)
 

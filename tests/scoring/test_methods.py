@@ -1,10 +1,11 @@
 """Triplets restored in all the ways that are compared, and the scores of each."""
 
+from cloudjob.pixels import HIDDEN
 import numpy as np
 import pytest
 import torch
 
-from cloudjob.diffusion import evaluation
+from cloudjob.scoring import methods
 from cloudjob.diffusion.recipe import Recipe
 
 SIZE, COUNT = 16, 5
@@ -20,13 +21,13 @@ def batch():
     return {"cloudy": cloudy, "mask": mask, "clear": clear, "reference": clear + 0.02}
 
 
-def restorer(process="residual", steps=2, **options) -> evaluation.Restorer:
+def restorer(process="residual", steps=2, **options) -> methods.Restorer:
     torch.manual_seed(1)
     recipe = Recipe.of("tiny", process, mean=[0.5] * 4, std=[0.2] * 4, **options)
     network = recipe.network().eval()
     with torch.no_grad():  # untrained it would give the first guess alone
         network.head.weight.normal_(0, 0.05)
-    return evaluation.Restorer(recipe, network, seed=3, sampler="auto", steps=steps)
+    return methods.Restorer(recipe, network, seed=3, sampler="auto", steps=steps)
 
 
 def some(batch, places) -> dict:
@@ -50,15 +51,15 @@ def test_clear_pixels_are_as_they_were_observed(batch):
 
 
 def test_all_ways_and_their_scores(batch):
-    found, every = evaluation.ways(
+    found, every = methods.ways(
         restorer(), some(batch, slice(None)), list(range(COUNT)), members=4, more_steps=[1, 7]
     )
     bare = {"ours_without_reference", "ours_member_without_reference"}
     assert set(found) == {"ours", "ours_member", "ours_1_step", "ours_7_steps"} | bare
     np.testing.assert_allclose(found["ours"], every.mean(0))
     arrays = {name: value.numpy() for name, value in batch.items()}
-    found |= evaluation.one_date(arrays["cloudy"], arrays["mask"])
-    rows = evaluation.score(found | {"perfect": arrays["clear"]}, arrays["clear"], arrays["mask"])
+    found |= methods.one_date(arrays["cloudy"], arrays["mask"])
+    rows = methods.score(found | {"perfect": arrays["clear"]}, arrays["clear"], arrays["mask"])
     assert len(rows) == COUNT
     for number, triplet in enumerate(rows):
         by = {(row["method"], row["on"]): row for row in triplet}
@@ -82,7 +83,7 @@ def test_calibration_makes_the_interval_cover_its_own_triplets(batch):
     model = restorer()
     factors = model.calibrate(batch, 6)["factors"]
     drawn = model.members(some(batch, slice(None)), list(range(COUNT)), 6)
-    hidden = np.isin(batch["mask"].numpy(), evaluation.HIDDEN)
+    hidden = np.isin(batch["mask"].numpy(), HIDDEN)
     for band, factor in enumerate(factors):
         error = np.abs(drawn.mean(0) - batch["clear"].numpy())[:, band][hidden]
         reach = 1.6449 * factor * drawn.std(0, ddof=1)[:, band][hidden]

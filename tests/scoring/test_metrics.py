@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from cloudjob.diffusion import metrics
+from cloudjob.scoring import metrics
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.uniform(0, 1.2, (4, 48, 40)).astype(np.float32)

@@ -13,22 +13,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from rasterio.windows import Window
 from scipy import ndimage
 
-from cloudjob.config import MasksConfig
-from cloudjob.sentinel2.masks import (
-    CIRRUS,
-    CLEAR,
-    CLOUD,
-    HIDDEN,
-    NO_DATA,
-    SHADOW,
-    UNKNOWN,
-    Settings,
-    classes,
-    combine,
-    dilate,
-    fractions,
-    grow,
-)
+from cloudjob.config.models import MasksConfig
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.sentinel2.masks import Settings, classes, combine, dilate, fractions, grow
 
 LIMITS = Settings(cloud_probability=20, snow_probability=80)
 

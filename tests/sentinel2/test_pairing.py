@@ -1,5 +1,6 @@
 """Which clear product is taken, which is the reference, and why the others are not."""
 
+from cloudjob.pixels import CLOUD, NO_DATA, UNKNOWN
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,10 +12,11 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudjob.config import PairConfig
+from cloudjob.config.models import PairConfig
 from cloudjob.sentinel2 import masks, pairing
-from cloudjob.sentinel2.cover import View
-from cloudjob.sentinel2.product import Product, ProductName
+from cloudjob.sentinel2.scene_masks import View
+from cloudjob.sentinel2.product import Product
+from cloudjob.names import ProductName
 
 DAY = datetime(2024, 3, 10, 22, 15, tzinfo=UTC)
 RULES = pairing.Rules(max_days=30, cloudy_range=(0.05, 0.5), max_sun_difference=10)
@@ -46,9 +48,9 @@ def view(day, cloud=0.0, *, no_data=0.0, unknown=0.0, haze=0.0, snow=0.0, factor
     all in parts of 0.025, the 60 m pixels of the picture."""
     core = np.zeros((24 // factor, 240 // factor), np.uint8)
     width = core.shape[1]
-    core[:, width - round(width * unknown) :] = masks.UNKNOWN
-    core[:, : round(width * cloud)] = masks.CLOUD
-    core[:, width - round(width * no_data) :] = masks.NO_DATA
+    core[:, width - round(width * unknown) :] = UNKNOWN
+    core[:, : round(width * cloud)] = CLOUD
+    core[:, width - round(width * no_data) :] = NO_DATA
     white = np.zeros(core.shape, bool)
     white[:, : round(width * snow)] = True
     rgb = np.full((3, 4, 40), 2000, np.uint16)

@@ -15,24 +15,8 @@ from hypothesis.extra.numpy import arrays
 
 from cloudjob.archive.safe import write_product
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
-from cloudjob.sentinel2.product import (
-    ManifestEntry,
-    Product,
-    ProductName,
-    band_files,
-    check_file,
-    preview_files,
-    read_b11,
-    read_bands,
-    read_classi,
-    read_cloud_probability,
-    read_manifest,
-    read_overview,
-    read_reduced,
-    read_scl,
-    read_snow_probability,
-    stripes,
-)
+from cloudjob.sentinel2.product import ManifestEntry, Product, band_files, check_file, preview_files, read_b11, read_bands, read_classi, read_cloud_probability, read_manifest, read_overview, read_reduced, read_scl, read_snow_probability, stripes
+from cloudjob.names import ProductName
 from cloudjob.sentinel2.radiometry import to_convention
 
 NAME = "S2C_MSIL2A_20250605T222541_N0511_R029_T05WPS_20250606T001122"

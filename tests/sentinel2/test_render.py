@@ -1,3 +1,4 @@
+from cloudjob.pixels import CLEAR, NO_DATA
 import io
 
 import numpy as np
@@ -23,7 +24,7 @@ from cloudjob.sentinel2.render import (
     true_colour,
 )
 
-VALUES = [masks.CLEAR, *OUTLINES, masks.NO_DATA]
+VALUES = [CLEAR, *OUTLINES, NO_DATA]
 
 
 def test_true_colour_is_a_fixed_stretch_of_red_green_blue():
@@ -49,7 +50,7 @@ def test_outlines_are_where_a_class_ends_and_in_its_colour(mask):
         assert (drawn[mask == value, :3] == colour).all()
     for row, column in np.argwhere(np.isin(mask, list(OUTLINES))):
         steps = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-        around = {int(mask[r, c]) for r, c in steps if 0 <= r < 7 and 0 <= c < 9} - {masks.NO_DATA}
+        around = {int(mask[r, c]) for r, c in steps if 0 <= r < 7 and 0 <= c < 9} - {NO_DATA}
         assert (drawn[row, column, 3] == 255) == bool(around - {int(mask[row, column])})
 
 

@@ -1,5 +1,6 @@
 """Looks, matches and shifts of two dates of an archive-made place."""
 
+from cloudjob.pixels import CLEAR, HIDDEN
 from datetime import date
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from cloudjob.archive.make import make_synthetic
 from cloudjob.sentinel2 import masks, scene
-from cloudjob.sentinel2.cover import View
+from cloudjob.sentinel2.scene_masks import View
 from cloudjob.sentinel2.product import Product
 
 SETTINGS = masks.Settings(cloud_m=50)
@@ -33,15 +34,15 @@ def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
     load = scene.open_pair(pair, SETTINGS)
     cloudy, clear = load("cloudy"), load("clear")
     assert cloudy.mask.shape == cloudy.bands.shape[1:] == (512, 512)
-    assert 0.1 < np.isin(cloudy.core, masks.HIDDEN).mean() < np.isin(cloudy.mask, masks.HIDDEN).mean()
-    both = (cloudy.mask == masks.CLEAR) & (clear.mask == masks.CLEAR)
+    assert 0.1 < np.isin(cloudy.core, HIDDEN).mean() < np.isin(cloudy.mask, HIDDEN).mean()
+    both = (cloudy.mask == CLEAR) & (clear.mask == CLEAR)
     before, after = (
         np.abs(image[:, both].astype(int) - cloudy.bands[:, both]) for image in (clear.bands, cloudy.matched(clear))
     )
     assert after.mean() <= before.mean()
     shown = clear.clear_only(clear.bands)
-    assert (shown[:, clear.mask == masks.CLEAR] > 0).all()
-    assert (shown[:, clear.mask != masks.CLEAR] == 0).all()
+    assert (shown[:, clear.mask == CLEAR] > 0).all()
+    assert (shown[:, clear.mask != CLEAR] == 0).all()
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8])
@@ -50,7 +51,7 @@ def test_a_look_is_clear_only_where_all_it_covers_is(pair, step):
     mask = scene.open_pair(pair, SETTINGS)("cloudy").mask
     cells = mask.reshape(512 // step, step, 512 // step, step)
     assert look.clear.shape == look.bands.shape[1:] == (512 // step, 512 // step)
-    assert not (look.clear & (cells != masks.CLEAR).any((1, 3))).any()
+    assert not (look.clear & (cells != CLEAR).any((1, 3))).any()
     assert look.clear.mean() > 0.2
 
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from cloudjob.archive.make import make_synthetic
 from cloudjob.errors import ConfigError
-from cloudjob.sentinel2 import cover as covers
+from cloudjob.sentinel2 import scene_masks as covers
 from cloudjob.sentinel2 import masks
-from cloudjob.sentinel2.cover import Cover, View, cover, suspect
-from cloudjob.sentinel2.masks import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN, Settings
+from cloudjob.sentinel2.scene_masks import Cover, View, cover, suspect
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import Product, read_cloud_probability, read_scl, read_snow_probability
 
 TUNED = Settings(brighter=0.04)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from skimage.metrics import peak_signal_noise_ratio
 
-from cloudjob.hpc import checkpoint
+from cloudjob.diffusion import checkpoint
 from cloudjob.patches.shards import ShardSet
 from cloudjob.sentinel2.radiometry import reflectance
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudjob.config import load
+from cloudjob.config.source import load
 from cloudjob.errors import ConfigError
 from cloudjob.stages import review
-from cloudjob.workspace import Workspace, write_jsonl, write_text
+from cloudjob.run.folder import RunFolder
+from cloudjob.files import write_jsonl, write_text
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "test.yaml"
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # Debian's chromium and chromium-driver
@@ -44,8 +45,8 @@ ROWS = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def given_run(tmp_path_factory) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("given"))
+def given_run(tmp_path_factory) -> RunFolder:
+    workspace = RunFolder(tmp_path_factory.mktemp("given"))
     write_jsonl(workspace.pairs, PAIRS)
     return workspace
 
@@ -67,7 +68,7 @@ def test_the_last_word_of_a_person_on_this_very_pair_counts_and_nothing_else(giv
         good = versions.get(row["pair"]) == row["version"]
         if good and not (row["reviewer"] == "rule" and accepts == rule[row["pair"]]):
             outcome[row["pair"]] = accepts
-    assert [row["pair"] for row in workspace.accepted_pairs()] == [
+    assert [row["pair"] for row in decisions.accepted_pairs(workspace)] == [
         name for name, accepted in outcome.items() if accepted
     ]
     strangers = [row["pair"] for row in new if versions.get(row["pair"]) != row["version"]]
@@ -99,7 +100,7 @@ def run(tmp_path_factory) -> Path:
     """Three pairs, of which the rule rejects the cloudiest; each has another candidate."""
     folder = tmp_path_factory.mktemp("review") / "run"
     cloudjob("run", CONFIG, "--run-dir", folder, "--until", "pair")
-    clouds = sorted({row["cloudy_cloud"] for row in Workspace(folder).shown_pairs()})
+    clouds = sorted({row["cloudy_cloud"] for row in RunFolder(folder).shown_pairs()})
     limit = f"pair.cloudy_range=[0.01, {(clouds[-1] + clouds[-2]) / 2:.4f}]"
     cloudjob("run", CONFIG, "--run-dir", folder, "--set", limit, "--until", "review")
     return folder
@@ -119,7 +120,7 @@ def on_page(run: Path) -> dict:
 def test_every_measure_reason_candidate_and_picture_is_on_the_page(run):
     page = on_page(run)
     known = {"pair", "cloudy", "clear", "version", "accepted", "shown", "reasons", "reference", "reference_days"}
-    rows = Workspace(run).rows(run / "pairs.jsonl", stage="pair")
+    rows = RunFolder(run).rows(run / "pairs.jsonl", stage="pair")
     assert {key for row in rows for key in row} == known | set(review.MEASURES)
     assert [pair["accepted"] for pair in page["pairs"]].count(False) == 1
     for row, pair in zip((row for row in rows if row["shown"]), page["pairs"], strict=True):
@@ -133,10 +134,10 @@ def test_every_measure_reason_candidate_and_picture_is_on_the_page(run):
 
 @pytest.mark.slow
 def test_what_a_person_wrote_cannot_break_the_page_and_stays_when_settings_change(copy):
-    workspace, config = Workspace(copy), load(copy / "config.yaml", [])[0]
+    workspace, config = RunFolder(copy), load(copy / "config.yaml", [])[0]
     said = []
     workspace.say = said.append
-    pair = workspace.shown_pairs()[0]
+    pair = decisions.shown_pairs(workspace)[0]
     mine = {"pair": pair["pair"], "decision": "reject", "reason": "</script><b>,\"'", "reviewer": "Ada"}
     stale = {**mine, "reviewer": "Bob", "version": "0" * 64}
     write_text(workspace.decisions, review._csv([{**mine, "version": pair["version"]}, stale]))
@@ -235,12 +236,12 @@ def until(condition) -> None:
 
 
 def names(run: Path) -> list[str]:
-    return [row["pair"] for row in Workspace(run).shown_pairs()]
+    return [row["pair"] for row in RunFolder(run).shown_pairs()]
 
 
 def by_rule(run: Path) -> int:
     """The position of the pair that the rule rejects."""
-    return [row["accepted"] for row in Workspace(run).shown_pairs()].index(False)
+    return [row["accepted"] for row in RunFolder(run).shown_pairs()].index(False)
 
 
 @pytest.mark.slow
@@ -268,7 +269,7 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
     assert [rows[name]["reviewer"] for name in (pairs[good], pairs[bad], pairs[other])] == ["Ada", "Ada", "rule"]
 
     assert "2 accepted, 1 rejected, 2 of them by a person" in cloudjob("review", copy, "--apply", file)
-    accepted = [row["pair"] for row in Workspace(copy).accepted_pairs()]
+    accepted = [row["pair"] for row in RunFolder(copy).accepted_pairs()]
     assert accepted == [name for name in pairs if name != pairs[good]]
     assert written(copy / "review" / "decisions.csv") == written(file)
     browser.execute_script("localStorage.clear()")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from small_runs import settings, weights, workspace
 
-from cloudjob import config
+from cloudjob.config import source
 from cloudjob.errors import ConfigError, InputError, InterruptedJob
-from cloudjob.patches.tensors import to_tensors
+from cloudjob.diffusion.batch import to_tensors
 from cloudjob.stages import train
-from cloudjob.workspace import Workspace
+from cloudjob.run.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Workspace:
+def trained(tmp_path_factory) -> RunFolder:
     space = workspace(tmp_path_factory.mktemp("trained") / "run")
     assert train.run(settings(), space).done == ["run"]
     return space
@@ -85,7 +85,7 @@ def test_a_damaged_shard_is_named_and_set_aside_so_that_it_is_made_again(tmp_pat
 @pytest.mark.slow
 def test_two_ranks_report_and_set_aside_what_the_second_one_finds(tmp_path):
     space = workspace(tmp_path / "run")
-    space.config.write_text(config.dump(settings()))
+    space.config.write_text(source.dump(settings()))
     path = space.shard("train", 1)
     damage(path)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]

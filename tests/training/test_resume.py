@@ -8,13 +8,13 @@ import pytest
 import torch
 from small_runs import settings, weights, workspace
 
-from cloudjob import config
+from cloudjob.config import source
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError, DiskFullError, InterruptedJob
-from cloudjob.hpc import checkpoint
+from cloudjob.diffusion import checkpoint
 from cloudjob.stages import train
 from cloudjob.training import logs
-from cloudjob.workspace import Workspace
+from cloudjob.run.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def begun(folder: Path, steps: int = 3, *overrides: str) -> Workspace:
+def begun(folder: Path, steps: int = 3, *overrides: str) -> RunFolder:
     """A training of 6 steps, stopped after so many."""
     space = workspace(folder / "run")
     left = iter([False] * steps + [True])  # asked once before the stage
@@ -38,7 +38,7 @@ def begun(folder: Path, steps: int = 3, *overrides: str) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Workspace:
+def trained(tmp_path_factory) -> RunFolder:
     space = workspace(tmp_path_factory.mktemp("trained") / "run")
     assert train.run(settings(), space).done == ["run"]
     return space

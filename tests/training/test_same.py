@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_runs import Ranks, workspace
 
-from cloudjob.config import TrainConfig
+from cloudjob.config.models import TrainConfig
 from cloudjob.errors import ConfigError
-from cloudjob.hpc import checkpoint
+from cloudjob.diffusion import checkpoint
 from cloudjob.training.step import micro_batch
 
 # 50 steps of 8 samples at the default learning rate: the tests' own, 2.5 times larger, lets rounding grow beyond 1e-5.

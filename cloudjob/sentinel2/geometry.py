@@ -1,0 +1,62 @@
+"""Where a tile lies on the Earth, and where the sun stands above it."""
+
+import math
+import re
+from datetime import UTC, datetime
+
+from rasterio.warp import transform as warp_points
+
+from cloudjob.errors import ConfigError
+
+
+def tile_corner(tile: str) -> tuple[str, int, int]:
+    """CRS ("EPSG:32605"), easting and northing of the upper left corner of a tile such as 05WPS.
+
+    The 100 km squares of the Military Grid Reference System (NGA.SIG.0012, section 3), moved outward to ESA's 60 m
+    grid. ConfigError where there is no such square.
+    """
+    match = re.fullmatch(r"(\d\d)([C-HJ-NP-X])([A-HJ-NP-Z])([A-HJ-NP-V])", tile)
+    zone = int(match[1]) if match else 0
+    columns = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")[zone % 3]
+    if not 1 <= zone <= 60 or match[3] not in columns:
+        raise ConfigError(f"no such Sentinel-2 tile: {tile!r}; expected e.g. 05WPS (UTM zone, band, 100 km square)")
+    easting = 100_000 * (columns.index(match[3]) + 1)
+    rows = "ABCDEFGHJKLMNPQRSTUV"
+    row = (rows.index(match[4]) - (5 if zone % 2 == 0 else 0)) % 20
+    south = 8 * "CDEFGHJKLMNPQRSTUVWX".index(match[2]) - 80  # degrees, of the latitude band
+    arc = math.radians(south)  # length of the meridian on the ellipsoid, by the first terms of its series
+    meridian = 0.9996 * (111132.95 * south - 16038.5 * math.sin(2 * arc) + 16.8 * math.sin(4 * arc))
+    first = math.floor(meridian / 100_000)
+    top = 100_000 * (first + (row - first) % 20 + 1)
+    hemisphere = "326" if south >= 0 else "327"
+    return (
+        f"EPSG:{hemisphere}{zone:02d}",
+        easting // 60 * 60,
+        -(-top // 60) * 60 + (0 if south >= 0 else 10_000_000),
+    )
+
+
+def tile_centre(tile: str) -> tuple[float, float]:
+    """Longitude and latitude, in degrees, of the middle of a tile."""
+    crs, x, y = tile_corner(tile)
+    lon, lat = warp_points(crs, "EPSG:4326", [x + 54_900], [y - 54_900])
+    return lon[0], lat[0]
+
+
+def sun_position(when: datetime, lon: float, lat: float) -> tuple[float, float]:
+    """Elevation and azimuth (clockwise from north) of the sun in degrees, to about 0.05 degrees.
+
+    The low-precision formulas of the Astronomical Almanac (section C, "Sun").
+    """
+    days = (when - datetime(2000, 1, 1, 12, tzinfo=UTC)).total_seconds() / 86400
+    anomaly = math.radians(357.528 + 0.9856003 * days)
+    longitude = math.radians(280.460 + 0.9856474 * days + 1.915 * math.sin(anomaly) + 0.020 * math.sin(2 * anomaly))
+    tilt = math.radians(23.439 - 4e-7 * days)
+    ascension = math.atan2(math.cos(tilt) * math.sin(longitude), math.cos(longitude))
+    declination = math.asin(math.sin(tilt) * math.sin(longitude))
+    hour = math.radians((280.46062 + 360.98564737 * days + lon) % 360) - ascension
+    phi = math.radians(lat)
+    up = math.sin(phi) * math.sin(declination) + math.cos(phi) * math.cos(declination) * math.cos(hour)
+    east = -math.cos(declination) * math.sin(hour)
+    north = math.cos(phi) * math.sin(declination) - math.sin(phi) * math.cos(declination) * math.cos(hour)
+    return math.degrees(math.asin(up)), math.degrees(math.atan2(east, north)) % 360
