@@ -1,98 +1,25 @@
 """What may be configured: one pydantic model per stage, each key with its default, its limits and what it means."""
 
 from datetime import date, timedelta
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-PRESETS = ("notebook-2025", "tiny", "small", "base", "base-attention")
+from cloudjob.config.archive import ArchiveConfig
+from cloudjob.config.fields import (
+    Byte,
+    ConfiguredPath,
+    Count,
+    Fraction,
+    Momentum,
+    Percent,
+    Section,
+    Tile,
+    ascending,
+)
 
-
-
-
-class FromCommandLine(str):
-    """A text that was given with --set: a path in it is meant from the working folder."""
-
-
-def _resolved(value: Any, info: ValidationInfo) -> Any:
-    """A path in a file is meant from that file's folder (`folder` of the validation's context)."""
-    if not isinstance(value, str):
-        return value
-    base = Path.cwd() if isinstance(value, FromCommandLine) else (info.context or {}).get("folder", Path.cwd())
-    return (base / str(value)).resolve()
-
-
-ConfiguredPath = Annotated[Path, BeforeValidator(_resolved)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Count = Annotated[int, Field(ge=1)]
-Byte = Annotated[int, Field(ge=0, le=255)]
-Tile = Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _ascending(pair, what: str):
-    if pair[0] > pair[1]:
-        raise ValueError(f"{what} must not be above the upper limit; write [low, high]")
-    return pair
-
-
-class SyntheticScenes(Section):
-    """Scenes that the embedded archive makes up: every tile has every date."""
-
-    tiles: list[Tile] = Field(min_length=1)
-    size: Annotated[int, Field(ge=64, le=10980)] = Field(512, description="rows and columns at 10 m")
-    clear: list[date] = Field(min_length=1)
-    cloudy: list[date] = Field(min_length=1)
-    cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
-    seed: int = 0
-
-    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
-
-
-class RasterPair(Section):
-    """Two GeoTIFFs (bands B04, B03, B02, B08, uint16) of one place that become two products."""
-
-    tile: Tile
-    cloudy: ConfiguredPath
-    cloudy_date: date
-    clear: ConfiguredPath
-    clear_date: date
-    mask: ConfiguredPath | None = None
-    offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
-
-
-class Place(Section):
-    """Clear GeoTIFFs (bands B04, B03, B02, B08, uint16) of the same pixels on several days. Those in `cloudy` become
-    products with synthetic clouds over the real ground, which is known then; the others are clear products."""
-
-    tile: Tile
-    dates: dict[date, ConfiguredPath] = Field(min_length=1)
-    cloudy: list[date] = Field(min_length=1)
-    cloud: tuple[Fraction, Fraction] = Field((0.15, 0.4), description="range of cloud fractions of the cloudy dates")
-    offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
-    seed: int = 0
-
-    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
-
-    @model_validator(mode="after")
-    def _known(self):
-        if unknown := sorted(set(self.cloudy) - set(self.dates)):
-            raise ValueError(f"cloudy names {', '.join(map(str, unknown))}, for which dates has no file")
-        return self
-
-
-class ArchiveConfig(Section):
-    """The embedded archive. With it, the Data Space is a server on this machine."""
-
-    path: ConfiguredPath | None = Field(None, description="folder of the archive; default: archive/ in the run folder")
-    synthetic: SyntheticScenes | None = None
-    rasters: list[RasterPair] = []
-    places: list[Place] = []
+Preset = Literal["notebook-2025", "tiny", "small", "base", "base-attention"]
+PRESETS: tuple[str, ...] = get_args(Preset)
 
 
 class CopernicusConfig(Section):
@@ -105,6 +32,7 @@ class CopernicusConfig(Section):
     connections: Annotated[int, Field(ge=1, le=4)] = Field(4, description="the account's limit is 4 at a time")
 
     def urls(self) -> dict[str, str]:
+        """The addresses by name."""
         return self.model_dump(exclude={"connections"})
 
 
@@ -115,10 +43,10 @@ class Query(Section):
     end: date
     cloud: tuple[Percent, Percent] = Field(description="percent")
 
-    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud cover"))
+    _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud cover"))
 
     @model_validator(mode="after")
-    def _in_order(self):
+    def _in_order(self) -> Self:
         if self.start > self.end:
             raise ValueError(f"start {self.start} is after end {self.end}")
         return self
@@ -134,6 +62,8 @@ class Query(Section):
 
 
 class SearchConfig(Section):
+    """What the catalogue is asked for: the area, and one query each for clear and for cloudy products."""
+
     polygon: list[tuple[float, float]] = Field(description="closed ring of (longitude, latitude), degrees")
     clear: Query
     cloudy: Query
@@ -141,7 +71,7 @@ class SearchConfig(Section):
 
     @field_validator("polygon")
     @classmethod
-    def _ring(cls, ring):
+    def _ring(cls, ring: list[tuple[float, float]]) -> list[tuple[float, float]]:
         if len(ring) < 4 or ring[0] != ring[-1]:
             first = list(ring[0]) if ring else []
             raise ValueError(
@@ -163,8 +93,12 @@ class MasksConfig(Section):
         {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]},
         description="with source raster: which of its values mean what; all others are clear",
     )
-    cloud_probability: Percent = Field(20, description="from here on what the classification calls clear is unknown")
-    snow_probability: Percent = Field(80, description="from here on medium cloud and cirrus may be snow: unknown")
+    cloud_probability: Percent = Field(
+        20, description="percent from which on what the classification calls clear is unknown"
+    )
+    snow_probability: Percent = Field(
+        80, description="percent from which on medium cloud and cirrus may be snow: unknown"
+    )
     snow_ndsi: float = Field(0.5, description="snow index of B03 and B11 above which bright ground is snow")
     snow_b11: Fraction = Field(0.15, description="reflectance in B11 below which bright ground is snow")
     cloud_b11: Fraction = Field(0.20, description="reflectance in B11 above which bright snow is cloud")
@@ -176,7 +110,7 @@ class MasksConfig(Section):
     cirrus_m: Annotated[float, Field(ge=0, le=2000)] = Field(20, description="growth of thin cirrus")
 
     @model_validator(mode="after")
-    def _folder(self):
+    def _folder(self) -> Self:
         if (self.source == "raster") != (self.folder is not None):
             raise ValueError("source raster and folder belong together: set both or neither")
         return self
@@ -186,9 +120,9 @@ class PairConfig(Section):
     """Rules for a cloudy product and a clear one of the same tile; fractions are of the masks, over the overlap."""
 
     max_days: Count = 30
-    reference_max_days: Count = Field(60, description="the same for the third image, another clear date")
+    reference_max_days: Count = Field(60, description="the same for the reference, another clear date")
     other_orbit_days: float = Field(3, ge=0, description="a date of another relative orbit counts as so much farther")
-    min_overlap: Fraction = Field(0.5, description="jointly valid area over the smaller valid area")
+    min_overlap: Fraction = Field(0.5, description="area with data on both dates over the smaller area with data")
     clear_max_cloud: Fraction = Field(0.05, description="cloud, shadow and cirrus of the clear product")
     clear_max_unknown: Fraction = Field(
         0.10, description="pixels of the clear product that its masks or the other date call doubtful"
@@ -198,10 +132,12 @@ class PairConfig(Section):
     min_sun_elevation: float = Field(5, description="degrees, on both dates")
     max_snow_difference: Fraction = Field(0.4, description="difference of snow cover on jointly clear pixels")
 
-    _range = field_validator("cloudy_range")(lambda pair: _ascending(pair, "the lower cloud fraction"))
+    _range = field_validator("cloudy_range")(lambda pair: ascending(pair, "the lower cloud fraction"))
 
 
 class ReviewConfig(Section):
+    """How the pictures of the review page are made."""
+
     gain: Annotated[float, Field(gt=0)] = Field(
         1.0, description="picture = gain x reflectance; 1 for snow, 2.5 for land"
     )
@@ -223,7 +159,7 @@ class SplitConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _chosen(self):
+    def _chosen(self) -> Self:
         if self.fold >= self.folds:
             raise ValueError(f"fold = {self.fold}: there are the folds 0 to {self.folds - 1}")
         if (self.by == "pair") != (self.held_out is not None):
@@ -234,6 +170,8 @@ class SplitConfig(Section):
 
 
 class ShardConfig(Section):
+    """Which windows become triplets, and how they are stored."""
+
     preset: Literal["notebook-2025"] | None = Field(
         None, description="notebook-2025: its selection (cloud 5-30 %, nothing else asked) and masks, whatever is below"
     )
@@ -250,7 +188,8 @@ class ShardConfig(Section):
     balance: int = Field(0, ge=0, le=100, description="bins of cloud fraction that are filled evenly; 0: as they come")
     max_per_pair: Count | None = Field(None, description="triplets of a pair, drawn at random where there are more")
     radiometry: Literal["line", "grid", "none"] = Field(
-        "line", description="brings clear dates to the light of the cloudy one: a line per band; with offsets that vary"
+        "line",
+        description="how clear dates are normalised to the cloudy one: a line per band, or one with offsets that vary",
     )
     min_r2: float = Field(0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected")
     max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
@@ -262,11 +201,13 @@ class ShardConfig(Section):
     )
     split: SplitConfig = SplitConfig()
 
-    _cloud = field_validator("cloud")(lambda pair: _ascending(pair, "the lower cloud fraction"))
+    _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
 
 
 class TrainConfig(Section):
-    preset: Literal[PRESETS] = "small"
+    """What is trained, on what, how long, and by which optimizer."""
+
+    preset: Preset = "small"
     process: Literal["corrective", "residual", "regression", "ddpm"] = Field(
         "corrective",
         description="corrective: a regression, and diffusion on what it leaves, each with a network of the preset; "
@@ -280,12 +221,16 @@ class TrainConfig(Section):
     samples: Count | None = Field(None, description="how many samples are trained on; default: those of the epochs")
     batch_size: Count = Field(32, description="samples of an optimizer step, of all ranks together")
     micro_batch: Count | None = Field(
-        None, description="the most samples that a rank computes at once, for less memory; default: its share"
+        None, description="samples at most that a rank computes at once, for less memory; default: its share"
     )
     init_from: ConfiguredPath | None = Field(None, description="a checkpoint whose weights a new training starts from")
     lr: Annotated[float, Field(gt=0)] = 4e-4
     warmup: int = Field(1000, ge=0, description="samples over which the learning rate rises")
     decay: bool = Field(True, description="cosine decay of the learning rate to zero")
+    betas: tuple[Momentum, Momentum] = Field(
+        (0.9, 0.99), description="AdamW: decay of the running means of the gradient and of its square, per step"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW: share of a weight, times lr, taken off per step")
     clear_weight: Annotated[float, Field(gt=0)] = Field(
         0.2, description="loss weight of clear pixels; cloud pixels have 1"
     )
@@ -320,7 +265,7 @@ class TrainConfig(Section):
     grid_co2: float = Field(445.0, ge=0, description="g CO2 per kWh of the grid; this is about the world's average")
 
     @model_validator(mode="after")
-    def _process(self):
+    def _process(self) -> Self:
         wrong = []
         if self.preset == "notebook-2025" and self.process != "ddpm":
             wrong.append("preset notebook-2025 needs process ddpm")
@@ -346,7 +291,11 @@ class TrainConfig(Section):
 
 
 class InferConfig(Section):
-    checkpoint: ConfiguredPath | None = Field(None, description="a checkpoint from elsewhere; default: the newest of this run")
+    """How scenes are restored."""
+
+    checkpoint: ConfiguredPath | None = Field(
+        None, description="a checkpoint from elsewhere; default: the newest of this run"
+    )
     tile: Annotated[int, Field(ge=32, multiple_of=8)] = 256
     overlap: Annotated[int, Field(ge=0)] = 64
     sampler: Literal["auto", "euler", "heun", "dpm_solver_2m", "ancestral"] = Field(
@@ -364,13 +313,15 @@ class InferConfig(Section):
     preview_gain: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
-    def _overlap(self):
+    def _overlap(self) -> Self:
         if 2 * self.overlap > self.tile:
             raise ValueError(f"overlap {self.overlap} is more than half of tile {self.tile}")
         return self
 
 
 class EvaluateConfig(Section):
+    """What is scored."""
+
     of: Literal["scenes", "triplets"] = Field(
         "scenes", description="what is scored: restored scenes, or the triplets of the held-out split"
     )

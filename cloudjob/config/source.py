@@ -1,16 +1,20 @@
 """Reads a configuration: YAML with the line of each key, `--set` overrides, and errors that name file, line and key."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from cloudjob.config.models import Config, FromCommandLine
+from cloudjob.config.fields import Override
+from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
+
+Key = tuple[str | int, ...]  # names of sections and keys, and places in lists
 
 
 class _Loader(yaml.CSafeLoader):
@@ -27,10 +31,10 @@ class Source:
     """Where the values of a configuration came from: the file, the line of each key, the `--set` overrides."""
 
     path: Path
-    lines: dict[tuple, int]
-    overrides: dict[tuple, str]
+    lines: Mapping[Key, int]
+    overrides: Mapping[Key, str]
 
-    def where(self, key: tuple) -> str:
+    def where(self, key: Key) -> str:
         """`file:line` (of the key or of the nearest one above it that is written), or the `--set`."""
         for end in range(len(key), -1, -1):
             if key[:end] in self.overrides:
@@ -40,8 +44,11 @@ class Source:
         return str(self.path)
 
 
-def read(path: Path) -> tuple[dict, dict[tuple, int]]:
-    """The mapping in a YAML file, and the line of each of its keys. ConfigError where there is none, or a key twice."""
+def read(path: Path) -> tuple[dict, dict[Key, int]]:
+    """The mapping in a YAML file, and the line of each of its keys.
+
+    ConfigError where the file holds no mapping, or gives a key twice.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
@@ -51,29 +58,34 @@ def read(path: Path) -> tuple[dict, dict[tuple, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}  not YAML: {error.problem}") from None
-    if not isinstance(data, dict):
+    if node is None or not isinstance(data, dict):
         raise ConfigError(f"{path}:1  the file must hold keys and values; an example is configs/demo.yaml")
-    lines: dict[tuple, int] = {}
+    lines: dict[Key, int] = {}
     repeated = _walk(node, (), lines)
     if repeated:
         raise ConfigError("\n".join(f"{path}:{line}  {_dotted(key)}: given twice" for key, line in repeated))
     return data, lines
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, Source]:
-    """The configuration in a YAML file, with `section.key=value` overrides. ConfigError lists every mistake at once."""
+def load(path: Path, overrides: Sequence[str] = (), *, folder: Path | None = None) -> tuple[Config, Source]:
+    """The configuration in a YAML file, with `section.key=value` overrides, and where its values came from.
+
+    Paths in the file count from where the file lies. Paths in overrides count from `folder`, which is the working
+    folder unless given. ConfigError lists every mistake at once.
+    """
     data, lines = read(path)
-    changed = {}
+    changed: dict[Key, str] = {}
     for text in overrides:
         key, _, value = text.partition("=")
         try:
-            _set(data, key.split("."), _from_command_line(yaml.load(value, Loader=_Loader)), text)
+            _set(data, key.split("."), _marked(yaml.load(value, Loader=_Loader)), text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {text}: the value is not YAML") from None
         changed[tuple(key.split("."))] = text
     source = Source(path, lines, changed)
+    folders = {"folder": path.parent.resolve(), "overrides": folder or Path.cwd()}
     try:
-        return Config.model_validate(data, context={"folder": path.parent.resolve()}), source
+        return Config.model_validate(data, context=folders), source
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from None
 
@@ -83,9 +95,10 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, width=110)
 
 
-def _walk(node, key: tuple, lines: dict) -> list[tuple[tuple, int]]:
+def _walk(node: yaml.Node, key: Key, lines: dict[Key, int]) -> list[tuple[Key, int]]:
+    """Notes the line of each key below `node`; returns the keys that are given twice, with the line of the second."""
     lines[key] = node.start_mark.line + 1
-    repeated = []
+    repeated: list[tuple[Key, int]] = []
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             child = (*key, name.value)
@@ -99,7 +112,8 @@ def _walk(node, key: tuple, lines: dict) -> list[tuple[tuple, int]]:
     return repeated
 
 
-def _set(data: dict, names: list[str], value, text: str) -> None:
+def _set(data: dict, names: list[str], value: Any, text: str) -> None:
+    """Puts a value into nested mappings; makes those that are missing."""
     if "=" not in text or not all(names):
         raise ConfigError(f"--set {text}: write --set section.key=value")
     for name in names[:-1]:
@@ -111,20 +125,21 @@ def _set(data: dict, names: list[str], value, text: str) -> None:
     data[names[-1]] = value
 
 
-def _from_command_line(value: Any) -> Any:
-    """The same value, its texts marked."""
+def _marked(value: Any) -> Any:
+    """The same value, each text in it marked as one of the command line."""
     if isinstance(value, dict):
-        return {key: _from_command_line(each) for key, each in value.items()}
+        return {key: _marked(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_from_command_line(each) for each in value]
-    return FromCommandLine(value) if isinstance(value, str) else value
+        return [_marked(each) for each in value]
+    return Override(value) if isinstance(value, str) else value
 
 
-def _dotted(key: tuple) -> str:
+def _dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
-def _explain(detail: dict, source: Source) -> str:
+def _explain(detail: ErrorDetails, source: Source) -> str:
+    """One mistake that pydantic found, in a line: where, which key, what is wrong."""
     key = tuple(detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
@@ -139,7 +154,7 @@ def _explain(detail: dict, source: Source) -> str:
     return f"{source.where(key)}  {_dotted(key)}{shown}: {message}"
 
 
-def _keys_of(key: tuple) -> list[str]:
+def _keys_of(key: Key) -> list[str]:
     """The keys allowed in the section at `key`, found in the JSON schema."""
     schema = Config.model_json_schema()
     node = schema

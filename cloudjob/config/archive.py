@@ -1,0 +1,65 @@
+"""What may be configured of the embedded archive: scenes that it makes up, or makes from given rasters."""
+
+from datetime import date
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from cloudjob.config.fields import ConfiguredPath, Fraction, Section, Tile, ascending
+
+
+class SyntheticScenes(Section):
+    """Scenes that the embedded archive makes up: every tile has every date."""
+
+    tiles: list[Tile] = Field(min_length=1)
+    size: Annotated[int, Field(ge=64, le=10980)] = Field(512, description="rows and columns at 10 m")
+    clear: list[date] = Field(min_length=1)
+    cloudy: list[date] = Field(min_length=1)
+    cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
+    seed: int = 0
+
+    _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
+
+
+class RasterPair(Section):
+    """Two GeoTIFFs (bands B04, B03, B02, B08, uint16) of one place that become two products."""
+
+    tile: Tile
+    cloudy: ConfiguredPath
+    cloudy_date: date
+    clear: ConfiguredPath
+    clear_date: date
+    mask: ConfiguredPath | None = None
+    offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
+
+
+class Place(Section):
+    """Clear GeoTIFFs (bands B04, B03, B02, B08, uint16) of the same pixels on several days.
+
+    Those in `cloudy` become products with synthetic clouds over the real ground, so that the truth is known. The others
+    become clear products.
+    """
+
+    tile: Tile
+    dates: dict[date, ConfiguredPath] = Field(min_length=1)
+    cloudy: list[date] = Field(min_length=1)
+    cloud: tuple[Fraction, Fraction] = Field((0.15, 0.4), description="range of cloud fractions of the cloudy dates")
+    offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
+    seed: int = 0
+
+    _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if unknown := sorted(set(self.cloudy) - set(self.dates)):
+            raise ValueError(f"cloudy names {', '.join(map(str, unknown))}, for which dates has no file")
+        return self
+
+
+class ArchiveConfig(Section):
+    """The embedded archive. With it, the Data Space is a server on this machine."""
+
+    path: ConfiguredPath | None = Field(None, description="folder of the archive; default: archive/ in the run folder")
+    synthetic: SyntheticScenes | None = None
+    rasters: list[RasterPair] = Field([])
+    places: list[Place] = Field([])

@@ -1,0 +1,175 @@
+"""What the models admit: limits at their borders, rules between keys, and paths from where they are written."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cloudjob.config.fields import Override
+from cloudjob.config.models import PRESETS, Config, Query
+
+QUERY = {"start": "2024-03-01", "end": "2024-03-30", "cloud": [0, 1]}
+RING = [[-162.0, 68.5], [-162.0, 71.5], [-140.0, 71.5], [-162.0, 68.5]]
+SEARCH = {"polygon": RING, "clear": QUERY, "cloudy": QUERY}
+RASTERS = {"tile": "39UWA", "cloudy_date": "2024-03-01", "clear_date": "2024-03-09", "clear": "b.tif"}
+PLACE = {"tile": "33TUG", "dates": {"2018-03-07": "a.tif", "2018-03-22": "/b.tif"}, "cloudy": ["2018-03-22"]}
+FOLDERS = {"folder": Path("/of/the/file"), "overrides": Path("/working")}
+
+
+def config(**sections) -> Config:
+    return Config.model_validate({"search": SEARCH} | sections, context=FOLDERS)
+
+
+def mistake(**sections) -> str:
+    """The one thing that is wrong: `key: message`."""
+    with pytest.raises(ValidationError) as caught:
+        config(**sections)
+    (error,) = caught.value.errors()
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "good", "bad"),
+    [
+        ("infer", "overlap", [0, 128], [-1, 129]),  # at most half of the tile of 256
+        ("infer", "tile", [128, 264], [120, 260]),
+        ("infer", "steps", [1, 1000], [0, 1001]),
+        ("infer", "members", [1, 64], [0, 65]),
+        ("train", "betas", [[0, 0], [0.999, 0.9]], [[1, 0.9], [0.9, 1], [-0.1, 0.9], [0.9, -0.1], [0.9]]),
+        ("train", "weight_decay", [0], [-1e-9]),
+        ("train", "lr", [1e-12], [0]),
+        ("train", "warmup", [0], [-1]),
+        ("train", "drop_reference", [0, 1], [-0.01, 1.01]),
+        ("shard", "window", [32, 40], [24, 36]),
+        ("shard", "cloud", [[0, 1], [0.2, 0.2]], [[0.3, 0.2], [-0.1, 0.2], [0.1, 1.1]]),
+        ("pair", "cloudy_range", [[0.1, 0.1]], [[0.2, 0.1]]),
+        ("pair", "max_days", [1], [0]),
+        ("masks", "cloud_m", [0, 2000], [-1, 2001]),
+        ("masks", "values", [{"cloud": [0, 255]}], [{"cloud": [256]}, {"cloud": [-1]}, {"fog": [1]}]),
+        ("copernicus", "connections", [1, 4], [0, 5]),
+        ("evaluate", "steps", [[], [1, 1000]], [[0], [1001]]),
+    ],
+)
+def test_limits_at_their_borders(section, key, good, bad):
+    for value in good:
+        found = getattr(getattr(config(**{section: {key: value}}), section), key)
+        assert found == (tuple(value) if isinstance(found, tuple) else value)
+    for value in bad:
+        assert mistake(**{section: {key: value}}).startswith(section)
+
+
+def test_the_optimizer_is_the_one_that_the_readme_was_measured_with():
+    train = config().train
+    assert (train.betas, train.weight_decay, train.lr) == ((0.9, 0.99), 0.01, 4e-4)
+
+
+@pytest.mark.parametrize(
+    ("ring", "words"),
+    [
+        (RING[:-1], "not closed"),
+        (RING[:2] + RING[:1], "not closed"),  # a line and back
+        ([[68.5, -162.0], [71.5, -162.0], [71.5, -140.0], [68.5, -162.0]], "write (longitude, latitude)"),
+        ([[181, 0], [0, 1], [1, 1], [181, 0]], "outside"),
+        ([], "not closed"),
+    ],
+)
+def test_a_polygon_is_a_closed_ring_on_the_globe(ring, words):
+    assert words in mistake(search=SEARCH | {"polygon": ring})
+    assert config(search=SEARCH | {"polygon": [[180, 90], [-180, -90], [0, 0], [180, 90]]})
+
+
+def test_an_open_polygon_says_which_point_is_missing():
+    assert "add [-162.0, 68.5] at the end" in mistake(search=SEARCH | {"polygon": RING[:-1]})
+
+
+def test_a_query_is_cut_into_calendar_months_that_cover_each_day_once():
+    query = Query(start=date(2023, 12, 31), end=date(2024, 3, 1), cloud=(0, 1))
+    assert query.months() == [
+        (date(2023, 12, 31), date(2023, 12, 31)),
+        (date(2024, 1, 1), date(2024, 1, 31)),
+        (date(2024, 2, 1), date(2024, 2, 29)),
+        (date(2024, 3, 1), date(2024, 3, 1)),
+    ]
+    one = QUERY | {"start": "2024-03-30"}
+    assert config(search=SEARCH | {"clear": one}).search.clear.months() == [(date(2024, 3, 30), date(2024, 3, 30))]
+    assert "is after end" in mistake(search=SEARCH | {"clear": QUERY | {"start": "2024-03-31"}})
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ({"by": "pair", "held_out": "05WPS_1_2", "test_tiles": ["05WPS"]}, "leave test_tiles out"),
+        ({"by": "pair"}, "set both or neither"),
+        ({"by": "tile", "held_out": "05WPS_1_2"}, "set both or neither"),
+        ({"by": "fold", "folds": 3, "fold": 3}, "there are the folds 0 to 2"),
+        ({"test_tiles": ["Alaska"]}, "shard.split.test_tiles.0"),
+    ],
+)
+def test_splits_that_cannot_be_made(split, words):
+    assert words in mistake(shard={"split": split})
+
+
+def test_splits_that_can_be_made():
+    for split in ({"by": "pair", "held_out": "05WPS_1_2"}, {"by": "fold", "folds": 3, "fold": 2}):
+        assert config(shard={"split": split}).shard.split.by == split["by"]
+
+
+def test_settings_of_one_process_are_refused_with_another():
+    drawn = {"process": "residual", "alpha": 1}
+    assert config(train=drawn).train.options() == {"alpha": 1}
+    learned = {"process": "ddpm", "prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}
+    assert config(train=learned).train.options() == {key: learned[key] for key in list(learned)[1:]}
+    assert config().train.options() == {}
+    assert mistake(train={"process": "ddpm", "alpha": 1}) == "train: alpha belongs to process residual"
+    assert "belong to process ddpm" in mistake(train={"schedule": "cosine"})
+    assert "belong to process ddpm" in mistake(train={"prediction": "x0"})
+    assert "needs process ddpm with" in mistake(train={"process": "ddpm", "zero_terminal_snr": True})
+    assert "needs process ddpm with" in mistake(train={"zero_terminal_snr": True})
+    assert mistake(train={"preset": "notebook-2025"}) == "train: preset notebook-2025 needs process ddpm"
+
+
+def test_noise_that_is_drawn_towards_the_cloudy_image_cannot_be_sampled_ancestrally():
+    drawn, infer = {"process": "residual", "alpha": 1}, {"sampler": "ancestral"}
+    said = mistake(train=drawn, infer=infer)
+    assert said == "infer: sampler ancestral draws noise alone: it needs train.alpha 0"
+    assert config(train=drawn, infer=infer | {"checkpoint": "a.pt"})  # of another training, which may have none
+    assert config(train={"process": "residual"}, infer=infer)
+
+
+def test_presets_are_those_of_the_networks():
+    from cloudjob.diffusion import networks
+
+    assert set(PRESETS) == set(networks.PRESETS)  # named twice, as the configuration must load without torch
+
+
+def test_a_path_of_the_file_counts_from_the_file_and_one_of_the_command_line_from_the_working_folder():
+    archive = {"rasters": [RASTERS | {"cloudy": Override("../a.tif")}], "places": [PLACE], "path": Override("/abs")}
+    found = config(archive=archive, infer={"checkpoint": "a.pt"}, train={"init_from": Override("runs/a.pt")})
+    (raster,), (place,) = found.archive.rasters, found.archive.places
+    assert (raster.cloudy, raster.clear, raster.mask) == (Path("/a.tif"), Path("/of/the/file/b.tif"), None)
+    assert place.dates == {date(2018, 3, 7): Path("/of/the/file/a.tif"), date(2018, 3, 22): Path("/b.tif")}
+    assert found.archive.path == Path("/abs")
+    assert found.infer.checkpoint == Path("/of/the/file/a.pt")
+    assert found.train.init_from == Path("/working/runs/a.pt")
+
+
+def test_a_place_has_clouds_on_dates_alone_that_it_has_a_file_for():
+    wrong = PLACE | {"cloudy": ["2018-03-23"]}
+    assert mistake(archive={"places": [wrong]}) == (
+        "archive.places.0: cloudy names 2018-03-23, for which dates has no file"
+    )
+
+
+def test_a_raster_as_mask_needs_its_folder_and_the_other_way_round():
+    assert config(masks={"source": "raster", "folder": "masks"}).masks.folder == Path("/of/the/file/masks")
+    for masks in ({"source": "raster"}, {"folder": "masks"}):
+        assert "set both or neither" in mistake(masks=masks)
+
+
+def test_a_section_is_plain_and_holds_the_seed():
+    found = config(seed=7, infer={"checkpoint": Override("a.pt")}).section("infer", "search")
+    assert set(found) == {"seed", "infer", "search"}
+    assert found["seed"] == 7
+    assert found["infer"]["checkpoint"] == "/working/a.pt"
+    assert found["search"]["clear"]["start"] == "2024-03-01"
