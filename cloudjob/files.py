@@ -1,4 +1,4 @@
-"""Files whole or absent: atomic writing, JSON lines, digests, links. The one owner of temporary names."""
+"""Files whole or absent: atomic writing, JSON lines, links. And JSON-able values: their digests and differences."""
 
 import contextlib
 import errno
@@ -117,3 +117,26 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def merged(below: dict, above: dict) -> dict:
+    """Two nested dictionaries in one; where both have a key, the value of `above` counts."""
+    out = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            out[key] = merged(below[key], above[key])
+    return out
+
+
+def changes(old: dict, new: dict, *, values: bool = True, prefix: str = "") -> list[str]:
+    """Dotted names of what differs between two nested dictionaries, with `old -> new`."""
+    found = []
+    for key in sorted({*old, *new}, key=str):
+        a, b = old.get(key), new.get(key)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += changes(a, b, values=values, prefix=f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}" + (f" {a} -> {b}" if values else ""))
+    return found

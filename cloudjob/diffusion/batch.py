@@ -1,30 +1,143 @@
-"""Arrays of triplets as torch's tensors: reflectance on the device."""
+"""One batch of triplets: what the network is told, and what it is asked for. The one form in which they travel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cloudjob.pixels import OFFSET, SCALE
+from cloudjob.diffusion import noise
+from cloudjob.pixels import EMPTY_DN, NO_DATA, OFFSET, SCALE, UNKNOWN
 
 
-def pinned(shape: tuple[int, ...], dtype) -> np.ndarray:
+@dataclass(frozen=True)
+class Batch:
+    """N samples of H x W pixels. Images are float32 reflectance in the order of `pixels.BANDS`, NaN without data.
+
+    Numbers per sample are float32; NaN says that a number is not known.
+    """
+
+    cloudy: Tensor  # (N, 4, H, W) the date that is to be restored
+    mask: Tensor  # (N, H, W) uint8 mask classes of the cloudy date
+    references: Tensor  # (N, R, 4, H, W) other clear dates, the nearest first; R is 0 where no sample has any
+    reference_days: Tensor  # (N, R) signed days from the target's date to that of each reference
+    target_days: (
+        Tensor  # (N,) signed days from the cloudy date to the target's; 0 asks for the cloudy day's ground
+    )
+    sun_elevation: Tensor  # (N,) degrees, on the cloudy date
+    target: Tensor | None = None  # (N, 4, H, W) the ground that is learned; None where nobody knows it
+    donor: Tensor | None = None  # (N, H, W) uint8 mask classes of another triplet, for synthetic clouds; None without
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu", *, scored: bool = False) -> Self:
+        """From the arrays of shards or of a scene, uint16 DN and uint8 classes, moved to the device.
+
+        cloudy, clear (may lack), reference (may lack) (N, 4, H, W); mask, donor (may lack) (N, H, W); sun_elevation,
+        reference_days, clear_days (may lack) (N,), both counted from the cloudy date. The clear image is the target.
+        Without clear_days, or if the batch is to be `scored`, the ground of the cloudy day is asked for.
+
+        On a CPU masks share the memory of their array; a GPU may still be reading the arrays when this returns.
+        """
+        tensors = {name: _tensor(array, device) for name, array in arrays.items()}
+        cloudy = tensors["cloudy"]
+        unknown = cloudy.new_full((len(cloudy),), torch.nan)
+        days = tensors.get("reference_days", unknown)
+        target_days = tensors.get("clear_days")
+        if target_days is None or scored:
+            target_days = torch.zeros_like(unknown)
+        else:
+            days = days - target_days
+        reference = tensors.get("reference")
+        none = reference is None
+        return cls(
+            cloudy=cloudy,
+            mask=tensors["mask"],
+            references=cloudy.new_empty(len(cloudy), 0, *cloudy.shape[1:]) if none else reference[:, None],
+            reference_days=days[:, None][:, : 0 if none else 1],
+            target_days=target_days,
+            sun_elevation=tensors.get("sun_elevation", unknown),
+            target=tensors.get("clear"),
+            donor=tensors.get("donor"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.cloudy)
+
+    def __getitem__(self, samples: slice | Tensor) -> Self:
+        """The batch of these samples alone."""
+        return self._map(lambda tensor: tensor[samples])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Any) -> Self:
+        present = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in present.items() if tensor is not None})
+
+    @property
+    def classes(self) -> Tensor:
+        """(N, 1, H, W) uint8 mask classes, NO_DATA also where the cloudy image has no data in some band."""
+        return self.mask[:, None].masked_fill(self.cloudy.isnan().any(1, keepdim=True), NO_DATA)
+
+    @property
+    def known_target(self) -> Tensor:
+        """The target; ValueError where there is none."""
+        if self.target is None:
+            raise ValueError("a batch without a target cannot be learned from")
+        return self.target
+
+    @property
+    def target_valid(self) -> Tensor:
+        """(N, 1, H, W) bool, where the target has data in all bands."""
+        return self.known_target.isfinite().all(1, keepdim=True)
+
+    def turned(self, *, seed: int, samples: list[int]) -> Self:
+        """Each sample turned and flipped by one of the 8 symmetries of the square, all its images and masks alike."""
+        images = ("cloudy", "mask", "references", "target", "donor")
+        present = {name: image for name in images if (image := getattr(self, name)) is not None}
+        return replace(self, **{name: turn(image, seed=seed, samples=samples) for name, image in present.items()})
+
+    def drop_references(self, share: float, *, seed: int, samples: list[int]) -> Self:
+        """Without any reference for a random `share` of the samples, so that the model learns to do without."""
+        kept = self._kept(share, "drop reference", seed, samples)
+        return replace(
+            self,
+            references=self.references.masked_fill(~kept[:, None, None, None, None], torch.nan),
+            reference_days=self.reference_days.masked_fill(~kept[:, None], torch.nan),
+        )
+
+    def without_references(self) -> Self:
+        """The same samples, with no other date (R = 0)."""
+        return replace(self, references=self.references[:, :0], reference_days=self.reference_days[:, :0])
+
+    def drop_mask(self, share: float, *, seed: int, samples: list[int]) -> Self:
+        """Without the mask for a random `share` of the samples: every pixel with data is unknown there."""
+        kept = self._kept(share, "drop mask", seed, samples)[:, None, None]
+        return replace(self, mask=torch.where(kept | (self.mask == NO_DATA), self.mask, UNKNOWN))
+
+    def _kept(self, share: float, use: str, seed: int, samples: list[int]) -> Tensor:
+        """(N,) bool, False for a random `share` of the samples."""
+        return (noise.uniforms(seed, samples, use) >= share).to(self.mask.device)
+
+
+def turn(image: Tensor, *, seed: int, samples: list[int], use: str = "turn") -> Tensor:
+    """Each sample of (N, ..., H, W), H = W, flipped and turned by one of the 8 symmetries that its number draws."""
+    draws = (noise.uniforms(seed, samples, use) * 8).long().tolist()
+    turned = [torch.rot90(one, draw % 4, (-2, -1)) for one, draw in zip(image, draws, strict=True)]
+    return torch.stack([one.flip(-1) if draw >= 4 else one for one, draw in zip(turned, draws, strict=True)])
+
+
+def pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array in page-locked memory, which a GPU reads by itself."""
     return torch.empty(shape, dtype=getattr(torch, np.dtype(dtype).name), pin_memory=True).numpy()
 
 
-def to_tensors(arrays: dict[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:
-    """uint16 DN to reflectance on the device (torch's default type), NaN where there is no data; masks as they are.
-
-    On the CPU masks share the memory of their array; a GPU may still be reading when this returns.
-    """
-    tensors = {}
-    for name, array in arrays.items():
-        tensor = torch.from_numpy(array).to(device, non_blocking=True)
-        if tensor.dtype == torch.uint16:
-            dn = tensor.to(torch.get_default_dtype())
-            tensor = (dn * SCALE + OFFSET).masked_fill(dn == 0, torch.nan)
-        tensors[name] = tensor
-    if "clear_days" in tensors:  # the network is asked for the ground of the clear date
-        tensors["target_days"] = tensors.pop("clear_days")
-        tensors["reference_days"] = tensors["reference_days"] - tensors["target_days"]
-    return tensors
+def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """On the device; uint16 DN become reflectance (torch's default type), NaN where there is no data."""
+    tensor = torch.from_numpy(array).to(device, non_blocking=True)
+    if tensor.dtype != torch.uint16:
+        return tensor
+    dn = tensor.to(torch.get_default_dtype())
+    return (dn * SCALE + OFFSET).masked_fill(dn == EMPTY_DN, torch.nan)

@@ -1,68 +1,132 @@
-"""Checkpoints, whole or absent: `step-NNNNNNNN.pt`, loaded without running pickled code.
+"""Checkpoints: the one owner of their file names, keys, schema version and checksum; saving, loading, migration.
 
-The last line of the file is the SHA-256 of all before it, so that any byte cut off or changed is noticed; torch.load
-and zip readers do not mind it. What was measured on the way (time, energy) differs from run to run and lies beside it
-in step-NNNNNNNN.json: the bytes of a checkpoint are those of its training alone.
+A file `step-NNNNNNNN.pt` is whole or absent, and is loaded without running pickled code. Its last line is the SHA-256
+of all before it, so that any byte cut off or changed is noticed; torch.load and zip readers do not mind it. What was
+measured on the way (time, energy) differs from run to run and lies beside it in step-NNNNNNNN.json: the bytes of a
+checkpoint are those of its training alone.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import math
-import os
 import pickle
 import shutil
-import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor, nn
 
-from cloudjob.errors import CorruptFileError, DiskFullError
+from cloudjob.diffusion.recipe import Recipe
+from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError
+from cloudjob.files import atomic, digest, is_disk_full
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
+SCHEMA_VERSION = 2
+KEPT = 2  # the newest checkpoints that are kept beside the milestones
 _MARK = b"\nsha256 of the above: "
 _TRAILER = len(_MARK) + 64 + 1
 _WHOLE = "the older ones are whole, make room and run the command again"
 _ROOM = 2**20  # bytes; all of a checkpoint but its tensors
 
 
-def save(
-    folder: Path, step: int, state: dict[str, Any], facts: dict | None = None, *, keep: Callable = lambda step: False
-) -> Path:
-    """Write `state` as step-NNNNNNNN.pt and `facts` beside it, then remove all but the newest two and those whose step
-    is to be kept. DiskFullError, before a byte is written where that can be known, leaves the others alone.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The whole state of a training, and all that inference needs. Weights are name -> tensor, as in a `state_dict`.
 
-    torch.save gets an open file: given a path, it would put the temporary name into the archive's bytes.
+    `key` says which training this is: the digest of its configuration and inputs, as its version of cloudjob had them.
+    """
+
+    seen: int  # samples
+    total: int  # samples of the whole training
+    skipped: list[int]  # steps without a finite loss or gradient: of the whole training, in a row
+    model: dict[str, Tensor]
+    averages: dict[str, dict[str, Tensor]]  # width of the moving average -> weights
+    chosen: str  # the width that inference uses, or "none" for the weights of `model`
+    calibration: dict[str, Any]  # of an ensemble's deviation (see scoring.ensembles); {} without
+    optimizer: dict[str, Any]
+    config: dict[str, Any]  # the settings that the result depends on
+    recipe: dict[str, Any]  # what Recipe.of takes: network, process, normalisation
+    bands: list[str]
+    cloudjob_version: str
+    key: str
+    schema_version: int = SCHEMA_VERSION
+    written_config: dict[str, Any] = field(default_factory=dict, compare=False)  # as the file has it; never saved
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that were chosen for inference."""
+        return self.averages.get(self.chosen, self.model)
+
+    def is_of(self, config: dict[str, Any], inputs: dict[str, str]) -> bool:
+        """Whether this is a checkpoint of the training of this configuration on these inputs."""
+        return self.config == config and self.key == key(self.written_config or self.config, inputs)
+
+
+def key(config: dict[str, Any], inputs: dict[str, str]) -> str:
+    """The `key` of a training."""
+    return digest([config, inputs])
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+def file_name(seen: int) -> str:
+    return f"step-{seen:08d}.pt"
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint in a folder; InputError where there is none."""
+    if not (found := saved(folder)):
+        raise InputError(f"{folder} holds no checkpoint. Run: cloudjob train {folder.parents[1]}")
+    return found[0]
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed save has left. Only the process that saves here may do so."""
+    for path in folder.glob(".tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+# --- saving ------------------------------------------------------------------------------------------------------
+def save(
+    folder: Path,
+    checkpoint: Checkpoint,
+    facts: dict[str, Any] | None = None,
+    *,
+    keep: Callable[[int], bool] = lambda seen: False,
+) -> Path:
+    """Writes the checkpoint and `facts` beside it, then removes all but the newest two and those that are to be kept.
+
+    `keep` tells by the samples seen. DiskFullError, before a byte is written where that can be known, leaves the others
+    alone. torch.save gets an open file: given a path, it would put the temporary name into the archive's bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    temporary = folder / f".tmp-{os.getpid()}-{path.name}@{socket.gethostname()}"
+    path = folder / file_name(checkpoint.seen)
+    state = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "written_config"}
     free, needed = shutil.disk_usage(folder).free, _size(state) + _ROOM
     if free < needed:
         raise DiskFullError(f"{folder}: {free / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}; {_WHOLE}")
     try:
-        with temporary.open("wb") as file:
+        with atomic(path) as temporary, temporary.open("wb") as file:
             hashing = _Hashing(file)
             torch.save(_canonical(state), hashing)
             file.write(_MARK + hashing.sha256.hexdigest().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
         if facts is not None:
-            path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+            path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except Exception as error:
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise DiskFullError(f"{folder}: no space left for a checkpoint; {_WHOLE}") from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
     for old in saved(folder)[KEPT:]:
         if not keep(int(old.stem.removeprefix("step-"))):
             old.unlink(missing_ok=True)
@@ -73,10 +137,10 @@ def save(
 class _Hashing:
     """A file for torch.save that sums up what is written to it."""
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO):
         self.file, self.sha256 = file, hashlib.sha256()
 
-    def write(self, data) -> int:
+    def write(self, data: bytes) -> int:
         self.sha256.update(data)
         return self.file.write(data)
 
@@ -84,16 +148,16 @@ class _Hashing:
         self.file.flush()
 
 
-def _size(value) -> int:
+def _size(value: Any) -> int:
     """Bytes of the tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
 
 
-def _canonical(value):
+def _canonical(value: Any) -> Any:
     """The same containers built anew, equal strings made one: pickle writes identity, so that a resumed training would
     otherwise end in other bytes than one that was never stopped."""
     if isinstance(value, dict):
@@ -103,22 +167,33 @@ def _canonical(value):
     return sys.intern(value) if isinstance(value, str) else value
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    """torch's zip writer reports a failed write by an error of its own, with the OSError in its context."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def interval(save_s: float, between_failures_s: float) -> float:
+    """Seconds between saves that lose the least: what a save costs against what a failure costs (Young 1974, Daly 2006,
+    first order)."""
+    return math.sqrt(2 * save_s * between_failures_s)
 
 
-def saved(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, newest first."""
-    return sorted(folder.glob("step-*.pt"), reverse=True)
+# --- loading -----------------------------------------------------------------------------------------------------
+def load(path: Path) -> Checkpoint:
+    """The checkpoint, of this or an older schema version, its tensors on the CPU.
+
+    CorruptFileError unless the file is whole and holds a checkpoint; ConfigError where a newer cloudjob wrote it.
+    """
+    state = _load(path)
+    written = state.get("schema_version", 1)
+    if written > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: cloudjob {state.get('cloudjob_version')} wrote it, with schema version {written}; this one reads up "
+            f"to {SCHEMA_VERSION}. Take that version, or a newer one"
+        )
+    try:
+        return Checkpoint(**_migrated(state, written), written_config=state["config"])
+    except (TypeError, KeyError) as error:
+        raise CorruptFileError(path, f"is not a checkpoint ({error!r})") from None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The state on the CPU; weights only, so a checkpoint cannot run code. CorruptFileError unless it is whole."""
+def _load(path: Path) -> dict[str, Any]:
+    """What the file holds; weights only, so a checkpoint cannot run code."""
     with path.open("rb") as file:
         size = max(path.stat().st_size - _TRAILER, 0)
         found = hashlib.sha256()
@@ -135,7 +210,15 @@ def load(path: Path) -> dict[str, Any]:
             raise CorruptFileError(path, f"cannot be read ({str(error).partition(chr(10))[0]})") from None
 
 
-def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def _migrated(state: dict[str, Any], version: int) -> dict[str, Any]:
+    """The same state as this schema version has it."""
+    if version == 1:  # its optimizer's settings were fixed, and not written down
+        train = {"betas": [0.9, 0.99], "weight_decay": 0.01} | state["config"].get("train", {})
+        state = state | {"config": state["config"] | {"train": train}}
+    return state | {"schema_version": SCHEMA_VERSION}
+
+
+def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
     """The newest checkpoint that can be read, None where there is none; an unreadable one is renamed *.corrupt."""
     for path in saved(folder):
         try:
@@ -149,21 +232,25 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def facts(path: Path) -> dict:
+def open_network(path: Path, device: torch.device | str) -> tuple[Recipe, nn.Module, dict[str, Any]]:
+    """(recipe, network with the weights that were chosen, calibration of its ensembles), ready to restore.
+
+    CorruptFileError where the file is damaged, or holds another network than its recipe makes.
+    """
+    found = load(path)
+    try:
+        recipe = Recipe.of(**found.recipe)
+        network = recipe.network().to(device).eval()
+        network.load_state_dict(found.weights)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CorruptFileError(path, f"is not a checkpoint of this version ({reason})") from error
+    return recipe, network, found.calibration
+
+
+def facts(path: Path) -> dict[str, Any]:
     """What was noted beside a checkpoint; nothing where that cannot be read."""
     try:
-        return json.loads(path.with_suffix(".json").read_text())
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def sweep(folder: Path) -> None:
-    """Removes what a killed save has left. Only the process that saves here may do so."""
-    for path in folder.glob(".tmp-*"):
-        path.unlink(missing_ok=True)
-
-
-def interval(save_s: float, between_failures_s: float) -> float:
-    """Seconds between saves that lose the least: what a save costs against what a failure costs (Young 1974, Daly 2006,
-    first order)."""
-    return math.sqrt(2 * save_s * between_failures_s)

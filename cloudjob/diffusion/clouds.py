@@ -6,14 +6,15 @@ noise, these the shape of a real mask. That is grown beyond the cloud one sees: 
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
+from cloudjob.diffusion.batch import Batch, turn
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
-from cloudjob.diffusion.batch import turn
 
 _REACH = 16  # pixels from which on a distance no longer matters
 _OCTAVES = (64, 32, 16, 8, 4, 2)  # wavelengths of a cloud's texture in pixels
@@ -21,15 +22,13 @@ _ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
 _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
 
 
-def lay(
-    batch: dict[str, Tensor], *, share: float, other_ground: float, seed: int, samples: list[int]
-) -> dict[str, Tensor]:
-    """For a random `share` of the samples the cloudy image becomes the clear target below other clouds; for the share
-    `other_ground` of these, target and reference are darkened alike first, each band by a factor of its own, so that
-    a model that has seen snow alone is not lost over soil, plants and water.
+def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: list[int]) -> Batch:
+    """For a random `share` of the samples the cloudy image becomes the target below other clouds.
 
-    Of the batch: cloudy, clear and reference (may lack) (N, 4, n, n) reflectance, NaN without data; mask and donor
-    (N, n, n) mask classes; target_days (N,), if it is there, becomes 0.
+    For the share `other_ground` of these, target and references are darkened alike first, each band by a factor of its
+    own, so that a model that has seen snow alone is not lost over soil, plants and water. The target then is the ground
+    of the cloudy day itself: its `target_days` become 0.
+
     The donor, another triplet's mask, is turned and says what lies where; its unknown pixels and those without data
     count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
     is random about a sample is a function of (seed, its number) alone.
@@ -37,23 +36,29 @@ def lay(
     chosen = (noise.uniforms(seed, samples, "synthetic clouds") < share).nonzero().flatten()
     if not len(chosen):
         return batch
-    numbers, chosen = [samples[place] for place in chosen], chosen.to(batch["clear"].device)
-    before = {name: value[chosen] for name, value in batch.items()}
-    donor = turn(before["donor"], seed=seed, indices=numbers, use="turn donor")
+    numbers, chosen = [samples[place] for place in chosen.tolist()], chosen.to(batch.cloudy.device)
+    before = batch[chosen]
+    if before.donor is None:
+        raise ValueError("synthetic clouds need the masks of other triplets: the batch has no donor")
+    donor = turn(before.donor, seed=seed, samples=numbers, use="turn donor")
     donor = donor.masked_fill((donor == UNKNOWN) | (donor == NO_DATA), CLEAR)
     cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1)
-    gains = _gains(other_ground, seed=seed, samples=numbers, like=before["clear"])
-    laid = {name: before[name] * gains for name in ("clear", "reference") if name in batch}
-    laid["mask"] = donor.masked_fill(laid["clear"].isnan().any(1), NO_DATA)
-    laid["cloudy"] = _seen(laid["clear"], laid["mask"][:, None], seed=seed, samples=numbers)
-    if "target_days" in batch:  # the target now is the ground of the very day
-        laid["target_days"] = torch.zeros_like(before["target_days"])
+    gains = _gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
+    target = before.known_target * gains
+    mask = donor.masked_fill(target.isnan().any(1), NO_DATA)
+    after = {
+        "target": target,
+        "references": before.references * gains[:, None],
+        "mask": mask,
+        "cloudy": _seen(target, mask[:, None], seed=seed, samples=numbers),
+        "target_days": torch.zeros_like(before.target_days),
+    }
 
-    def where_laid(name: str) -> Tensor:
-        chose = cloud.view(-1, *[1] * (before[name].ndim - 1))
-        return batch[name].index_copy(0, chosen, torch.where(chose, laid[name], before[name]))
+    def laid(name: str) -> Tensor:
+        whole, old = getattr(batch, name), getattr(before, name)
+        return whole.index_copy(0, chosen, torch.where(cloud.view(-1, *[1] * (old.ndim - 1)), after[name], old))
 
-    return batch | {name: where_laid(name) for name in laid}
+    return replace(batch, **{name: laid(name) for name in after})
 
 
 def _gains(share: float, *, seed: int, samples: list[int], like: Tensor) -> Tensor:

@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloudjob.diffusion import noise
-from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.diffusion.batch import Batch
+from cloudjob.pixels import BANDS, CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
-BANDS = 4
+BAND_COUNT = len(BANDS)
 
 _CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
 _DAYS, _ELEVATION = 15.0, 30.0  # days and degrees that count as 1
@@ -36,7 +37,8 @@ class Normalisation:
     def limits(self, low: float = -0.1, high: float = 2.0) -> tuple[Tensor, Tensor]:
         """The physical range of reflectance in normalised units, each (bands, 1, 1). Snow under a low sun exceeds 1."""
         pair = torch.tensor([low, high]).view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1)
-        return tuple(self.forward(pair))
+        lowest, highest = self.forward(pair)
+        return lowest, highest
 
 
 # The notebook of 2025 divided 16-bit numbers by 255 and mapped [0, 1] to [-1, 1]: x = DN / 127.5 - 1 with
@@ -53,39 +55,39 @@ class Conditions:
     reference: Tensor  # (N, 4, H, W) float32, another date, clear
     present: Tensor  # (N, 1, H, W) bool, where the reference has data
     sun_elevation: Tensor  # (N,) degrees, on the cloudy date
-    reference_days: Tensor  # (N,) signed days from the wanted date to that of the reference
-    target_days: Tensor  # (N,) signed days from the cloudy date to the wanted one: 0, but in training on real pairs
+    reference_days: Tensor  # (N,) signed days from the target's date to the reference's
+    target_days: Tensor  # (N,) signed days from the cloudy date to the target's: 0 but in training on real pairs
 
     @classmethod
-    def of(cls, batch: dict[str, Tensor], *, norm: Normalisation) -> "Conditions":
-        """From cloudy and reference (may lack), reflectances (N, 4, H, W) with NaN where there are no data, and mask
-        classes (N, H, W); sun_elevation, reference_days, target_days (N,) may lack or be NaN, which tells nothing.
+    def of(cls, batch: Batch, *, norm: Normalisation) -> Self:
+        """What the batch tells, in normalised units; of several references the nearest one is told.
 
         Unknown pixels are told as seen (neither cloud nor shadow), but the anchor trusts them no more than cloud.
         """
-        cloudy = batch["cloudy"]
-        reference = batch.get("reference", torch.full_like(cloudy, torch.nan))
+        cloudy, several = batch.cloudy, batch.references.shape[1] > 0
+        reference = batch.references[:, 0] if several else torch.full_like(cloudy, torch.nan)
+        days = batch.reference_days[:, 0] if several else torch.full_like(batch.target_days, torch.nan)
         hole = cloudy.isnan().any(1, keepdim=True)
         present = ~reference.isnan().any(1, keepdim=True)
-        nothing = cloudy.new_full((len(cloudy),), torch.nan)
-        numbers = {name: batch.get(name, nothing) for name in ("sun_elevation", "reference_days", "target_days")}
         return cls(
             cloudy=norm.forward(cloudy).nan_to_num(0).masked_fill(hole, 0),
-            mask=batch["mask"][:, None].masked_fill(hole, NO_DATA),
+            mask=batch.classes,
             reference=norm.forward(reference).nan_to_num(0) * present,
             present=present,
-            **numbers,
+            sun_elevation=batch.sun_elevation,
+            reference_days=days,
+            target_days=batch.target_days,
         )
 
     def channels(self, unit: Tensor | float = 1.0) -> Tensor:
         """(N, CONDITION_CHANNELS, H, W) float32 in the order of CHANNELS, the last, the difference, over `unit`
         (N, 1, H, W): what a process takes for 1."""
         told = torch.cat([make(self).float() for _, make in CHANNELS.values()], 1)
-        told[:, -BANDS:] /= unit
+        told[:, -BAND_COUNT:] /= unit
         return told
 
-    def _everywhere(self, value: Tensor) -> Tensor:
-        """A number a sample (N,) at each of its pixels, 0 where it is not known."""
+    def _per_pixel(self, value: Tensor) -> Tensor:
+        """A number per sample (N,) at each of its pixels, 0 where it is not known."""
         return value.nan_to_num(0)[:, None, None, None].expand_as(self.mask)
 
     @cached_property
@@ -96,7 +98,7 @@ class Conditions:
         shifted = self.reference + _fill(self.cloudy - self.reference, clear & self.present)
         return torch.where(clear, self.cloudy, torch.where(self.present, shifted, _fill(self.cloudy, clear)))
 
-    def within(self, margin: int) -> "Conditions":
+    def within(self, margin: int) -> Self:
         """Without the outermost `margin` pixels, whose part in the anchor remains: neighbouring tiles that see each
         other's pixels continue the same surroundings."""
         inner = slice(margin, -margin or None)
@@ -104,7 +106,7 @@ class Conditions:
         cut = replace(self, **{name: getattr(self, name)[..., inner, inner] for name in images})
         return cut.anchored(self.anchor[..., inner, inner])
 
-    def anchored(self, anchor: Tensor) -> "Conditions":
+    def anchored(self, anchor: Tensor) -> Self:
         """With another first guess."""
         other = replace(self)
         other.__dict__["anchor"] = anchor  # where cached_property keeps its value
@@ -115,40 +117,33 @@ class Conditions:
         hidden = torch.where(self.present, reference, nothing)
         return torch.where(self.mask == CLEAR, clear, hidden)
 
-    def drop_reference(self, share: float, *, seed: int, indices: list[int]) -> "Conditions":
-        """Without the reference for a random `share` of the samples, so that the model learns to work without."""
-        kept = _kept(share, seed, indices, "drop reference", like=self.mask)
-        days = torch.where(kept.flatten(), self.reference_days, torch.nan)
-        return replace(self, reference=self.reference * kept, present=self.present & kept, reference_days=days)
-
-    def drop_mask(self, share: float, *, seed: int, indices: list[int]) -> "Conditions":
-        """Without the mask for a random `share` of the samples: nothing is said of what is cloud, nothing trusted."""
-        kept = _kept(share, seed, indices, "drop mask", like=self.mask)
-        return replace(self, mask=torch.where(kept | (self.mask == NO_DATA), self.mask, UNKNOWN))
+    def without_reference(self) -> Self:
+        """The same conditions with no other date."""
+        return replace(
+            self,
+            reference=torch.zeros_like(self.reference),
+            present=torch.zeros_like(self.present),
+            reference_days=torch.full_like(self.reference_days, torch.nan),
+        )
 
 
 # What the network is told: name -> width and values. A condition more is a line more. The notebook of 2025 looks at the
 # first four channels only.
 CHANNELS = {
-    "cloudy": (BANDS, lambda c: c.cloudy),
+    "cloudy": (BAND_COUNT, lambda c: c.cloudy),
     "cloud": (1, lambda c: (c.mask == CLOUD) | (c.mask == CIRRUS)),
     "shadow": (1, lambda c: c.mask == SHADOW),
     "valid": (1, lambda c: c.mask != NO_DATA),
     "unknown": (1, lambda c: c.mask == UNKNOWN),
-    "reference": (BANDS, lambda c: c.reference),
+    "reference": (BAND_COUNT, lambda c: c.reference),
     "present": (1, lambda c: c.present),
-    "anchor": (BANDS, lambda c: c.anchor),
-    "sun elevation": (1, lambda c: c._everywhere(c.sun_elevation / _ELEVATION)),
-    "reference days": (1, lambda c: c._everywhere((c.reference_days / _DAYS).clamp(-4, 4))),
-    "target days": (1, lambda c: c._everywhere((c.target_days / _DAYS).clamp(-4, 4))),
-    "difference": (BANDS, lambda c: c.cloudy - c.anchor),  # the last: the networks put out a share of it
+    "anchor": (BAND_COUNT, lambda c: c.anchor),
+    "sun elevation": (1, lambda c: c._per_pixel(c.sun_elevation / _ELEVATION)),
+    "reference days": (1, lambda c: c._per_pixel((c.reference_days / _DAYS).clamp(-4, 4))),
+    "target days": (1, lambda c: c._per_pixel((c.target_days / _DAYS).clamp(-4, 4))),
+    "difference": (BAND_COUNT, lambda c: c.cloudy - c.anchor),  # the last: the networks put out a share of it
 }
 CONDITION_CHANNELS = sum(width for width, _ in CHANNELS.values())
-
-
-def _kept(share: float, seed: int, indices: list[int], use: str, *, like: Tensor) -> Tensor:
-    """(N, 1, 1, 1) bool, false for a random `share` of the samples."""
-    return (noise.uniforms(seed, indices, use) >= share).to(like.device)[:, None, None, None]
 
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:
@@ -161,10 +156,3 @@ def _fill(values: Tensor, known: Tensor) -> Tensor:
         prior = F.interpolate(guess, size=mean.shape[-2:], mode="bilinear")
         guess = (mean + _PRIOR * prior) / (share + _PRIOR)
     return F.interpolate(guess, size=values.shape[-2:], mode="bilinear")
-
-
-def turn(image: Tensor, *, seed: int, indices: list[int], use: str = "turn") -> Tensor:
-    """Each sample of (N, ..., H, W), H = W, flipped and turned by one of the 8 symmetries that its index draws."""
-    draws = (noise.uniforms(seed, indices, use) * 8).long().tolist()
-    turned = [torch.rot90(one, draw % 4, (-2, -1)) for one, draw in zip(image, draws, strict=True)]
-    return torch.stack([one.flip(-1) if draw >= 4 else one for one, draw in zip(turned, draws, strict=True)])

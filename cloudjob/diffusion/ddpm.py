@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cloudjob.diffusion.conditions import Conditions
 from cloudjob.diffusion.noise import normals, uniforms
 from cloudjob.diffusion.processes import Limits, Noise, Terms
-from cloudjob.diffusion.samplers import SAMPLERS, Path, ancestral
+from cloudjob.diffusion.samplers import SAMPLERS, Levels, ancestral
 
 
 def _cosine(u: Tensor) -> Tensor:
@@ -108,17 +108,17 @@ class Ddpm:
         """
         channels, times = conditions.channels(), self.times(steps)
         alpha_bar = torch.cat([self.alpha_bar()[times], torch.ones(1)])
-        path = Path(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+        levels = Levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
         def denoise(x: Tensor, i: int) -> Tensor:
             level = torch.full((len(x),), times[i] / self.timesteps, device=x.device)
-            clean = self._clean(network(x, level, channels).to(x.dtype), x, path.a[i].item(), path.b[i].item())
+            clean = self._clean(network(x, level, channels).to(x.dtype), x, levels.a[i].item(), levels.b[i].item())
             return clean if limits is None else clean.clamp(*limits)
 
         solve = SAMPLERS[sampler]
         if solve is ancestral:
             solve = partial(ancestral, upper=steps == self.timesteps)
-        return solve(denoise, noise(0), path, noise)
+        return solve(denoise, noise(0), levels, noise)
 
     def _clean(self, output: Tensor, x: Tensor, a: float, b: float) -> Tensor:
         """The estimate of x0 that the network's output for x means."""

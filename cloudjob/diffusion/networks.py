@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloudjob.diffusion.conditions import BANDS
+from cloudjob.diffusion.conditions import BAND_COUNT
 
 EMBEDDING = 128
 CELL = 2  # pixels folded into channels by the stem: full resolution costs no convolution
@@ -52,7 +52,7 @@ def describe(preset: str, size: int, *, condition_channels: int) -> dict[str, in
     activations that its backward pass keeps. Counted on the meta device: nothing is computed."""
     with torch.device("meta"):
         network = build(preset, condition_channels=condition_channels)
-        x, level = torch.empty(1, BANDS, size, size), torch.empty(1)
+        x, level = torch.empty(1, BAND_COUNT, size, size), torch.empty(1)
         conditions = torch.empty(1, condition_channels, size, size)
     kept = {}
 
@@ -192,7 +192,7 @@ class UNet(nn.Module):
             nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING), nn.SiLU()
         )
         self.fold = Fold()
-        self.stem = nn.Conv2d((BANDS + condition_channels) * CELL**2, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d((BAND_COUNT + condition_channels) * CELL**2, widths[0], 3, padding=1)
         steps = list(pairwise(widths))
         self.encoder = nn.ModuleList(stage(width) for width in widths)
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in steps)
@@ -200,13 +200,13 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(stage(width) for width in reversed(widths))
         self.attention = Attention(widths[-1]) if size.attention else nn.Identity()
         self.norm = Norm(widths[0])
-        self.head = nn.Conv2d(widths[0], 3 * BANDS * CELL**2, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], 3 * BAND_COUNT * CELL**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
         if x is None:
-            x = conditions.new_zeros(len(conditions), BANDS, *conditions.shape[-2:])
+            x = conditions.new_zeros(len(conditions), BAND_COUNT, *conditions.shape[-2:])
             level = x.new_ones(len(x))
         check_size(x, self.stride)
         embedding = self.embed(sinusoids(level, EMBEDDING))
@@ -226,7 +226,7 @@ class UNet(nn.Module):
             for block in blocks:
                 h = block(h, embedding)
         value, gain, share = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).chunk(3, 1)
-        return value + gain * x + share * conditions[:, -BANDS:]
+        return value + gain * x + share * conditions[:, -BAND_COUNT:]
 
 
 class MeanAndDetail(nn.Module):
@@ -263,7 +263,7 @@ class NotebookUNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.inc = DoubleConv(2 * BANDS, 64)
+        self.inc = DoubleConv(2 * BAND_COUNT, 64)
         self.down1 = DoubleConv(64, 128)
         self.down2 = DoubleConv(128, 256)
         self.bottleneck = DoubleConv(256, 256)
@@ -271,12 +271,12 @@ class NotebookUNet(nn.Module):
         self.merge1 = DoubleConv(256, 128)
         self.up2 = nn.ConvTranspose2d(128, 64, 2, stride=2)
         self.merge2 = DoubleConv(128, 64)
-        self.out = nn.Conv2d(64, BANDS, 1)
+        self.out = nn.Conv2d(64, BAND_COUNT, 1)
 
     def forward(self, x: Tensor, level: Tensor, conditions: Tensor) -> Tensor:
         check_size(x, self.stride)
         embedding = sinusoids(level, 256)
-        fine = self.inc(torch.cat([x, conditions[:, :BANDS]], 1), embedding)
+        fine = self.inc(torch.cat([x, conditions[:, :BAND_COUNT]], 1), embedding)
         middle = self.down1(F.max_pool2d(fine, 2), embedding)
         h = self.bottleneck(self.down2(F.max_pool2d(middle, 2), embedding), embedding)
         h = self.merge1(torch.cat([self.up1(h), middle], 1), embedding)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cloudjob.pixels import CLEAR, NO_DATA
 from cloudjob.diffusion.conditions import Conditions
 from cloudjob.diffusion.noise import normals, uniforms
-from cloudjob.diffusion.samplers import SAMPLERS, Noise, Path
+from cloudjob.diffusion.samplers import SAMPLERS, Levels, Noise
+from cloudjob.pixels import CLEAR, NO_DATA
 
 Limits = tuple[Tensor, Tensor]  # physical range, each broadcastable to (N, 4, H, W)
 Spread = tuple[float, float, float]
@@ -35,7 +35,7 @@ class Terms(NamedTuple):
 
 def measure_spread(clean: Tensor, conditions: Conditions, valid: Tensor) -> Spread:
     """`spread` of these samples; `valid` (N, 1, H, W) is where the clear date has data."""
-    bare = conditions.drop_reference(1, seed=0, indices=list(range(len(clean))))
+    bare = conditions.without_reference()
     valid = valid & (conditions.mask != NO_DATA)
     guess, other = conditions.choose(0, 1, 2), valid & (conditions.mask != CLEAR)
     error, bare_error = clean - conditions.anchor, clean - bare.anchor
@@ -156,8 +156,8 @@ class Residual:
             return ((anchor + spread * (skip + c_out * output)).clamp(*limits) - anchor) / spread
 
         start = sigmas[0] * (noise(0) + self._mu(conditions))
-        path = Path(torch.ones_like(sigmas), sigmas)
-        return (anchor + spread * SAMPLERS[sampler](denoise, start, path, noise)).clamp(*limits)
+        levels = Levels(torch.ones_like(sigmas), sigmas)
+        return (anchor + spread * SAMPLERS[sampler](denoise, start, levels, noise)).clamp(*limits)
 
 
 @dataclass(frozen=True)

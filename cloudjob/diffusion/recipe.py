@@ -1,12 +1,13 @@
 """A recipe: network, process and normalisation that belong together, as a configuration or checkpoint names them."""
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from cloudjob.diffusion import clouds, losses, networks
-from cloudjob.diffusion.conditions import CONDITION_CHANNELS, Conditions, NOTEBOOK_2025, Normalisation
-from cloudjob.diffusion.batch import turn
+from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
 from cloudjob.diffusion.ddpm import Ddpm
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise
@@ -14,7 +15,6 @@ from cloudjob.errors import ConfigError
 
 Process = Residual | Corrective | Regression | Ddpm
 PROCESSES = {"corrective": Corrective, "residual": Residual, "regression": Regression, "ddpm": Ddpm}
-_TURNED = ("cloudy", "clear", "reference", "mask", "donor")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Recipe:
     norm: Normalisation
 
     @classmethod
-    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], **options) -> "Recipe":
+    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], **options) -> Self:
         """`process` is one of PROCESSES and `options` its fields; mean and std per band are those of the training
         split's reflectance. The network of the notebook of 2025 has the notebook's own scaling: its images are noise
         partly because of it."""
@@ -34,14 +34,6 @@ class Recipe:
         norm = NOTEBOOK_2025 if preset == "notebook-2025" else Normalisation(tuple(mean), tuple(std))
         return cls(preset, PROCESSES[process](**plain), norm)
 
-    @classmethod
-    def load(cls, state: dict, device) -> tuple["Recipe", nn.Module]:
-        """Recipe and network of a checkpoint, ready to restore: the weights that were chosen after training."""
-        recipe = cls.of(**state["recipe"])
-        network = recipe.network().to(device).eval()
-        network.load_state_dict(state["averages"].get(state["chosen"], state["model"]))
-        return recipe, network
-
     def facts(self) -> dict:
         """What `of` takes to make this recipe again, in plain values for a checkpoint."""
         name = next(name for name, kind in PROCESSES.items() if type(self.process) is kind)
@@ -49,20 +41,19 @@ class Recipe:
         plain = {"preset": self.preset, "mean": list(self.norm.mean), "std": list(self.norm.std)}
         return plain | {"process": name} | options
 
-    def measure(self, batch: dict[str, Tensor]) -> "Recipe":
-        """With the spread (and drift) of the process as they are in this batch (see `loss` for its arrays)."""
+    def measure(self, batch: Batch) -> Self:
+        """With the spread (and drift) of the process as they are in this batch, which has a target."""
         if isinstance(self.process, Ddpm):
             return self
-        clean, valid, conditions = self._parts(batch)
-        found = {"spread": measure_spread(clean, conditions, valid)}
+        clean, valid, conditions = self._clean(batch), batch.target_valid, Conditions.of(batch, norm=self.norm)
+        found: dict[str, Any] = {"spread": measure_spread(clean, conditions, valid)}
         if isinstance(self.process, Residual) and self.process.alpha:
             found["drift"] = measure_drift(clean, conditions, valid, found["spread"])
         return replace(self, process=replace(self.process, **found))
 
-    def _parts(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Conditions]:
-        """Normalised clear image, where it has data, and conditions."""
-        clean = self.norm.forward(batch["clear"])
-        return clean.nan_to_num(0), clean.isfinite().all(1, keepdim=True), Conditions.of(batch, norm=self.norm)
+    def _clean(self, batch: Batch) -> Tensor:
+        """The normalised target (N, 4, H, W), 0 without data."""
+        return self.norm.forward(batch.known_target).nan_to_num(0)
 
     def network(self) -> nn.Module:
         """Freshly initialised."""
@@ -82,26 +73,23 @@ class Recipe:
             return 1
         return self.process.timesteps if isinstance(self.process, Ddpm) and sampler == "ancestral" else wanted
 
-    def taken(self, sampler: str, steps: int) -> dict:
-        """What a configuration's sampler and steps come to. ConfigError where the process has no such sampler."""
+    def sampling(self, sampler: str, steps: int) -> dict[str, Any]:
+        """{"sampler", "steps"} that a configuration's come to. ConfigError where the process has no such sampler."""
         sampler = self.sampler(sampler)
-        if sampler == "ancestral" and getattr(self.process, "alpha", 0):
-            raise ConfigError(f"infer.sampler ancestral draws noise alone: alpha is {self.process.alpha:g} here, not 0")
+        alpha = getattr(self.process, "alpha", 0)
+        if sampler == "ancestral" and alpha:
+            raise ConfigError(f"infer.sampler ancestral draws noise alone: alpha is {alpha:g} here, not 0")
         return {"sampler": sampler, "steps": self.steps(steps, sampler)}
 
-    def terms(
-        self, network: nn.Module, batch: dict[str, Tensor], *, seed: int, samples: list[int], **drop: float
-    ) -> tuple[list[Terms], Conditions, Tensor]:
-        """(Terms of the process, conditions, where the clear image has data): `loss` without its weights."""
-        clean, valid, conditions = self._parts(batch)
-        conditions = conditions.drop_reference(drop.get("drop_reference", 0), seed=seed, indices=samples)
-        seen = conditions.drop_mask(drop.get("drop_mask", 0), seed=seed, indices=samples)
-        return self.process.loss_terms(network, clean, seen, seed=seed, indices=samples), conditions, valid
+    def terms(self, network: nn.Module, batch: Batch, *, seed: int, samples: list[int]) -> list[Terms]:
+        """What the process compares for these samples: `loss` without its weights and without random changes."""
+        conditions = Conditions.of(batch, norm=self.norm)
+        return self.process.loss_terms(network, self._clean(batch), conditions, seed=seed, indices=samples)
 
     def loss(
         self,
         network: nn.Module,
-        batch: dict[str, Tensor],
+        batch: Batch,
         *,
         seed: int,
         samples: list[int],
@@ -111,35 +99,36 @@ class Recipe:
         synthetic_clouds: float,
         other_ground: float,
     ) -> Tensor:
-        """Scalar loss of a batch: cloudy, clear, reference (may lack) (N, 4, n, n) reflectance with NaN where there is
-        none, mask and, for `synthetic_clouds` (a share of the samples, see `clouds.lay`), donor (N, n, n) classes; and
-        the numbers of Conditions.of. What is random about a sample is a function of (seed, its number) alone."""
-        turned = {name: turn(batch[name], seed=seed, indices=samples) for name in _TURNED if name in batch}
-        batch = batch | turned
+        """Scalar loss of a batch with a target, and with donors where `synthetic_clouds` (a share of the samples, see
+        `clouds.lay`) is not 0. What is random about a sample is a function of (seed, its number) alone."""
+        key: dict[str, Any] = {"seed": seed, "samples": samples}
+        batch = batch.turned(**key)
         if synthetic_clouds:
-            laid = {"share": synthetic_clouds, "other_ground": other_ground}
-            batch = clouds.lay(batch, **laid, seed=seed, samples=samples)
-        drop = {"drop_reference": drop_reference, "drop_mask": drop_mask}
-        terms, conditions, valid = self.terms(network, batch, seed=seed, samples=samples, **drop)
-        weights = losses.pixel_weights(conditions.mask, valid, clear_weight=clear_weight)
-        return sum(losses.weighted_mse(part.prediction, part.target, weights * part.weight) for part in terms)
+            batch = clouds.lay(batch, share=synthetic_clouds, other_ground=other_ground, **key)
+        told = batch.drop_references(drop_reference, **key).drop_mask(drop_mask, **key)
+        terms = self.terms(network, told, **key)
+        weights = losses.pixel_weights(batch.classes, batch.target_valid, clear_weight=clear_weight)
+        total = weights.new_zeros(())
+        for part in terms:
+            total = total + losses.weighted_mse(part.prediction, part.target, weights * part.weight)
+        return total
 
     def restore(
         self,
         network: nn.Module,
-        batch: dict[str, Tensor],
+        batch: Batch,
         *,
         noise: Noise,
         steps: int,
         sampler: str = "auto",
         margin: int = 0,
     ) -> Tensor:
-        """A sample of the ground's reflectance (N, 4, H, W), given what Conditions.of takes.
+        """A sample of the ground's reflectance (N, 4, H, W), given what the batch tells.
 
         The images may be larger than what is restored, by `margin` pixels on each side: the surroundings of a tile.
         """
         conditions = Conditions.of(batch, norm=self.norm).within(margin)
         limits = None if self.preset == "notebook-2025" else self.norm.limits()
-        taken = self.taken(sampler, steps)
-        clean = self.process.sample(network, conditions, noise=noise, limits=limits, **taken)
+        sampling = self.sampling(sampler, steps)
+        clean = self.process.sample(network, conditions, noise=noise, limits=limits, **sampling)
         return self.norm.inverse(clean)

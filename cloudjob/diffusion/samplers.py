@@ -18,7 +18,7 @@ Level = tuple[float, float]  # a and b
 _PURE_NOISE = 1e-3  # a / b, below which a level holds no signal to speak of
 
 
-class Path(NamedTuple):
+class Levels(NamedTuple):
     """The levels that a sampler visits, a and b (steps + 1,): b falls to 0, a rises to 1. The first a may be 0."""
 
     a: Tensor
@@ -34,23 +34,23 @@ def _step(x: Tensor, clean: Tensor, now: Level, following: Level) -> Tensor:
     return b_next / b * x + (a_next - a * b_next / b) * clean
 
 
-def euler(denoise: Denoise, x: Tensor, path: Path, noise: Noise) -> Tensor:
+def euler(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise) -> Tensor:
     """First order: DDIM with eta = 0 (Song et al. 2021, eq. 12), for EDM its Euler steps (Karras et al. 2022, alg. 1).
 
-    x (N, ...) is at the path's first level; the result estimates x0. Deterministic: `noise` is not asked.
+    x (N, ...) is at the first of `levels`; the result estimates x0. Deterministic: `noise` is not asked.
     """
-    for i, (now, following) in enumerate(path.steps()):
+    for i, (now, following) in enumerate(levels.steps()):
         x = _step(x, denoise(x, i), now, following)
     return x
 
 
-def heun(denoise: Denoise, x: Tensor, path: Path, noise: Noise) -> Tensor:
+def heun(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise) -> Tensor:
     """Second order, trapezoids of x/a over b/a (Karras et al. 2022, algorithm 1); asks for 2 steps - 1 estimates.
 
     Slope (x/a - x0) / (b/a) averaged over both ends is the Euler step with x0 + s/(2 s') (x0' - x0), s = b/a. The last
     step is Euler's, as theirs, and so is one from pure noise, where s is infinite.
     """
-    for i, (now, following) in enumerate(path.steps()):
+    for i, (now, following) in enumerate(levels.steps()):
         (a, b), (a_next, b_next) = now, following
         clean = denoise(x, i)
         if b_next and a > _PURE_NOISE * b:
@@ -60,14 +60,14 @@ def heun(denoise: Denoise, x: Tensor, path: Path, noise: Noise) -> Tensor:
     return x
 
 
-def dpm_solver_2m(denoise: Denoise, x: Tensor, path: Path, noise: Noise) -> Tensor:
+def dpm_solver_2m(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise) -> Tensor:
     """Second order from two successive estimates: DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
     x0 is extrapolated by half a step in lambda = log(a/b). The first and the last step are of first order.
     """
-    log_snr = (path.a / path.b).log().tolist()
+    log_snr = (levels.a / levels.b).log().tolist()
     last, before = len(log_snr) - 2, None
-    for i, (now, following) in enumerate(path.steps()):
+    for i, (now, following) in enumerate(levels.steps()):
         clean = estimate = denoise(x, i)
         if 0 < i < last:
             ratio = (log_snr[i + 1] - log_snr[i]) / (log_snr[i] - log_snr[i - 1])  # 0 after a level without signal
@@ -76,13 +76,13 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, path: Path, noise: Noise) -> Tens
     return x
 
 
-def ancestral(denoise: Denoise, x: Tensor, path: Path, noise: Noise, *, upper: bool = False) -> Tensor:
+def ancestral(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise, *, upper: bool = False) -> Tensor:
     """Draws of q(x' | x, x0) (Ho et al. 2020, eq. 7, for any two levels), step i with noise(i + 1).
 
     The variance is that of eq. 7; with `upper` it is beta, the other choice of their section 3.2, which suits small
     steps alone: a large one ends with more noise than its level has.
     """
-    for i, ((a, b), (a_next, b_next)) in enumerate(path.steps()):
+    for i, ((a, b), (a_next, b_next)) in enumerate(levels.steps()):
         kept, left = a / a_next, (b_next / b) ** 2
         beta = b**2 - (kept * b_next) ** 2  # q(x | x') = N(kept x', beta)
         x = a_next * beta / b**2 * denoise(x, i) + kept * left * x

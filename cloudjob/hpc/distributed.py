@@ -29,7 +29,7 @@ COLLECTIVE_S = 1800  # until a collective call fails: longer than rank 0 ever lo
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     rank: int
     size: int
     local_rank: int
@@ -42,10 +42,10 @@ class World:
             self.watch.seen = seen
 
     @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
+    def reporting_failures(self) -> Iterator[None]:
         """What fails within on this rank ends the others too, by one message that names it: rank 0's.
 
-        Errors of `everywhere` are raised on all ranks alike, and so by rank 0 alone; the others leave without a word.
+        An error of `raised_on_all_ranks` is said by rank 0 alone; the others leave without a word.
         """
         if self.watch is None:
             yield
@@ -55,7 +55,7 @@ class World:
         except Exception as error:
             if getattr(error, "said", False):
                 raise
-            if getattr(error, "everywhere", False):
+            if getattr(error, "on_all_ranks", False):
                 self.watch.close()
                 error.said = self.rank > 0
             elif _of_a_collective(error):
@@ -80,9 +80,9 @@ class World:
         raise LostRankError(message) from error
 
 
-def everywhere(error: CloudjobError) -> CloudjobError:
+def raised_on_all_ranks(error: CloudjobError) -> CloudjobError:
     """Marks an error that every rank raises at the same place."""
-    error.everywhere = True
+    error.on_all_ranks = True
     return error
 
 
@@ -92,17 +92,17 @@ def _of_a_collective(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def process_group() -> Iterator[ProcessGroup]:
     """Meets the other processes; a world of one, without torch.distributed, where no launcher started several."""
     rank, size, local_rank, host, port = _launched()
     launch.check_ranks(size)
     if size == 1:
-        yield World(0, 1, 0, _device(0))
+        yield ProcessGroup(0, 1, 0, _device(0))
         return
     store = _store(rank, size, host, port)
     watch = _meet(store, rank, size, local_rank, host)
-    here = World(rank, size, local_rank, torch.device("cpu"), watch)
-    with here.answering():
+    here = ProcessGroup(rank, size, local_rank, torch.device("cpu"), watch)
+    with here.reporting_failures():
         device = _device(local_rank)  # not before the meeting: it may fail on one node alone
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -113,7 +113,7 @@ def world() -> Iterator[World]:
             device_id=device if device.type == "cuda" else None,
         )
         dist.barrier()  # nobody leaves, by an error of its own, while others are still connecting
-    yield World(rank, size, local_rank, device, watch)
+    yield ProcessGroup(rank, size, local_rank, device, watch)
     if watch.stands:  # after an error it would wait for ranks that are no more
         dist.destroy_process_group()
         watch.close()
@@ -242,7 +242,7 @@ def unsynced(module: nn.Module):
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
 
 
-def most(values: Tensor) -> Tensor:
+def max_over_ranks(values: Tensor) -> Tensor:
     """(N,) the largest of each value among the ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
@@ -258,7 +258,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def together(task: Callable[[], T]) -> T:
+def run_on_all_ranks(task: Callable[[], T]) -> T:
     """What `task` returns, on each rank its own; where it fails on some rank, that error is raised on every rank."""
     result, failure = None, None
     try:
@@ -273,7 +273,7 @@ def together(task: Callable[[], T]) -> T:
                 message = f"rank {rank} of {len(failures)}: {message}"
             error = kind.__new__(kind, message)  # not kind(message): some take other arguments
             vars(error).update(facts)
-            raise everywhere(error)
+            raise raised_on_all_ranks(error)
     return result
 
 

@@ -11,9 +11,9 @@ from cloudjob.hpc import launch, slurm
 _LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 
-class World:
-    """`with mpi.world() as world:` - leaving the block by an error takes the other ranks down too, or they would wait
-    for ever in the next collective call."""
+class Communicator:
+    """`with mpi.communicator() as ranks:` - leaving the block by an error takes the other ranks down too, or they would
+    wait for ever in the next collective call."""
 
     def __init__(self, communicator=None):
         self._communicator = communicator
@@ -40,7 +40,7 @@ class World:
             time.sleep(0.2)  # when it ends the world, mpiexec drops what it has not read yet
             self._communicator.Abort(code)
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> "Communicator":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -49,7 +49,7 @@ class World:
             self.abort(getattr(error, "exit_code", 1))
 
 
-def world() -> World:
+def communicator() -> Communicator:
     """The world this process was launched into. mpi4py is imported only under mpiexec or an srun that speaks PMI.
 
     ConfigError where srun started several tasks that MPI does not see: each would do all of the work.
@@ -62,7 +62,7 @@ def world() -> World:
         from mpi4py import MPI
 
         communicator = MPI.COMM_WORLD
-    found = World(communicator)
+    found = Communicator(communicator)
     launch.check_ranks(found.size)
     task = slurm.task()
     if task and task.size != found.size:

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from cloudjob.pixels import BANDS, EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration.tiles import Tile, taper
+
+OBSERVED, RECONSTRUCTED, BLENDED_EDGE = 0, 1, 2  # flags of a restored scene, beside NO_DATA; see `compose`
 
 
 def mosaic(
@@ -16,7 +19,7 @@ def mosaic(
     `parts` are tiles with their .npy file (members, 4, size, size) uint16 DN. They are added in the order given, so
     the sum does not depend on who restored them. Weighted by a raised cosine over the overlap.
     """
-    sums = np.zeros((2 if spread else 1, 4, *shape), np.float32)
+    sums = np.zeros((2 if spread else 1, len(BANDS), *shape), np.float32)
     weights = np.zeros(shape, np.float32)
     for tile, path in parts:
         members = np.load(path).astype(np.float32)
@@ -41,15 +44,15 @@ def compose(
     `mask` is dilated, `core` is not. From the rim of the dilation to the core the restored image is faded in (flag 2);
     in the core it stands alone (1). Outside the dilated mask every pixel is the observed one (0), or no data (255).
     """
-    inside = np.isin(mask, (1, 2, 3))
-    solid = np.isin(core, (1, 2, 3)) & inside
+    inside = np.isin(mask, HIDDEN)
+    solid = np.isin(core, HIDDEN) & inside
     depth = distance_transform_edt(inside)
     outward = distance_transform_edt(~solid) if solid.any() else np.full(mask.shape, np.inf)
     alpha = np.where(solid, 1, depth / (depth + outward)).astype(np.float32)
     out = cloudy.copy()
     for band, ground in zip(out, restored, strict=True):
-        blended = band + alpha * (np.clip(ground, 1, 65535) - band)
-        band[inside] = np.clip(np.rint(blended[inside]), 1, 65535)
-    flags = np.where(inside, np.where(alpha >= 1, 1, 2), 0).astype(np.uint8)
-    flags[mask == 255] = 255
+        blended = band + alpha * (np.clip(ground, EMPTY_DN + 1, 65535) - band)
+        band[inside] = np.clip(np.rint(blended[inside]), EMPTY_DN + 1, 65535)
+    flags = np.where(inside, np.where(alpha >= 1, RECONSTRUCTED, BLENDED_EDGE), OBSERVED).astype(np.uint8)
+    flags[mask == NO_DATA] = NO_DATA
     return out, flags

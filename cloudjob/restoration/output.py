@@ -14,10 +14,11 @@ from rasterio.crs import CRS
 from rasterio.warp import transform_geom
 
 from cloudjob.errors import CorruptFileError
-from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
+from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
+from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
 from cloudjob.sentinel2.render import encode_png, true_colour
 
-FLAGS = {0: "observed", 1: "reconstructed", 2: "blended_edge", 255: "no_data"}
+FLAGS = {OBSERVED: "observed", RECONSTRUCTED: "reconstructed", BLENDED_EDGE: "blended_edge", NO_DATA: "no_data"}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from cloudjob.errors import (
     ItemError,
     RejectedError,
 )
-from cloudjob.files import digest, file_sha256, write_json
+from cloudjob.files import changes, digest, file_sha256, merged, write_json
 from cloudjob.run.folder import RunFolder
 
 
@@ -215,26 +215,3 @@ def _note(
             "seconds": round(time.monotonic() - begun, 3),
         },
     )
-
-
-def merged(below: dict, above: dict) -> dict:
-    """Two nested dictionaries in one; where both have a key, the value of `above` counts."""
-    out = below | above
-    for key in below.keys() & above.keys():
-        if isinstance(below[key], dict) and isinstance(above[key], dict):
-            out[key] = merged(below[key], above[key])
-    return out
-
-
-def changes(old: dict, new: dict, *, values: bool = True, prefix: str = "") -> list[str]:
-    """Dotted names of what differs between two nested dictionaries, with `old -> new`."""
-    found = []
-    for key in sorted({*old, *new}, key=str):
-        a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += changes(a, b, values=values, prefix=f"{prefix}{key}.")
-        else:
-            found.append(f"{prefix}{key}" + (f" {a} -> {b}" if values else ""))
-    return found

@@ -5,6 +5,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import CHANNELS
 from cloudjob.diffusion.recipe import Recipe
 
@@ -17,7 +18,7 @@ _NOTHING = 0.97  # of the loss of an output of zero; above, the network has lear
 
 
 @torch.no_grad()
-def diagnose(recipe: Recipe, network: nn.Module, batch: dict[str, Tensor], *, seed: int, repeats: int = 4) -> dict:
+def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, repeats: int = 4) -> dict:
     """{"against_zero": loss over that of an output of zero, by third of the noise levels, the least noise first, None
     where no sample fell; "x0_error": by the same thirds, RMSE of the estimate of x0 in normalised units;
     "against_shuffled": condition -> loss over that with the condition of another sample in its
@@ -26,7 +27,7 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: dict[str, Tensor], *, se
     An output of zero is what an untrained network gives: with it, noise is never taken off (noise prediction), or the
     first guess is given back (residual).
     """
-    number = len(batch["mask"])
+    number, valid = len(batch), batch.target_valid
     found: list[Tensor] = []
     shuffled = dict.fromkeys(_USED, 0.0)
     for repeat in range(repeats):
@@ -34,9 +35,8 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: dict[str, Tensor], *, se
 
         def measured(run, samples=samples) -> Tensor:
             """Squared errors, those of zero, those of x0, and noise levels (4, terms * N)."""
-            terms, _, valid = recipe.terms(run, batch, seed=seed, samples=samples)
             rows = []
-            for part in terms:
+            for part in recipe.terms(run, batch, seed=seed, samples=samples):
                 error = part.prediction.float() - part.target
                 squares = (
                     part.weight * error.square(),

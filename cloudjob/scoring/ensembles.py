@@ -9,6 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from cloudjob.diffusion.batch import Batch
+from cloudjob.pixels import HIDDEN
+from cloudjob.restoration.restorer import Restorer
+
 _BINS = np.geomspace(1e-3, 1e3, 2**14 + 1)  # of |error| / deviation: 0.1 % wide
 
 
@@ -69,6 +73,16 @@ def _moments(members: NDArray, truth: NDArray, pixels: NDArray) -> tuple[NDArray
     return values.mean(0) - target, values.std(0, ddof=1), values, target
 
 
-def factors(calibration: dict, taken: dict) -> list[float] | None:
-    """The factors of a checkpoint's calibration, or None where it does not hold for the sampler and steps `taken`."""
-    return calibration["factors"] if calibration.items() >= taken.items() else None
+def factors(calibration: dict, sampling: dict) -> list[float] | None:
+    """The factors of a checkpoint's calibration, or None where it does not hold for this sampler and these steps."""
+    return calibration["factors"] if calibration.items() >= sampling.items() else None
+
+
+def calibrate(restorer: Restorer, batch: Batch, count: int) -> dict:
+    """{"factors", "sampler", "steps"}: the `temperature` of `count` members on a batch of held-out triplets, which have
+    a target; and the sampler and steps that it holds for."""
+    truth, mask = batch.known_target.cpu().numpy(), batch.mask.cpu().numpy()
+    numbers = list(range(len(batch)))
+    drawn = restorer.members(batch, numbers, count)
+    found = temperature((drawn[:, i], truth[i], np.isin(mask[i], HIDDEN)) for i in numbers)
+    return restorer.sampling | {"factors": found}

@@ -1,10 +1,7 @@
-"""What scores look like: methods and definitions in words, plain numbers, a table, a picture."""
+"""What scores look like: methods and definitions in words, plain numbers, a table."""
 
 import math
-
-from cloudjob.config.models import Config
-from cloudjob.run.folder import RunFolder
-from cloudjob.files import write_bytes
+from typing import Any
 
 PIXELS = ("cloud", "clear", "all")
 METHODS = {
@@ -16,8 +13,8 @@ METHODS = {
     "smooth_fill": "clear pixels kept, the others continued from them smoothly (biharmonic; sees one date)",
     "mean_fill": "clear pixels kept, the others set to the mean of the scene's clear pixels (sees one date)",
     "nearest_clear": "nearest clear date, the whole image as it is",
-    "nearest_matched": "nearest clear date, each band brought to the light of the cloudy date",
-    "other_matched": "the next clear date, each band brought to the light of the cloudy date",
+    "nearest_matched": "nearest clear date, each band radiometrically normalised to the cloudy date",
+    "other_matched": "the next clear date, each band radiometrically normalised to the cloudy date",
 }
 DEFINITIONS = (
     "Surface reflectance, data range 1.0, no clipping. cloud: cloud, shadow and cirrus of the dilated mask; "
@@ -27,7 +24,7 @@ DEFINITIONS = (
 )
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """As plain JSON: numbers rounded, None for those that are not finite."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
@@ -58,12 +55,3 @@ def table(pooled: dict, split: str) -> str:
             )
         lines.append(f"{method:<{wide}}{cells}")
     return "\n".join(lines)
-
-
-def picture(config: Config, workspace: RunFolder, name: str, lines: list[list]):
-    """Lines of images (4, H, W) uint16 DN beside each other, as evaluation/<name>.png."""
-    from cloudjob.sentinel2.render import contact_sheet, encode_png
-
-    path = workspace.evaluation.parent / f"{name}.png"
-    write_bytes(path, encode_png(contact_sheet(lines, gain=config.infer.preview_gain)))
-    return path

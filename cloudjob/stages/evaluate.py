@@ -1,23 +1,243 @@
-"""evaluate: scores restored scenes or the triplets of the held-out split, whichever `evaluate.of` names."""
+"""evaluate: scores restored scenes, or the triplets of the held-out split, whichever `evaluate.of` names."""
 
-from types import ModuleType
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cloudjob.config.models import Config
-from cloudjob.run.records import Item, Summary
+from cloudjob.files import write_bytes, write_json, write_jsonl
+from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item, Made, Summary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cloudjob.restoration.restorer import Restorer
 
 STAGE = "evaluate"
 
 
-def items(config: Config, workspace: RunFolder) -> list[Item]:
-    return _kind(config).items(config, workspace)
+def items(config: Config, folder: RunFolder) -> list[Item]:
+    """One item per restored product; of triplets one per pair of the held-out split."""
+    return _scenes(config, folder) if config.evaluate.of == "scenes" else _triplets(config, folder)
 
 
-def run(config: Config, workspace: RunFolder) -> Summary:
-    return _kind(config).run(config, workspace)
+def run(config: Config, folder: RunFolder) -> Summary:
+    """Scores what is missing, and writes scores.jsonl and summary.json when all of it is scored."""
+    every = items(config, folder)
+    if config.evaluate.of == "scenes":
+        return _run_scenes(config, folder, every)
+    return _run_triplets(config, folder, every)
 
 
-def _kind(config: Config) -> ModuleType:
-    from cloudjob.scoring import scenes, triplets
+# --- scenes ------------------------------------------------------------------------------------------------------
+def _scenes(config: Config, folder: RunFolder) -> list[Item]:
+    found = []
+    for pair in decisions.accepted_pairs(folder):
+        inputs = {"output": records.output_digest(folder, "infer", pair["cloudy"]), "pair": pair["version"]}
+        for role in ("clear", "reference"):
+            if pair[role]:
+                inputs[role] = records.output_digest(folder, "download", pair[role])
+        settings = config.section("masks") | {"preview_gain": config.infer.preview_gain}
+        settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs))
+    return found
 
-    return {"scenes": scenes, "triplets": triplets}[config.evaluate.of]
+
+def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary:
+    records.require(folder, "infer", [item.name for item in records.wanted(folder, every)], reader=STAGE)
+    pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(folder)}
+    summary = records.work(folder, STAGE, every, lambda item: _score_scene(config, folder, pairs[item.name]))
+    if summary.failed or any(records.why(folder, item) for item in every):
+        return summary
+
+    from cloudjob.scoring import scenes
+
+    # A pair that gave no triplet was not trained on, whatever its tile.
+    split_of = folder.index()["split"]["pairs"]
+    splits = {name: split_of[pair["pair"]] for name, pair in pairs.items()}
+    rows = [
+        {"product": item.name, "pair": pairs[item.name]["pair"], "split": splits[item.name], **row}
+        for item, result in zip(every, records.results(folder, every), strict=True)
+        for row in result
+    ]
+    names = sorted(set(splits.values()))
+    pooled = {split: scenes.pool([row for row in rows if row["split"] == split]) for split in names}
+    headline = "test" if "test" in pooled else "train"
+    pooled["all"] = scenes.pool(rows)
+    facts = {
+        "scenes": {split: sum(each == split for each in splits.values()) for split in names},
+        "changed_clear_pixels": sum(row.get("changed_clear_pixels", 0) for row in rows),
+        "seam_index": scenes.mean_seams([row["seam_index"] for row in rows if "seam_index" in row]),
+        "scores": pooled,
+    }
+    return _finish(config, folder, summary, rows, {}, headline, facts)
+
+
+def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
+    import rasterio
+
+    from cloudjob.restoration import output
+    from cloudjob.scoring import scenes
+    from cloudjob.sentinel2 import masks
+    from cloudjob.sentinel2.scene import open_pair
+
+    product = pair["cloudy"]
+    products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
+    load = open_pair(products, masks.Settings(**dict(config.masks)), processes=len(os.sched_getaffinity(0)))
+    ground, kind = None, scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
+    if (path := folder.truth(product)).exists():
+        kind = "ground"
+        with rasterio.open(path) as source:
+            ground = source.read()
+    restored, _ = output.read_h5(folder.output(product, ".h5"))
+    cloudy, reference = load("cloudy"), load("reference") if pair["reference"] else None
+    images, truth = scenes.images_of(cloudy, load("clear"), reference, restored, ground)
+    tiles = {"tile": config.infer.tile, "overlap": config.infer.overlap}
+    rows = scenes.score(images, truth, cloudy.mask, kind=kind, **tiles)
+    shown = scenes.thumbnail([images["cloudy"], images["ours"], truth])
+    return [_picture(config, folder, product, [shown])], rows
+
+
+# --- triplets ----------------------------------------------------------------------------------------------------
+def _triplets(config: Config, folder: RunFolder) -> list[Item]:
+    settings = config.section("evaluate") | {"infer": {key: getattr(config.infer, key) for key in ("steps", "sampler")}}
+    model = {"checkpoint": records.checkpoint_digest(folder, config.infer.checkpoint)}
+    files = _held_out(folder.index())
+    share = -(-config.evaluate.triplets // max(len(files), 1))
+    return [
+        Item(STAGE, entry["pair"], settings | {"triplets": share}, model | {"shard": entry["sha256"]})
+        for entry in files
+    ]
+
+
+def _held_out(index: dict) -> list[dict]:
+    """The entries of shards/index.json of the test split; without one those of val, else of train."""
+    splits = ([entry for entry in index["files"] if entry["split"] == split] for split in ("test", "val", "train"))
+    return next((chosen for chosen in splits if chosen), [])
+
+
+def _run_triplets(config: Config, folder: RunFolder, every: list[Item]) -> Summary:
+    if config.infer.checkpoint is None:
+        records.require(folder, "train", ["run"], reader=STAGE)
+    entries = {entry["pair"]: entry for entry in _held_out(folder.index())}
+    model = None
+
+    def make(item: Item) -> Made:
+        nonlocal model
+        model = model or _open_model(config, folder)  # not before there is something to do
+        return _score_triplets(config, folder, item, entries[item.name], *model)
+
+    summary = records.work(folder, STAGE, every, make)
+    if summary.failed or any(records.why(folder, item) for item in every):
+        return summary
+
+    from cloudjob.scoring import triplets
+
+    results = records.results(folder, every)
+    steps = {f"ours_{n}_step{'s' if n > 1 else ''}": f"one member by {n} sampling steps" for n in config.evaluate.steps}
+    split = next(iter(entries.values()))["split"]
+    rows = [row for result in results for triplet in result["rows"] for row in triplet]
+    pooled = triplets.pool(results)
+    facts = {
+        **pooled,
+        "scenes": {split: len(every)},
+        "changed_clear_pixels": sum(result["changed_clear_pixels"] for result in results),
+        "scores": {split: pooled["scores"], "all": pooled["scores"]},
+    }
+    return _finish(config, folder, summary, rows, steps, split, facts)
+
+
+def _open_model(config: Config, folder: RunFolder) -> "tuple[Restorer, list[float]]":
+    """The restorer, and the factors on its members' deviation: calibrated anew where the checkpoint's do not hold, on
+    the split that is held out from training and from test, as `train` does."""
+    import torch
+
+    from cloudjob.diffusion import checkpoint
+    from cloudjob.diffusion.batch import Batch
+    from cloudjob.hpc import distributed
+    from cloudjob.patches.shards import ShardSet
+    from cloudjob.restoration.restorer import Restorer
+    from cloudjob.scoring import ensembles
+
+    settings, members = config.infer, config.evaluate.members
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    path = settings.checkpoint or checkpoint.newest(folder.checkpoints)
+    recipe, network, calibration = checkpoint.open_network(path, device)
+    restorer = Restorer(
+        recipe,
+        network,
+        seed=config.seed,
+        sampler=settings.sampler,
+        steps=settings.steps,
+        low_precision=distributed.fast_bfloat16(device),
+    )
+    factors = ensembles.factors(calibration, restorer.sampling)
+    held_out = ShardSet(folder.shards, folder.index(), "val")
+    if factors is None and not restorer.single and members > 1 and len(held_out):
+        batch = Batch.of(held_out.evenly(64)[1], device)
+        factors = ensembles.calibrate(restorer, batch, members)["factors"]
+    return restorer, factors or [1.0] * 4
+
+
+def _score_triplets(
+    config: Config, folder: RunFolder, item: Item, entry: dict, restorer: "Restorer", factors: list[float]
+) -> Made:
+    """Scores of some triplets of a pair, evenly from all of it, and a picture of the first ones."""
+    from cloudjob.patches import shards
+    from cloudjob.scoring import triplets
+
+    index = folder.index()
+    places, arrays = shards.ShardSet(folder.shards, index | {"files": [entry]}, entry["split"]).evenly(
+        item.config["triplets"]
+    )
+    pair = json.loads(shards.columns(folder.shards / entry["file"])["attributes"]["pairs"])[0]
+    found = triplets.score_pair(
+        restorer,
+        arrays,
+        places=places,
+        noise_key=int(entry["sha256"][:8], 16),
+        pair=pair,
+        members=config.evaluate.members,
+        more_steps=config.evaluate.steps,
+        factors=factors,
+        known={
+            "product": pair["products"]["cloudy"],
+            "pair": item.name,
+            "split": entry["split"],
+            "truth": entry["target"],
+        },
+    )
+    return [_picture(config, folder, item.name, found.shown)], found.result()
+
+
+# --- both --------------------------------------------------------------------------------------------------------
+def _finish(
+    config: Config,
+    folder: RunFolder,
+    summary: Summary,
+    rows: list[dict],
+    more_methods: dict[str, str],
+    headline: str,
+    facts: dict[str, Any],
+) -> Summary:
+    """Writes the rows and the summary, and puts the table of the headline split out."""
+    from cloudjob.scoring.tables import DEFINITIONS, METHODS, table
+
+    write_jsonl(folder.scores, rows)
+    document = {"of": config.evaluate.of, "definitions": DEFINITIONS, "methods": METHODS | more_methods}
+    write_json(folder.evaluation, document | {"headline_split": headline} | facts)
+    summary.output = table(facts["scores"][headline], headline)
+    return summary
+
+
+def _picture(config: Config, folder: RunFolder, item: str, lines: "Sequence[Sequence[NDArray]]") -> Path:
+    """Lines of images (4, H, W) uint16 DN beside each other, as evaluation/<item>.png."""
+    from cloudjob.sentinel2.render import contact_sheet, encode_png
+
+    path = folder.evaluation_picture(item)
+    write_bytes(path, encode_png(contact_sheet(lines, gain=config.infer.preview_gain)))
+    return path

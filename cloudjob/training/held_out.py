@@ -1,82 +1,119 @@
 """What triplets that it never saw say of a network in training: its loss, its scores, its faults, its spread."""
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from cloudjob.config.models import Config
-from cloudjob.scoring import diagnosis, methods, metrics
+from cloudjob.diffusion.average import GAMMAS
+from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.patches.shards import ShardSet
-from cloudjob.diffusion.batch import to_tensors
+from cloudjob.restoration.restorer import Restorer
+from cloudjob.scoring import diagnosis, ensembles, methods, metrics
 from cloudjob.scoring.tables import finite
 from cloudjob.sentinel2.radiometry import digital_number
 from cloudjob.sentinel2.render import contact_sheet
+from cloudjob.training.settings import Settings
 from cloudjob.training.step import Objective
+
+_SLOW = 50  # sampling steps above which triplets are not restored in passing
+_AT_ONCE = 16  # triplets
 
 
 class HeldOut:
     """Always the same triplets of the held-out split; of the training split, `instead`, where nothing is held out."""
 
-    def __init__(self, config: Config, recipe: Recipe, shards: ShardSet, instead: ShardSet, device, *, bfloat16: bool):
-        self.config, self.recipe, self.device, self.bfloat16 = config, recipe, device, bfloat16
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: Settings,
+        shards: ShardSet,
+        instead: ShardSet,
+        device: torch.device,
+        *,
+        bfloat16: bool,
+    ):
+        self.recipe, self.settings, self.device, self.bfloat16 = recipe, settings, device, bfloat16
         self.any = len(shards) > 0
         self.shards = shards if self.any else instead
 
-    def _look(self, number: int) -> tuple[dict, dict]:
-        """These triplets as arrays and as tensors."""
-        _, arrays = self.shards.look(number)
-        return arrays, to_tensors(arrays, self.device)
-
-    def _restorer(self, network: nn.Module, **options) -> methods.Restorer:
-        settings = self.config.infer
-        options |= {"seed": self.config.seed, "sampler": settings.sampler, "steps": settings.steps}
-        return methods.Restorer(self.recipe, network, **options)
-
-    def _slow(self) -> bool:
-        """Whether a sample takes too many steps for a look in passing."""
-        settings = self.config.infer
-        return self.recipe.steps(settings.steps, self.recipe.sampler(settings.sampler)) > 50
-
     def loss(self, network: nn.Module, number: int) -> float:
-        """Mean loss, no triplet changed but for a reference date that some must do without."""
-        return self._loss(network, self._look(number)[1])
+        """Mean loss of so many triplets, none of them changed but that some must do without their reference."""
+        return self._loss(network, self._batch(number))
 
-    def _loss(self, network: nn.Module, batch: dict) -> float:
-        objective, total = Objective(self.recipe, network, self.config.train, self.config.seed), 0.0
-        numbers = list(range(len(batch["mask"])))
-        with torch.no_grad():
-            for here in (slice(first, first + 16) for first in numbers[::16]):
-                part = {name: values[here] for name, values in batch.items()}
-                total += len(numbers[here]) * float(objective(part, numbers[here], drop_mask=0, synthetic_clouds=0))
-        return total / len(numbers)
+    def best_average(self, averaged: Callable[[str], nn.Module], chosen: str, say: Callable[[str], None]) -> str:
+        """The width of the moving average with the lowest held-out loss; `chosen` where there is nothing to choose.
+
+        `averaged` gives the network of a width.
+        """
+        if self.settings.average != "auto" or not self.any:
+            return chosen
+        losses = {width: self.loss(averaged(width), 128) for width in GAMMAS}
+        best = min(losses, key=lambda width: losses[width])
+        found = ", ".join(f"{loss:.4f} at {width}" for width, loss in losses.items())
+        say(f"train: held-out loss by width of the moving average: {found}; taken: {best}")
+        return best
 
     def calibrate(self, network: nn.Module) -> dict:
-        """What makes the interval of an ensemble right (see `Restorer.calibrate`); {} where there is none."""
-        members = self.config.evaluate.members
-        if members < 2 or not self.any or self.config.train.process == "regression" or self._slow():
+        """What makes the interval of an ensemble right (see `ensembles.calibrate`); {} where there is no ensemble."""
+        members = self.settings.members
+        if members < 2 or not self.any or self.settings.process == "regression" or self._slow():
             return {}
-        return self._restorer(network, low_precision=self.bfloat16).calibrate(self._look(64)[1], members)
+        restorer = self._restorer(network, low_precision=self.bfloat16)
+        return ensembles.calibrate(restorer, self._batch(64), members)
 
     def faults(self, network: nn.Module, *, share: float) -> dict:
         """What makes trainings fail, measured after this share of the training: a row of checks.jsonl."""
-        found = diagnosis.diagnose(self.recipe, network, self._look(16)[1], seed=self.config.seed)
+        found = diagnosis.diagnose(self.recipe, network, self._batch(16), seed=self.settings.seed)
         return {**found, "warnings": diagnosis.warnings(found, share=share)}
 
-    def validate(self, network: nn.Module) -> tuple[dict, np.ndarray | None]:
-        """Loss and scores, those of `evaluate`: a row of validation.jsonl; and cloudy, reference, restored and clear of
-        the first triplets, one below the other, 8-bit (H, W, 3). No scores, nor picture, where restoring is slow."""
-        arrays, batch = self._look(16)
-        row = {"triplets": len(arrays["mask"]), "loss": self._loss(network, batch)}
+    def validate(self, network: nn.Module) -> tuple[dict, NDArray | None]:
+        """A row of validation.jsonl, loss and scores as those of `evaluate`; and a picture, 8-bit (H, W, 3).
+
+        The picture shows cloudy, reference, restored and clear of the first triplets, one below the other. There are
+        no scores and no picture where restoring is slow.
+        """
+        _, arrays = self.shards.evenly(16)
+        batch = Batch.of(arrays, self.device)
+        row = {"triplets": len(batch), "loss": self._loss(network, batch)}
         if self._slow():
             return row, None
-        restored = self._restorer(network).member(batch, list(range(row["triplets"])), 0)
-        scores = methods.score({"ours": restored}, batch["clear"].cpu().numpy(), arrays["mask"])
+        restored = self._restorer(network).member(batch, list(range(len(batch))), 0)
+        scores = methods.score({"ours": restored}, batch.known_target.cpu().numpy(), arrays["mask"])
         for on in ("cloud", "clear", "all"):
             chosen = [score for triplet in scores for score in triplet if score["on"] == on]
             if chosen:
                 pooled = metrics.pool(chosen)
                 row |= {f"{on}_{name}": finite(pooled[name]) for name in ("psnr", "ssim", "mae")}
-        arrays |= {"restored": digital_number(restored)}
-        shown = [arrays[name][:4] for name in ("cloudy", "reference", "restored", "clear") if name in arrays]
-        return row, contact_sheet(zip(*shown, strict=True), gain=self.config.infer.preview_gain)
+        images = arrays | {"restored": digital_number(restored)}
+        shown = [images[name][:4] for name in ("cloudy", "reference", "restored", "clear") if name in images]
+        return row, contact_sheet(zip(*shown, strict=True), gain=self.settings.preview_gain)
+
+    def _batch(self, number: int) -> Batch:
+        return Batch.of(self.shards.evenly(number)[1], self.device)
+
+    def _loss(self, network: nn.Module, batch: Batch) -> float:
+        objective, total = Objective(self.recipe, network, self.settings), 0.0
+        numbers = list(range(len(batch)))
+        with torch.no_grad():
+            for first in numbers[::_AT_ONCE]:
+                here = slice(first, first + _AT_ONCE)
+                loss = objective(batch[here], numbers[here], drop_mask=0, synthetic_clouds=0)
+                total += len(numbers[here]) * float(loss)
+        return total / len(numbers)
+
+    def _restorer(self, network: nn.Module, *, low_precision: bool = False) -> Restorer:
+        settings = self.settings
+        return Restorer(
+            self.recipe,
+            network,
+            seed=settings.seed,
+            sampler=settings.sampler,
+            steps=settings.steps,
+            low_precision=low_precision,
+        )
+
+    def _slow(self) -> bool:
+        return self.recipe.sampling(self.settings.sampler, self.settings.steps)["steps"] > _SLOW

@@ -1,23 +1,37 @@
-"""What a training writes down while it runs: rows of JSON, for TensorBoard too where that is wanted."""
+"""What a training writes down while it runs: rows of JSON, for TensorBoard too where that is wanted, and its lines."""
 
 import json
+import math
 import resource
+import socket
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from cloudjob import __version__
+from cloudjob.diffusion import checkpoint
 from cloudjob.errors import ConfigError
-from cloudjob.hpc import distributed
+from cloudjob.files import write_bytes, write_jsonl
+from cloudjob.hpc import distributed, machine, slurm
+from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import JOULES_PER_KWH, Energy, carbon
-from cloudjob.files import write_jsonl
+from cloudjob.sentinel2.render import encode_png
+from cloudjob.training.settings import Files, Identity, Talk
+from cloudjob.training.state import State
+
+T = TypeVar("T")
 
 
-def rows(path: Path) -> list[dict]:
+def rows(path: Path) -> list[dict[str, Any]]:
     """The rows written so far; a last one cut short by a kill is left out."""
     if not path.exists():
         return []
-    *whole, _ = path.read_text().split("\n")
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in whole]
 
 
@@ -27,28 +41,43 @@ def trim(path: Path, seen: int) -> None:
         write_jsonl(path, [row for row in rows(path) if row["seen"] <= seen])
 
 
-def append(path: Path, row: dict) -> None:
+def append(path: Path, row: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 class Meter:
     """Loss, speed, waiting, memory and energy since the last row of metrics.jsonl."""
 
-    def __init__(self, device: torch.device, energy: Energy, *, before: dict, grid_co2: float):
-        """`before` is the last row of the training's earlier sessions: what they used is not forgotten."""
+    def __init__(self, device: torch.device, energy: Energy, metrics: Path, *, grid_co2: float):
+        """`metrics` is metrics.jsonl: what the training's earlier jobs used is not forgotten."""
+        earlier = rows(metrics)  # the last row may be of samples that will be seen again
+        before = earlier[-1] if earlier else {}
         self.device, self.energy, self.grid_co2 = device, energy, grid_co2
         self.joules_before = before.get("energy_kwh", 0.0) * JOULES_PER_KWH
         self.seconds_before = before.get("seconds", 0.0)
-        self.joules, self.kind = 0.0, "estimated"  # of this session, all ranks, as of the last row
+        self.joules, self.kind = 0.0, "estimated"  # of this job, all ranks, as of the last row
         self.started = time.monotonic()
         self._restart()
 
     def _restart(self) -> None:
-        self.begun, self.waited, self.samples, self.losses, self.steps = time.monotonic(), 0.0, 0, 0.0, 0
+        self.begun, self.waited, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
+        self.losses: Tensor | float = 0.0
 
-    def note(self, loss: torch.Tensor | None, samples: int) -> None:
+    def waiting(self, source: Iterable[T]) -> Iterator[T]:
+        """The elements of the source; the time that they are waited for is counted."""
+        elements = iter(source)
+        while True:
+            begun = time.monotonic()
+            try:
+                element = next(elements)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - begun
+            yield element
+
+    def note(self, loss: Tensor | None, samples: int) -> None:
         """A step that was done, or with no loss one that was skipped."""
         self.samples += samples
         if loss is not None:
@@ -117,3 +146,75 @@ class Board:
             if isinstance(value, int | float) and name not in ("seen", "total", "time"):
                 self.writer.add_scalar(f"{kind}/{name}", value, row["seen"])
         self.writer.flush()
+
+
+class Journal:
+    """The rows, pictures and lines of a training; rank 0 writes them."""
+
+    def __init__(self, files: Files, identity: Identity, group: ProcessGroup, state: State, meter: Meter, talk: Talk):
+        """The logs go on from where the training does. A collective call."""
+        self.files, self.group, self.state, self.meter, self.talk = files, group, state, meter, talk
+        self.key = checkpoint.key(identity.config, identity.inputs)
+        self.places = distributed.gather((socket.gethostname(), machine.device_name(group.device)))
+        self.board = None
+        if group.rank:
+            return
+        for path in (files.metrics, files.checks, files.validation):
+            trim(path, state.seen)
+        if state.settings.tensorboard:
+            self.board = Board(files.tensorboard, state.seen)
+        self.card(
+            "start",
+            threads=torch.get_num_threads(),
+            batch=state.settings.batch_size,
+            micro_batch=state.step.micro,
+            bfloat16=state.step.bfloat16,
+            energy_from=meter.energy.source,
+        )
+
+    def log(self, norm: Tensor) -> None:
+        """A row of metrics of all ranks, and one line of it. A collective call."""
+        measured, state = self.meter.row(), self.state
+        if self.group.rank:
+            return
+        size = float(norm)
+        row = {"step": state.seen // state.settings.batch_size, "seen": state.seen, "total": state.total}
+        row |= measured | {"lr": state.rate, "grad_norm": round(size, 4) if math.isfinite(size) else None}
+        row |= {"skipped": state.skipped}
+        self._write("metrics", self.files.metrics, row)
+        line = f"train: {row['seen']} of {row['total']} samples, loss {row['loss']:.4f}, lr {row['lr']:.2g}, "
+        line += f"{row['samples_per_s']:.1f} samples/s, {row['data_wait_pct']:.1f} % waiting for data, "
+        line += f"{row['watts']:.0f} W {row['energy']}"
+        self.talk.progress(row["seen"] / row["total"], line)
+
+    def diagnosis(self, found: dict[str, Any]) -> None:
+        """A row of checks.jsonl; its warnings are said."""
+        append(self.files.checks, {"seen": self.state.seen, **found})
+        for warning in found["warnings"]:
+            self.talk.say(f"train: WARNING: {warning}")
+
+    def validation(self, row: dict[str, Any], picture: NDArray | None) -> None:
+        """A row of validation.jsonl, and the picture beside the others, if there is one."""
+        if picture is not None:
+            write_bytes(self.files.samples / f"seen-{self.state.seen:08d}.png", encode_png(picture))
+        self._write("validation", self.files.validation, {"seen": self.state.seen, **row})
+
+    def card(self, event: str, **facts: Any) -> None:
+        """What runs where, or what it used: a row of jobs.jsonl and a line."""
+        if self.group.rank:
+            return
+        nodes, devices = (sorted(set(names)) for names in zip(*self.places, strict=True))
+        job, commit, size = slurm.job_id(), machine.commit(), self.group.size
+        row = {"event": event, "time": round(time.time(), 3), "job": job}
+        row |= {"seen": self.state.seen, "total": self.state.total}
+        row |= {"nodes": nodes, "ranks": size, "devices": devices, "commit": commit, "config": self.key}
+        append(self.files.job_cards, row | facts | machine.describe())
+        who = f"{size} rank{'s' if size > 1 else ''} on {', '.join(nodes)} ({', '.join(devices)})"
+        code = f"cloudjob {__version__}" + (f" at {commit}" if commit else "")
+        used = ", ".join(f"{name} {value}" for name, value in facts.items())
+        self.talk.say(f"train: {event}{f' of job {job}' if job else ''}: {who}, {code}, {used}")
+
+    def _write(self, kind: str, path: Path, row: dict[str, Any]) -> None:
+        append(path, row)
+        if self.board:
+            self.board.add(kind, row)

@@ -1,19 +1,19 @@
 """One step of a training: the loss of a global batch, its gradient over all ranks, the optimizer."""
 
 import contextlib
+import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cloudjob.config.models import TrainConfig
+from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError
 from cloudjob.hpc import distributed
-from cloudjob.diffusion.batch import to_tensors
+from cloudjob.training.settings import Settings
 
 
-def micro_batch(settings: TrainConfig, ranks: int) -> int:
+def micro_batch(settings: Settings, ranks: int) -> int:
     """Samples that a rank computes at once: what `micro_batch` allows of its share of the global batch. ConfigError
     where that does not come out even: the mean over the batch would not be the mean of the means."""
     batch, most = settings.batch_size, settings.micro_batch
@@ -25,16 +25,23 @@ def micro_batch(settings: TrainConfig, ranks: int) -> int:
     raise ConfigError(f"train.batch_size = {batch}: must be divisible by {by}; try {near}")
 
 
+def learning_rate(settings: Settings, *, seen: int, total: int) -> float:
+    """The rate of the step after `seen` of `total` samples: a linear warm-up, then half a cosine to zero."""
+    rise = min(1.0, (seen + settings.batch_size) / max(settings.warmup, 1))
+    fall = 0.5 + 0.5 * math.cos(math.pi * seen / total) if settings.decay else 1.0
+    return settings.lr * rise * fall
+
+
 class Objective(nn.Module):
     """The loss as a module: DistributedDataParallel sees one call of it, however often the recipe calls the network."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, settings: TrainConfig, seed: int):
+    def __init__(self, recipe: Recipe, network: nn.Module, settings: Settings):
         super().__init__()
-        self.recipe, self.network, self.seed = recipe, network, seed
+        self.recipe, self.network, self.seed = recipe, network, settings.seed
         names = ("clear_weight", "drop_reference", "drop_mask", "synthetic_clouds", "other_ground")
         self.options = {name: getattr(settings, name) for name in names}
 
-    def forward(self, batch: dict[str, Tensor], samples: list[int], **other: float) -> Tensor:
+    def forward(self, batch: Batch, samples: list[int], **other: float) -> Tensor:
         """Scalar loss of these samples; `other` options than those of the training, if any."""
         return self.recipe.loss(self.network, batch, seed=self.seed, samples=samples, **(self.options | other))
 
@@ -42,12 +49,16 @@ class Objective(nn.Module):
 class Step:
     """Network, optimizer and precision on one rank. `gradient`, then `update` or not, as all ranks agree."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, settings: TrainConfig, *, seed: int, ranks: int = 1):
+    def __init__(self, recipe: Recipe, network: nn.Module, settings: Settings, *, ranks: int = 1):
         self.network, self.settings = network, settings
         self.device = next(network.parameters()).device
         self.micro = micro_batch(settings, ranks)
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+            network.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         choice = settings.precision
         self.bfloat16 = choice == "bfloat16" or (choice == "auto" and distributed.fast_bfloat16(self.device))
@@ -55,38 +66,40 @@ class Step:
         if self.compiled:
             torch._dynamo.config.suppress_errors = settings.compile == "auto"  # without a compiler: as it is
             network.compile()
-        self.alone = Objective(recipe, network, settings, seed)
-        self.objective = None
+        self.alone = Objective(recipe, network, settings)
+        self.objective: nn.Module = self.alone
 
-    def connect(self, batch: dict[str, Tensor]) -> None:
-        """After the weights are as they should be: gives all ranks those of rank 0, and rehearses a step with some
-        triplets. DistributedDataParallel lays its buckets out anew after its first step: without this one, the first
-        after a resume would sum up in another order than a training that was never stopped."""
+    def connect(self, batch: Batch) -> None:
+        """Gives all ranks the weights of rank 0, when these are as they should be, and rehearses a step with a batch.
+
+        DistributedDataParallel lays its buckets out anew after its first step: without this one, the first step after
+        a resume would sum up in another order than a training that was never stopped.
+        """
         self.objective = distributed.wrap(self.alone)
         if self.objective is not self.alone:
-            self._loss(batch, list(range(len(batch["mask"])))).backward()
+            self._loss(batch, list(range(len(batch)))).backward()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def gradient(self, samples: list[int], arrays: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    def gradient(self, samples: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss of this rank's samples, norm of the gradient over all ranks before it was clipped). The device may be
-        reading the arrays until one of the two is known."""
+        reading the arrays of the batch until one of the two is known."""
         self.optimizer.zero_grad(set_to_none=True)
-        batch, total = to_tensors(arrays, self.device), 0.0
+        total = torch.zeros((), device=self.device)
         for first in range(0, len(samples), self.micro):
             here = slice(first, first + self.micro)
             last = here.stop >= len(samples)
             with contextlib.nullcontext() if last else distributed.unsynced(self.objective):
-                loss = self._loss({name: values[here] for name, values in batch.items()}, samples[here])
-                loss = loss * (len(samples[here]) / len(samples))
+                loss = self._loss(batch[here], samples[here]) * (len(samples[here]) / len(samples))
                 loss.backward()
             total = total + loss.detach()
         return total, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
 
-    def _loss(self, batch: dict[str, Tensor], samples: list[int]) -> Tensor:
+    def _loss(self, batch: Batch, samples: list[int]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.objective(batch, samples)
 
     def update(self, lr: float) -> None:
+        """The optimizer's step with the gradient of now."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -1,0 +1,185 @@
+"""The training loop: from shards to a checkpoint, on one rank of any number of them.
+
+Its whole state follows from one integer, the samples seen: the order of the data, noise, learning rate and moving
+averages are functions of it. So to stop anywhere and to go on equals never having stopped, bit for bit.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloudjob.diffusion import checkpoint
+from cloudjob.diffusion.batch import Batch, pinned
+from cloudjob.diffusion.recipe import Recipe
+from cloudjob.errors import InterruptedJob
+from cloudjob.hpc import distributed, slurm
+from cloudjob.hpc.distributed import ProcessGroup
+from cloudjob.hpc.energy import Energy
+from cloudjob.patches import loader
+from cloudjob.patches.shards import ShardSet
+from cloudjob.training import data
+from cloudjob.training.held_out import HeldOut
+from cloudjob.training.logs import Journal, Meter
+from cloudjob.training.settings import Files, Identity, Settings, Talk
+from cloudjob.training.state import State
+
+# Shares of the training after which something is done, beside what the clock brings.
+DIAGNOSES = (0.05, 0.1, 0.25, 0.5, 1.0)  # looks for what makes trainings fail
+VALIDATIONS = tuple(tenth / 10 for tenth in range(1, 11))
+MILESTONES = (0.25, 0.5, 0.75)  # their checkpoints are kept
+_RESERVE_S = 30.0  # before the end of the job: what is left to do when the last checkpoint is written
+_ASKED, _LATE = 1, 2  # why a training stops
+
+
+class Training:
+    """One training on one rank; every rank makes one and calls `run`."""
+
+    def __init__(
+        self,
+        shards: Path,
+        index: dict[str, Any],
+        settings: Settings,
+        files: Files,
+        identity: Identity,
+        group: ProcessGroup,
+        talk: Talk,
+        *,
+        anew: bool = False,
+    ):
+        """Opens the shards of a folder that `index` (shards/index.json) lists, and goes on from the newest checkpoint
+        of this training; `anew` begins anew where there is one already."""
+        self.settings, self.files, self.identity, self.group, self.talk = settings, files, identity, group, talk
+        torch.set_num_threads(settings.threads or distributed.cores())
+        energy = Energy(group.device, cores=torch.get_num_threads(), first_on_node=group.local_rank == 0)
+        self.triplets, held_out = data.open_splits(shards, index, settings, group, talk.say)
+        recipe = Recipe.of(settings.preset, settings.process, **(index["normalisation"] | settings.options))
+        recipe = recipe.measure(data.some(self.triplets, 64, group.device))
+        self.state = State(recipe, settings, settings.total(len(self.triplets)), group)
+        bfloat16 = self.state.step.bfloat16
+        self.held_out = HeldOut(recipe, settings, held_out, self.triplets, group.device, bfloat16=bfloat16)
+        self.state.resume(files, identity, talk, anew=anew)
+        self.state.step.connect(data.some(self.triplets, 2, group.device, donors=True))
+        self.meter = Meter(group.device, energy, files.metrics, grid_co2=settings.grid_co2)
+        self.journal = Journal(files, identity, group, self.state, self.meter, talk)
+
+    def run(self) -> tuple[list[Path], dict[str, Any]]:
+        """Trains until all samples are seen. The last checkpoint and facts of it, on rank 0; InterruptedJob when it
+        has stopped in good order."""
+        settings, group, state, meter, journal = self.settings, self.group, self.state, self.meter, self.journal
+        first, step_s = group.rank == 0, 0.0
+        saved = begun = time.monotonic()
+        # Take a batch: its samples and all that is random about them follow from the samples seen.
+        for samples, arrays in meter.waiting(_batches(self.triplets, state, group)):
+            # Compute loss and gradient, those of all ranks together.
+            loss, norm = state.step.gradient(samples, Batch.of(arrays, group.device))
+
+            # Agree: a clock, a signal or a number that is not finite is of one rank alone, what follows is of all.
+            last = state.seen + settings.batch_size >= state.total
+            wishes = _Wishes(
+                stop=_LATE if _late(2 * (state.save_s + step_s)) else _ASKED * self.talk.stop_requested(),
+                save=time.monotonic() - saved > _interval(settings, state.save_s),
+                log=meter.elapsed > settings.log_s,
+            )
+            wishes, bad = _agree(wishes, loss, norm, first=first)
+
+            # Update the weights and their moving averages.
+            state.advance(bad=bad, say=self.talk.say)
+            meter.note(None if bad else loss, settings.batch_size)
+
+            # Log.
+            if wishes.log or wishes.stop or last:
+                journal.log(norm)
+
+            # Save.
+            if wishes.save or wishes.stop or last or state.passed(MILESTONES):
+                if first:
+                    self._save(last)
+                saved = time.monotonic()
+                distributed.barrier()
+
+            # Look at held-out triplets.
+            if first and state.passed(DIAGNOSES):
+                journal.diagnosis(self.held_out.faults(state.network, share=state.seen / state.total))
+            if first and state.passed(VALIDATIONS):
+                journal.validation(*self.held_out.validate(state.averaged(state.chosen)))
+
+            # Stop, where someone wishes so.
+            if wishes.stop and not last:
+                journal.card("stop", **meter.used(), energy=meter.kind)
+                raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(state, wishes.stop)))
+            step_s, begun = time.monotonic() - begun, time.monotonic()
+        return self._end()
+
+    def _save(self, last: bool) -> None:
+        """Rank 0 writes a checkpoint; the last one with the best moving average and a calibrated ensemble."""
+        state = self.state
+        if last:
+            state.chosen = self.held_out.best_average(state.averaged, state.chosen, self.talk.say)
+            state.calibration = self.held_out.calibrate(state.averaged(state.chosen))
+        facts = {"seen": state.seen, **self.meter.used(), "energy": self.meter.kind}
+        state.save(self.files, self.identity, facts, milestones=MILESTONES)
+
+    def _end(self) -> tuple[list[Path], dict[str, Any]]:
+        distributed.barrier()  # a launcher takes ranks for lost when others have long left: rank 0 was still looking
+        if self.group.rank:
+            return [], {}
+        path = checkpoint.newest(self.files.checkpoints)
+        self.journal.card("end", **self.meter.used(), energy=self.meter.kind)
+        return [path], {"checkpoint": path.name, "seen": self.state.seen, "triplets": len(self.triplets)}
+
+
+class _Wishes(NamedTuple):
+    """What a rank has reason to do after a step: to stop (_ASKED, _LATE), to save, to log."""
+
+    stop: int
+    save: bool
+    log: bool
+
+
+def _agree(wishes: _Wishes, loss: Tensor, norm: Tensor, *, first: bool) -> tuple[_Wishes, bool]:
+    """What all ranks do, as soon as one of them has reason to (to save and to log, rank 0 alone), and whether the step
+    is bad: its loss or gradient is not finite on some rank."""
+    bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+    votes = [wishes.stop, first and wishes.save, first and wishes.log]
+    mine = torch.cat([torch.tensor(votes, dtype=torch.int32, device=bad.device), bad.to(torch.int32).view(1)])
+    # Waits for the device: from here on the batch's buffers may be filled anew.
+    stop, save, log, skip = distributed.max_over_ranks(mine).tolist()
+    return _Wishes(stop, bool(save), bool(log)), bool(skip)
+
+
+def _batches(triplets: ShardSet, state: State, group: ProcessGroup) -> Iterator[tuple[list[int], dict]]:
+    """(sample numbers, arrays) of this rank for each global batch that is left."""
+    allocate: Callable = pinned if group.device.type == "cuda" else np.empty
+    return loader.batches(
+        triplets,
+        seed=state.settings.seed,
+        start=state.seen,
+        stop=state.total,
+        batch=state.settings.batch_size,
+        rank=group.rank,
+        size=group.size,
+        threads=state.settings.loader_threads,
+        donors=state.settings.synthetic_clouds > 0,
+        allocate=allocate,
+    )
+
+
+def _late(needed_s: float) -> bool:
+    """Whether the job ends before what takes `needed_s` seconds, and the rest of the work, can be done."""
+    deadline = slurm.deadline()
+    return deadline is not None and time.time() + needed_s + _RESERVE_S > deadline
+
+
+def _interval(settings: Settings, save_s: float) -> float:
+    """Seconds between two checkpoints."""
+    return settings.checkpoint_s or checkpoint.interval(save_s, 3600 * settings.failure_h)
+
+
+def _stopped(state: State, why: int) -> str:
+    reason = "the job's time is nearly over" if why == _LATE else "asked to"
+    return f"train: stopped at {state.seen} of {state.total} samples ({reason}), saved; run the same command again"

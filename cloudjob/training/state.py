@@ -1,0 +1,184 @@
+"""The state of a training between two steps: made anew, from a checkpoint or from other weights, and kept."""
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cloudjob import __version__
+from cloudjob.diffusion import checkpoint
+from cloudjob.diffusion.average import GAMMAS, PowerAverage
+from cloudjob.diffusion.checkpoint import Checkpoint
+from cloudjob.diffusion.recipe import Recipe
+from cloudjob.errors import ConfigError, InputError, ItemError
+from cloudjob.files import changes
+from cloudjob.hpc import distributed
+from cloudjob.hpc.distributed import ProcessGroup
+from cloudjob.pixels import BANDS
+from cloudjob.training.settings import Files, Identity, Settings, Talk
+from cloudjob.training.step import Step, learning_rate
+
+
+class State:
+    """All that is learned, on one rank. It is a function of (settings, shards, samples seen), and of nothing else."""
+
+    def __init__(self, recipe: Recipe, settings: Settings, total: int, group: ProcessGroup):
+        """A new training: the network is initialised from torch's global generator, which `settings.seed` seeds."""
+        torch.manual_seed(settings.seed)
+        self.recipe, self.settings, self.total, self.group = recipe, settings, total, group
+        self.network = recipe.network().to(group.device, memory_format=torch.channels_last)
+        self.step = distributed.run_on_all_ranks(lambda: Step(recipe, self.network, settings, ranks=group.size))
+        self.averages = {width: PowerAverage(self.network, gamma=gamma) for width, gamma in GAMMAS.items()}
+        self.seen, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.chosen = "0.10" if settings.average == "auto" else settings.average  # until the end of training
+        self.calibration: dict[str, Any] = {}  # until the end of training
+        self.save_s = 1.0  # what a save takes: measured at the first
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(self.settings, seen=self.seen, total=self.total)
+
+    def advance(self, *, bad: bool, say: Any) -> None:
+        """The optimizer's step, unless its loss or gradient is not finite; the weights of now into the averages.
+
+        ItemError, on all ranks, after `max_skipped` bad steps in a row.
+        """
+        if bad:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            what = f"train: the loss or its gradient was not finite after {self.seen} samples"
+            say(f"{what}; that step is skipped ({self.skipped_in_a_row} in a row)")
+            if self.skipped_in_a_row >= self.settings.max_skipped:
+                hint = "lower train.lr, or look at the shards"
+                raise distributed.raised_on_all_ranks(
+                    ItemError(f"{what}, for {self.skipped_in_a_row} steps in a row: {hint}")
+                )
+        else:
+            self.skipped_in_a_row = 0
+            self.step.update(self.rate)
+        self.seen += self.settings.batch_size
+        self.group.note(self.seen)
+        for average in self.averages.values():
+            average.update(self.network, step=self.seen / self.settings.batch_size)
+
+    def passed(self, shares: tuple[float, ...], seen: int | None = None) -> bool:
+        """Whether the step just done, or the one that ended at `seen` samples, passed one of these shares of all."""
+        seen = self.seen if seen is None else seen
+        return any(seen - self.settings.batch_size < share * self.total <= seen for share in shares)
+
+    def averaged(self, width: str) -> nn.Module:
+        """A network with the weights of this moving average, or those of now ("none")."""
+        network = copy.deepcopy(self.network).eval()
+        if width != "none":
+            self.averages[width].copy_to(network)
+        return network
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+    def save(self, files: Files, identity: Identity, facts: dict, *, milestones: tuple[float, ...]) -> None:
+        """Writes a checkpoint; those at the milestones (shares of the training) are kept."""
+        begun = time.monotonic()
+        checkpoint.save(
+            files.checkpoints,
+            Checkpoint(
+                seen=self.seen,
+                total=self.total,
+                skipped=[self.skipped, self.skipped_in_a_row],
+                model=self.network.state_dict(),
+                averages={width: average.state_dict() for width, average in self.averages.items()},
+                chosen=self.chosen,
+                calibration=self.calibration,
+                optimizer=self.step.optimizer.state_dict(),
+                config=identity.config,
+                recipe=self.recipe.facts(),
+                bands=list(BANDS),
+                cloudjob_version=__version__,
+                key=checkpoint.key(identity.config, identity.inputs),
+            ),
+            facts,
+            keep=lambda seen: self.passed(milestones, seen),
+        )
+        self.save_s = time.monotonic() - begun
+
+    def resume(self, files: Files, identity: Identity, talk: Talk, *, anew: bool) -> None:
+        """Goes on from the newest readable checkpoint of this very training, which rank 0 finds; else a new training
+        begins, from the weights of `init_from` if there are any."""
+        first = self.group.rank == 0
+        found = distributed.run_on_all_ranks(lambda: self._newest(files, identity, talk, anew) if first else None)
+        path = distributed.gather(found and found[0])[0]
+        if path is None:
+            if source := self.settings.init_from:
+                distributed.run_on_all_ranks(lambda: self._init_from(source, talk))
+            return
+        kept = distributed.run_on_all_ranks(lambda: found[1] if found else checkpoint.load(path))
+        self.seen, (self.skipped, self.skipped_in_a_row) = kept.seen, kept.skipped
+        self.network.load_state_dict(kept.model)
+        for width, average in self.averages.items():
+            average.load_state_dict(kept.averages[width])
+        self.chosen, self.calibration = kept.chosen, kept.calibration
+        self.step.optimizer.load_state_dict(kept.optimizer)
+        talk.say(f"train: goes on from {path.name}, {self.seen} of {self.total} samples seen")
+
+    def _newest(self, files: Files, identity: Identity, talk: Talk, anew: bool) -> tuple[Path, Checkpoint] | None:
+        """The checkpoint to go on from; None for a new training.
+
+        A finished training of other settings, or one on other shards, is kept aside whole. ConfigError where an
+        unfinished one would be lost to a change of the configuration, or is of a version with another network.
+        """
+        checkpoint.sweep(files.checkpoints)
+        found = checkpoint.load_newest(files.checkpoints)
+        if found is None:
+            return None
+        path, kept = found
+        elsewhere = (
+            "or start anew: with --force (it is kept aside), or in another --run-dir, from its weights with "
+            f"--init-from {path}"
+        )
+        if kept.is_of(identity.config, identity.inputs) and not anew:
+            if self._fitting(kept.model) != {*kept.model, *self.network.state_dict()}:
+                raise ConfigError(
+                    f"{path}: cloudjob {kept.cloudjob_version}, which wrote it, had another network. Go on with that "
+                    f"version; {elsewhere}"
+                )
+            return found
+        changed = changes(kept.config, identity.config)
+        if changed and kept.seen < kept.total and not anew:
+            raise ConfigError(
+                f"{path} is of an unfinished training ({kept.seen} of {kept.total} samples), set otherwise:\n"
+                + "".join(f"  {change}\n" for change in changed)
+                + f"set these back to go on with it; {elsewhere}"
+            )
+        why = "--force" if anew else ", ".join(changed) or "other shards"
+        talk.say(f"train: starts anew ({why}); the earlier training is kept in {_set_aside(files.checkpoints.parent)}")
+        return None
+
+    def _fitting(self, given: dict[str, Tensor]) -> set[str]:
+        """The tensors of another network that are of the same name and shape in this one."""
+        own = self.network.state_dict()
+        return {name for name in own if name in given and given[name].shape == own[name].shape}
+
+    def _init_from(self, path: Path, talk: Talk) -> None:
+        """Takes the weights of another training where they fit, and says which did not."""
+        if not path.exists():
+            raise InputError(f"train.init_from: {path} does not exist")
+        given, own = checkpoint.load(path).weights, self.network.state_dict()
+        fits = self._fitting(given)
+        if not fits:
+            raise ConfigError(f"train.init_from: no tensor of {path} fits this network ({self.settings.preset})")
+        self.network.load_state_dict({name: given[name] for name in fits}, strict=False)
+        for average in self.averages.values():
+            average.load_state_dict(self.network.state_dict())
+        talk.say(f"train: starts from {path}: {len(fits)} of {len(own)} tensors taken")
+        for name in sorted({*own, *given} - fits):
+            here, there = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, given))
+            talk.say(f"train:   does not fit: {name}, here {here}, there {there}")
+
+
+def _set_aside(folder: Path) -> Path:
+    """The folder of a training renamed: its checkpoints with all that was written beside them."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}-before-{number}")).exists():
+        number += 1
+    return folder.rename(target)
