@@ -15,19 +15,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cloudjob.benches import notebook
-from cloudjob.config.models import TrainConfig
 from cloudjob.diffusion import networks
+from cloudjob.diffusion.batch import Batch, pinned
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import DiskFullError, ItemError
+from cloudjob.files import file_sha256, write_json
 from cloudjob.hpc import distributed, machine
 from cloudjob.patches import loader, shards
-from cloudjob.diffusion.batch import pinned, to_tensors
-from cloudjob.training import logs
-from cloudjob.training.step import Step
-from cloudjob.run.records import Item
+from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
-from cloudjob.files import file_sha256, write_json
+from cloudjob.run.records import Item, Made
+from cloudjob.training import logs
+from cloudjob.training.settings import Settings
+from cloudjob.training.step import Step
 
 SHARDS = {"pair-a": ("train", 32), "pair-b": ("train", 32), "pair-c": ("val", 2)}  # looks at so few are short
 TRIPLETS = sum(count for _, count in SHARDS.values())
@@ -86,10 +87,10 @@ def run(folder: Path, *, window: int = 256, presets: tuple[str, ...] | None = No
 class Bench:
     """The parts of a training, each alone, on the triplets of a run folder."""
 
-    def __init__(self, workspace: RunFolder, device: torch.device, rounds: int):
-        self.workspace, self.device, self.rounds = workspace, device, rounds
-        self.index = json.loads(workspace.shard_index.read_text())
-        self.shards = shards.ShardSet(workspace.shard_index.parent, self.index, "train")
+    def __init__(self, folder: RunFolder, device: torch.device, rounds: int):
+        self.folder, self.device, self.rounds = folder, device, rounds
+        self.index = folder.index()
+        self.shards = shards.ShardSet(folder.shards, self.index, "train")
 
     def batch(self, size: int) -> tuple[list[int], dict[str, np.ndarray]]:
         """The first samples of the training, in memory."""
@@ -97,12 +98,12 @@ class Bench:
 
     def step(self, preset: str, **settings) -> Step:
         """The product's own step, weights freshly drawn."""
-        chosen = TrainConfig(preset=preset, **settings)
-        recipe = Recipe.of(preset, chosen.process, **self.index["normalisation"], **chosen.options())
-        some = to_tensors(self.batch(8)[1], self.device)
+        chosen = Settings(preset=preset, options={}, **settings)
+        recipe = Recipe.of(preset, chosen.process, **self.index["normalisation"])
+        some = Batch.of(self.batch(8)[1], self.device)
         recipe = recipe.measure(some)
         network = recipe.network().to(self.device, memory_format=torch.channels_last)
-        step = Step(recipe, network, chosen, seed=0)
+        step = Step(recipe, network, chosen)
         step.connect(some)
         return step
 
@@ -120,7 +121,9 @@ class Bench:
                 row = {"precision": precision, "batch": size, "samples_per_s": round(size / seconds, 3)}
                 found.append(row)
         with FlopCounterMode(display=False) as counter:
-            self.step(preset, precision="float32", batch_size=1, compile=False).gradient(*self.batch(1))
+            samples, arrays = self.batch(1)
+            step = self.step(preset, precision="float32", batch_size=1, compile=False)
+            step.gradient(samples, Batch.of(arrays, self.device))
         return {"preset": preset, "flop_per_sample": counter.get_total_flops(), "by_precision_and_batch": found}
 
     def _seconds(self, preset: str, precision: str, size: int) -> float:
@@ -129,7 +132,7 @@ class Bench:
         return min(self._timed(lambda: self._whole(step, samples, arrays)) for _ in range(self.rounds + 1))
 
     def _whole(self, step: Step, samples: list[int], arrays: dict) -> None:
-        loss, _ = step.gradient(samples, arrays)
+        loss, _ = step.gradient(samples, Batch.of(arrays, self.device))
         step.update(1e-4)
         float(loss)
 
@@ -145,7 +148,7 @@ class Bench:
     def against_notebook(self, preset: str) -> dict:
         """Reading and training on batches of 8 of the same triplets with the same network, both ways in turn. The best
         of some steps each: cores are seldom left alone by their neighbours."""
-        files = self.workspace.root / "npy"
+        files = self.folder.root / "npy"
         files.mkdir()
         for number in range(16):
             triplet = self.shards[number]
@@ -193,11 +196,11 @@ class Bench:
     def _train(self, preset: str, best: dict, ranks: int) -> dict:
         """A training that is stopped as soon as it has done enough steps, long before it first looks at images. By
         the batch that is the default, or a larger one where the ranks want more to be busy."""
-        batch, steps = max(TrainConfig().batch_size, best["batch"] * ranks), STEPS[self.device.type]
+        batch, steps = max(Settings(options={}).batch_size, best["batch"] * ranks), STEPS[self.device.type]
         settings = {"preset": preset, "precision": best["precision"], "batch_size": batch}
         settings |= {"micro_batch": best["batch"], "samples": batch * steps * 100, "log_s": 1.0}
         settings |= {"threads": 1, "loader_threads": 1, "log_s": 0.001} if self.device.type == "cpu" else {}
-        space = RunFolder(self.workspace.root)
+        space = RunFolder(self.folder.root)
         shutil.rmtree(space.root / "train", ignore_errors=True)
         shutil.rmtree(space.root / "records" / "train", ignore_errors=True)
         options = [part for key, value in settings.items() for part in ("--set", f"train.{key}={value}")]
@@ -246,16 +249,16 @@ def make_run(work: Path, window: int, preset: str) -> RunFolder:
         "train": {"preset": preset},
     }
     space.root.mkdir(parents=True)
-    (space.root / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    space.config.write_text(json.dumps(config))  # JSON is YAML
     for number, (pair, (split, count)) in enumerate(SHARDS.items()):
         path = space.shard(split, number)
         path.parent.mkdir(exist_ok=True)
 
-        def make(item: Item, path=path, number=number, count=count):
+        def make(item: Item, path: Path = path, number: int = number, count: int = count) -> Made:
             results.append(_write(path, window, count, number))
             return [path], None
 
-        space.work("shard", [Item("shard", pair, {}, {})], make)
+        records.work(space, "shard", [Item("shard", pair, {}, {})], make)
         entry = {"file": path.name, "count": count, "pair": pair, "split": split}
         files.append(entry | {"size": path.stat().st_size, "sha256": file_sha256(path)})
     write_json(space.shard_index, {"files": files, "window": window, "normalisation": shards.normalisation(results)})
