@@ -1,85 +1,78 @@
-"""The front door, in this process: help, configuration, networks, arrays."""
+"""The front door: what went wrong becomes one message and an exit code."""
 
-import json
-from pathlib import Path
+import errno
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from cloudjob import errors
 from cloudjob.cli import dispatch
 
-DEMO = str(Path(__file__).resolve().parents[1] / "configs" / "demo.yaml")
+
+@pytest.fixture
+def command(monkeypatch):
+    """A function that runs `cloudjob plan` with this error raised in it, and returns its exit code."""
+
+    def run(error: BaseException | None) -> int:
+        def plan(arguments):
+            if error is not None:
+                raise error
+            return 0
+
+        def leave(code: int):
+            raise SystemExit(code)
+
+        monkeypatch.setitem(dispatch.COMMANDS, "plan", plan)
+        monkeypatch.setattr(dispatch, "_leave", leave)
+        return dispatch.main(["plan", "a.yaml"])
+
+    return run
 
 
-def test_help_names_every_stage_and_ends_with_how_to_resume(capsys):
-    with pytest.raises(SystemExit) as caught:
-        dispatch.main(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert all(f"    {stage} " in text for stage in dispatch.STAGES)
-    assert text.rstrip().endswith("To resume, run the same command again: only what is missing is made.")
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("wrong key"), 2),
+        (errors.InputError("search first"), 3),
+        (errors.ItemError("broken"), 4),
+        (errors.InterruptedJob("stopped"), 75),
+        (errors.LostRankError("rank 1"), 76),
+    ],
+)
+def test_an_error_of_ours_is_one_line_and_its_code(command, capsys, error, code):
+    assert command(error) == code
+    assert capsys.readouterr().err == f"cloudjob: {error}\n"
 
 
-@pytest.mark.parametrize("arguments", [["fly"], ["run"], ["train", DEMO, "--index", "x"], ["run", DEMO, "--from", "x"]])
-def test_usage_mistakes_exit_2(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        dispatch.main(arguments)
-    assert caught.value.code == 2
+def test_what_another_rank_has_said_is_not_said_again(command, capsys):
+    error = errors.ConfigError("wrong key")
+    error.said = True
+    assert command(error) == 2
+    assert capsys.readouterr().err == ""
 
 
-def test_notebook_has_exactly_its_parameters(capsys):
-    assert dispatch.main(["model", "notebook-2025", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"] == 3_452_868
-    assert facts["macs"] == pytest.approx(30.38e9, rel=0.001)
+def test_an_interrupt_says_how_to_go_on(command, capsys):
+    assert command(KeyboardInterrupt()) == 75
+    assert "run the same command again" in capsys.readouterr().err
 
 
-def test_presets_keep_their_budgets(capsys):
-    for preset, parameters, macs in [("tiny", 0.6e6, 3e9), ("small", 4e6, 30e9), ("base", 25e6, 60e9)]:
-        dispatch.main(["model", preset, "--json"])
-        facts = json.loads(capsys.readouterr().out)
-        assert facts["parameters"] <= parameters
-        assert facts["macs"] <= macs
-    assert dispatch.main(["model", "huge"]) == 2
-    assert "there are tiny, small, base, base-attention, notebook-2025" in capsys.readouterr().err
+def test_a_full_disk_ends_the_process_at_once_with_4(command, capsys):
+    for error, words in (
+        (errors.DiskFullError("no room for a.h5"), "no room for a.h5"),
+        (OSError(errno.ENOSPC, "No space left on device", "b.h5"), "no space left on the disk (b.h5)"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "no space left on the disk (file unknown)"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            command(error)
+        assert caught.value.code == 4
+        assert words in capsys.readouterr().err
 
 
-def test_config_show_says_where_each_value_came_from(capsys):
-    assert dispatch.main(["config", "show", DEMO, "--set", "train.lr=0.5"]) == 0
-    text = capsys.readouterr().out
-    lr, batch, decay = (
-        next(line for line in text.splitlines() if f"  {key}:" in line) for key in ("lr", "batch_size", "decay")
-    )
-    assert "0.5" in lr
-    assert "--set train.lr=0.5" in lr
-    assert "demo.yaml:" in batch
-    assert "# default" in decay
-    assert dispatch.main(["config", "check", DEMO]) == 0
-    assert dispatch.main(["config", "check", "nowhere.yaml"]) == 2
+def test_a_bug_keeps_its_traceback(command):
+    for error in (ValueError("a bug"), OSError(errno.EIO, "Input/output error")):
+        with pytest.raises(type(error)):
+            command(error)
 
 
-def test_config_schema_is_one_json_document(capsys):
-    assert dispatch.main(["config", "schema"]) == 0
-    schema = json.loads(capsys.readouterr().out)
-    assert set(schema["properties"]) >= {"search", "pair", "shard", "train", "infer"}
-
-
-def test_plan_before_anything_says_what_comes_first(tmp_path, capsys):
-    assert dispatch.main(["plan", DEMO, "--run-dir", str(tmp_path / "run"), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["stages"]
-    assert [item["why"] for item in rows[0]["items"]] == ["missing"] * 4
-    assert "cloudjob search" in rows[1]["waits"]
-    assert not (tmp_path / "run").exists()  # it touches nothing
-    assert dispatch.main(["run", DEMO, "--run-dir", str(tmp_path / "run"), "--dry-run"]) == 0
-    assert not (tmp_path / "run").exists()
-
-
-@given(st.sets(st.integers(0, 60)))
-def test_array_indices_as_slurm_takes_them(indices):
-    text = dispatch._as_array(sorted(indices))
-    found = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    assert found == indices
+def test_good_is_0(command, capsys):
+    assert command(None) == 0
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,96 @@
+"""The embedded archive: makes its products, serves them, and stands in for the Data Space while stages need it."""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloudjob.cli.context import open_run, stage_module
+from cloudjob.cli.progress import say
+from cloudjob.errors import ConfigError, InputError
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from cloudjob.config.models import ArchiveConfig, Config
+
+_NETWORK = ("search", "preview", "download")  # stages that ask the Data Space
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """cloudjob archive make, cloudjob archive serve."""
+    return {"make": _make, "serve": _serve}[arguments.action](arguments)
+
+
+@contextlib.contextmanager
+def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> Iterator["Config"]:
+    """The configuration to run these stages with.
+
+    With an embedded archive it names a server on this machine, which lives as long as the context. Its products are
+    made first, where they are missing. Nothing is made or served where no item needs the network.
+    """
+    if config.archive is None or not _network_needed(config, folder, stages):
+        yield config
+        return
+    from cloudjob.archive.server import ArchiveServer
+
+    products = config.archive.path or folder.archive
+    _fill(config.archive, products, folder.say)
+    with ArchiveServer(products) as server:
+        here = config.copernicus.model_copy(
+            update={
+                "stac": f"{server.url}/v1",
+                "catalogue": f"{server.url}/odata/v1",
+                "download": f"{server.url}/odata/v1",
+                "token": f"{server.url}/auth/realms/CDSE/protocol/openid-connect/token",
+            }
+        )
+        os.environ.setdefault("CDSE_USERNAME", "embedded")
+        os.environ.setdefault("CDSE_PASSWORD", "embedded")
+        yield config.model_copy(update={"copernicus": here})
+
+
+def _network_needed(config: "Config", folder: RunFolder, stages: Sequence[str]) -> bool:
+    try:
+        items = [item for stage in _NETWORK if stage in stages for item in stage_module(stage).items(config, folder)]
+    except InputError:
+        return True
+    return bool(items) and (folder.force or any(records.why(folder, item) for item in items))
+
+
+def _fill(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -> list[str]:
+    """Makes what is missing of the products that the configuration describes; returns the names of them all."""
+    from cloudjob.archive import make
+
+    begun, products = time.monotonic(), []
+    if scenes := archive.synthetic:
+        products += make.make_synthetic(target, **dict(scenes))
+    if archive.rasters:
+        products += make.make_from_rasters(target, pairs=[dict(pair) for pair in archive.rasters])
+    if archive.places:
+        products += make.make_from_places(target, places=[dict(place) for place in archive.places])
+    said(f"archive: {len(products)} products in {target}, {time.monotonic() - begun:.1f} s")
+    return products
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    config, folder, _ = open_run(arguments)
+    if config.archive is None:
+        raise ConfigError(f"{arguments.config}: has no section archive, so there is nothing to make")
+    for product in _fill(config.archive, config.archive.path or folder.archive, folder.say):
+        print(product)
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from cloudjob.archive.server import ArchiveServer
+
+    if not arguments.folder.is_dir():
+        raise ConfigError(f"{arguments.folder}: no such folder; make one with cloudjob archive make")
+    with ArchiveServer(arguments.folder, port=arguments.port) as server:
+        say(f"serving {arguments.folder} at {server.url}; stop with Ctrl-C")
+        while True:
+            time.sleep(3600)

@@ -1,0 +1,54 @@
+"""What a command line names: the configuration, the run folder, and the modules of the stages."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+from cloudjob.cli.progress import Progress, say
+from cloudjob.errors import ConfigError
+from cloudjob.run.folder import RunFolder
+
+if TYPE_CHECKING:  # pydantic takes its time, and --help does not need it
+    from cloudjob.config.models import Config
+    from cloudjob.config.source import Source
+
+
+class Context(NamedTuple):
+    """What a command works on; `source` knows where each value of the configuration came from."""
+
+    config: "Config"
+    folder: RunFolder
+    source: "Source"
+
+
+def open_run(arguments: argparse.Namespace) -> Context:
+    """Loads the configuration that CONFIG names: a YAML file, or a run folder, which holds its own config.yaml."""
+    from cloudjob.config import source
+
+    path, root = arguments.config, getattr(arguments, "run_dir", None)
+    if path.is_dir():
+        if root and root.resolve() != path.resolve():
+            raise ConfigError(f"{path} is a run folder itself: leave out --run-dir {root}")
+        path, root = path / "config.yaml", path
+    elif not path.exists():
+        raise ConfigError(f"{path}: no such file or run folder")
+    overrides = list(arguments.set)
+    if getattr(arguments, "init_from", None):
+        overrides.append(f"train.init_from={json.dumps(str(arguments.init_from))}")
+    config, origin = source.load(path, overrides)
+    return Context(config, run_folder(root or Path("runs") / path.stem, arguments), origin)
+
+
+def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
+    """The run folder at `root`, with the items that the command asks for; it speaks on standard error."""
+    folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
+    folder.say, folder.progress = say, Progress()
+    return folder
+
+
+def stage_module(stage: str) -> ModuleType:
+    """The module of a stage: `items(config, folder)` and `run(config, folder)`."""
+    return importlib.import_module(f"cloudjob.stages.{stage}")

@@ -1,0 +1,145 @@
+"""The command line as argparse reads it: every command, its options and their help."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloudjob import __version__
+
+STAGES = {
+    "search": "ask the catalogue for products of the area, the dates and the cloud range",
+    "preview": "fetch metadata, masks and the small picture of every product",
+    "pair": "pair cloudy products with clear ones of the same tile",
+    "review": "make the page on which a person accepts or rejects pairs",
+    "download": "fetch the 10 m bands of the accepted pairs, verified",
+    "shard": "cut triplets (cloudy, clear, mask) into HDF5 shards",
+    "train": "train the diffusion model",
+    "infer": "restore the ground under the clouds of every cloudy product",
+    "evaluate": "score the outputs against the truth or the clear date, beside baselines",
+    "report": "one self-contained page about the run",
+}
+BENCHES = ("shard", "read", "train")
+EXAMPLES = """examples:
+  cloudjob run configs/demo.yaml                       all stages, on the embedded archive
+  cloudjob train runs/demo --set train.epochs=20       one stage of a run folder
+To resume, run the same command again: only what is missing is made."""
+_DRY_RUN = "show what would be done, and touch nothing"
+
+
+class Parser:
+    """The parser of `cloudjob`, made command by command; `root` is what reads a command line."""
+
+    def __init__(self) -> None:
+        self.root = argparse.ArgumentParser(
+            prog="cloudjob",
+            description="Removes clouds from Sentinel-2 Level-2A scenes with a diffusion model, in restartable stages.",
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.root.add_argument("--version", action="version", version=f"cloudjob {__version__}")
+        self.commands = self.root.add_subparsers(metavar="COMMAND", dest="command", required=True)
+        self.config = argparse.ArgumentParser(add_help=False)  # what commands about a run have in common
+        self.config.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, or a run folder")
+        self.config.add_argument("--run-dir", type=Path, help="the run folder (default: runs/<name of the YAML file>)")
+        _add_set(self.config, help="override, e.g. train.lr=2e-4")
+        self._add_run()
+        self._add_stages()
+        self._add_overviews()
+        self._add_config()
+        self._add_bench()
+        self._add_compare()
+        self._add_model()
+        self._add_archive()
+
+    def _command(
+        self, name: str, text: str, parents: Sequence[argparse.ArgumentParser] = ()
+    ) -> argparse.ArgumentParser:
+        return self.commands.add_parser(name, help=text, description=text, parents=parents)
+
+    def _add_run(self) -> None:
+        run = self._command("run", "run all stages, or those from --from until --until", [self.config])
+        run.add_argument("--from", dest="first", choices=STAGES, default="search")
+        run.add_argument("--until", dest="last", choices=STAGES, default="report")
+        run.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
+
+    def _add_stages(self) -> None:
+        for name, text in STAGES.items():
+            stage = self._command(name, text, [self.config])
+            stage.add_argument("--only", action="append", default=[], metavar="ITEM", help="work on this item alone")
+            stage.add_argument("--index", type=int, metavar="I", help="work on the I-th item (SLURM_ARRAY_TASK_ID)")
+            stage.add_argument("--force", action="store_true", help="make items again that are done")
+            stage.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
+            if name == "review":
+                stage.add_argument("--apply", type=Path, metavar="CSV", help="take over the decisions.csv of the page")
+            if name == "train":
+                text = "start a new training from these weights"
+                stage.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help=text)
+            if name == "shard":
+                text = "print what the shards hold, and make nothing"
+                stage.add_argument("--stats", action="store_true", help=text)
+
+    def _add_overviews(self) -> None:
+        for name, text in (
+            ("plan", "show what is done, missing or failed, and why it would run; touches nothing"),
+            ("status", "the same, with progress, speed and the last sign of life"),
+        ):
+            self._command(name, text, [self.config]).add_argument("--json", action="store_true")
+        items = self._command("items", "list the items of a stage, for sbatch --array")
+        items.add_argument("stage", choices=STAGES)
+        items.add_argument("config", metavar="CONFIG", type=Path)
+        items.add_argument("--run-dir", type=Path)
+        _add_set(items)
+        which = items.add_mutually_exclusive_group()
+        which.add_argument("--missing", action="store_true", help="only those not done")
+        which.add_argument("--failed", action="store_true", help="only those that failed")
+        items.add_argument("--as-array", action="store_true", help="as indices: 0-3,7")
+
+    def _add_config(self) -> None:
+        config = self._command("config", "show, check or describe a configuration")
+        config.add_argument("action", choices=("show", "check", "schema"))
+        config.add_argument("config", metavar="CONFIG", type=Path, nargs="?")
+        _add_set(config)
+
+    def _add_bench(self) -> None:
+        bench = self._command("bench", "measure this node: ratios against the plain way")
+        bench.add_argument("what", choices=BENCHES)
+        text = "disk to measure (default: %(default)s)"
+        bench.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help=text)
+        bench.add_argument("--json", action="store_true")
+
+    def _add_compare(self) -> None:
+        compare = self._command("compare", "train and score named variants of one configuration, for one table")
+        text = "the variants, e.g. configs/comparison.yaml"
+        compare.add_argument("config", metavar="CONFIG", type=Path, help=text)
+        text = "holds one run folder per variant (default: runs/<name of the file>)"
+        compare.add_argument("--run-dir", type=Path, help=text)
+        which = compare.add_mutually_exclusive_group()
+        text = "this variant alone; base: the data"
+        which.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
+        which.add_argument("--index", type=int, metavar="I", help="the I-th variant alone (SLURM_ARRAY_TASK_ID)")
+        compare.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
+        compare.add_argument("--json", action="store_true")
+
+    def _add_model(self) -> None:
+        model = self._command("model", "parameters, MACs and activation bytes of a network")
+        model.add_argument("preset", metavar="PRESET")
+        model.add_argument("--size", type=int, default=256, help="rows and columns of the input")
+        model.add_argument("--json", action="store_true")
+
+    def _add_archive(self) -> None:
+        archive = self.commands.add_parser("archive", help="make or serve the embedded archive")
+        actions = archive.add_subparsers(dest="action", metavar="{make,serve}", required=True)
+        actions.add_parser("make", parents=[self.config], help="make the products that a configuration describes")
+        serve = actions.add_parser("serve", help="serve a folder of products as the Data Space does")
+        serve.add_argument("folder", type=Path)
+        serve.add_argument("--port", type=int, default=8765)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What a command line says; a mistake in it, and --help, end the process with argparse's own codes (2 and 0)."""
+    return Parser().root.parse_args(argv)
+
+
+def _add_set(parser: argparse.ArgumentParser, help: str | None = None) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help)

@@ -1,0 +1,45 @@
+"""What people see while a command works: on a terminal, and in a log."""
+
+import io
+import sys
+
+import pytest
+
+from cloudjob.cli import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_on_a_terminal_a_bar_that_a_line_takes_the_place_of(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    show = progress.Progress()
+    show(0.25, "shard: 1 of 4")
+    progress.say("a line")
+    show(1.0, "x" * 200)
+    first, said, last = screen.getvalue().split("\r\x1b[K")[1:]
+    assert first == f"[{'#' * 5}{' ' * 15}] shard: 1 of 4"
+    assert said == "a line\n"
+    assert last.startswith(f"[{'#' * 20}] xxx")
+    assert len("\r\x1b[K" + last) == progress.WIDTH
+
+
+def test_elsewhere_a_line_every_half_minute_and_no_codes(monkeypatch, clock):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    show = progress.Progress()
+    for now in (1001, 1030, 1031, 1032, 1061, 1062):
+        clock[0] = float(now)
+        show(0.5, f"at {now}")
+    progress.say("end")
+    assert log.getvalue() == "at 1031\nat 1062\nend\n"

@@ -1,0 +1,162 @@
+"""plan, status and items: what is said of done, failed, rejected and missing items, and what mends it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudjob.cli import status
+from cloudjob.cli.dispatch import main
+from cloudjob.cli.parser import STAGES
+from cloudjob.errors import InputError, ItemError, RejectedError
+from cloudjob.files import write_jsonl, write_text
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
+
+DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "demo.yaml")
+NAMES = ("done", "rejected", "failed", "new", "newer")
+
+
+def made(stage: str) -> list[Item]:
+    return [Item(stage, name, {}, {}) for name in NAMES]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A run folder with one item in each state of `infer`; stages after it wait, those before have no items."""
+    folder = RunFolder(tmp_path / "run")
+
+    def make(item: Item):
+        if item.name == "rejected":
+            raise RejectedError("too dark")
+        if item.name == "failed":
+            raise ItemError("broken")
+        write_text(folder.root / "out.txt", "made")
+        return [folder.root / "out.txt"], None
+
+    folder.only = ["done", "rejected", "failed"]
+    records.work(folder, "infer", made("infer"), make)
+
+    def items(stage: str) -> list[Item]:
+        if stage == "evaluate":
+            raise InputError("run infer first")
+        return made(stage) if stage == "infer" else []
+
+    monkeypatch.setattr(
+        status, "stage_module", lambda stage: SimpleNamespace(items=lambda config, folder: items(stage))
+    )
+    write_text(folder.config, Path(DEMO).read_text())
+    return folder.root
+
+
+def lines(capsys, *arguments: str) -> list[str]:
+    assert main(list(map(str, arguments))) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_plan_counts_states_and_says_why_the_others_would_run(run, capsys):
+    said = lines(capsys, "plan", run)
+    at = said.index("infer     1 done, 1 rejected, 1 failed, 2 missing")
+    assert said[:at] == [f"{stage:9} no items" for stage in list(STAGES)[:7]]
+    assert said[at + 1 :] == [
+        "            would run failed: failed: broken",
+        "            would run new and 1 more: missing",
+        "evaluate  waits: run infer first",
+        "report    waits: run infer first",
+    ]
+    document = json.loads("\n".join(lines(capsys, "plan", run, "--json")))
+    assert document["run"] == str(run)
+    rows = {row["stage"]: row for row in document["stages"]}
+    assert [item["state"] for item in rows["infer"]["items"]] == ["done", "rejected", "failed", "missing", "missing"]
+    assert [item["why"] for item in rows["infer"]["items"]] == [None, None, "failed: broken", "missing", "missing"]
+    assert rows["report"] == {"stage": "report", "waits": "run infer first", "items": []}
+
+
+def test_status_says_what_failed_and_the_command_that_mends_it(run, capsys):
+    said = lines(capsys, "status", run)
+    at = said.index("infer     2 of 5, 1 failed")
+    assert said[at + 1 : at + 3] == [
+        "            failed failed: broken",
+        f"            again: sbatch --array=2-4 slurm/infer.sh {run}",
+    ]
+    assert said[at + 3] == "evaluate  waits for an earlier stage"
+    (run / "out.txt").unlink()
+    assert f"            again: sbatch --array=0,2-4 slurm/infer.sh {run}" in lines(capsys, "status", run)
+
+
+def test_a_stage_without_an_array_is_mended_by_its_own_command():
+    failed = {"stage": "search", "items": [{"item": "a", "state": "failed", "why": "failed: x"}]}
+    assert status._again(failed, Path("runs/a"), done=0, failed=True) == "cloudjob search runs/a"
+    missing = {"stage": "shard", "items": [{"item": "a", "state": "missing", "why": "missing"}]}
+    assert status._again(missing, Path("runs/a"), done=0, failed=False) == ""  # nobody has begun
+    assert status._again(missing, Path("a"), done=1, failed=False) == "sbatch --array=0 slurm/prepare.sh a"
+
+
+def test_status_tells_the_training_and_the_unfinished_jobs(run, capsys):
+    folder = RunFolder(run)
+    row = {"step": 3, "seen": 96, "total": 320, "loss": 0.5, "samples_per_s": 8.0, "time": time.time() - 100}
+    write_jsonl(folder.metrics, [row | {"seen": 64}, row])
+    write_text(folder.jobs, "1\t7\ttrain\tsubmitted\n2\t7\ttrain\tended 4\n1\t8\tinfer\tended 0\n")
+    said = lines(capsys, "status", run)
+    (training,) = (line for line in said if line.startswith("training"))
+    assert training.startswith("training  step 3, seen 96, of 320, loss 0.5, samples_per_s 8.0, seconds_left 28, ")
+    assert [line for line in said if line.startswith("job")] == ["job 7 train: exit code 4"]
+    document = json.loads("\n".join(lines(capsys, "status", run, "--json")))
+    assert set(document) == {"run", "stages", "training", "jobs"}
+    assert 100 <= document["training"]["last_sign_of_life_s"] < 200
+    assert [job["id"] for job in document["jobs"]] == ["7"]
+    write_jsonl(folder.metrics, [row | {"samples_per_s": 0}])
+    assert "seconds_left None" in "\n".join(lines(capsys, "status", run))
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 3'])
+def test_metrics_that_cannot_be_read_yet_are_no_training(run, capsys, text):
+    write_text(RunFolder(run).metrics, text)
+    assert not [line for line in lines(capsys, "status", run) if line.startswith("training")]
+
+
+def test_items_are_listed_for_an_array(run, capsys):
+    assert lines(capsys, "items", "infer", run) == [f"{number}\t{name}" for number, name in enumerate(NAMES)]
+    assert lines(capsys, "items", "infer", run, "--missing") == ["2\tfailed", "3\tnew", "4\tnewer"]
+    assert lines(capsys, "items", "infer", run, "--failed") == ["2\tfailed"]
+    assert lines(capsys, "items", "infer", run, "--missing", "--as-array") == ["2-4"]
+    assert lines(capsys, "items", "search", run, "--as-array") == [""]
+
+
+def test_plan_before_anything_says_what_comes_first_and_touches_nothing(tmp_path, capsys):
+    run = tmp_path / "run"
+    rows = json.loads("\n".join(lines(capsys, "plan", DEMO, "--run-dir", run, "--json")))["stages"]
+    assert [item["why"] for item in rows[0]["items"]] == ["missing"] * 4
+    assert "cloudjob search" in rows[1]["waits"]
+    assert not run.exists()
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_array_indices_as_slurm_takes_them(indices):
+    text = status.as_array(sorted(indices))
+    found = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    assert found == indices
+    assert text.count(",") + 1 == max(1, sum(index + 1 not in indices for index in indices))  # no part too many
+
+
+def test_answers_need_no_heavy_library(tmp_path):
+    """Of the stages too: plan and status import them all."""
+    code = (
+        "import sys; from cloudjob.cli import context, dispatch, parser; "
+        f"dispatch.main(['plan', {DEMO!r}, '--run-dir', {str(tmp_path / 'run')!r}]); "
+        f"dispatch.main(['status', {DEMO!r}, '--run-dir', {str(tmp_path / 'run')!r}]); "
+        "[context.stage_module(stage) for stage in parser.STAGES]; "
+        "print([m for m in ('torch', 'rasterio', 'numpy', 'requests', 'shapely') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
