@@ -39,6 +39,8 @@ class RunFolder:
         self.metrics = self.training / "metrics.jsonl"
         self.validation = self.training / "validation.jsonl"
         self.checks = self.training / "checks.jsonl"
+        self.validation = self.training / "validation.jsonl"
+        self.checks = self.training / "checks.jsonl"
         self.job_cards = self.training / "jobs.jsonl"
         self.samples = self.training / "samples"
         self.tensorboard = self.training / "tensorboard"
@@ -56,6 +58,7 @@ class RunFolder:
         return self.root / "truth" / f"{product}.tif"
 
     def shard(self, split: str, number: int) -> Path:
+        """The triplets of one pair; `number` is the pair's place among those that are shown."""
         return self.shards / f"{split}-{number:05d}.h5"
 
     def output(self, product: str, suffix: str) -> Path:
@@ -63,6 +66,7 @@ class RunFolder:
         return self.root / "outputs" / product / f"{product}{suffix}"
 
     def evaluation_picture(self, item: str) -> Path:
+        """The picture of a scored product, or of the triplets of a scored pair."""
         return self.evaluation_folder / f"{item}.png"
 
     def rows(self, path: Path, *, stage: str) -> list[dict]:

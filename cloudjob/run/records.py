@@ -63,6 +63,7 @@ Made = tuple[Sequence[Path], Any]  # outputs of an item, and its JSON-able resul
 
 
 def path(folder: RunFolder, stage: str, item: str) -> Path:
+    """Where the record of an item lies."""
     return folder.records / stage / f"{item}.json"
 
 
@@ -110,7 +111,7 @@ def output_digest(folder: RunFolder, stage: str, item: str) -> str:
 
 
 def checkpoint_digest(folder: RunFolder, elsewhere: Path | None) -> str:
-    """Of the trained network of this run, or of a checkpoint from elsewhere."""
+    """The digest of the network: this run's own, or that of a checkpoint from elsewhere."""
     if elsewhere is None:
         return output_digest(folder, "train", "run")
     if not elsewhere.exists():

@@ -1,0 +1,70 @@
+"""Which pairs later stages take, by the rule and by a person."""
+
+import pytest
+
+from cloudjob.errors import ConfigError, InputError
+from cloudjob.files import write_jsonl, write_text
+from cloudjob.run import decisions
+from cloudjob.run.folder import RunFolder
+
+HEAD = "pair,decision,reason,reviewer,version\n"
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    """A run with three shown pairs, of which the rule accepts the first two."""
+    found = RunFolder(tmp_path)
+    rows = [("a", True, True), ("b", False, True), ("c", True, True), ("d", False, False), ("e", True, False)]
+    names = ("pair", "shown", "accepted")
+    write_jsonl(found.pairs, [dict(zip(names, row, strict=True)) | {"version": f"v{row[0]}"} for row in rows])
+    return found
+
+
+def accepted(folder: RunFolder, text: str) -> list[tuple[str, int]]:
+    write_text(folder.decisions, HEAD + text)
+    return [(row["pair"], row["number"]) for row in decisions.accepted_pairs(folder)]
+
+
+def test_a_person_overrules_the_rule_and_a_pair_keeps_its_number(folder):
+    assert accepted(folder, "") == [("a", 0), ("c", 1)]
+    assert accepted(folder, "a,reject,,Ada,va\n") == [("c", 1)]
+    assert accepted(folder, "e,accept,,Ada,ve\n") == [("a", 0), ("c", 1), ("e", 2)]
+    assert accepted(folder, "a,reject,,Ada,va\na,accept,,Ada,va\n") == [("a", 0), ("c", 1)]  # the last word
+
+
+def test_a_decision_counts_for_its_version_of_a_shown_pair_alone(folder):
+    assert accepted(folder, "a,reject,,Ada,v0\nb,accept,,Ada,vb\n") == [("a", 0), ("c", 1)]
+
+
+def test_without_pairs_or_a_review_there_is_nothing_to_take(folder, tmp_path):
+    with pytest.raises(InputError, match="cloudjob review"):
+        decisions.accepted_pairs(folder)
+    with pytest.raises(InputError, match="cloudjob pair"):
+        decisions.shown_pairs(RunFolder(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + "p,accept,,me,1\np,maybe,,me,1\n", r"decisions\.csv:3 .*accept or reject"),
+        (HEAD + ",accept,,me,1\n", r"decisions\.csv:2"),
+        (HEAD + "p,accept,,me,\n", r"decisions\.csv:2"),
+        (HEAD + "p,accept\n", r"decisions\.csv:2"),
+        ("pair,decision\np,accept\n", r"decisions\.csv:1 .*pair,decision,reason,reviewer,version"),
+        ("", r"decisions\.csv:1"),
+    ],
+)
+def test_decisions_written_by_hand_are_checked(folder, text, said):
+    write_text(folder.decisions, text)
+    with pytest.raises(ConfigError, match=said):
+        decisions.read(folder.decisions)
+
+
+def test_what_a_spreadsheet_writes_is_read(folder):
+    folder.decisions.parent.mkdir()
+    folder.decisions.write_bytes(b'\xef\xbb\xbfversion,pair,decision,note\r\n1,p,accept,"a\r\nb"\r\n')
+    assert decisions.read(folder.decisions) == [{"version": "1", "pair": "p", "decision": "accept", "note": "a\r\nb"}]
+    folder.decisions.write_bytes(b"pair,decision,version\np\xff,accept,1\n")
+    with pytest.raises(ConfigError, match="cannot be read as CSV"):
+        decisions.read(folder.decisions)
+    assert decisions.read(folder.root / "none.csv") == []
