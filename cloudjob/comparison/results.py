@@ -1,13 +1,16 @@
 """What the finished variants came to: one document (JSON), one table (Markdown), one figure."""
 
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloudjob.comparison import runs
 from cloudjob.comparison.variants import Comparison
+from cloudjob.files import atomic, read_json, write_json, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
-from cloudjob.files import atomic, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = ("variant", "method", "PSNR dB", "95 %", "SSIM", "MAE", "texture", "PSNR dB, clear")
 TRAINING = ("samples", "training s", "parameters")
@@ -26,14 +29,18 @@ def write(comparison: Comparison, folder: RunFolder) -> dict:
 
 
 def gather(comparison: Comparison, folder: RunFolder) -> dict:
-    """{"definitions", "variants": those that are finished, "baselines", "missing": name -> why}. Scores are those of
-    the split that each run puts first: method -> pixels -> measure -> value."""
-    variants, baselines, definitions, missing = [], [], "", {}
+    """{"definitions", "variants": those that are finished, "baselines", "missing": name -> why}.
+
+    Scores are of the split that each run puts first: method -> pixels -> measure -> value.
+    """
+    variants, missing = [], {}
+    baselines: list[dict] = []
+    definitions = ""
     for name, item in runs.items(comparison, folder).items():
         if why := records.why(folder, item):
             missing[name] = why
             continue
-        summary = json.loads((folder.root / name / "evaluation" / "summary.json").read_text())
+        summary = read_json(RunFolder(folder.root / name).evaluation)
         scores, definitions = summary["scores"][summary["headline_split"]], summary["definitions"]
         variant = comparison.variants[name]
         variants.append(
@@ -42,7 +49,7 @@ def gather(comparison: Comparison, folder: RunFolder) -> dict:
                 "from": variant.source,
                 "overrides": variant.overrides,
                 "split": summary["headline_split"],
-                "training": records.record(folder, runs.STAGE, name)["result"],
+                "training": records.results(folder, [item])[0],
                 "scores": {method: pixels for method, pixels in scores.items() if method.startswith("ours")},
             }
         )
@@ -75,12 +82,12 @@ def _cells(pixels: dict) -> list[str]:
     ]
 
 
-def _number(value, form: str) -> str:
+def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
 def table(document: dict) -> str:
-    """The document as Markdown: a row a variant and method, then the baselines, once for all that share them."""
+    """The document as Markdown: one row per variant and method, then the baselines, once for all that share them."""
     rows = []
     for variant in document["variants"]:
         training = [f"{variant['training'][key]:,.0f}" for key in ("samples", "seconds", "parameters")]
@@ -141,12 +148,12 @@ def _points(document: dict) -> list[tuple[str, str, tuple[float, float, float]]]
     return points
 
 
-def _lines(axes, document: dict, names: list[str], low: float, high: float) -> None:
+def _lines(axes: "Axes", document: dict, names: list[str], low: float, high: float) -> None:
     """Each baseline as a line across the rows of its variants, or in the legend alone where it lies far off."""
     groups = document["baselines"]
     methods = dict.fromkeys(method for group in groups for method in group["scores"])
     for number, method in enumerate(methods):
-        style, told = {"color": f"C{number}", "linestyle": "--"}, []
+        colour, told = f"C{number}", []
         for group in groups:
             psnr = group["scores"].get(method, {}).get("cloud", {}).get("psnr")
             if psnr is None:
@@ -154,5 +161,5 @@ def _lines(axes, document: dict, names: list[str], low: float, high: float) -> N
             near = low <= psnr <= high
             told.append(f"{psnr:.2f}" + ("" if near else " (off the axis)"))
             rows = [row for row, name in enumerate(names) if near and name in group["variants"]]
-            axes.vlines([psnr] * len(rows), [row - 0.5 for row in rows], [row + 0.5 for row in rows], **style)
-        axes.plot([], [], label=f"{method} {', '.join(told)}", **style)
+            axes.vlines([psnr] * len(rows), [row - 0.5 for row in rows], [row + 0.5 for row in rows], colour, "--")
+        axes.plot([], [], color=colour, linestyle="--", label=f"{method} {', '.join(told)}")

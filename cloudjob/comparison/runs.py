@@ -9,13 +9,13 @@ from pathlib import Path
 
 from cloudjob.comparison.variants import BASE, Comparison, Variant
 from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob, ItemError
+from cloudjob.files import file_sha256, link, read_jsonl, write_bytes
 from cloudjob.run import records
-from cloudjob.run.records import Item, Summary
 from cloudjob.run.folder import RunFolder
-from cloudjob.files import link, file_sha256, read_jsonl, write_bytes
+from cloudjob.run.records import Item, Made, Summary
 
 STAGE = "compare"
-DATA = ("search", "preview", "pair", "review", "download")
+DATA: tuple[str, ...] = ("search", "preview", "pair", "review", "download")
 _SHARDS = ("seed", "masks", "shard")  # what a triplet depends on, beside the products
 
 
@@ -25,7 +25,7 @@ def base_item(comparison: Comparison) -> Item:
 
 
 def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:
-    """One item a variant. InputError while the data of the base are not complete."""
+    """One item per variant. InputError while the data of the base are not complete."""
     if why := records.why(folder, base_item(comparison)):
         again = _command(comparison, folder, BASE)
         raise InputError(f"the data that all variants share are not complete ({why}). Run: {again}")
@@ -51,7 +51,7 @@ def run(comparison: Comparison, folder: RunFolder) -> Summary:
     wanted = [variant for variant in comparison.variants.values() if not chosen or variant.name in chosen]
     wanted.sort(key=lambda variant: variant.source is not None)  # those that train first
 
-    def make(item: Item):
+    def make(item: Item) -> Made:
         variant = comparison.variants[item.name]
         if variant.source and records.why(folder, every[variant.source]):
             waits = f"takes the network of {variant.source}, which is not finished"
@@ -67,10 +67,11 @@ def plan(comparison: Comparison, folder: RunFolder) -> dict[str, str | None]:
     """Name -> why it would be made, None where it is done; of those in `folder.only`. Touches nothing."""
     why = records.why(folder, base_item(comparison))
     if why:
-        rest = dict.fromkeys(comparison.variants, f"waits for {BASE}")
+        rest: dict[str, str | None] = dict.fromkeys(comparison.variants, f"waits for {BASE}")
     else:
         rest = {name: records.why(folder, item) for name, item in items(comparison, folder).items()}
-    return {name: why for name, why in ({BASE: why} | rest).items() if not folder.only or name in folder.only}
+    reasons: dict[str, str | None] = {BASE: why, **rest}
+    return {name: reason for name, reason in reasons.items() if not folder.only or name in folder.only}
 
 
 def _command(comparison: Comparison, folder: RunFolder, name: str) -> str:
@@ -81,7 +82,7 @@ def _run(folder: RunFolder, name: str) -> RunFolder:
     return RunFolder(folder.root / name)
 
 
-def _make_base(comparison: Comparison, folder: RunFolder):
+def _make_base(comparison: Comparison, folder: RunFolder) -> Made:
     base = _run(folder, BASE)
     code = _cloudjob(folder, "run", comparison.base, base.root, comparison.common, "--until", "shard")
     if code:
@@ -90,7 +91,9 @@ def _make_base(comparison: Comparison, folder: RunFolder):
     return [base.shard_index], None
 
 
-def _make(comparison: Comparison, folder: RunFolder, variant: Variant):
+def _make(comparison: Comparison, folder: RunFolder, variant: Variant) -> Made:
+    from cloudjob.diffusion import checkpoint
+
     target, origin, shared = _run(folder, variant.name), _run(folder, variant.source or BASE), DATA
     if variant.source:
         shared += ("shard", "train")
@@ -108,7 +111,7 @@ def _make(comparison: Comparison, folder: RunFolder, variant: Variant):
 def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> None:
     """Gives `target` what these stages made in `origin`: links to the outputs, copies of the small files.
 
-    The links are safe because every writer replaces a file and none writes into it; a record comes after its outputs.
+    The links are safe because every writer replaces a file and none writes into it. A record comes after its outputs.
     """
     for path in (origin.scenes, origin.pairs, origin.decisions):
         write_bytes(target.root / path.relative_to(origin.root), path.read_bytes())
@@ -155,9 +158,9 @@ def _training(run: RunFolder) -> dict:
         if row["samples_per_s"]:
             seconds += (row["seen"] - before) / row["samples_per_s"]
         before = row["seen"]
-    weights = checkpoint.load(checkpoint.newest(run.checkpoints))["model"].values()
+    weights = checkpoint.load(checkpoint.newest(run.checkpoints)).model.values()
     return {
-        "samples": records.record(run, "train", "run")["result"]["seen"],
+        "samples": (records.record(run, "train", "run") or {})["result"]["seen"],
         "seconds": round(seconds, 1),
         "parameters": sum(weight.numel() for weight in weights),
     }

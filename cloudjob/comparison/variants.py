@@ -20,7 +20,7 @@ _TRAINED = {"seed", "masks", "shard", "train"}  # a network that is taken over w
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant: its overrides as --set takes them, what comes of them, and the variant whose network it takes."""
+    """One variant: its overrides as --set takes them, its configuration, and the variant whose network it takes."""
 
     name: str
     overrides: list[str]
@@ -30,8 +30,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The file, the path of its base, what it overrides of that for all, what comes of it, and the variants in the
-    order of the file."""
+    """A comparison file: the path of its base, the overrides of it that all variants share, the base's configuration
+    with these, and the variants in the order of the file."""
 
     file: Path
     base: Path
@@ -55,30 +55,45 @@ class Comparison:
 def load(path: Path) -> Comparison:
     """The comparison in a YAML file. ConfigError names every mistake of the file, then every one of the variants."""
     data, lines = source.read(path)
-    source = Source(path, lines, {})
-    mistakes = [f"{source.where(key)}  {'.'.join(key)}: {text}" for key, text in _mistakes(data)]
+    origin = Source(path, lines, {})
+    mistakes = [f"{origin.where(key)}  {'.'.join(key)}: {text}" for key, text in _mistakes(data)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     base = path.parent / data["base"]
     common = [f"train.samples={data['samples']}"] if "samples" in data else []
     common += _as_set(data.get("common") or {})
-    loaded, _ = source.load(base, common)
+    config, common = _resolved(base, common, path.parent)
     given = {str(name): overrides or {} for name, overrides in data["variants"].items()}
     variants = {}
     for name in given:
-        chain = _chain(name, given)
+        chain, _ = _chain(name, given)
         overrides = common + [text for link in reversed(chain) for text in _as_set(given[link])]
         try:
-            variant, _ = source.load(base, overrides)
+            own, overrides = _resolved(base, overrides, path.parent)
         except ConfigError as error:
-            mistakes += [
-                f"{source.where(('variants', name))}  variants.{name}: {line}" for line in str(error).split("\n")
-            ]
+            where = f"{origin.where(('variants', name))}  variants.{name}"
+            mistakes += [f"{where}: {line}" for line in str(error).split("\n")]
             continue
-        variants[name] = Variant(name, overrides, variant, chain[-1] if len(chain) > 1 else None)
+        variants[name] = Variant(name, overrides, own, chain[-1] if len(chain) > 1 else None)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Comparison(path, base, common, loaded, variants)
+    return Comparison(path, base, common, config, variants)
+
+
+def _resolved(base: Path, overrides: list[str], folder: Path) -> tuple[Config, list[str]]:
+    """The base with these overrides, and the overrides once more, each with the value that it came to.
+
+    The child processes that get them would count a path from their own working folder; it is meant from `folder`.
+    """
+    config, _ = source.load(base, overrides, folder=folder.resolve())
+    plain = config.model_dump(mode="json")
+    found = {}
+    for key in (text.partition("=")[0] for text in overrides):
+        value = plain
+        for name in key.split("."):
+            value = value[name]
+        found[key] = f"{key}={json.dumps(value)}"
+    return config, list(found.values())
 
 
 def _mistakes(data: dict) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -102,34 +117,35 @@ def _mistakes(data: dict) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("variants", name), text
 
 
-def _mistakes_of(name: str, overrides, variants: dict) -> Iterator[str]:
+def _mistakes_of(name: str, overrides: object, variants: dict) -> Iterator[str]:
+    """What is wrong with one variant."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in (BASE, "records"):
         yield f"is also the name of a folder: letters, digits, . _ and -, and neither {BASE} nor records"
     if not isinstance(overrides, dict):
         yield "write keys and values, e.g. {infer.steps: 1}"
         return
-    source = overrides.get("from")
-    if source is not None and str(source) not in variants:
-        yield f"from = {source}: {_unknown(str(source), variants)}"
-    elif _chain(name, variants) is None:
-        yield f"from = {source}: the variants take their network from each other; one must train it"
+    origin = overrides.get("from")
+    if origin is not None and str(origin) not in variants:
+        yield f"from = {origin}: {_unknown(str(origin), variants)}"
+    elif _chain(name, variants)[1]:
+        yield f"from = {origin}: the variants take their network from each other; one must train it"
     for key, _ in _flat(overrides):
         section = key.split(".")[0]
         if section in _SHARED:
             yield f"{key}: all variants share what {section} makes; change it in the base"
-        elif section in _TRAINED and source is not None:
-            yield f"{key}: the network of {source} is taken as it is, so only infer and evaluate can differ"
+        elif section in _TRAINED and origin is not None:
+            yield f"{key}: the network of {origin} is taken as it is, so only infer and evaluate can differ"
 
 
-def _chain(name: str, variants: dict) -> list[str] | None:
-    """The variant, the one that it is `from`, and so on to the one that trains; None for a circle."""
+def _chain(name: str, variants: dict) -> tuple[list[str], bool]:
+    """The variant, the one that it is `from`, and so on to the one that trains; and whether they go in a circle."""
     chain = [name]
     while isinstance(variants.get(name), dict) and variants[name].get("from") is not None:
         name = str(variants[name]["from"])
         if name in chain:
-            return None
+            return chain, True
         chain.append(name)
-    return chain
+    return chain, False
 
 
 def _flat(overrides: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -6,36 +6,38 @@ import os
 import pytest
 
 from cloudjob.comparison import runs
-from cloudjob.run.records import Item
-from cloudjob.run.folder import RunFolder
+from cloudjob.diffusion import checkpoint
 from cloudjob.files import write_text
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
 
 
-def note(workspace: RunFolder, stage: str, name: str, text: str) -> Item:
+def note(folder: RunFolder, stage: str, name: str, text: str) -> Item:
     """An item of `stage` with one output that holds `text`, made if it is not there."""
     item = Item(stage, "run" if stage == "train" else name, {"text": text}, {})
 
     def make(item):
-        path = workspace.root / ("train/checkpoints" if stage == "train" else "shards") / name
+        path = folder.root / ("train/checkpoints" if stage == "train" else "shards") / name
         write_text(path, text)
         return [path], {"text": text}
 
-    records.work(workspace, stage, [item], make)
+    records.work(folder, stage, [item], make)
     return item
 
 
 @pytest.fixture
 def origin(tmp_path) -> RunFolder:
-    workspace = RunFolder(tmp_path / "base")
-    for path in (workspace.scenes, workspace.pairs, workspace.decisions):
+    folder = RunFolder(tmp_path / "base")
+    for path in (folder.scenes, folder.pairs, folder.decisions):
         write_text(path, path.name)
-    return workspace
+    return folder
 
 
 def test_outputs_are_linked_and_what_people_edit_is_copied(origin, tmp_path):
     item, target = note(origin, "shard", "a.h5", "abc"), RunFolder(tmp_path / "ours")
     runs._share(origin, target, ("shard",))
-    assert target.why(item) is None
+    assert records.why(target, item) is None
     assert os.path.samefile(origin.root / "shards/a.h5", target.root / "shards/a.h5")
     assert not os.path.samefile(origin.decisions, target.decisions)
     write_text(target.root / "shards/a.h5", "its own")
@@ -49,7 +51,7 @@ def test_without_hard_links_outputs_are_copied(origin, tmp_path, monkeypatch):
     item, target = note(origin, "shard", "a.h5", "abc"), RunFolder(tmp_path / "ours")
     monkeypatch.setattr(os, "link", refuse)
     runs._share(origin, target, ("shard",))
-    assert target.why(item) is None
+    assert records.why(target, item) is None
     assert not os.path.samefile(origin.root / "shards/a.h5", target.root / "shards/a.h5")
 
 
@@ -64,7 +66,7 @@ def test_again_only_what_is_missing_or_changed_is_given(origin, tmp_path):
     changed = note(origin, "shard", "b.h5", "new")
     runs._share(origin, target, ("shard",))
     assert [(target.root / "shards" / name).read_text() for name in ("a.h5", "b.h5", "c.h5")] == ["old", "new", "old"]
-    assert target.why(changed) is None
+    assert records.why(target, changed) is None
     after = {path.name: path.stat().st_ino for path in (target.root / "records/shard").iterdir()}
     assert [name for name in before if before[name] != after[name]] == ["b.h5.json"]
 
@@ -73,8 +75,8 @@ def test_another_network_leaves_no_checkpoint_of_the_one_before(origin, tmp_path
     target = RunFolder(tmp_path / "steps-1")
     note(origin, "train", "step-00000900.pt", "longer")
     runs._share(origin, target, ("train",))
-    origin.newest_checkpoint().unlink()
+    checkpoint.newest(origin.checkpoints).unlink()
     note(origin, "train", "step-00000100.pt", "shorter")
     runs._share(origin, target, ("train",))
-    assert target.newest_checkpoint().read_text() == "shorter"
-    assert json.loads(target.record_path("train", "run").read_text())["result"] == {"text": "shorter"}
+    assert checkpoint.newest(target.checkpoints).read_text() == "shorter"
+    assert json.loads(records.path(target, "train", "run").read_text())["result"] == {"text": "shorter"}

@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudjob.config import source
 from cloudjob.comparison import variants
+from cloudjob.config import source
 from cloudjob.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -73,11 +73,11 @@ def test_the_budget_comes_before_what_a_variant_says(tmp_path, monkeypatch):
     seen = []
     real = source.load
 
-    def note(path, overrides=()):
+    def note(path, overrides=(), **others):
         seen.append(list(overrides))
-        return real(path, [text for text in overrides if not text.startswith("train.samples=")])
+        return real(path, overrides, **others)
 
-    monkeypatch.setattr(config, "load", note)
+    monkeypatch.setattr(source, "load", note)
     found = load(tmp_path, {"ours": {}, "longer": {"train.lr": 0.5}}, samples=20000)
     assert found.variants["ours"].overrides == ["train.samples=20000"]
     assert seen == [["train.samples=20000"], ["train.samples=20000"], ["train.samples=20000", "train.lr=0.5"]]
@@ -118,6 +118,28 @@ def test_what_is_common_goes_to_the_base_and_to_all_and_before_what_a_variant_sa
     assert [variant.config.train.preset for variant in found.variants.values()] == ["base", "tiny"]
     (said,) = mistakes(tmp_path, given, common=["train.lr"])
     assert "common: write keys and values of the base" in said
+
+
+def test_a_path_counts_from_the_comparison_file_wherever_its_children_work(tmp_path, monkeypatch):
+    given = {
+        "ours": {"train.init_from": "nets/a.pt", "masks": {"source": "raster", "folder": "../masks"}},
+        "given": {"infer.checkpoint": "/abs.pt", "train.init_from": "nets/b.pt"},
+    }
+    monkeypatch.chdir("/")
+    found = load(tmp_path, given, common={"archive.path": "products", "train": {"init_from": "nets/0.pt"}})
+    assert found.config.archive.path == tmp_path / "products"
+    assert found.common == [f'archive.path="{tmp_path}/products"', f'train.init_from="{tmp_path}/nets/0.pt"']
+    ours, other = found.variants["ours"], found.variants["given"]
+    assert ours.config.train.init_from == tmp_path / "nets/a.pt"
+    assert ours.overrides == [
+        found.common[0],
+        f'train.init_from="{tmp_path}/nets/a.pt"',
+        'masks.source="raster"',
+        f'masks.folder="{tmp_path.parent}/masks"',
+    ]
+    for variant in (ours, other):  # as a child is given them
+        assert source.load(BASE, variant.overrides)[0] == variant.config
+    assert other.config.infer.checkpoint == Path("/abs.pt")
 
 
 def test_all_mistakes_of_the_file_are_told_at_once_with_their_lines(tmp_path):
