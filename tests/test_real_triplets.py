@@ -27,8 +27,8 @@ def dates_of_one_place(shared_data: Path, archive: Path) -> None:
     """T31UDS: products from the recorded pixels, classification, B11 and sun."""
     folder = shared_data / "worldcereal_L2A"
     with (
-        xarray.open_dataset(next(folder.glob("*10m*.nc")), mask_and_scale=False) as fine,
-        xarray.open_dataset(next(folder.glob("*20m*.nc")), mask_and_scale=False) as coarse,
+        xarray.open_dataset(next(folder.glob("S2_L2A_10m_00002806639B424A*.nc")), mask_and_scale=False) as fine,
+        xarray.open_dataset(next(folder.glob("S2_L2A_20m_00002806639B424A*.nc")), mask_and_scale=False) as coarse,
     ):
         for number, moment in enumerate(fine["timestamp"].values.astype("datetime64[s]").tolist()):
             bands = np.stack([fine[band].values[number] for band in ("B04", "B03", "B02", "B08")])

@@ -10,9 +10,9 @@ from urllib.parse import quote, urlencode
 import requests
 
 from cloudjob.copernicus.session import Endpoints, get_json, host_of
-from cloudjob.errors import ItemError
+from cloudjob.errors import ConfigError, ItemError
+from cloudjob.names import ProductName
 
-_NAME = re.compile(r"(S2[A-D])_MSIL2A_\d{8}T\d{6}_N(\d\d)(\d\d)_R(\d{3})_T(\d\d[A-Z]{3})_\d{8}T\d{6}")
 _PRODUCT_ID = re.compile(r"Products\(([0-9a-f-]{36})\)")
 _CHECKED_ASSETS = ("B04_10m", "B03_10m", "B02_10m", "B08_10m", "SCL_20m")
 
@@ -125,15 +125,16 @@ def digest_of(multihash: str) -> tuple[str, str]:
 
 def _collect(
     session: requests.Session,
-    request: dict,
+    first: dict,
     *,
     rows: str,
     count: str,
     parse: Callable[[dict], Scene],
     following: Callable[[dict, dict], dict | None],
 ) -> list[Scene]:
-    """Follows the pages to the end; the last one is that without a next link, or an empty one."""
-    host = host_of(request["url"])
+    """Follows the pages to the end; the last page has no next link, or no rows."""
+    request: dict | None = first
+    host = host_of(first["url"])
     scenes: dict[str, Scene] = {}
     received, expected = 0, 0
     while request:
@@ -144,7 +145,7 @@ def _collect(
             found = [parse(row) for row in page[rows]]
             expected = max(expected, page.get(count) or 0)
             request = following(page, request) if found else None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise ItemError(f"{host}: an answer of another shape than documented: {error!r}") from None
         known = len(scenes)
         scenes.update((scene.product, scene) for scene in found)
@@ -188,7 +189,7 @@ def _from_odata(row: dict) -> Scene:
     if row["GeoFootprint"] is None:
         raise ValueError(f"{row['Name']}: no footprint")
     return Scene(
-        **_from_name(row["Name"].removesuffix(".SAFE")),
+        **_from_name(row["Name"]),
         id=row["Id"],
         datetime=_iso(datetime.fromisoformat(row["ContentDate"]["Start"])),
         cloud_cover=attributes["cloudCover"],
@@ -202,16 +203,9 @@ def _from_odata(row: dict) -> Scene:
 
 
 def _from_name(product: str) -> dict:
-    match = _NAME.fullmatch(product)
-    if match is None:
-        raise ValueError(f"not the name of a Level-2A product: {product!r}")
-    satellite, major, minor, orbit, tile = match.groups()
-    return {
-        "product": product,
-        "satellite": satellite,
-        "baseline": f"{major}.{minor}",
-        "relative_orbit": int(orbit),
-        "tile": tile,
+    name = ProductName.parse(product)
+    return {"product": name.name} | {
+        field: getattr(name, field) for field in ("satellite", "baseline", "relative_orbit", "tile")
     }
 
 

@@ -1,26 +1,36 @@
-"""One account at the Data Space: a session for each thread, one token for all, several files at a time."""
+"""One account at the Data Space: a session per thread, one token for all, several files at a time."""
 
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol
 
 from cloudjob.copernicus.session import Endpoints, open_session
-from cloudjob.copernicus.token import from_environment
+from cloudjob.copernicus.token import TokenSource, from_environment
 from cloudjob.copernicus.transfer import fetch, file_url, mismatch
 
 
+class Entry(Protocol):
+    """A file as the manifest of a product lists it: path below the folder, size in bytes, digest."""
+
+    path: str
+    size: int
+    algorithm: str
+    digest: str
+
+
 class Client:
-    """Nothing is asked of the service, and no credentials are needed, before the first file is."""
+    """Fetches files. It asks nothing of the service, and needs no credentials, before the first file."""
 
     def __init__(self, endpoints: Endpoints, *, connections: int):
         self.endpoints = endpoints
         self._connections = connections
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._token = None
+        self._token: TokenSource | None = None
 
-    def file(self, product_id: str, product: str, path: str, folder: Path, **expected) -> Path:
+    def file(self, product_id: str, product: str, path: str, folder: Path, **expected: Any) -> Path:
         """Fetches `path` of the product (name without .SAFE) below its SAFE folder; `expected` is size and digest."""
         with self._lock:
             self._token = self._token or from_environment(self.endpoints, open_session())
@@ -31,11 +41,11 @@ class Client:
         fetch(self._local.session, url, target, token=self._token, **expected)
         return target
 
-    def files(self, product_id: str, product: str, entries: Iterable, folder: Path) -> list[Path]:
+    def files(self, product_id: str, product: str, entries: Iterable[Entry], folder: Path) -> list[Path]:
         """Fetches what these manifest entries (path, size, algorithm, digest) name, verified; whole files are kept."""
 
-        def one(entry) -> Path:
-            expected = {"size": entry.size, "digest": (entry.algorithm, entry.digest)}
+        def one(entry: Entry) -> Path:
+            expected: dict[str, Any] = {"size": entry.size, "digest": (entry.algorithm, entry.digest)}
             if mismatch(folder / entry.path, **expected) is None:
                 return folder / entry.path
             return self.file(product_id, product, entry.path, folder, **expected)

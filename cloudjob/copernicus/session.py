@@ -1,6 +1,7 @@
-"""How the Copernicus Data Space is talked to: addresses, retries with back-off, time limits, errors."""
+"""Requests to the Copernicus Data Space: addresses, retries with back-off, time limits, errors."""
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -25,19 +26,19 @@ class Endpoints:
 
 
 class _Retry(Retry):
-    def get_backoff_time(
-        self,
-    ) -> float:  # urllib3 repeats the first time at once, which a rate limit counts again
+    def get_backoff_time(self) -> float:
+        """Seconds to wait, the first time too: urllib3 repeats at once, which a rate limit counts again."""
         return min(self.backoff_factor * 2 ** (len(self.history) - 1), _LONGEST_WAIT)
 
     def parse_retry_after(self, retry_after: str) -> float:
+        """Seconds that the service asks for, within a limit."""
         return min(super().parse_retry_after(retry_after), _LONGEST_WAIT)
 
 
 class _Session(requests.Session):
-    def rebuild_auth(self, prepared_request, response):
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """The token follows a redirect within the Data Space (catalogue to download), and nowhere else."""
-        old, new = urlsplit(response.request.url), urlsplit(prepared_request.url)
+        old, new = urlsplit(str(response.request.url)), urlsplit(str(prepared_request.url))
         within = new.scheme == "https" and all((url.hostname or "").endswith(_DATA_SPACE) for url in (old, new))
         if not within and self.should_strip_auth(response.request.url, prepared_request.url):
             prepared_request.headers.pop("Authorization", None)
@@ -69,7 +70,7 @@ def host_of(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def ask(session: requests.Session, method: str, url: str, **arguments) -> requests.Response:
+def ask(session: requests.Session, method: str, url: str, **arguments: Any) -> requests.Response:
     """The answer whatever its status; ItemError where there is none."""
     try:
         return session.request(method, url, timeout=_TIMEOUT, **arguments)
@@ -77,7 +78,7 @@ def ask(session: requests.Session, method: str, url: str, **arguments) -> reques
         raise ItemError(f"{host_of(url)}: no answer ({type(error).__name__}: {error})"[:500]) from None
 
 
-def get_json(session: requests.Session, method: str, url: str, **arguments) -> dict:
+def get_json(session: requests.Session, method: str, url: str, **arguments: Any) -> dict:
     """The JSON object that the service answers; ItemError with its own words where it refuses."""
     response = ask(session, method, url, **arguments)
     if not response.ok:

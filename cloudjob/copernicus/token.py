@@ -10,6 +10,7 @@ import requests
 
 from cloudjob.copernicus.session import Endpoints, ask, host_of, refusal
 from cloudjob.errors import ConfigError, ItemError
+from cloudjob.files import atomic
 
 
 class TokenSource:
@@ -64,12 +65,16 @@ class TokenSource:
     def _renew(self) -> None:
         if self._refused:
             raise self._refused
-        answer = None
-        if self._refresh:
-            answer = self._request({"grant_type": "refresh_token", "refresh_token": self._refresh})
-        if not answer and self._file is None:
-            answer = self._request(self._password_grant)
-        if not answer:  # the truth of an answer is that of its status
+        refresh_grant = {"grant_type": "refresh_token", "refresh_token": self._refresh}
+        if self._file:
+            grants = [refresh_grant]
+        else:
+            grants = [refresh_grant, self._password_grant] if self._refresh else [self._password_grant]
+        for grant in grants:
+            answer = self._request(grant)
+            if answer.ok:
+                break
+        else:
             what = "CDSE_USERNAME, CDSE_PASSWORD, CDSE_TOTP" if self._file is None else str(self._file)
             self._refused = ConfigError(f"credentials refused ({what}): {refusal(answer)}")
             raise self._refused
@@ -89,12 +94,8 @@ class TokenSource:
         except (ValueError, KeyError, TypeError):
             raise ItemError(f"{host_of(self._url)}: the answer holds no token") from None
         if self._file:
-            temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                json.dump(body, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._file)
+            with atomic(self._file, mode=0o600) as temporary:
+                temporary.write_text(json.dumps(body))
         return answer
 
 

@@ -1,6 +1,5 @@
 """Files of a product from the Copernicus Data Space: resumed where broken off, verified before they get their name."""
 
-import errno
 import hashlib
 import os
 import re
@@ -15,6 +14,7 @@ import requests
 from cloudjob.copernicus.session import Endpoints, ask, get_json, host_of, refusal
 from cloudjob.copernicus.token import TokenSource
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
+from cloudjob.files import is_disk_full
 
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}
 _CHUNK = 1 << 16  # what is lost of a connection that breaks
@@ -77,7 +77,7 @@ def fetch(
             tell(-_length(part))
             part.unlink()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         missing = f"{size - _length(part)} bytes more" if size else "more space"
         raise DiskFullError(f"{target.parent}: no space left, {target.name} needs {missing}") from None

@@ -2,10 +2,10 @@
 
 A tile (ESA: 1024 x 1024 pixels at 10 m) can only be decoded whole, so each reader here decodes a tile once.
 
-The processes are plain ones (`python -m cloudjob.sentinel2.decode`), not those of `multiprocessing`: they import
-neither the caller's main module nor anything but this one, so they are safe below MPI ranks, threads and CUDA; they
-end by themselves when nobody is left to ask them; and they write pixels into memory that has no name, so that a
-killed job leaves nothing in /dev/shm, whose size does not matter either.
+The processes are plain ones (`python -m cloudjob.sentinel2.decode`) instead of those of `multiprocessing`. They import
+this module alone, not the caller's main module, so they are safe below MPI ranks, threads and CUDA. They end by
+themselves when nobody is left to ask them. They write pixels into memory that has no name: a killed job leaves nothing
+in /dev/shm, whose size does not matter either.
 """
 
 import json
@@ -17,15 +17,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from cloudjob.errors import CorruptFileError, ItemError
@@ -47,7 +48,7 @@ def read_image(path: Path, shape: tuple[int, int, int], dtype: str) -> np.ndarra
     return out
 
 
-def _fill(out: np.ndarray, image, top: int = 0, left: int = 0) -> None:
+def _fill(out: np.ndarray, image: DatasetReader, top: int = 0, left: int = 0) -> None:
     """`out` (bands, r, c) from this row and column on, tile by tile: GDAL's cache need not hold a row of tiles."""
     high, wide = image.block_shapes[0]
     for row in range(0, out.shape[1], high):
@@ -57,7 +58,7 @@ def _fill(out: np.ndarray, image, top: int = 0, left: int = 0) -> None:
 
 
 @contextmanager
-def _open(path: Path, shape: tuple[int, int, int], dtype: str):
+def _open(path: Path, shape: tuple[int, int, int], dtype: str) -> Iterator[DatasetReader]:
     # One thread: with more, GDAL's JPEG 2000 driver reads a truncated file as garbage, without an error.
     try:
         with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES), rasterio.open(path) as image:
@@ -79,7 +80,7 @@ class Band:
     offset: int  # BOA_ADD_OFFSET
     quantification: float
 
-    def read(self, rows=slice(None), cols=slice(None), out: np.ndarray | None = None) -> np.ndarray:
+    def read(self, rows: slice = slice(None), cols: slice = slice(None), out: np.ndarray | None = None) -> np.ndarray:
         """(rows, columns) uint16 in our DN convention, in `out` where that is given."""
         (top, bottom, _), (left, right, _) = rows.indices(self.shape[0]), cols.indices(self.shape[1])
         out = np.empty((bottom - top, right - left), np.uint16) if out is None else out
@@ -97,7 +98,7 @@ class Band:
                 return self._convert(_without_smear(level))
         return _means(self.read(), step)
 
-    def _open(self):
+    def _open(self) -> AbstractContextManager[DatasetReader]:
         return _open(self.path, (1, *self.shape), "uint16")
 
     def _convert(self, dn: np.ndarray) -> np.ndarray:
@@ -121,9 +122,9 @@ def _without_smear(dn: np.ndarray) -> np.ndarray:
 
 
 def stripes(bands: list[Band], *, rows: int, processes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, pixels (len(bands), r, W) uint16 in our DN convention) from north to south; all of one shape.
+    """(first row, pixels (len(bands), r, W) uint16 in our DN convention) from north to south; bands of one shape.
 
-    The pixels are valid until the next are asked for. Memory: two stripes and 50 MB a process, or one stripe.
+    The pixels are valid until the next are asked for. Memory: two stripes and 50 MB per process, or one stripe.
     """
     height, width = bands[0].shape
     if processes < 2 or height * width < _SMALL:
@@ -142,7 +143,7 @@ def _inline(bands: list[Band], rows: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _side_by_side(bands: list[Band], rows: int, processes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Two stripes take turns: one is the caller's, while the other is decoded. A process a band keeps up with that."""
+    """Two stripes take turns: the caller has one while the other is decoded. A process per band keeps up with that."""
     height, width = bands[0].shape
     tops = range(0, height, rows)
     shape = (2, len(bands), rows, width)
@@ -179,9 +180,10 @@ def _shared_memory(size: int) -> Iterator[BinaryIO]:
 @contextmanager
 def _workers(count: int, memory: BinaryIO) -> Iterator[Callable[..., Future]]:
     """A function that has rows of a band decoded by one of `count` processes: see `_ask`."""
-    processes, idle = [], SimpleQueue()
+    processes: list[subprocess.Popen] = []
+    idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
 
-    def ask(*unit) -> None:
+    def ask(*unit: Any) -> None:
         process = idle.get()
         try:
             _ask(process, *unit)
@@ -221,6 +223,8 @@ def _start(memory: BinaryIO) -> subprocess.Popen:
 
 def _ask(process: subprocess.Popen, band: Band, rows: range, start: int) -> None:
     """When this returns, these rows of the band lie in the memory, from its pixel number `start` on."""
+    assert process.stdin is not None  # pipes, see `_start`
+    assert process.stdout is not None
     request = {"band": asdict(band), "rows": [rows.start, rows.stop], "start": start}
     try:
         process.stdin.write(json.dumps(request, default=str).encode() + b"\n")

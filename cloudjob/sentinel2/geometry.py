@@ -18,7 +18,7 @@ def tile_corner(tile: str) -> tuple[str, int, int]:
     match = re.fullmatch(r"(\d\d)([C-HJ-NP-X])([A-HJ-NP-Z])([A-HJ-NP-V])", tile)
     zone = int(match[1]) if match else 0
     columns = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")[zone % 3]
-    if not 1 <= zone <= 60 or match[3] not in columns:
+    if match is None or not 1 <= zone <= 60 or match[3] not in columns:
         raise ConfigError(f"no such Sentinel-2 tile: {tile!r}; expected e.g. 05WPS (UTM zone, band, 100 km square)")
     easting = 100_000 * (columns.index(match[3]) + 1)
     rows = "ABCDEFGHJKLMNPQRSTUV"

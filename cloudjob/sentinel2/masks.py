@@ -1,6 +1,6 @@
-"""Mask classes from ESA's scene classification and what else tells cloud from snow, and their growth.
+"""Mask classes from ESA's scene classification and from what else tells cloud from snow, and how they are grown.
 
-Three states: clear, hidden (cloud, its shadow, thin cirrus), and unknown, where the sources disagree.
+A pixel is clear, hidden (cloud, cloud shadow, thin cirrus), or unknown, where the sources disagree.
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.pixels import CIRRUS, CLASSES, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
-# Level-2A algorithm theoretical basis, scene classification
-SCL_NO_DATA, SCL_SATURATED, SCL_UNCLASSIFIED, SCL_MEDIUM, SCL_HIGH, SCL_CIRRUS, SCL_SNOW = 0, 1, 7, 8, 9, 10, 11
-_SCL_GROUND = (2, 4, 5, 6)  # dark, vegetation, bare, water
-_CLASSES = {SCL_NO_DATA: NO_DATA, 3: SHADOW, SCL_MEDIUM: CLOUD, SCL_HIGH: CLOUD, SCL_CIRRUS: CIRRUS}
+# Classes of ESA's scene classification (Level-2A algorithm theoretical basis document)
+SCL_NO_DATA, SCL_SATURATED, SCL_DARK, SCL_SHADOW, SCL_VEGETATION, SCL_BARE, SCL_WATER = range(7)
+SCL_UNCLASSIFIED, SCL_MEDIUM, SCL_HIGH, SCL_CIRRUS, SCL_SNOW = range(7, 12)
+SCL_GROUND = (SCL_DARK, SCL_VEGETATION, SCL_BARE, SCL_WATER)
+SCL_CLOUDS = (SCL_MEDIUM, SCL_HIGH, SCL_CIRRUS)  # what ESA's own percentage of cloud counts
+_CLASSES = {SCL_NO_DATA: NO_DATA, SCL_SHADOW: SHADOW, SCL_MEDIUM: CLOUD, SCL_HIGH: CLOUD, SCL_CIRRUS: CIRRUS}
 _STRIP = 32  # rows: they fit the cache
 
 _BRIGHT = 0.4  # reflectance in B03 from which a pixel is snow or cloud rather than bare ground
@@ -25,8 +27,8 @@ _AROUND, _MOSTLY = 33, 0.9  # cells of 60 m (2 km), and how much of the cloud th
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How pixels become classes. Probabilities are percent, `snow_b11`, `cloud_b11` and `brighter` reflectance, radii
-    metres; `folder` and `values` are of rasters that replace the classification (`source` "raster")."""
+    """How pixels become classes. Probabilities are in percent; `snow_b11`, `cloud_b11` and `brighter` are reflectance;
+    radii are in metres. `folder` and `values` describe rasters that replace the classification (`source` "raster")."""
 
     source: str = "scl"
     folder: Path | None = None
@@ -45,9 +47,9 @@ class Settings:
 
 
 def classes(scl: np.ndarray) -> np.ndarray:
-    """uint8 mask classes by the scene classification alone, on its grid: snow (11) is clear, and nothing is unknown.
+    """uint8 mask classes by the scene classification alone, on its grid: snow is clear, and nothing is unknown.
 
-    By comparisons of bytes, of which a processor does dozens at a time: a third of the time of a table.
+    Comparisons of bytes, of which a processor does dozens at a time, take a third of the time of a table.
     """
     out = np.zeros_like(scl)
     for strip, part in ((scl[top : top + _STRIP], out[top : top + _STRIP]) for top in range(0, len(scl), _STRIP)):
@@ -97,14 +99,14 @@ def combine(
     """
     mask = classes(scl)
     mask[scl == SCL_SATURATED] = UNKNOWN
-    ground = any_of(scl, *_SCL_GROUND, SCL_UNCLASSIFIED)
+    ground = any_of(scl, *SCL_GROUND, SCL_UNCLASSIFIED)
     doubtful, snow = (scl == SCL_MEDIUM) | (scl == SCL_CIRRUS), scl == SCL_SNOW
     limit = settings.cloud_probability
     if cloud_probability is not None:
         mask[ground & (cloud_probability >= limit)] = UNKNOWN
         mask[(scl == SCL_UNCLASSIFIED) & (cloud_probability >= limit / 2)] = UNKNOWN
     if green is not None and b11 is not None:
-        cloud = doubtful | (scl == SCL_HIGH)
+        cloud = any_of(scl, *SCL_CLOUDS)
         snow_like, cloud_like = _by_b11(green, b11, cloud, settings)
         mask[doubtful & snow_like] = CLEAR
         mask[(scl == SCL_HIGH) & snow_like] = UNKNOWN
@@ -117,8 +119,8 @@ def combine(
     return mask
 
 
-def _by_b11(green, b11, cloud: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Where `cloud` (h, w) is rather snow, and what is cloud-like: (h, w) bool on its 20 m grid."""
+def _by_b11(green: np.ndarray, b11: np.ndarray, cloud: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """(h, w) bool each, on the 20 m grid of `cloud`: where cloud is rather snow, and where a pixel is cloud-like."""
     bright = green > _BRIGHT
     snow_like = bright & (b11 <= settings.snow_b11) & (green - b11 >= settings.snow_ndsi * (green + b11))
     cells = pool(cloud, 3, np.logical_or)
@@ -178,9 +180,8 @@ def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def fractions(mask: np.ndarray) -> dict[str, float]:
-    """no_data as a fraction of all pixels; cloud, shadow, cirrus, unknown and clear of the valid ones (0 if none)."""
-    named = {"cloud": CLOUD, "shadow": SHADOW, "cirrus": CIRRUS, "unknown": UNKNOWN, "clear": CLEAR, "no_data": NO_DATA}
-    counts = {name: int(np.count_nonzero(mask == value)) for name, value in named.items()}
+    """The fraction of no_data among all pixels, and of each other class among the valid ones (0 if there are none)."""
+    counts = {name: int(np.count_nonzero(mask == value)) for name, value in CLASSES.items()}
     no_data = counts.pop("no_data")
     valid = max(1, mask.size - no_data)
     return {name: count / valid for name, count in counts.items()} | {"no_data": no_data / mask.size}

@@ -1,23 +1,25 @@
-"""Which clear product goes with a cloudy one, and which one stands beside them as the reference: measures and rules."""
+"""Pairs: which clear product goes with a cloudy one, and which other clear one is the reference; measures and rules."""
 
-from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cloudjob.names import ProductName, pair_name
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import masks
-from cloudjob.sentinel2.scene_masks import View, suspect
 from cloudjob.sentinel2.product import Product
+from cloudjob.sentinel2.scene_masks import Preview, suspect
 
-_COARSE = 6  # pixels of 10 m: the grid on which whole scenes are counted
-_WHOLE = 3000  # rows or columns of 10 m from which a scene is thinned
-_WITNESSES = 4  # other clear dates that are asked about one
+_COARSE = 6  # pixels of 10 m: the width of a pixel of thinned masks
+_LARGE = 3000  # rows and columns of 10 m from which on the masks of a scene are thinned
+_WITNESSES = 4  # other clear dates that are compared with a clear one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What a pair must be like; fractions are of the masks (not grown), over the overlap. See the configuration."""
+    """Limits that a pair must keep; the configuration explains each. Fractions are of the masks (not grown), over the
+    overlap."""
 
     max_days: float = 30
     reference_max_days: float = 60
@@ -31,45 +33,45 @@ class Rules:
     max_snow_difference: float = 0.4
 
 
-def open_view(product: Product, settings: masks.Settings) -> View:
-    """The view of a product as pairing needs it. Of a whole scene every ninth pixel of the masks: at 60 m, where the
-    pictures are, there are 3.3 million left, and fractions stay what they were to 0.001."""
-    view = View.open(product, settings)
-    return _thinned(view, _COARSE) if min(product.shape) >= _WHOLE else view
+def open_preview(product: Product, settings: masks.Settings) -> Preview:
+    """The preview of a product as pairing needs it. The masks of a whole scene are thinned to every ninth pixel: 3.3
+    million are left, and fractions stay the same to 0.001."""
+    preview = Preview.open(product, settings)
+    return _thinned(preview, _COARSE) if min(product.shape) >= _LARGE else preview
 
 
-def _thinned(view: View, factor: int) -> View:
-    step = factor // view.factor
+def _thinned(preview: Preview, factor: int) -> Preview:
+    step = factor // preview.factor
     if step == 1:
-        return view
-    core, snow = (array[::step, ::step].copy() for array in (view.core, view.snow))
-    return replace(view, core=core, snow=snow, factor=factor, scl=None)
+        return preview
+    core, snow = (array[::step, ::step].copy() for array in (preview.core, preview.snow))
+    return replace(preview, core=core, snow=snow, factor=factor, scl=None)
 
 
-def measure(cloudy: View, clear: View, settings: masks.Settings, witnesses: Sequence[View] = ()) -> dict:
-    """The measures of a candidate pair, of the same tile and grid; the [2] of a list are the cloudy and the clear date.
+def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses: Sequence[Preview] = ()) -> dict:
+    """The measures of a candidate pair of one tile and grid. Lists hold the value of the cloudy and of the clear date.
 
-    The cloudy date cannot tell what is wrong with the clear one below its own clouds, which is where the clear one is
-    needed; `witnesses`, other clear dates, can.
+    Below its own clouds, where the clear date is needed, the cloudy date cannot tell what is wrong with it; the
+    `witnesses`, other clear dates, can.
 
     days          signed, from the cloudy to the clear date
-    overlap       pixels with data on both dates, over the smaller of the areas with data; all that follows is of them
+    overlap       pixels with data on both dates, over the smaller of the areas with data; all below is of these pixels
     *_cloud       cloud and cirrus of the cloudy date; cloud, cirrus and shadow of the clear one
-    *_unknown     what the date's own masks leave open, or what is clear but suspiciously brighter than the other date
-                  (the clear one: than most of the dates, the cloudy one and witnesses, that are clear there)
+    *_unknown     pixels that the date's own masks leave open, or that are clear but suspiciously brighter than on the
+                  other date (clear date: than on most of the dates, cloudy date and witnesses, that are clear there)
     jointly_clear clear on both dates, and suspicious on neither
-    snow          of the pixels that both classifications call clear, and their difference (new snow is suspiciously
-                  bright, so suspicion does not count here); None where there are none
+    snow          share of the pixels that both classifications call clear, and the difference of the dates; None
+                  where there are no such pixels. New snow is suspiciously bright, so suspicion does not count here.
     """
-    factor = max(view.factor for view in (cloudy, clear, *witnesses))
-    cloudy, clear, *witnesses = (_thinned(view, factor) for view in (cloudy, clear, *witnesses))
+    factor = max(preview.factor for preview in (cloudy, clear, *witnesses))
+    cloudy, clear, *witnesses = (_thinned(preview, factor) for preview in (cloudy, clear, *witnesses))
     valid, other_valid = cloudy.core != NO_DATA, clear.core != NO_DATA
     both = valid & other_valid
     smaller = min(np.count_nonzero(valid), np.count_nonzero(other_valid))
     doubt, other_doubt = suspect(cloudy, clear, settings), _outvoted(clear, [cloudy, *witnesses], settings)
     agreed = (cloudy.core == CLEAR) & (clear.core == CLEAR)
-    snow = [_share(view.snow, agreed) for view in (cloudy, clear)]
-    suns = [view.product.sun_elevation for view in (cloudy, clear)]
+    snow, other_snow = (_share(preview.snow, agreed) for preview in (cloudy, clear))
+    suns = [preview.product.sun_elevation for preview in (cloudy, clear)]
     return {
         "days": round((clear.product.sensing_time - cloudy.product.sensing_time).total_seconds() / 86400, 3),
         "same_orbit": cloudy.product.name.relative_orbit == clear.product.name.relative_orbit,
@@ -81,29 +83,29 @@ def measure(cloudy: View, clear: View, settings: masks.Settings, witnesses: Sequ
         "jointly_clear": _share(agreed & ~doubt & ~other_doubt, both) or 0.0,
         "sun_elevation": [round(sun, 2) for sun in suns],
         "sun_difference": round(abs(suns[0] - suns[1]), 2),
-        "snow": snow,
-        "snow_difference": None if None in snow else round(abs(snow[0] - snow[1]), 4),
+        "snow": [snow, other_snow],
+        "snow_difference": None if snow is None or other_snow is None else round(abs(snow - other_snow), 4),
     }
 
 
-def _outvoted(view: View, others: list[View], settings: masks.Settings) -> np.ndarray:
-    """(h, w) bool: suspiciously brighter than on most of the other dates that are clear there. One of them alone may
-    itself be in a shadow that its classification missed, or before a snowfall."""
-    asked, votes = np.zeros((2, *view.core.shape), np.uint8)
+def _outvoted(preview: Preview, others: list[Preview], settings: masks.Settings) -> np.ndarray:
+    """(h, w) bool: pixels suspiciously brighter than on most of the other dates that are clear there. A single date may
+    lie in a shadow that its classification missed, or before a snowfall."""
+    voters, votes = np.zeros((2, *preview.core.shape), np.uint8)
     for other in others:
-        asked += other.core == CLEAR
-        votes += suspect(view, other, settings)
-    return 2 * votes > asked
+        voters += other.core == CLEAR
+        votes += suspect(preview, other, settings)
+    return 2 * votes > voters
 
 
 def _share(flags: np.ndarray, where: np.ndarray) -> float | None:
-    """How much of `where` is flagged; None where there is nothing."""
+    """The share of the pixels `where` that is flagged; None where there are no such pixels."""
     total = np.count_nonzero(where)
     return round(float(np.count_nonzero(flags & where) / total), 5) if total else None
 
 
 def judge(measures: dict, rules: Rules) -> list[str]:
-    """Why a candidate is not acceptable, in words; empty if it is."""
+    """Why a candidate is not acceptable, in words; an empty list if it is."""
     low, high = rules.cloudy_range
     suns = measures["sun_elevation"]
     checks = [
@@ -149,16 +151,16 @@ def _faults(measures: dict, rules: Rules) -> list[str]:
     return reasons
 
 
-def candidates(cloudy: View, clear: Iterable[View], rules: Rules, settings: masks.Settings) -> list[dict]:
-    """One row for each clear product on the same tile and pixel grid and of another acquisition, nearest first.
+def candidates(cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings: masks.Settings) -> list[dict]:
+    """One row per clear product of another acquisition on the same tile and pixel grid, nearest first.
 
-    Near is in days, a date of another relative orbit being `other_orbit_days` farther. The nearest acceptable row is
-    `accepted`, and the one `shown` to a person; where none is acceptable, that with the fewest reasons is shown.
-    Beside it stands its `reference`, the third image of the triplet: the nearest product of yet another acquisition
-    that is as clear. Every row that was not taken says why.
+    Distance is in days; a date of another relative orbit counts as `other_orbit_days` farther. The nearest acceptable
+    row is `accepted` and `shown` to a person; where none is acceptable, the one with the fewest reasons is shown. The
+    shown row names its `reference`, the third image of the triplet: the nearest product of yet another acquisition
+    that is as clear. Every row that is not accepted says why.
     """
-    clear = [view for view in clear if _pairs(cloudy.product, view.product)]
-    rows = [_row(cloudy, view, _witnesses(view, clear, rules), rules, settings) for view in clear]
+    clear = [preview for preview in clear if _may_pair(cloudy.product, preview.product)]
+    rows = [_row(cloudy, preview, _witnesses(preview, clear, rules), rules, settings) for preview in clear]
     rows.sort(key=lambda row: (_distance(row, rules), row["clear"]))
     good = [row for row in rows if not row["reasons"]]
     shown = min(rows, key=lambda row: len(row["reasons"]), default=None)  # the first of those with the fewest
@@ -175,34 +177,28 @@ def candidates(cloudy: View, clear: Iterable[View], rules: Rules, settings: mask
     return rows
 
 
-def _pairs(cloudy: Product, clear: Product) -> bool:
-    """Same tile and pixels, or they would have to be resampled; another acquisition, or it is the same picture."""
+def _may_pair(cloudy: Product, clear: Product) -> bool:
+    """Whether two products share tile and pixels, so that nothing is resampled, and are of different acquisitions."""
     ground = [(p.name.tile, p.crs, p.transform, p.shape) for p in (cloudy, clear)]
-    return ground[0] == ground[1] and _datatake(cloudy.name.name) != _datatake(clear.name.name)
+    return ground[0] == ground[1] and cloudy.name.datatake != clear.name.datatake
 
 
-def _datatake(product: str) -> tuple[str, str]:
-    """Satellite and start of sensing: the same in copies and halves of one acquisition."""
-    satellite, _, sensing = product.split("_")[:3]
-    return satellite, sensing
+def _witnesses(preview: Preview, clear: list[Preview], rules: Rules) -> list[Preview]:
+    """The clear dates nearest to this one, of other acquisitions."""
 
+    def days(other: Preview) -> float:
+        return abs((other.product.sensing_time - preview.product.sensing_time).total_seconds()) / 86400
 
-def _witnesses(view: View, clear: list[View], rules: Rules) -> list[View]:
-    """The clear dates nearest to this one."""
-
-    def days(other: View) -> float:
-        return abs((other.product.sensing_time - view.product.sensing_time).total_seconds()) / 86400
-
-    own = _datatake(view.product.name.name)
-    others = [other for other in clear if _datatake(other.product.name.name) != own]
+    own = preview.product.name.datatake
+    others = [other for other in clear if other.product.name.datatake != own]
     return sorted((other for other in others if days(other) <= rules.reference_max_days), key=days)[:_WITNESSES]
 
 
-def _row(cloudy: View, clear: View, witnesses: list[View], rules: Rules, settings: masks.Settings) -> dict:
-    names = [view.product.name.name for view in (cloudy, clear)]
+def _row(cloudy: Preview, clear: Preview, witnesses: list[Preview], rules: Rules, settings: masks.Settings) -> dict:
     measures = measure(cloudy, clear, settings, witnesses)
-    pair = "_".join([cloudy.product.name.tile, *(_datatake(name)[1] for name in names)])
-    return {"pair": pair, "cloudy": names[0], "clear": names[1], **measures, "reasons": judge(measures, rules)}
+    names = {"cloudy": cloudy.product.name, "clear": clear.product.name}
+    row = {"pair": pair_name(**names)} | {role: name.name for role, name in names.items()}
+    return row | measures | {"reasons": judge(measures, rules)}
 
 
 def _distance(row: dict, rules: Rules) -> float:
@@ -210,9 +206,10 @@ def _distance(row: dict, rules: Rules) -> float:
 
 
 def _reference(target: dict, rows: list[dict], rules: Rules) -> dict | None:
-    """The first of the rows, nearest first, that may be the reference beside this target."""
+    """The first of the rows, nearest first, that may be the reference of the pair with this target."""
     for row in rows:
         near = abs(row["days"]) <= rules.reference_max_days
-        if near and _datatake(row["clear"]) != _datatake(target["clear"]) and not _faults(row, rules):
+        datatakes = {ProductName.parse(each["clear"]).datatake for each in (row, target)}
+        if near and len(datatakes) == 2 and not _faults(row, rules):
             return row
     return None

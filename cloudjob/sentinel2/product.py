@@ -4,11 +4,11 @@ Elements and layout: Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
@@ -18,8 +18,8 @@ from defusedxml.ElementTree import parse
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.names import ProductName
-from cloudjob.sentinel2 import decode
 from cloudjob.pixels import BANDS
+from cloudjob.sentinel2 import decode
 
 _BAND_ID = {"B04": "3", "B03": "2", "B02": "1", "B08": "7", "B11": "11"}  # B01 is 0, B8A is 8
 _PREVIEW = ("_SCL_20m", *(f"_{band}_60m" for band in ("B04", "B03", "B02", "B11")))
@@ -46,8 +46,8 @@ class Product:
     files: dict[str, str]  # "B04_10m", "SCL_20m", "MSK_CLDPRB_20m" ... -> path below the folder
 
     @classmethod
-    def open(cls, folder: Path) -> "Product":
-        """Needs MTD_MSIL2A.xml and the granule's MTD_TL.xml; CorruptFileError names file and element."""
+    def open(cls, folder: Path) -> Self:
+        """Reads MTD_MSIL2A.xml and the granule's MTD_TL.xml; CorruptFileError names file and element."""
         folder = Path(folder)
         user = _Metadata(folder / "MTD_MSIL2A.xml")
         images = [f"{_inside(user.path, _text(e))}.jp2" for e in user.all("IMAGE_FILE")]
@@ -87,7 +87,7 @@ class ManifestEntry:
 def read_manifest(path: Path) -> list[ManifestEntry]:
     """The files that manifest.safe lists, in its order; CorruptFileError where an entry is incomplete."""
     manifest = _Metadata(path)
-    entries = []
+    entries: list[ManifestEntry] = []
     for stream in manifest.all("byteStream"):
         fields = {_local(child): child for child in stream}
         try:
@@ -146,7 +146,7 @@ def stripes(products: list[Product], *, rows: int = 1024, processes: int = 1) ->
 
     Each tile (1024 rows) of each band is decoded once, by one of `processes` processes, which go on with the next
     stripe while the caller has this one: the pixels are valid until the next are asked for. A stripe of a full scene
-    is 90 MB a product. CorruptFileError where a band cannot be decoded.
+    takes 90 MB per product. CorruptFileError where a band cannot be decoded.
     """
     shapes = {product.shape for product in products}
     if len(shapes) > 1:
@@ -217,8 +217,8 @@ def read_b11(product: Product) -> np.ndarray | None:
 
 
 def _band(product: Product, band: str, *, resolution: int = 10) -> decode.Band:
-    path, (_, *shape) = _image(product, f"{band}_{resolution}m", factor=resolution // 10)
-    return decode.Band(path, tuple(shape), product.offsets[band], product.quantification)
+    path, (_, rows, columns) = _image(product, f"{band}_{resolution}m", factor=resolution // 10)
+    return decode.Band(path, (rows, columns), product.offsets[band], product.quantification)
 
 
 def _mask(product: Product, key: str, *, factor: int, bands: int = 1) -> np.ndarray:
@@ -233,7 +233,8 @@ def _image(product: Product, key: str, *, factor: int, bands: int = 1) -> tuple[
     path = product.folder / product.files[key]
     if not path.is_file():
         raise CorruptFileError(path, "missing")
-    return path, (bands, *(-(-length // factor) for length in product.shape))
+    rows, columns = (-(-length // factor) for length in product.shape)
+    return path, (bands, rows, columns)
 
 
 def _fetched(product: Product, key: str) -> bool:
@@ -256,7 +257,7 @@ class _Metadata:
         wanted = attributes.items()
         return [e for e in self.root.iter() if _local(e) == name and wanted <= e.attrib.items()]
 
-    def get(self, name: str, child: str = "", *, convert: Callable = str, **attributes: str):
+    def get(self, name: str, child: str = "", *, convert: Callable = str, **attributes: str) -> Any:
         """The text of the first element `name` with these attributes, or of its child."""
         found = self.all(name, **attributes)
         if found and child:

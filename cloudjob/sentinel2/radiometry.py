@@ -1,4 +1,4 @@
-"""Digital numbers and reflectance; one date radiometrically normalised to another, and the shift between their grounds."""
+"""Digital numbers and reflectance; the radiometric normalisation of one date to another, and the shift between them."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,18 @@ from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
 _SHIFT = 1000  # OFFSET in digital numbers, with the other sign
 
 _MIN_PIXELS, _MIN_SPREAD = 500, 30.0  # a line needs so many pixels, and this standard deviation of them (DN)
-_GAINS = (0.5, 2.0)  # light between two dates of a season cannot change more: the pixels did
+_GAINS = (0.5, 2.0)  # between two dates of a season illumination changes no more; beyond, the ground itself changed
 _HUBER = 1.345  # robust standard deviations; 95 % efficient on normal errors (Huber 1981)
-_FLAT = 100.0  # DN; a match as good as this is good, whatever r2 says of ground that hardly varies
-_NODES = 16  # of the grid along a side, each on at least 8 pixels
-_CHIPS = 3  # a shift is what so many places agree on
-_CHANCE = 40.0  # over the side of a chip: twice the correlation that unrelated chips of 64 to 256 pixels reached
+_FLAT = 100.0  # DN; a smaller rmse is good, whatever r2 says of ground that hardly varies
+_NODES = 16  # of the grid of offsets along a side; at least 8 pixels per node
+_CHIPS = 3  # that must agree on a shift
+_CHANCE = 40.0  # divided by the side of a chip: twice the correlation that unrelated chips of 64 to 256 pixels reached
+
+_USABLE, _SPREAD = 0.9, 0.5  # share of a chip that must be clear; pixels by which chips may disagree
 
 
 def to_convention(dn: np.ndarray, *, offset: int, quantification: float = 10000) -> np.ndarray:
-    """The source's DN, uint16 with 0 = no data, in our convention.
+    """The source's DN, uint16 with EMPTY_DN = no data, in our convention.
 
     `offset` is BOA_ADD_OFFSET of the product (-1000 from processing baseline 04.00 on, 0 before; ESA PSD 14.9):
     reflectance = (DN + offset) / quantification. With ESA's numbers (-1000, 10000) the array comes back as it is.
@@ -30,7 +32,7 @@ def to_convention(dn: np.ndarray, *, offset: int, quantification: float = 10000)
 
 
 def from_convention(dn: np.ndarray, *, offset: int) -> np.ndarray:
-    """Our DN as a product with BOA_ADD_OFFSET `offset` stores it: 15 bits, 1..32767, 0 = no data."""
+    """Our DN as a product with BOA_ADD_OFFSET `offset` stores it: 15 bits, 1..32767, EMPTY_DN = no data."""
     out = np.clip(dn.astype(np.int32) - _SHIFT - offset, 1, 32767)
     return np.where(dn == EMPTY_DN, EMPTY_DN, out).astype(np.uint16)
 
@@ -43,14 +45,14 @@ def reflectance(dn: np.ndarray) -> np.ndarray:
 
 
 def digital_number(values: np.ndarray) -> np.ndarray:
-    """uint16 DN of a reflectance; NaN becomes 0 (no data), all else is clipped to the valid 1..65535."""
+    """uint16 DN of a reflectance; NaN becomes EMPTY_DN, all else is clipped to the valid 1..65535."""
     dn = np.clip(np.rint((values - OFFSET) / SCALE), 1, 65535)
     return np.where(np.isnan(values), EMPTY_DN, dn).astype(np.uint16)
 
 
 @dataclass(frozen=True)
 class Match:
-    """What takes one date to the light of another: a line a band, and maybe offsets that vary over the scene.
+    """The radiometric normalisation of one date to another: a line per band, maybe offsets that vary in the scene.
 
     `lines`: for each of BANDS gain, offset (DN), r2 and rmse (DN) of the line, pixels (how many were usable). r2 and
     rmse are None where a line could not be measured. `grid`: (4, gh, gw) float32 DN added on top of the line; the
@@ -62,11 +64,11 @@ class Match:
 
     @property
     def r2(self) -> float | None:
-        """The lowest of the bands; None where none could be measured."""
+        """The lowest r2 of the bands; None where none could be measured."""
         return min((line["r2"] for line in self.lines if line["r2"] is not None), default=None)
 
     def poor(self, min_r2: float) -> list[str]:
-        """The bands that the line does not explain, in words; those that match to 0.01 of reflectance are none."""
+        """The bands that the line does not explain, in words. A band that fits to 0.01 of reflectance is not poor."""
         return [
             f"{band} R2 {line['r2']:.2f}, RMSE {line['rmse'] * SCALE:.3f}"
             for band, line in zip(BANDS, self.lines, strict=True)
@@ -78,9 +80,9 @@ class Match:
         return {"lines": self.lines, "grid": None if self.grid is None else np.round(self.grid, 2).tolist()}
 
     def apply(self, dn: np.ndarray, *, top: int = 0, height: int) -> np.ndarray:
-        """(4, r, W) uint16 DN of the rows from `top` on of a scene of `height` rows, matched; no data stays no data.
+        """(4, r, W) uint16 DN, normalised: the rows from `top` on of a scene of `height` rows. No data stays no data.
 
-        `dn` spans the whole width; stripes join exactly to what the whole scene gives. Of any resolution.
+        `dn` spans the whole width, at any resolution. Stripes join exactly to what the whole scene gives.
         """
         out = np.empty_like(dn)
         for band, line in enumerate(self.lines):
@@ -128,17 +130,17 @@ def _between(pixels: np.ndarray, length: int, nodes: int) -> tuple[np.ndarray, n
 
 
 def fit(source: np.ndarray, target: np.ndarray, usable: np.ndarray, *, grid: bool = False) -> Match:
-    """What takes `source` (another date) to `target`, both (4, h, w) uint16 DN, of any reduced resolution.
+    """The normalisation of `source` (another date) to `target`, both (4, h, w) uint16 DN, of any reduced resolution.
 
     `usable` (h, w) bool is where both are clear. Per band a line: repeated medians to begin with (Siegel 1982: up to
-    half of the pixels may have changed), then Huber's M-estimator on those that did not: what lies further off the
-    line than 2.69 robust standard deviations, where Huber's weight falls below a half, has none at all. (With all
-    pixels Huber follows what changed, since snow or cloud on one date is far out along x as well.) r2 and rmse are of
-    the same pixels. Where fewer than 500 are usable or the source hardly varies, only the medians are brought
-    together (gain 1), and where none is, nothing is done; r2 and rmse are None then. A gain outside 0.5..2 is not the
-    light's either: the medians again, with the r2 that this deserves.
+    half of the pixels may have changed), then Huber's M-estimator on those that did not: pixels further off the line
+    than 2.69 robust standard deviations, where Huber's weight falls below a half, get no weight at all. (With all
+    pixels Huber follows the change, since snow or cloud on one date is far out along x as well.) r2 and rmse are of
+    the same pixels. Where fewer than 500 pixels are usable or the source hardly varies, only the medians are brought
+    together (gain 1), and where no pixel is, nothing is done; r2 and rmse are None then. A gain outside 0.5..2 does
+    not come from illumination either: the medians are brought together, and r2 tells how well that fits.
 
-    With `grid` the residuals' local median is added on top (see `Match`), smooth over some 16ths of the scene.
+    With `grid` the local median of the residuals is added on top (see `Match`), smooth over some 16ths of the scene.
     """
     usable = usable & (source != EMPTY_DN).all(0) & (target != EMPTY_DN).all(0)
     pixels = [(s[usable].astype(np.float32), t[usable].astype(np.float32)) for s, t in zip(source, target, strict=True)]
@@ -179,7 +181,7 @@ def _repeated_medians(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _huber(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept by iteratively reweighted least squares from a start that half of the pixels cannot spoil."""
+    """Slope and intercept by iteratively reweighted least squares; half of the pixels cannot spoil its start."""
     few = slice(None, None, -(-x.size // 1000))
     slope, intercept = _repeated_medians(x[few], y[few])
     for _ in range(50):
@@ -195,7 +197,8 @@ def _huber(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _weights(residual: np.ndarray) -> np.ndarray:
-    """Huber's, 0 for the changed; the scale is 1.4826 median absolute deviations, half a DN (rounding) at least."""
+    """Huber's weights, 0 for changed pixels; the scale is 1.4826 median absolute deviations, at least half a DN
+    (rounding)."""
     distance = np.abs(residual)
     scale = max(1.4826 * np.median(distance), 0.5)
     weight = np.minimum(1.0, _HUBER * scale / np.maximum(distance, 1e-9))
@@ -214,7 +217,7 @@ def _local_offsets(residual: np.ndarray, cells: np.ndarray, shape: list[int]) ->
     """(gh, gw) float32 DN: the median residual of each cell, smoothed over the cells around it.
 
     A normalised convolution (Knutsson and Westin 1993) with pixel counts for certainty. The kernel, (1 + d^2)^-2 of
-    the distance in cells, never ends: a cell without pixels takes what lies nearest, however far off.
+    the distance in cells, never ends: a cell without pixels takes the nearest medians, however far off.
     """
     count = np.bincount(cells, minlength=shape[0] * shape[1])
     if not count.any():
@@ -228,17 +231,18 @@ def _local_offsets(residual: np.ndarray, cells: np.ndarray, shape: list[int]) ->
 
 
 def shift(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict:
-    """How far the ground of the second date lies off that of the first: {"row", "col", "chips"}, in pixels.
+    """How far the ground of the second date lies off that of the first, in pixels: {"row", "col", "chips"}, with the
+    number of chips that were measured.
 
-    `pairs` are chips (n, m) of one band of both dates and where both are clear, bool. Each is measured by phase
-    correlation to a 20th of a pixel (Guizar-Sicairos 2008), the result is the median. It is not measurable - row and
-    col are None, and `why` says so - where fewer than 3 chips are nearly all clear and correlate better than
+    `pairs` are chips (n, m) of one band of both dates, and (n, m) bool where both are clear. Each is measured by phase
+    correlation to a 20th of a pixel (Guizar-Sicairos 2008); the result is the median. It cannot be measured - row and
+    col are None, and `why` says why - where fewer than 3 chips are nearly all clear and correlate better than
     unrelated ground does, or where they disagree.
     """
     found = []
     for first, second, usable in pairs:
         usable = usable & (first != EMPTY_DN) & (second != EMPTY_DN)
-        if usable.mean() >= 0.9:
+        if usable.mean() >= _USABLE:
             row, col, correlation = _displacement(first, second, usable)
             if correlation >= _CHANCE / min(first.shape):
                 found.append((row, col))
@@ -247,7 +251,7 @@ def shift(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict:
         return unknown | {"why": f"{len(found)} of {len(pairs)} places are clear and alike, {_CHIPS} are needed"}
     middle = np.median(found, axis=0)
     spread = np.median(np.abs(found - middle), axis=0).max()
-    if spread > 0.5:
+    if spread > _SPREAD:
         return unknown | {"why": f"{len(found)} places disagree by {spread:.1f} pixels"}
     row, col = (round(float(value) + 0.0, 3) for value in middle)
     return {"row": row, "col": col, "chips": len(found)}
@@ -267,8 +271,8 @@ def _displacement(first: np.ndarray, second: np.ndarray, usable: np.ndarray) -> 
 
 
 def _details(chip: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """What is left of a chip without its mean over some 10 usable pixels, in a Hann window; 0 where not usable, so
-    that holes, which both dates have in common, leave no edge to correlate."""
+    """A chip minus its mean over some 10 usable pixels, in a Hann window; 0 where not usable, so that holes, which both
+    dates have in common, leave no edge to correlate."""
     from scipy.ndimage import gaussian_filter
 
     mean = gaussian_filter(np.where(usable, chip, 0).astype(np.float64), 4) / np.maximum(

@@ -1,14 +1,13 @@
 """Pictures for people: true colour with a fixed stretch, outlines of masks, the difference of two dates, PNG, WebP."""
 
-from cloudjob.pixels import CIRRUS, CLOUD, NO_DATA, SHADOW, UNKNOWN
 import io
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cloudjob.sentinel2 import masks
-from cloudjob.pixels import BANDS
+from cloudjob.pixels import BANDS, CIRRUS, CLOUD, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.sentinel2.radiometry import reflectance
 
 _RGB = [BANDS.index(band) for band in ("B04", "B03", "B02")]
@@ -31,9 +30,7 @@ _ENOUGH = 16  # pixels for a median
 def true_colour(dn: np.ndarray, *, gain: float = 2.5) -> np.ndarray:
     """(H, W, 3) uint8 from DN (3 or 4, H, W), red, green, blue first: 255 * clip(gain * reflectance, 0, 1).
 
-    Black where there is no data.
-
-    The stretch never depends on the picture, so that two dates can be compared; gain 1.0 suits snow.
+    No data is black. The stretch never depends on the picture, so that two dates can be compared; gain 1.0 suits snow.
     """
     values = np.nan_to_num(reflectance(np.arange(65536, dtype=np.uint16)))
     stretch = np.rint(255 * np.clip(gain * values, 0, 1)).astype(np.uint8)
@@ -107,11 +104,11 @@ def encode_png(rgb: np.ndarray) -> bytes:
 
 def encode_webp(picture: np.ndarray, *, quality: int | None = None) -> bytes:
     """The (H, W, 3 or 4) uint8 picture as a WebP file: `quality` 0 to 100, or without loss."""
-    loss = {"lossless": True} if quality is None else {"quality": quality}
+    loss: dict[str, Any] = {"lossless": True} if quality is None else {"quality": quality}
     return _encoded(picture, format="WEBP", method=4, **loss)
 
 
-def _encoded(picture: np.ndarray, **options) -> bytes:
+def _encoded(picture: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, **options)
     return buffer.getvalue()

@@ -1,74 +1,79 @@
-"""Acquisitions side by side as the later stages need them: whole scenes, quick looks, and the match between dates."""
+"""Dates of one place side by side: their masks, whole scenes, reduced scenes, and the normalisation and shift between
+them."""
 
-from cloudjob.pixels import CLEAR, EMPTY_DN, NO_DATA
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
 from cloudjob.sentinel2 import masks, radiometry
-from cloudjob.sentinel2.scene_masks import Cover, View, cover
-from cloudjob.sentinel2.sums import window_sums
 from cloudjob.sentinel2.product import Product, read_bands, read_reduced
-from cloudjob.pixels import BANDS
+from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks
+from cloudjob.sentinel2.sums import window_sums
 
-_TILE = 1024  # of JPEG 2000: a chip lies in one, which is decoded whole
-_CHIPS = 3  # a grid of 3 x 3 chips over the scene settles two numbers
+_TILE = 1024  # rows and columns of a JPEG 2000 tile, which is decoded whole: a chip lies within one
+_CHIPS = 3  # chips along a side of the scene: 3 x 3 of them settle two numbers
+_CLEAR_SHARE = 0.95  # of the pixels of a chip
+# Which other date revises the masks of a date. The cloudy date and the reference are held against the clear one.
+REVISED_BY = {"cloudy": "clear", "clear": "cloudy", "reference": "clear"}
 
 
-def covers(views: dict[str, View], settings: masks.Settings) -> dict[str, Cover]:
-    """Masks of the dates of a pair (roles cloudy, clear and, where there is one, reference), each with the second
-    opinion of another date: the clear one's, and for that the cloudy one's."""
-    others = {"cloudy": "clear", "clear": "cloudy", "reference": "clear"}
-    return {role: cover(view, views[others[role]], settings) for role, view in views.items()}
+def masks_of_pair(previews: dict[str, Preview], settings: masks.Settings) -> dict[str, SceneMasks]:
+    """Masks of the dates of a pair by role (cloudy, clear and, where there is one, reference), each revised by the
+    other date that REVISED_BY names."""
+    return {role: revised_masks(date, previews[REVISED_BY[role]], settings) for role, date in previews.items()}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole acquisition at 10 m. `mask` is grown, and 255 wherever a band has no data; `core` is neither."""
+    """A whole acquisition at 10 m. `mask` is grown, and NO_DATA where a band has none; `core` is as its sources say."""
 
     product: Product
-    cover: Cover
+    masks: SceneMasks
     bands: np.ndarray  # (4, H, W) uint16 DN
     mask: np.ndarray  # (H, W) uint8 mask classes
     core: np.ndarray  # (H, W) uint8 mask classes
 
     @classmethod
-    def open(cls, product: Product, cover: Cover, *, processes: int = 1) -> "Scene":
+    def open(cls, product: Product, masks: SceneMasks, *, processes: int = 1) -> Self:
         """Decodes the four bands, each once."""
         bands = read_bands(product, processes=processes)
-        mask, core = (cover.at_10m(name, product.shape) for name in ("mask", "core"))
+        mask, core = masks.at_10m("mask", product.shape), masks.at_10m("core", product.shape)
         mask[(bands == EMPTY_DN).any(0)] = NO_DATA
-        return cls(product, cover, bands, mask, core)
+        return cls(product, masks, bands, mask, core)
 
     def matched(self, other: "Scene") -> np.ndarray:
-        """The bands of `other` in the light of this scene."""
+        """The bands of `other`, radiometrically normalised to this scene."""
         step = reduction(self.product.shape)
-        looks = [Look.open(scene.product, scene.cover, step) for scene in (other, self)]
-        return fit(*looks).apply(other.bands, height=self.product.shape[0])
+        source, target = (ReducedScene.open(scene.product, scene.masks, step) for scene in (other, self))
+        return fit(source, target).apply(other.bands, height=self.product.shape[0])
 
     def clear_only(self, bands: np.ndarray) -> np.ndarray:
-        """A copy of `bands` (4, H, W) with no data (0) wherever this scene is not clear."""
+        """A copy of `bands` (4, H, W) with EMPTY_DN wherever this scene is not clear."""
         return np.where(self.mask == CLEAR, bands, EMPTY_DN)
 
 
 def open_pair(folders: dict[str, Path], settings: masks.Settings, *, processes: int = 1) -> Callable[[str], Scene]:
-    """A function that opens the scene of a role, of a pair whose products lie in these folders (see `covers`)."""
+    """A function that opens the scene of a role, of a pair whose products lie in these folders by role (see
+    `masks_of_pair`)."""
     products = {role: Product.open(folder) for role, folder in folders.items()}
-    found = covers({role: View.open(product, settings) for role, product in products.items()}, settings)
+    found = masks_of_pair({role: Preview.open(product, settings) for role, product in products.items()}, settings)
     return lambda role: Scene.open(products[role], found[role], processes=processes)
 
 
 def reduction(shape: tuple[int, int], *, window: int = 256) -> int:
-    """By how much a quick look may be reduced: a whole scene 16 times, which costs a hundredth of decoding it. Small
-    scenes and small windows less, so that there is something left to measure."""
+    """By how much a scene is reduced to be measured: a whole one 16 times, which costs a hundredth of decoding it.
+    Small scenes and small windows are reduced less, so that enough pixels are left to measure."""
     return next(step for step in (16, 8, 4, 2, 1) if step == 1 or (max(shape) >= 512 * step and window >= 16 * step))
 
 
 @dataclass(frozen=True)
-class Look:
-    """A date reduced by `step`: bands (4, h, w) uint16 DN, and where it is clear, away from clouds, (h, w) bool."""
+class ReducedScene:
+    """A date reduced by `step`, to measure it at little cost: bands (4, h, w) uint16 DN, and (h, w) bool where all
+    pixels are clear, away from clouds."""
 
     product: Product
     bands: np.ndarray
@@ -76,45 +81,47 @@ class Look:
     step: int
 
     @classmethod
-    def open(cls, product: Product, cover: Cover, step: int) -> "Look":
+    def open(cls, product: Product, masks: SceneMasks, step: int) -> Self:
+        """Reads the bands at 1/step of their resolution."""
         bands = read_reduced(product, step)
-        clear = _reduced(cover.mask == CLEAR, cover.factor, step, bands.shape[1:])
-        return cls(product, bands, clear & (bands > 0).all(0), step)
+        clear = _all_within(masks.mask == CLEAR, masks.factor, step, bands.shape[1:])
+        return cls(product, bands, clear & (bands != EMPTY_DN).all(0), step)
 
 
-def fit(source: Look, target: Look, *, grid: bool = False) -> radiometry.Match:
-    """What takes the light of `source` to that of `target`."""
+def fit(source: ReducedScene, target: ReducedScene, *, grid: bool = False) -> radiometry.Match:
+    """The radiometric normalisation of `source` to `target`."""
     return radiometry.fit(source.bands, target.bands, source.clear & target.clear, grid=grid)
 
 
-class Chips:
-    """Chips of B04 at full resolution, in the clearest places of two dates, taken from the stripes as they go by: so
-    the shift between the dates costs no decoding of its own."""
+class ShiftEstimator:
+    """Measures how far the grounds of two dates are shifted, on chips: small squares of B04 at full resolution in the
+    clearest places. The chips are cut from stripes that are decoded anyway, so the shift costs no decoding."""
 
-    def __init__(self, a: Look, b: Look):
-        clear = a.clear & b.clear
-        self.side = next(side for side in (256, 128, 64) if side == 64 or min(a.product.shape) >= 4 * side)
-        self.places = _clearest(clear, self.side // a.step, step=a.step)
-        self._clear, self._step, self._pairs = clear, a.step, []
+    def __init__(self, first: ReducedScene, second: ReducedScene):
+        clear, step = first.clear & second.clear, first.step
+        self.side = next(side for side in (256, 128, 64) if side == 64 or min(first.product.shape) >= 4 * side)
+        self.places = _clearest(clear, self.side // step, step=step)
+        self._clear, self._step = clear, step
+        self._chips: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def take(self, top: int, first: np.ndarray, second: np.ndarray) -> None:
-        """The chips that lie in this stripe: bands (4, r, W) of both dates, from row `top` of the scene on."""
+    def add(self, top: int, first: np.ndarray, second: np.ndarray) -> None:
+        """Cuts the chips that lie in this stripe: bands (4, r, W) of both dates, from row `top` of the scene on."""
         side, step = self.side, self._step
         for row, col in self.places:
             if top <= row and row + side <= top + first.shape[1]:
                 here = np.s_[BANDS.index("B04"), row - top : row - top + side, col : col + side]
                 small = np.s_[row // step : (row + side) // step, col // step : (col + side) // step]
                 usable = self._clear[small].repeat(step, 0).repeat(step, 1)
-                self._pairs.append((first[here].copy(), second[here].copy(), usable))
+                self._chips.append((first[here].copy(), second[here].copy(), usable))
 
     def shift(self) -> dict:
         """How far the ground of the second date lies off that of the first (see radiometry.shift)."""
-        return radiometry.shift(self._pairs)
+        return radiometry.shift(self._chips)
 
 
 def _clearest(clear: np.ndarray, side: int, *, step: int) -> list[tuple[int, int]]:
-    """(row, column) in pixels of 10 m of the clearest square in each of 3 x 3 parts of the scene, if it is 95 % clear;
-    each within one tile of JPEG 2000, and so within one stripe. `clear` and `side` are reduced by `step`."""
+    """(row, column) in pixels of 10 m of the clearest square in each of 3 x 3 parts of the scene, if clear enough.
+    Each square lies within one JPEG 2000 tile, and so within one stripe. `clear` and `side` are reduced by `step`."""
     stride = max(side // 4, 1)
     sums = window_sums(clear, size=side, stride=stride)
     rows_of, cols_of = (
@@ -130,15 +137,15 @@ def _clearest(clear: np.ndarray, side: int, *, step: int) -> list[tuple[int, int
             if rows.size and cols.size:
                 block = sums[np.ix_(rows, cols)]
                 i, j = np.unravel_index(block.argmax(), block.shape)
-                if block[i, j] >= 0.95 * side**2:
+                if block[i, j] >= _CLEAR_SHARE * side**2:
                     places.append((int(rows[i]) * stride * step, int(cols[j]) * stride * step))
     return places
 
 
-def _reduced(flags: np.ndarray, factor: int, step: int, shape: tuple[int, int]) -> np.ndarray:
-    """(h, w) bool: all of the flags that a pixel of the reduced grid covers; `factor` and `step` in pixels of 10 m."""
+def _all_within(flags: np.ndarray, factor: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """(h, w) bool: pixels of a grid reduced by `step` within which all flags of a grid reduced by `factor` are True."""
     if step <= factor:
         return flags.repeat(factor // step, 0).repeat(factor // step, 1)[: shape[0], : shape[1]]
     cell = step // factor
     padded = np.pad(flags, [(0, n * cell - have) for n, have in zip(shape, flags.shape, strict=True)], mode="edge")
-    return padded.reshape(shape[0], cell, shape[1], cell).all((1, 3))
+    return np.logical_and.reduce(padded.reshape(shape[0], cell, shape[1], cell), axis=(1, 3))

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
 from cloudjob.errors import ConfigError
-from cloudjob.sentinel2 import masks
 from cloudjob.pixels import CLASSES, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
+from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
@@ -23,13 +25,15 @@ from cloudjob.sentinel2.product import (
 from cloudjob.sentinel2.radiometry import reflectance
 
 _GREEN, _BLUE = 1, 2  # in `rgb`
-_LIGHT = 1.1  # so much the light on the same ground varies between dates
-_SAME = 0.01  # reflectance that is no difference
+_ILLUMINATION = 1.1  # ratio by which the same ground may brighten between dates, as the light changes
+_SAME = 0.01  # reflectance; a smaller difference is none
+_Grid = tuple[CRS | str | None, Affine, tuple[int, int]]  # of a raster, and its shape (rows, columns)
 
 
 @dataclass(frozen=True)
-class View:
-    """What the small files of a product tell; the arrays are of one grid, whose pixels are `factor` x 10 m wide."""
+class Preview:
+    """What the small files of a product tell: those that are fetched first, of every product. The arrays but `rgb` lie
+    on one grid, whose pixels are `factor` x 10 m wide."""
 
     product: Product
     core: np.ndarray  # (h, w) uint8 mask classes from this date alone, not grown
@@ -39,8 +43,9 @@ class View:
     scl: np.ndarray | None = None  # (h, w) uint8 scene classification, None where a raster replaces it
 
     @classmethod
-    def open(cls, product: Product, settings: Settings) -> "View":
-        """Needs what `preview` fetches; with source "raster" also `<folder>/<product>.tif` (see `_read_raster`)."""
+    def open(cls, product: Product, settings: Settings) -> Self:
+        """Reads the files below the product's folder; with source "raster" also `<folder>/<product>.tif` (see
+        `_read_raster`)."""
         scl, rgb = read_scl(product), read_overview(product)
         snow = scl == masks.SCL_SNOW
         if settings.source == "raster":
@@ -61,14 +66,15 @@ class View:
 
 
 @dataclass(frozen=True)
-class Cover:
-    """Mask classes (h, w) uint8 on a grid whose pixels are `factor` x 10 m wide; `mask` is grown, `core` is not."""
+class SceneMasks:
+    """Mask classes of a date, (h, w) uint8 on a grid whose pixels are `factor` x 10 m wide: `core` as its sources say,
+    `mask` with cloud, shadow and cirrus grown."""
 
     core: np.ndarray
     mask: np.ndarray
     factor: int
 
-    def at_10m(self, array: str, shape: tuple[int, int], rows: slice = slice(None)) -> np.ndarray:
+    def at_10m(self, array: Literal["core", "mask"], shape: tuple[int, int], rows: slice = slice(None)) -> np.ndarray:
         """(rows, W) uint8: these rows of "core" or "mask" on the 10 m grid of `shape`, a copy."""
         top, bottom, _ = rows.indices(shape[0])
         first = top // self.factor
@@ -77,66 +83,69 @@ class Cover:
         return masks.upsampled(part, self.factor, end)[top - first * self.factor :]
 
 
-def suspect(view: View, other: View, settings: Settings) -> np.ndarray:
-    """(h, w) bool on the grid of `view`: clear on both dates, yet brighter here: cloud or haze that the classification
-    missed, or new snow. Symmetric: ask both ways to find which of two dates it is on."""
-    return _brighter(view, other, settings) & (view.core == CLEAR)
+def suspect(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
+    """(h, w) bool on the grid of `preview`: pixels that are clear on both dates, yet brighter on this one. They are
+    cloud or haze that the classification missed, or new snow. Ask both ways to find which of two dates it is on."""
+    return _brighter(preview, other, settings) & (preview.core == CLEAR)
 
 
-def cover(view: View, other: View | None, settings: Settings) -> Cover:
-    """The masks of `view`, revised by another date of the same pixel grid where that one is clear.
+def revised_masks(preview: Preview, other: Preview | None, settings: Settings) -> SceneMasks:
+    """The masks of a date, revised by another date of the same pixel grid where that one is clear.
 
-    What is brighter than there becomes cloud where the classification had said so (and B11 or the snow probability had
-    doubted it), unknown elsewhere. Medium cloud and thin cirrus that do not differ from there in any visible band
-    become unknown: no cloud, or none that matters. `brighter` 1 switches both off.
+    Pixels brighter than on the other date become cloud where the classification had said so (and B11 or the snow
+    probability had doubted it), unknown elsewhere. Medium cloud and thin cirrus that differ from the other date in no
+    visible band become unknown: no cloud, or none that matters. `brighter` 1 switches both off.
     """
-    core = view.core.copy()
+    core = preview.core.copy()
     if other is not None and settings.brighter < 1:
-        brighter = _brighter(view, other, settings)
+        brighter = _brighter(preview, other, settings)
         core[brighter] = UNKNOWN
-        if view.scl is not None:
-            medium_or_thin = masks.any_of(view.scl, masks.SCL_MEDIUM, masks.SCL_CIRRUS)
-            core[brighter & (medium_or_thin | (view.scl == masks.SCL_HIGH))] = CLOUD
-            core[medium_or_thin & masks.any_of(core, *HIDDEN) & _same(view, other)] = UNKNOWN
-    return Cover(core, masks.grow(core, settings, pixel_m=10 * view.factor), view.factor)
+        if preview.scl is not None:
+            medium_or_thin = masks.any_of(preview.scl, masks.SCL_MEDIUM, masks.SCL_CIRRUS)
+            core[brighter & (medium_or_thin | (preview.scl == masks.SCL_HIGH))] = CLOUD
+            core[medium_or_thin & masks.any_of(core, *HIDDEN) & _same(preview, other)] = UNKNOWN
+    return SceneMasks(core, masks.grow(core, settings, pixel_m=10 * preview.factor), preview.factor)
 
 
-def _brighter(view: View, other: View, settings: Settings) -> np.ndarray:
-    """(h, w) bool: cells of 60 m without anything hidden here, clear there, and here brighter in B02.
+def _brighter(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
+    """(h, w) bool: cells of 60 m with nothing hidden on this date, clear on the other, and brighter in B02 on this one.
 
     B02 tells haze from ground best: haze scatters blue, while drying and harvested ground brightens in red. On bright
-    ground, which clouds hardly brighten, a change of light must not count.
+    ground, which clouds hardly brighten, a change of illumination must not count.
     """
     if settings.brighter >= 1:
-        return np.zeros(view.core.shape, bool)
-    here, there = (reflectance(date.rgb[_BLUE]) for date in (view, other))
-    open_here = masks.any_of(view.core, CLEAR, UNKNOWN)
-    cells = (here - _LIGHT * there > settings.brighter) & _whole(view, open_here) & _whole(other, other.core == CLEAR)
-    return _on_grid(cells, view)
+        return np.zeros(preview.core.shape, bool)
+    blue, other_blue = (reflectance(date.rgb[_BLUE]) for date in (preview, other))
+    visible = _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
+    cells = (blue - _ILLUMINATION * other_blue > settings.brighter) & visible & _whole_cells(other, other.core == CLEAR)
+    return _on_grid(cells, preview)
 
 
-def _same(view: View, other: View) -> np.ndarray:
-    """(h, w) bool: cells of 60 m that are clear there and no different in any visible band."""
-    cells = _whole(other, other.core == CLEAR)
-    for here, there in zip(view.rgb, other.rgb, strict=True):
-        cells &= np.abs(reflectance(here) - reflectance(there)) <= _SAME
-    return _on_grid(cells, view)
+def _same(preview: Preview, other: Preview) -> np.ndarray:
+    """(h, w) bool: cells of 60 m that are clear on the other date and differ from it in no visible band."""
+    cells = _whole_cells(other, other.core == CLEAR)
+    for band, other_band in zip(preview.rgb, other.rgb, strict=True):
+        cells &= np.abs(reflectance(band) - reflectance(other_band)) <= _SAME
+    return _on_grid(cells, preview)
 
 
-def _whole(view: View, flags: np.ndarray) -> np.ndarray:
+def _whole_cells(preview: Preview, flags: np.ndarray) -> np.ndarray:
     """(h60, w60) bool: cells of 60 m with all their pixels flagged."""
-    return masks.pool(flags, 6 // view.factor, np.logical_and)
+    return masks.pool(flags, 6 // preview.factor, np.logical_and)
 
 
-def _on_grid(cells: np.ndarray, view: View) -> np.ndarray:
-    return masks.upsampled(cells, 6 // view.factor, view.core.shape)
+def _on_grid(cells: np.ndarray, preview: Preview) -> np.ndarray:
+    """Cells of 60 m as pixels of the preview's own grid."""
+    return masks.upsampled(cells, 6 // preview.factor, preview.core.shape)
 
 
 def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]:
-    """Mask classes from band 1 of the product's raster, and how many times 10 m its pixels are wide.
+    """Mask classes from band 1 of the user's raster for this product, and how many times 10 m its pixels are wide.
 
-    It has the CRS and the upper left corner of the product and covers it exactly with pixels of 10 or 20 m.
+    ConfigError unless it has the CRS and the upper left corner of the product and covers it exactly with pixels of 10
+    or 20 m.
     """
+    assert settings.folder is not None  # as the configuration demands of source "raster"
     path = Path(settings.folder) / f"{product.name.name}.tif"
     grids = {factor: _grid(product, factor) for factor in (1, 2)}
     expected = f"expected for {product.name.name}: {' or '.join(_words(*grid) for grid in grids.values())}"
@@ -155,15 +164,15 @@ def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]
     return core, factor
 
 
-def _grid(product: Product, factor: int) -> tuple[str, Affine, tuple[int, int]]:
+def _grid(product: Product, factor: int) -> _Grid:
     transform = Affine(10.0 * factor, 0, product.transform.c, 0, -10.0 * factor, product.transform.f)
     return product.crs, transform, (-(-product.shape[0] // factor), -(-product.shape[1] // factor))
 
 
-def _equal(found: tuple, grid: tuple) -> bool:
+def _equal(found: _Grid, grid: _Grid) -> bool:
     return found[0] == grid[0] and found[1].almost_equals(grid[1], 1e-3) and found[2] == grid[2]
 
 
-def _words(crs, transform: Affine, shape: tuple[int, int]) -> str:
+def _words(crs: CRS | str | None, transform: Affine, shape: tuple[int, int]) -> str:
     size, corner = f"{transform.a} x {-transform.e} m", f"({transform.c}, {transform.f})"
     return f"{shape[0]} x {shape[1]} pixels of {size} from {corner} in {crs}"

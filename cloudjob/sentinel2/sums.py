@@ -10,7 +10,7 @@ _STRIP = 128  # rows: their sum fits a byte, and they fit the cache
 
 
 def window_sums(flags: np.ndarray, *, size: int, stride: int) -> np.ndarray:
-    """How many pixels of a (H, W) boolean array are True in every sliding window: (rows, columns) int32.
+    """The number of True pixels of a (H, W) boolean array in every sliding window: (rows, columns) int32.
 
     Window (i, j) has its upper left pixel at (i * stride, j * stride).
     """
@@ -24,8 +24,8 @@ def strip_sums(
 
     `strip` gives, of each array, a slice of rows in full width. A strip ends where some window begins or ends, so
     that a window's sum down a column is that of whole strips: bytes added to bytes, which processors do dozens at a
-    time, while the strip is still in the cache. Along a row it is a difference of cumulative sums. On a whole scene
-    40 times as fast as a summed-area table, for strides that divide the window and for those that do not.
+    time, while the strip is still in the cache. Along a row it is a difference of cumulative sums. This is 40 times as
+    fast on a whole scene as a summed-area table, whether or not the stride divides the window.
     """
     height, width = shape
     top, left = range(0, height - size + 1, stride), np.arange(0, width - size + 1, stride)
@@ -33,7 +33,9 @@ def strip_sums(
         return np.zeros((len(strip(slice(0, 0))), len(top), len(left)), np.int32)
     bottom = top[-1] + size
     edges = sorted({bottom, *top, *(row + size for row in top), *range(0, bottom, _STRIP)})
-    above, begun, sums = 0, deque(), []
+    above = np.zeros(1, np.int32)  # of each column, from the top to the strip
+    begun: deque[np.ndarray] = deque()
+    sums = []
     for start, stop in pairwise(edges):
         if start in top:
             begun.append(above)

@@ -1,20 +1,20 @@
-"""pair: pairs every cloudy product with the nearest clear one of its tile, and writes pairs.jsonl."""
+"""pair: pairs every cloudy product with the nearest good clear one of its tile, and writes pairs.jsonl."""
 
 from functools import cache, lru_cache
 
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, RejectedError
-from cloudjob.run import records
-from cloudjob.run.records import Item, Summary
-from cloudjob.run.folder import RunFolder
 from cloudjob.files import digest, file_sha256, write_jsonl
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item, Made, Summary
 
 STAGE = "pair"
-VIEWS = 32  # kept in memory, 30 MB each for a whole scene: more than the clear dates of a tile in a season
+PREVIEWS = 32  # kept in memory, 30 MB each for a whole scene: more than the clear dates of a tile in a season
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """Tile by tile, so that the views of a tile's clear products are opened once."""
+    """One item per cloudy product, tile by tile, so that the previews of a tile's clear products are opened once."""
     rows = folder.rows(folder.scenes, stage="search")
     settings = config.section("pair", "masks")
     raster = cache(lambda product: _raster(config, product))
@@ -31,15 +31,17 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 def _raster(config: Config, product: str) -> dict[str, str]:
     """The digest of a user's own mask of a product, as an input; nothing where ESA's masks are used."""
-    if config.masks.source == "scl":
+    if config.masks.folder is None:
         return {}
     path = config.masks.folder / f"{product}.tif"
     return {path.name: file_sha256(path) if path.is_file() else ""}
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
+    """Measures and judges the candidates of each cloudy product. ConfigError where none of them is acceptable."""
     from cloudjob.sentinel2 import masks, pairing
     from cloudjob.sentinel2.product import Product
+    from cloudjob.sentinel2.scene_masks import Preview
 
     every = items(config, folder)
     products = {item.name: [name for name in item.inputs if not name.endswith(".tif")] for item in every}
@@ -47,13 +49,13 @@ def run(config: Config, folder: RunFolder) -> Summary:
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
-    @lru_cache(maxsize=VIEWS)
-    def view(product: str):
-        return pairing.open_view(Product.open(folder.safe(product)), settings)
+    @lru_cache(maxsize=PREVIEWS)
+    def preview(product: str) -> Preview:
+        return pairing.open_preview(Product.open(folder.safe(product)), settings)
 
-    def make(item: Item):
-        clear = (view(name) for name in products[item.name] if name != item.name)
-        rows = pairing.candidates(view(item.name), clear, rules, settings)
+    def make(item: Item) -> Made:
+        clear = (preview(name) for name in products[item.name] if name != item.name)
+        rows = pairing.candidates(preview(item.name), clear, rules, settings)
         rows = [row | {"version": _version(row, item.inputs)} for row in rows]
         if not any(row["accepted"] for row in rows):
             reasons = [f"{row['clear']}: {'; '.join(row['reasons'])}" for row in rows if row["shown"]]
@@ -77,6 +79,6 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 
 def _version(row: dict, inputs: dict[str, str]) -> str:
-    """Changes with the measures, with what was decided, and with a user's own mask of one of the products."""
+    """A digest that changes with the measures, with the decision, and with a user's own mask of one of the products."""
     rasters = [inputs.get(f"{row[role]}.tif") for role in ("cloudy", "clear", "reference")]
     return digest([row, rasters])

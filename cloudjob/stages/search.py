@@ -1,19 +1,21 @@
-"""search: asks the catalogue, one query a role and month, and writes scenes.jsonl."""
+"""search: asks the catalogue, one query per role and month, and writes scenes.jsonl."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
-from cloudjob.run import records
-from cloudjob.run.records import Item, Summary
-from cloudjob.run.folder import RunFolder
 from cloudjob.files import write_jsonl
+from cloudjob.names import ProductName
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item, Made, Summary
 
 STAGE = "search"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
+    """One item per role (clear, cloudy) and calendar month of its query."""
     found = []
     for role in ("clear", "cloudy"):
         query = getattr(config.search, role)
@@ -31,6 +33,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
+    """Asks all queries and joins their answers. ConfigError where a role has no product at all."""
     from cloudjob.copernicus import catalogue
     from cloudjob.copernicus.session import Endpoints, open_session
 
@@ -38,7 +41,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     endpoints = Endpoints(**config.copernicus.urls())
     search = catalogue.search_stac if config.search.catalogue == "stac" else catalogue.search_odata
 
-    def make(item: Item):
+    def make(item: Item) -> Made:
         start, end = (datetime.fromisoformat(item.config[key]).replace(tzinfo=UTC) for key in ("first", "last"))
         scenes = search(
             open_session(),
@@ -76,13 +79,13 @@ def _check_polygon(config: Config) -> None:
 
 
 def _merge(every: list[Item], results: list) -> list[dict]:
-    """One row a product with its roles; of one datatake and tile only the newest processing baseline is kept."""
+    """One row per product, with its roles. Of one datatake and tile only the newest processing baseline is kept."""
     rows: dict[str, dict] = {}
     for item, scenes in zip(every, results, strict=True):
         for scene in scenes:
             row = rows.setdefault(scene["product"], {**scene, "roles": []})
             row["roles"] = sorted({*row["roles"], item.config["role"]})
-    newest: dict[tuple, dict] = {}
+    newest: dict[tuple[str, str], dict] = {}
     for row in sorted(rows.values(), key=lambda row: (row["baseline"], row["product"])):
-        newest[row["satellite"], row["product"].split("_")[2], row["tile"]] = row
+        newest[ProductName.parse(row["product"]).datatake, row["tile"]] = row
     return sorted(newest.values(), key=lambda row: row["product"])

@@ -1,7 +1,5 @@
 import csv
 import hashlib
-import re
-from datetime import datetime
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,9 +9,8 @@ from affine import Affine
 from rasterio.warp import transform as warp_points
 
 from cloudjob.archive import safe
-from cloudjob.errors import ConfigError
-from cloudjob.sentinel2 import product as reader
 from cloudjob.names import ProductName
+from cloudjob.sentinel2 import product as reader
 
 NEW = "S2B_MSIL2A_20240301T222541_N0510_R029_T05WPS_20240302T001122"
 OLD = "S2A_MSIL2A_20200301T222541_N0214_R029_T05WPS_20200302T001122"
@@ -203,49 +200,6 @@ def test_a_failure_leaves_no_product(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         safe.write_product(tmp_path, **arguments(NEW))
     assert not (tmp_path / f"{NEW}.SAFE").exists()
-
-
-@pytest.mark.parametrize(
-    ("tile", "corner"),
-    [
-        ("29UNU", ("EPSG:32629", 499980, 5900040)),
-        ("22HBD", ("EPSG:32722", 199980, 5900020)),
-        ("01CCV", ("EPSG:32701", 300000, 2000020)),
-        ("32TNT", ("EPSG:32632", 499980, 5300040)),
-    ],
-)
-def test_corners_of_real_tiles(tile, corner):
-    assert safe.tile_corner(tile) == corner
-
-
-@pytest.mark.parametrize("tile", ["05WPS", "04WEE", "04WFD", "05WMU", "05WNT", "05WPT", "06WVC", "06WXC", "07WDT"])
-def test_tiles_of_the_north_slope_lie_there(tile):
-    lon, lat = safe.tile_centre(tile)
-    assert -167 < lon < -140
-    assert 68 < lat < 72
-    assert safe.tile_corner(tile)[0] == f"EPSG:326{tile[:2]}"
-
-
-@pytest.mark.parametrize("tile", ["5WPS", "05WAS", "05IPS", "61WPS", "05WPZ", "T05WPS", ""])
-def test_impossible_tiles_are_refused(tile):
-    with pytest.raises(ConfigError, match="no such Sentinel-2 tile"):
-        safe.tile_corner(tile)
-
-
-def test_sun_stands_where_esa_says(shared_data):
-    paths = [
-        *shared_data.glob("safe_T29UNU/*/GRANULE/*/MTD_TL.xml"),
-        *shared_data.glob("l2a_metadata/*/GRANULE/*/MTD_TL.xml"),
-    ]
-    assert len(paths) == 3
-    for path in paths:
-        text = path.read_text()
-        when = datetime.fromisoformat(re.search(r"SENSING_TIME[^>]*>([^<]+)", text)[1])
-        mean = text.partition("<Mean_Sun_Angle>")[2]
-        zenith, azimuth = (float(re.search(rf"{n}_ANGLE[^>]*>([^<]+)", mean)[1]) for n in ("ZENITH", "AZIMUTH"))
-        tile = re.search(r"_T(\d\d[A-Z]{3})_N", text)[1]
-        elevation, found = safe.sun_position(when, *safe.tile_centre(tile))
-        assert (90 - elevation, found) == (pytest.approx(zenith, abs=0.05), pytest.approx(azimuth, abs=0.05))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Which clear product is taken, which is the reference, and why the others are not."""
 
-from cloudjob.pixels import CLOUD, NO_DATA, UNKNOWN
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudjob.config.models import PairConfig
-from cloudjob.sentinel2 import masks, pairing
-from cloudjob.sentinel2.scene_masks import View
-from cloudjob.sentinel2.product import Product
 from cloudjob.names import ProductName
+from cloudjob.pixels import CLOUD, NO_DATA, UNKNOWN
+from cloudjob.sentinel2 import masks, pairing
+from cloudjob.sentinel2.product import Product
+from cloudjob.sentinel2.scene_masks import Preview
 
 DAY = datetime(2024, 3, 10, 22, 15, tzinfo=UTC)
 RULES = pairing.Rules(max_days=30, cloudy_range=(0.05, 0.5), max_sun_difference=10)
@@ -43,7 +43,7 @@ def product(day, *, satellite="S2A", tile="05WPS", zone=32605, sun=15.0, orbit=2
     )
 
 
-def view(day, cloud=0.0, *, no_data=0.0, unknown=0.0, haze=0.0, snow=0.0, factor=2, **facts):
+def preview(day, cloud=0.0, *, no_data=0.0, unknown=0.0, haze=0.0, snow=0.0, factor=2, **facts):
     """A scene of 24 x 240 pixels. Cloud and haze fill it from the west, snow too, no data and unknown from the east;
     all in parts of 0.025, the 60 m pixels of the picture."""
     core = np.zeros((24 // factor, 240 // factor), np.uint8)
@@ -55,11 +55,11 @@ def view(day, cloud=0.0, *, no_data=0.0, unknown=0.0, haze=0.0, snow=0.0, factor
     white[:, : round(width * snow)] = True
     rgb = np.full((3, 4, 40), 2000, np.uint16)
     rgb[..., : round(40 * max(cloud, haze, snow))] += np.uint16(3000)
-    return View(product=product(day, **facts), core=core, factor=factor, snow=white, rgb=rgb)
+    return Preview(product=product(day, **facts), core=core, factor=factor, snow=white, rgb=rgb)
 
 
 def rows(*clear, cloudy=None, rules=RULES):
-    return pairing.candidates(cloudy or view(0, 0.3), clear, rules, SETTINGS)
+    return pairing.candidates(cloudy or preview(0, 0.3), clear, rules, SETTINGS)
 
 
 def accepted(found):
@@ -72,7 +72,7 @@ def test_the_rules_are_those_of_the_configuration():
 
 
 def test_nearest_good_date_is_taken_and_the_next_other_one_is_the_reference():
-    found = rows(view(12), view(-5), view(3, 0.2), view(8))
+    found = rows(preview(12), preview(-5), preview(3, 0.2), preview(8))
     assert [row["days"] for row in found] == [3, -5, 8, 12]
     row = accepted(found)
     assert row["shown"]
@@ -85,34 +85,36 @@ def test_nearest_good_date_is_taken_and_the_next_other_one_is_the_reference():
 
 
 def test_the_same_orbit_is_preferred_but_not_at_any_price():
-    near, far = rows(view(6), view(4, orbit=72))
+    near, far = rows(preview(6), preview(4, orbit=72))
     assert (near["days"], near["accepted"], far["days"]) == (6, True, 4)
     assert far["reasons"][0].endswith("is nearer: 6.0 days against 7.0, 3 for another orbit")
-    assert accepted(rows(view(4, orbit=72), view(8)))["days"] == 4
-    assert accepted(rows(view(4, orbit=72), view(6), rules=replace(RULES, other_orbit_days=0)))["days"] == 4
+    assert accepted(rows(preview(4, orbit=72), preview(8)))["days"] == 4
+    assert accepted(rows(preview(4, orbit=72), preview(6), rules=replace(RULES, other_orbit_days=0)))["days"] == 4
 
 
 def test_the_reference_is_never_the_acquisition_of_the_target_or_of_the_cloudy_date():
-    target, half, own = view(4), view(4, copy=3), view(0, copy=3)
+    target, half, own = preview(4), preview(4, copy=3), preview(0, copy=3)
     row = accepted(rows(target, half, own))
     assert row["reference"] is None
     assert row["reference_days"] is None
-    twin = view(4, satellite="S2B")  # another satellite is another acquisition
+    twin = preview(4, satellite="S2B")  # another satellite is another acquisition
     assert accepted(rows(target, half, own, twin))["reference"] == twin.product.name.name
-    assert accepted(rows(target, half, own, view(9)))["reference_days"] == 9
+    assert accepted(rows(target, half, own, preview(9)))["reference_days"] == 9
 
 
 def test_the_reference_may_be_far_and_in_other_light_but_must_be_clear():
     far = {"sun": 40.0}
-    assert accepted(rows(view(4), view(55, **far)))["reference_days"] == 55
-    assert accepted(rows(view(4), view(61)))["reference"] is None
-    assert accepted(rows(view(4), view(55, 0.1)))["reference"] is None
-    assert accepted(rows(view(4), view(55, unknown=0.2)))["reference"] is None
-    assert accepted(rows(view(4), view(55, no_data=0.6)))["reference_days"] == 55  # all of its half is jointly valid
+    assert accepted(rows(preview(4), preview(55, **far)))["reference_days"] == 55
+    assert accepted(rows(preview(4), preview(61)))["reference"] is None
+    assert accepted(rows(preview(4), preview(55, 0.1)))["reference"] is None
+    assert accepted(rows(preview(4), preview(55, unknown=0.2)))["reference"] is None
+    assert (
+        accepted(rows(preview(4), preview(55, no_data=0.6)))["reference_days"] == 55
+    )  # all of its half is jointly valid
 
 
 def test_where_none_is_acceptable_the_least_wrong_is_shown():
-    found = rows(view(2, 0.3, sun=40.0), view(-35), view(50))
+    found = rows(preview(2, 0.3, sun=40.0), preview(-35), preview(50))
     (row,) = [row for row in found if row["shown"]]
     assert row["days"] == -35
     assert row["reasons"] == ["-35.0 days apart, at most 30"]
@@ -123,14 +125,14 @@ def test_where_none_is_acceptable_the_least_wrong_is_shown():
 @pytest.mark.parametrize(
     ("clear", "word"),
     [
-        (view(40), "+40.0 days apart, at most 30"),
-        (view(2, 0.1), "clear date has 0.100 cloud"),
-        (view(2, unknown=0.2), "clear date has 0.200 doubtful"),
-        (view(2, haze=0.6), "clear date has 0.300 doubtful"),
-        (view(2, sun=30.0), "sun 15.0 and 30.0 degrees high, at most 10 apart"),
-        (view(2, sun=4.0), "sun at 4.0 degrees, at least 5"),
-        (view(2, no_data=1.0), "joint valid area 0.00"),
-        (view(2, snow=1.0), "snow on 0.00 and 1.00 of the ground"),
+        (preview(40), "+40.0 days apart, at most 30"),
+        (preview(2, 0.1), "clear date has 0.100 cloud"),
+        (preview(2, unknown=0.2), "clear date has 0.200 doubtful"),
+        (preview(2, haze=0.6), "clear date has 0.300 doubtful"),
+        (preview(2, sun=30.0), "sun 15.0 and 30.0 degrees high, at most 10 apart"),
+        (preview(2, sun=4.0), "sun at 4.0 degrees, at least 5"),
+        (preview(2, no_data=1.0), "joint valid area 0.00"),
+        (preview(2, snow=1.0), "snow on 0.00 and 1.00 of the ground"),
     ],
 )
 def test_a_no_has_its_reason(clear, word):
@@ -141,17 +143,17 @@ def test_a_no_has_its_reason(clear, word):
 
 @pytest.mark.parametrize("cloud", [0.0, 0.6])
 def test_the_cloudy_date_must_be_cloudy_but_not_too_much(cloud):
-    (row,) = rows(view(2), cloudy=view(0, cloud))
+    (row,) = rows(preview(2), cloudy=preview(0, cloud))
     assert row["reasons"] == [f"cloudy date has {cloud:.3f} cloud, not 0.05..0.5"]
 
 
 def test_other_tiles_and_other_grids_are_no_candidates():
-    larger = replace(view(4), product=product(4, shape=(30, 240)))
-    assert rows(view(2, tile="05WPT"), view(3, zone=32606), larger) == []
+    larger = replace(preview(4), product=product(4, shape=(30, 240)))
+    assert rows(preview(2, tile="05WPT"), preview(3, zone=32606), larger) == []
 
 
 def test_fractions_are_of_the_pixels_that_both_dates_have():
-    cloudy, clear = view(0, 0.3, no_data=0.4), view(2, 0.15, unknown=0.75)
+    cloudy, clear = preview(0, 0.3, no_data=0.4), preview(2, 0.15, unknown=0.75)
     found = pairing.measure(cloudy, clear, SETTINGS)
     assert found["overlap"] == 1.0
     assert found["cloudy_cloud"] == 0.5
@@ -163,52 +165,52 @@ def test_fractions_are_of_the_pixels_that_both_dates_have():
 
 
 def test_snow_is_compared_where_both_dates_are_clear():
-    found = pairing.measure(view(0, 0.5, snow=0.75), view(2, snow=0.6), SETTINGS)
+    found = pairing.measure(preview(0, 0.5, snow=0.75), preview(2, snow=0.6), SETTINGS)
     assert found["snow"] == [0.5, 0.2]
     assert found["snow_difference"] == 0.3
 
 
 def test_suspects_of_either_date_are_doubtful_and_not_jointly_clear():
-    found = pairing.measure(view(0, haze=0.5), view(2), SETTINGS)
+    found = pairing.measure(preview(0, haze=0.5), preview(2), SETTINGS)
     assert (found["cloudy_unknown"], found["clear_unknown"], found["jointly_clear"]) == (0.5, 0.0, 0.5)
-    found = pairing.measure(view(0), view(2, haze=0.5), SETTINGS)
+    found = pairing.measure(preview(0), preview(2, haze=0.5), SETTINGS)
     assert (found["cloudy_unknown"], found["clear_unknown"], found["jointly_clear"]) == (0.0, 0.5, 0.5)
 
 
 def test_other_clear_dates_testify_where_the_cloudy_one_is_hidden_or_wrong():
-    hazy, clean = view(2, haze=0.6), [view(4), view(-3)]
-    assert pairing.measure(view(0, 0.6), hazy, SETTINGS)["clear_unknown"] == 0.0
-    assert pairing.measure(view(0, 0.6), hazy, SETTINGS, clean)["clear_unknown"] == 0.6
-    assert pairing.measure(view(0, 0.6), hazy, SETTINGS, [*clean, view(5, haze=0.5)])["clear_unknown"] == 0.6
-    bright = view(2)
-    dark = replace(view(0, 0.3), rgb=view(0).rgb // np.uint16(2))  # a shadow that the classification missed
+    hazy, clean = preview(2, haze=0.6), [preview(4), preview(-3)]
+    assert pairing.measure(preview(0, 0.6), hazy, SETTINGS)["clear_unknown"] == 0.0
+    assert pairing.measure(preview(0, 0.6), hazy, SETTINGS, clean)["clear_unknown"] == 0.6
+    assert pairing.measure(preview(0, 0.6), hazy, SETTINGS, [*clean, preview(5, haze=0.5)])["clear_unknown"] == 0.6
+    bright = preview(2)
+    dark = replace(preview(0, 0.3), rgb=preview(0).rgb // np.uint16(2))  # a shadow that the classification missed
     bright.rgb[:] = 4000
     assert pairing.measure(dark, bright, SETTINGS)["clear_unknown"] == 0.7
     assert pairing.measure(dark, bright, SETTINGS, [bright, bright])["clear_unknown"] == 0.0
 
 
 def test_the_nearest_other_clear_acquisitions_are_the_witnesses():
-    hazy, copy = view(2, haze=0.6), view(2, haze=0.6, copy=1)
-    far = [view(70), view(80), view(90)]
-    cloudy = view(0, 0.6)
+    hazy, copy = preview(2, haze=0.6), preview(2, haze=0.6, copy=1)
+    far = [preview(70), preview(80), preview(90)]
+    cloudy = preview(0, 0.6)
     rules = replace(RULES, cloudy_range=(0, 1))
     unknown = [row["clear_unknown"] for row in rows(hazy, copy, *far, cloudy=cloudy, rules=rules)]
     assert unknown == [0.0] * 5
-    unknown = [row["clear_unknown"] for row in rows(hazy, copy, view(9), *far, cloudy=cloudy, rules=rules)]
+    unknown = [row["clear_unknown"] for row in rows(hazy, copy, preview(9), *far, cloudy=cloudy, rules=rules)]
     assert unknown == [0.6, 0.6, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("factors", [(1, 2), (2, 1), (1, 1), (6, 2)])
 def test_masks_at_10_m_measure_as_those_at_20_m(factors):
     cloudy, clear = {"cloud": 0.4, "no_data": 0.1}, {"unknown": 0.3, "haze": 0.6, "snow": 0.2}
-    expected = pairing.measure(view(0, **cloudy), view(2, **clear), SETTINGS)
+    expected = pairing.measure(preview(0, **cloudy), preview(2, **clear), SETTINGS)
     first, second = factors
-    found = pairing.measure(view(0, factor=first, **cloudy), view(2, factor=second, **clear), SETTINGS)
+    found = pairing.measure(preview(0, factor=first, **cloudy), preview(2, factor=second, **clear), SETTINGS)
     assert found == expected
 
 
 SCENES = st.builds(
-    view,
+    preview,
     st.integers(-70, 70),
     st.sampled_from([0, 0, 0, 0.1]),
     satellite=st.sampled_from(["S2A", "S2B"]),
@@ -229,8 +231,8 @@ def test_one_row_is_shown_and_whatever_the_candidates_the_triplet_is_of_three_ac
         assert row["accepted"] == (not row["reasons"])
         assert row["shown"] or not row["accepted"]
         if row["reference"]:
-            names = [row[role].split("_") for role in ("cloudy", "clear", "reference")]
-            assert len({(name[0], name[2]) for name in names}) == 3
+            names = [ProductName.parse(row[role]) for role in ("cloudy", "clear", "reference")]
+            assert len({name.datatake for name in names}) == 3
             assert abs(row["reference_days"]) <= RULES.reference_max_days
             (other,) = [other for other in found if other["clear"] == row["reference"]]
             assert other["days"] == row["reference_days"]
@@ -239,7 +241,7 @@ def test_one_row_is_shown_and_whatever_the_candidates_the_triplet_is_of_three_ac
 
 @pytest.fixture(scope="module")
 def series(shared_data):
-    """A year of real dates of one place (T31UDS): a View a date, named by its day, and its share of SCL 8, 9, 10."""
+    """A year of real dates of one place (T31UDS): a preview per date, named by its day."""
     folder, name = shared_data / "worldcereal_L2A", "00002806639B424A_32631_2017-08-01_2018-11-30.nc"
     with h5py.File(folder / f"S2_L2A_10m_{name}") as file:
         bands = np.stack([file[band][:] for band in ("B04", "B03", "B02")], axis=1)
@@ -253,7 +255,7 @@ def series(shared_data):
         facts = {"satellite": "S2B" if days // 5 % 2 else "S2A", "orbit": 8 if days % 5 else 51, "sun": float(sun)}
         facts |= {"tile": "31UDS", "zone": 32631, "shape": (64, 64)}
         rgb = np.pad(pixels + 1000.0, [(0, 0), (0, 2), (0, 2)], mode="edge").reshape(3, 11, 6, 11, 6).mean((2, 4))
-        views[f"{when:%Y-%m-%d}"] = View(
+        views[f"{when:%Y-%m-%d}"] = Preview(
             product=product((when - DAY) / timedelta(days=1), **facts),
             core=masks.combine(scl, SETTINGS),
             factor=2,
@@ -267,7 +269,7 @@ def series(shared_data):
 def test_real_dates_that_only_the_classification_calls_clear_are_never_a_target_or_a_reference(series):
     """On 2018-09-23 snow (11) lies on thick cloud, on 06-25 and 07-13 thin cloud was missed; seen in the pictures."""
     wrong = ("2018-06-25", "2018-07-13", "2018-09-23")
-    fractions = {day: masks.fractions(view.core) for day, view in series.items()}
+    fractions = {day: masks.fractions(preview.core) for day, preview in series.items()}
     clear_days = [day for day, each in fractions.items() if each["clear"] >= 0.95]
     clear = [series[day] for day in clear_days]
     cloudy = [series[day] for day, each in fractions.items() if 0.01 <= each["cloud"] + each["cirrus"] <= 0.9]

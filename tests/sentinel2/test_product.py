@@ -14,9 +14,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cloudjob.archive.safe import write_product
-from cloudjob.errors import ConfigError, CorruptFileError, ItemError
-from cloudjob.sentinel2.product import ManifestEntry, Product, band_files, check_file, preview_files, read_b11, read_bands, read_classi, read_cloud_probability, read_manifest, read_overview, read_reduced, read_scl, read_snow_probability, stripes
-from cloudjob.names import ProductName
+from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.sentinel2.product import (
+    ManifestEntry,
+    Product,
+    band_files,
+    check_file,
+    preview_files,
+    read_b11,
+    read_bands,
+    read_classi,
+    read_cloud_probability,
+    read_manifest,
+    read_overview,
+    read_reduced,
+    read_scl,
+    read_snow_probability,
+    stripes,
+)
 from cloudjob.sentinel2.radiometry import to_convention
 
 NAME = "S2C_MSIL2A_20250605T222541_N0511_R029_T05WPS_20250606T001122"
@@ -85,34 +100,6 @@ def small(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         <Mean_Sun_Angle><ZENITH_ANGLE unit="deg">50.5</ZENITH_ANGLE></Mean_Sun_Angle></Tile>"""
     )
     return folder, pixels
-
-
-def test_name_has_its_fields():
-    name = ProductName.parse(f"{NAME}.SAFE")
-    assert name == ProductName(
-        name=NAME,
-        satellite="S2C",
-        sensing=datetime(2025, 6, 5, 22, 25, 41, tzinfo=UTC),
-        baseline="05.11",
-        relative_orbit=29,
-        tile="05WPS",
-        discriminator="20250606T001122",
-    )
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        NAME.replace("MSIL2A", "MSIL1C"),
-        NAME.replace("S2C", "S2E"),
-        NAME.replace("0605", "1305"),
-        f"{NAME}.zip",
-    ],
-)
-def test_what_is_no_level_2a_name_is_a_configuration_error(name):
-    with pytest.raises(ConfigError, match="not the name"):
-        ProductName.parse(name)
 
 
 def test_real_metadata_with_offset(t29unu):

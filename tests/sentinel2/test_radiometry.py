@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import fourier_shift
 from scipy.stats import siegelslopes
 
+from cloudjob.pixels import EMPTY_DN
 from cloudjob.sentinel2 import radiometry as r
 
 DN = arrays(np.uint16, (4, 3, 5), elements=st.integers(0, 65535))
@@ -74,7 +75,7 @@ def test_fit_looks_at_usable_pixels_with_data_alone():
     target = source + np.uint16(200)
     usable[:, 30:] = True
     target[:, :, :30] = 1
-    target[1, :10] = r.NO_DATA
+    target[1, :10] = EMPTY_DN
     match = r.fit(source, target, usable)
     assert [(line["gain"], line["offset"], line["pixels"]) for line in match.lines] == [(1.0, 200.0, 1500)] * 4
 
@@ -126,7 +127,7 @@ def test_stripes_join_exactly_to_the_whole(with_grid, rows, cols, data):
     whole = match.apply(dn, height=rows)
     parts = [match.apply(dn[:, a:b], top=a, height=rows) for a, b in pairwise(cuts)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-    np.testing.assert_array_equal(whole == r.NO_DATA, dn == r.NO_DATA)
+    np.testing.assert_array_equal(whole == EMPTY_DN, dn == EMPTY_DN)
 
 
 @pytest.mark.parametrize("grid", [None, np.zeros((4, 2, 3), np.float32)], ids=["line", "grid"])

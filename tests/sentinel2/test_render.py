@@ -1,4 +1,3 @@
-from cloudjob.pixels import CLEAR, NO_DATA
 import io
 
 import numpy as np
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from cloudjob.sentinel2 import masks
+from cloudjob.pixels import CLEAR, NO_DATA
 from cloudjob.sentinel2.render import (
     BRIGHTER,
     DARKER,

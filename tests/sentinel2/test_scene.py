@@ -1,15 +1,15 @@
-"""Looks, matches and shifts of two dates of an archive-made place."""
+"""Masks, normalisation and shift of dates of an archive-made place."""
 
-from cloudjob.pixels import CLEAR, HIDDEN
 from datetime import date
 
 import numpy as np
 import pytest
 
 from cloudjob.archive.make import make_synthetic
+from cloudjob.pixels import CLEAR, HIDDEN
 from cloudjob.sentinel2 import masks, scene
-from cloudjob.sentinel2.scene_masks import View
 from cloudjob.sentinel2.product import Product
+from cloudjob.sentinel2.scene_masks import Preview
 
 SETTINGS = masks.Settings(cloud_m=50)
 
@@ -24,10 +24,11 @@ def pair(tmp_path_factory):
     return {role: folders[role] for role in ("cloudy", "clear", "reference")}
 
 
-def looks(pair, step):
+def reduced(pair, step):
     products = {role: Product.open(folder) for role, folder in pair.items()}
-    covers = scene.covers({role: View.open(product, SETTINGS) for role, product in products.items()}, SETTINGS)
-    return {role: scene.Look.open(products[role], covers[role], step) for role in products}
+    previews = {role: Preview.open(product, SETTINGS) for role, product in products.items()}
+    found = scene.masks_of_pair(previews, SETTINGS)
+    return {role: scene.ReducedScene.open(products[role], found[role], step) for role in products}
 
 
 def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
@@ -46,30 +47,30 @@ def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8])
-def test_a_look_is_clear_only_where_all_it_covers_is(pair, step):
-    look = looks(pair, step)["cloudy"]
+def test_a_reduced_pixel_is_clear_only_where_all_it_covers_is(pair, step):
+    small = reduced(pair, step)["cloudy"]
     mask = scene.open_pair(pair, SETTINGS)("cloudy").mask
     cells = mask.reshape(512 // step, step, 512 // step, step)
-    assert look.clear.shape == look.bands.shape[1:] == (512 // step, 512 // step)
-    assert not (look.clear & (cells != CLEAR).any((1, 3))).any()
-    assert look.clear.mean() > 0.2
+    assert small.clear.shape == small.bands.shape[1:] == (512 // step, 512 // step)
+    assert not (small.clear & (cells != CLEAR).any((1, 3))).any()
+    assert small.clear.mean() > 0.2
 
 
 def test_the_match_hardly_depends_on_the_reduction(pair):
-    lines = [scene.fit(found["clear"], found["cloudy"]).lines for found in (looks(pair, 1), looks(pair, 4))]
-    for whole, reduced in zip(*lines, strict=True):
-        assert whole["gain"] == pytest.approx(reduced["gain"], abs=0.03)
+    lines = [scene.fit(found["clear"], found["cloudy"]).lines for found in (reduced(pair, 1), reduced(pair, 4))]
+    for whole, small in zip(*lines, strict=True):
+        assert whole["gain"] == pytest.approx(small["gain"], abs=0.03)
         assert whole["r2"] > 0.9
 
 
 def test_dates_of_one_place_are_not_shifted_and_a_shifted_one_is_found(pair):
-    load, found = scene.open_pair(pair, SETTINGS), looks(pair, 1)
+    load, found = scene.open_pair(pair, SETTINGS), reduced(pair, 1)
     first, second = (load(role).bands for role in ("clear", "reference"))
 
     def measured(bands):
-        chips = scene.Chips(found["clear"], found["reference"])
-        chips.take(0, first, bands)
-        return chips.shift()
+        estimator = scene.ShiftEstimator(found["clear"], found["reference"])
+        estimator.add(0, first, bands)
+        return estimator.shift()
 
     here = measured(second)
     assert here["chips"] >= 3

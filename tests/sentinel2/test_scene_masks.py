@@ -1,4 +1,4 @@
-"""Views of real and synthetic dates, the second opinion of another date, and masks of the user's own."""
+"""Previews of real and synthetic dates, the second opinion of another date, and masks of the user's own."""
 
 from datetime import date, timedelta
 
@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from cloudjob.archive.make import make_synthetic
 from cloudjob.errors import ConfigError
-from cloudjob.sentinel2 import scene_masks as covers
-from cloudjob.sentinel2 import masks
-from cloudjob.sentinel2.scene_masks import Cover, View, cover, suspect
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.sentinel2 import masks, scene_masks
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import Product, read_cloud_probability, read_scl, read_snow_probability
+from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks, suspect
 
 TUNED = Settings(brighter=0.04)
 HAZY = ["2017-08-24", "2017-10-23", "2018-06-10", "2018-06-25", "2018-07-13", "2018-07-18", "2018-11-22", "2018-11-27"]
@@ -33,15 +32,15 @@ def at_60m(image):
 
 @pytest.fixture(scope="module")
 def series(shared_data):
-    """Day -> view of the 118 dates of T31UDS; their DN have no offset."""
+    """Day -> preview of the 118 dates of T31UDS; their DN have no offset."""
     folder = shared_data / "worldcereal_L2A"
-    with xarray.open_dataset(next(folder.glob("*10m*.nc")), mask_and_scale=False) as fine:
+    with xarray.open_dataset(next(folder.glob("S2_L2A_10m_00002806639B424A*.nc")), mask_and_scale=False) as fine:
         days = [str(day)[:10] for day in fine["timestamp"].values]
         rgb = np.stack([fine[band].values for band in ("B04", "B03", "B02")], axis=1)
-    with xarray.open_dataset(next(folder.glob("*20m*.nc")), mask_and_scale=False) as coarse:
+    with xarray.open_dataset(next(folder.glob("S2_L2A_20m_00002806639B424A*.nc")), mask_and_scale=False) as coarse:
         scl = coarse["SCL"].values
     return {
-        day: View(None, masks.combine(classes, TUNED), 2, classes == 11, at_60m(pixels) + np.uint16(1000), classes)
+        day: Preview(None, masks.combine(classes, TUNED), 2, classes == 11, at_60m(pixels) + np.uint16(1000), classes)
         for day, pixels, classes in zip(days, rgb, scl, strict=True)
     }
 
@@ -50,11 +49,11 @@ def clean(series, day, within=30):
     """Dates around `day` that are clear by the classification and by eye: dark in B02, and not in a cloud's shadow."""
     return [
         other
-        for other, view in series.items()
+        for other, preview in series.items()
         if other not in (day, *HAZY, SNOW_OR_CLOUD)
         and abs(date.fromisoformat(other) - date.fromisoformat(day)) <= timedelta(within)
-        and np.isin(view.core, HIDDEN).mean() < 0.02
-        and 1200 < view.rgb[2].mean() < 1670
+        and np.isin(preview.core, HIDDEN).mean() < 0.02
+        and 1200 < preview.rgb[2].mean() < 1670
     ]
 
 
@@ -71,9 +70,9 @@ def test_thick_cloud_that_is_classified_as_snow_is_found(series):
         assert (series[SNOW_OR_CLOUD].core == CLEAR).mean() > 0.98
         assert flagged(series, SNOW_OR_CLOUD, other) > 0.95
         assert flagged(series, other, SNOW_OR_CLOUD) == 0
-        revised = cover(series[SNOW_OR_CLOUD], series[other], TUNED)
+        revised = revised_masks(series[SNOW_OR_CLOUD], series[other], TUNED)
         assert (revised.core == UNKNOWN).mean() > 0.95
-        assert (cover(series[other], series[SNOW_OR_CLOUD], TUNED).core == series[other].core).all()
+        assert (revised_masks(series[other], series[SNOW_OR_CLOUD], TUNED).core == series[other].core).all()
 
 
 @pytest.mark.parametrize("day", HAZY)
@@ -95,32 +94,32 @@ def test_clean_dates_are_not_suspected(series):
 def test_real_cirrus_that_leaves_no_trace_is_unknown_and_thick_cloud_is_not(series):
     day, other = "2018-09-11", "2018-09-01"
     assert (series[day].core == CIRRUS).mean() > 0.95
-    revised = cover(series[day], series[other], TUNED).core
+    revised = revised_masks(series[day], series[other], TUNED).core
     assert 0.2 < (revised == UNKNOWN).mean() < 0.6
     assert np.isin(revised, (CIRRUS, UNKNOWN)).mean() > 0.95
     thick = series["2018-08-27"]
-    assert (cover(thick, series[other], TUNED).core == thick.core).all()
+    assert (revised_masks(thick, series[other], TUNED).core == thick.core).all()
 
 
-def view(core, blue, *, factor=2, scl=None):
+def preview(core, blue, *, factor=2, scl=None):
     """A date whose ground is equally bright in all three bands, reflectance at 60 m."""
     core = np.asarray(core, np.uint8)
     dn = np.rint(np.asarray(blue) * 10000 + 1000).astype(np.uint16)
-    return View(None, core, factor, np.zeros(core.shape, bool), np.stack([dn] * 3), scl)
+    return Preview(None, core, factor, np.zeros(core.shape, bool), np.stack([dn] * 3), scl)
 
 
-DARK = view(np.zeros((6, 9)), np.full((2, 3), 0.05))
+DARK = preview(np.zeros((6, 9)), np.full((2, 3), 0.05))
 
 
 def test_suspicion_needs_a_whole_cell_that_is_clear_on_both_dates_and_brighter_here():
-    here = view(np.zeros((6, 9)), [[0.3, 0.3, 0.05], [0.3, 0.3, 0.09]])
+    here = preview(np.zeros((6, 9)), [[0.3, 0.3, 0.05], [0.3, 0.3, 0.09]])
     here.core[0, 0], here.core[5, 4] = CLOUD, UNKNOWN
     found = suspect(here, DARK, TUNED)
     expected = np.zeros((6, 9), bool)
     expected[0:3, 3:6] = expected[3:6, 0:6] = True
     expected[5, 4] = False  # unknown already, but it does not hide its cell
     assert np.array_equal(found, expected)
-    there = view(DARK.core.copy(), np.full((2, 3), 0.05))
+    there = preview(DARK.core.copy(), np.full((2, 3), 0.05))
     there.core[1, 4], there.core[4, 1] = UNKNOWN, SHADOW
     expected[:3, 3:6] = expected[3:, :3] = False
     assert np.array_equal(suspect(here, there, TUNED), expected)
@@ -129,13 +128,13 @@ def test_suspicion_needs_a_whole_cell_that_is_clear_on_both_dates_and_brighter_h
 
 
 def test_light_on_bright_ground_may_change_by_a_tenth():
-    fresh, old = (view(np.zeros((3, 3)), [[value]]) for value in (0.9, 0.8))
+    fresh, old = (preview(np.zeros((3, 3)), [[value]]) for value in (0.9, 0.8))
     assert not suspect(fresh, old, TUNED).any()
-    assert suspect(view(np.zeros((3, 3)), [[0.95]]), old, TUNED).all()
+    assert suspect(preview(np.zeros((3, 3)), [[0.95]]), old, TUNED).all()
 
 
 def test_no_data_is_never_suspect():
-    here, there = view(np.zeros((3, 3)), [[0.9]]), view(np.zeros((3, 3)), [[0.05]])
+    here, there = preview(np.zeros((3, 3)), [[0.9]]), preview(np.zeros((3, 3)), [[0.05]])
     there.rgb[:] = 0
     assert not suspect(here, there, TUNED).any()
     assert not suspect(there, here, TUNED).any()
@@ -147,9 +146,9 @@ def test_grids_of_10_20_and_60_m_meet():
     bright = blue.copy()
     bright[2, 3] = 0.3
     for factor, size in sizes.items():
-        here = view(np.zeros(size), bright, factor=factor)
+        here = preview(np.zeros(size), bright, factor=factor)
         for other, other_size in sizes.items():
-            found = suspect(here, view(np.zeros(other_size), blue, factor=other), TUNED)
+            found = suspect(here, preview(np.zeros(other_size), blue, factor=other), TUNED)
             assert found.shape == size
             assert found[12 // factor :, 18 // factor :].all()
             assert np.count_nonzero(found) == found[12 // factor :, 18 // factor :].size
@@ -160,47 +159,47 @@ def test_cloud_that_b11_had_taken_for_snow_comes_back_where_the_other_date_is_da
     scl[:, :3], scl[:, 3:6] = 8, 9
     core = masks.combine(scl, TUNED, green=np.full((2, 3), 0.8, "f4"), b11=np.full((2, 3), 0.1, "f4"))
     assert [core[0, 0], core[0, 3], core[0, 6]] == [CLEAR, UNKNOWN, CLEAR]
-    bright = view(core, np.full((2, 3), 0.8), scl=scl)
-    assert cover(bright, DARK, TUNED).core[0].tolist() == [CLOUD] * 6 + [UNKNOWN] * 3
-    assert cover(bright, None, TUNED).core is not bright.core
-    for other, rule in ((None, TUNED), (view(DARK.core, np.full((2, 3), 0.8)), TUNED), (DARK, Settings(brighter=1))):
-        assert np.array_equal(cover(bright, other, rule).core, core)
+    bright = preview(core, np.full((2, 3), 0.8), scl=scl)
+    assert revised_masks(bright, DARK, TUNED).core[0].tolist() == [CLOUD] * 6 + [UNKNOWN] * 3
+    assert revised_masks(bright, None, TUNED).core is not bright.core
+    for other, rule in ((None, TUNED), (preview(DARK.core, np.full((2, 3), 0.8)), TUNED), (DARK, Settings(brighter=1))):
+        assert np.array_equal(revised_masks(bright, other, rule).core, core)
 
 
 def test_medium_cloud_and_cirrus_without_any_difference_are_unknown():
     scl = np.array([[8] * 3 + [9] * 3 + [10] * 3] * 6, np.uint8)
-    here = view(masks.classes(scl), [[0.059] * 3, [0.061] * 3], scl=scl)
-    revised = cover(here, DARK, Settings(brighter=0.5, cloud_m=0, shadow_m=0, cirrus_m=0))
+    here = preview(masks.classes(scl), [[0.059] * 3, [0.061] * 3], scl=scl)
+    revised = revised_masks(here, DARK, Settings(brighter=0.5, cloud_m=0, shadow_m=0, cirrus_m=0))
     assert (revised.core[:3, [0, 8]] == UNKNOWN).all()
     assert np.array_equal(np.delete(revised.core[:3], [0, 1, 2, 6, 7, 8], 1), here.core[:3, 3:6])
     assert np.array_equal(revised.core[3:], here.core[3:])
     assert np.array_equal(revised.mask, revised.core)
-    one_band = View(None, here.core, 2, here.snow, here.rgb.copy(), scl)
+    one_band = Preview(None, here.core, 2, here.snow, here.rgb.copy(), scl)
     one_band.rgb[0] += np.uint16(200)
-    assert np.array_equal(cover(one_band, DARK, TUNED).core, here.core)
+    assert np.array_equal(revised_masks(one_band, DARK, TUNED).core, here.core)
 
 
 def test_a_mask_of_the_users_own_is_not_overruled_by_the_absence_of_a_difference():
-    own = view(np.full((6, 9), CLOUD), np.full((2, 3), 0.05))
-    assert (cover(own, DARK, TUNED).core == CLOUD).all()
+    own = preview(np.full((6, 9), CLOUD), np.full((2, 3), 0.05))
+    assert (revised_masks(own, DARK, TUNED).core == CLOUD).all()
 
 
 def test_the_mask_is_the_grown_core():
     core = np.zeros((60, 60), np.uint8)
     core[30, 30] = CLOUD
-    found = cover(view(core, np.full((20, 20), 0.1)), None, TUNED)
+    found = revised_masks(preview(core, np.full((20, 20), 0.1)), None, TUNED)
     assert np.array_equal(found.core, core)
     assert np.array_equal(found.mask, masks.grow(core, TUNED, pixel_m=20))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_rows_of_a_cover_at_10_m(data):
+def test_any_rows_of_masks_at_10_m(data):
     factor = data.draw(st.sampled_from([1, 2]))
     height, width = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 9)))
     rng = np.random.default_rng(height)
     grid = (-(-height // factor), -(-width // factor))
-    found = Cover(*rng.integers(0, 5, (2, *grid)).astype(np.uint8), factor)
+    found = SceneMasks(*rng.integers(0, 5, (2, *grid)).astype(np.uint8), factor)
     whole = found.at_10m("core", (height, width))
     assert np.array_equal(whole, found.core[np.ix_(np.arange(height) // factor, np.arange(width) // factor)])
     top, bottom = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height))))
@@ -219,9 +218,9 @@ def products(tmp_path_factory):
     return [Product.open(folder / f"{name}.SAFE") for name in names]
 
 
-def test_view_of_a_product_joins_all_that_its_preview_holds(products):
+def test_preview_of_a_product_joins_all_that_was_fetched_of_it(products):
     for product in products:
-        opened = View.open(product, TUNED)
+        opened = Preview.open(product, TUNED)
         scl = read_scl(product)
         assert (opened.factor, opened.rgb.shape, opened.rgb.dtype) == (2, (3, 34, 34), np.uint16)
         assert np.array_equal(opened.scl, scl)
@@ -230,17 +229,17 @@ def test_view_of_a_product_joins_all_that_its_preview_holds(products):
     assert np.isin(opened.core, HIDDEN).mean() > 0.4
 
 
-def test_view_without_b11_uses_the_probabilities(products, monkeypatch):
+def test_preview_without_b11_uses_the_probabilities(products, monkeypatch):
     monkeypatch.delitem(products[1].files, "B11_60m")
     percents = {"cloud_probability": read_cloud_probability(products[1])}
     percents |= {"snow_probability": read_snow_probability(products[1])}
     expected = masks.combine(read_scl(products[1]), TUNED, **percents)
-    assert np.array_equal(View.open(products[1], TUNED).core, expected)
+    assert np.array_equal(Preview.open(products[1], TUNED).core, expected)
     assert (expected == UNKNOWN).any()
 
 
 def test_synthetic_dates_hardly_suspect_each_other(products):
-    clear, cloudy = (View.open(product, TUNED) for product in products)
+    clear, cloudy = (Preview.open(product, TUNED) for product in products)
     assert suspect(clear, cloudy, TUNED).mean() < 0.02
     assert suspect(cloudy, clear, TUNED).mean() < 0.02
 
@@ -259,21 +258,21 @@ def test_a_raster_of_the_users_own_replaces_the_classification(tmp_path, product
     values = np.random.default_rng(0).integers(0, 7, (size, size)).astype(np.uint8)
     write(tmp_path, products[1], values, pixel=10 * factor)
     meaning = {"cloud": [1, 2], "shadow": [5], "no_data": [6]}
-    opened = View.open(products[1], Settings(source="raster", folder=tmp_path, values=meaning))
+    opened = Preview.open(products[1], Settings(source="raster", folder=tmp_path, values=meaning))
     table = np.array([CLEAR, CLOUD, CLOUD, CLEAR, CLEAR, SHADOW, NO_DATA])
     assert (opened.factor, opened.scl) == (factor, None)
     assert np.array_equal(opened.core, table[values])
     assert np.array_equal(opened.snow, masks.upsampled(read_scl(products[1]) == 11, 2 // factor, (size, size)))
-    found = cover(opened, View.open(products[0], TUNED), TUNED)
+    found = revised_masks(opened, Preview.open(products[0], TUNED), TUNED)
     assert found.at_10m("mask", (201, 201)).shape == (201, 201)
 
 
 def test_no_data_of_the_classification_stays_no_data(tmp_path, products, monkeypatch):
     scl = np.full((101, 101), 4, np.uint8)
     scl[:10] = 0
-    monkeypatch.setattr(covers, "read_scl", lambda _: scl)
+    monkeypatch.setattr(scene_masks, "read_scl", lambda _: scl)
     write(tmp_path, products[0], np.zeros((201, 201), np.uint8))
-    core = View.open(products[0], Settings(source="raster", folder=tmp_path)).core
+    core = Preview.open(products[0], Settings(source="raster", folder=tmp_path)).core
     assert (core[:20] == NO_DATA).all()
     assert (core[20:] == CLEAR).all()
 
@@ -291,7 +290,7 @@ def test_no_data_of_the_classification_stays_no_data(tmp_path, products, monkeyp
 def test_a_raster_that_does_not_fit_is_refused_with_all_that_is_needed(tmp_path, products, shape, changes, found):
     write(tmp_path, products[0], np.zeros(shape, np.uint8), **changes)
     with pytest.raises(ConfigError, match=found) as error:
-        View.open(products[0], Settings(source="raster", folder=tmp_path))
+        Preview.open(products[0], Settings(source="raster", folder=tmp_path))
     name = products[0].name.name
     for expected in (
         str(tmp_path / f"{name}.tif"),
@@ -307,4 +306,4 @@ def test_a_missing_or_broken_raster_is_a_matter_of_configuration(tmp_path, produ
         if content:
             (tmp_path / f"{products[0].name.name}.tif").write_bytes(content)
         with pytest.raises(ConfigError, match="not readable"):
-            View.open(products[0], Settings(source="raster", folder=tmp_path))
+            Preview.open(products[0], Settings(source="raster", folder=tmp_path))
