@@ -1,21 +1,25 @@
 """download: fetches the 10 m bands of the products in accepted pairs, verified against their manifests."""
 
+from pathlib import Path
+
 from cloudjob.config.models import Config
-from cloudjob.run import decisions, records
-from cloudjob.run.records import Item, Summary
-from cloudjob.run.folder import RunFolder
 from cloudjob.files import link
+from cloudjob.run import decisions, records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item, Made, Summary
 
 STAGE = "download"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
+    """One item per product of an accepted pair, its reference too."""
     pairs = decisions.accepted_pairs(folder)
     products = sorted({pair[key] for pair in pairs for key in ("cloudy", "clear", "reference") if pair[key]})
     return [Item(STAGE, name, {}, {"preview": records.output_digest(folder, "preview", name)}) for name in products]
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
+    """Fetches the bands, and from an embedded archive the truth below its synthetic clouds."""
     from cloudjob.copernicus.client import Client
     from cloudjob.copernicus.session import Endpoints
     from cloudjob.sentinel2 import product as safe
@@ -25,20 +29,20 @@ def run(config: Config, folder: RunFolder) -> Summary:
     ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
     client = Client(Endpoints(**config.copernicus.urls()), connections=config.copernicus.connections)
 
-    def make(item: Item):
+    def make(item: Item) -> Made:
         product = folder.safe(item.name)
         wanted = safe.band_files(safe.read_manifest(product / "manifest.safe"))
         files = client.files(ids[item.name], item.name, wanted, product)
         if config.archive:
-            files += _truth(config, folder, item.name)
+            files += _truth(config.archive.path or folder.archive, folder, item.name)
         return files, None
 
     return records.work(folder, STAGE, every, make)
 
 
-def _truth(config: Config, folder: RunFolder, product: str) -> list:
-    """The ground below synthetic clouds, linked (or copied) from the archive: evaluation needs it, no model sees it."""
-    source = (config.archive.path or folder.archive) / "truth" / f"{product}.tif"
+def _truth(archive: Path, folder: RunFolder, product: str) -> list[Path]:
+    """The ground below synthetic clouds, linked or copied from the archive. Evaluation needs it; no model sees it."""
+    source = archive / "truth" / f"{product}.tif"
     if not source.exists():
         return []
     target = folder.truth(product)

@@ -1,20 +1,22 @@
 """preview: fetches metadata, masks and the 60 m picture of every product: 1 to 3 % of its bytes."""
 
 from cloudjob.config.models import Config
-from cloudjob.run import records
-from cloudjob.run.records import Item, Summary
-from cloudjob.run.folder import RunFolder
 from cloudjob.files import digest
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item, Made, Summary
 
 STAGE = "preview"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
+    """One item per product that the search found."""
     rows = folder.rows(folder.scenes, stage="search")
     return [Item(STAGE, row["product"], {}, {"scene": digest(row["id"])}) for row in rows]
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
+    """Fetches the small files of each product."""
     from cloudjob.copernicus.client import Client
     from cloudjob.copernicus.session import Endpoints
     from cloudjob.sentinel2 import product as safe
@@ -23,7 +25,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
     client = Client(Endpoints(**config.copernicus.urls()), connections=config.copernicus.connections)
 
-    def make(item: Item):
+    def make(item: Item) -> Made:
         target = folder.safe(item.name)
         manifest = client.file(ids[item.name], item.name, "manifest.safe", target)
         wanted = safe.preview_files(safe.read_manifest(manifest))

@@ -1,0 +1,39 @@
+"""The pictures of a pair for the review page: both dates, their masks as outlines, and their difference."""
+
+from functools import partial
+
+import numpy as np
+
+from cloudjob.pixels import CLEAR
+from cloudjob.sentinel2 import masks, radiometry, render
+from cloudjob.sentinel2.scene_masks import Preview, revised_masks
+
+SIDE = 915  # pixels of a picture at most: a whole scene at 120 m
+_OVERVIEW = 6  # a pixel of a preview's picture, in pixels of 10 m
+
+
+def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: float) -> tuple[dict[str, bytes], dict]:
+    """(kind -> WebP file, {"size": [width, height], "gain": ...}); the kinds are `review.PICTURES`.
+
+    A picture shows `gain` x reflectance. The gain that is returned is the factor by which the clear date had to be
+    multiplied to be as bright as the cloudy one (None where it cannot be measured), before the difference was taken.
+    """
+    height, width = cloudy.product.shape
+    pixel = 2 * -(-max(height, width) // (2 * SIDE))  # of a picture, in pixels of 10 m
+    shape = (-(-height // pixel), -(-width // pixel))
+
+    def small(array: np.ndarray, factor: int) -> np.ndarray:
+        return render.resized(array, shape, covers=(height / factor, width / factor))
+
+    files, brightness, classes = {}, {}, {}
+    lossy = partial(render.encode_webp, quality=80)
+    for role, date, other in (("cloudy", cloudy, clear), ("clear", clear, cloudy)):
+        found = revised_masks(date, other, settings)
+        classes[role] = small(found.mask, found.factor)
+        brightness[role] = small(radiometry.reflectance(date.rgb).mean(axis=0), _OVERVIEW)
+        files[role] = lossy(small(render.true_colour(date.rgb, gain=gain), _OVERVIEW))
+        files[f"{role}-mask"] = render.encode_webp(render.outlines(classes[role]))
+    usable = (classes["cloudy"] == CLEAR) & (classes["clear"] == CLEAR)
+    factor, change = render.difference(brightness["cloudy"], brightness["clear"], usable)
+    files["difference"] = lossy(change)
+    return files, {"size": [shape[1], shape[0]], "gain": factor and round(factor, 3)}
