@@ -4,12 +4,16 @@
 4 finished with failed items - 75 interrupted in good order, run the same command again.
 """
 
+from pathlib import Path
+from typing import Any
+
 
 class CloudjobError(Exception):
     """Base of all errors that are not bugs: the message alone is shown, without a traceback."""
 
     exit_code = 1
     said = False  # by another rank, on behalf of all
+    on_all_ranks = False  # every rank raises it at the same place
 
 
 class ConfigError(CloudjobError):
@@ -33,11 +37,11 @@ class ItemError(CloudjobError):
 class CorruptFileError(ItemError):
     """A file is truncated or does not hold what it should; `path` names it, so that it can be set aside."""
 
-    def __init__(self, path, reason: str):
+    def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = path, reason
 
-    def __reduce__(self):  # it crosses processes
+    def __reduce__(self) -> tuple:  # it crosses processes
         return type(self), (self.path, self.reason)
 
 
@@ -57,7 +61,7 @@ class RejectedError(CloudjobError):
     `result` is kept in the item's record (the measures that the rule looked at).
     """
 
-    def __init__(self, reason: str, result=None):
+    def __init__(self, reason: str, result: Any = None):
         super().__init__(reason)
         self.result = result
 

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,14 @@ STEPS = {"cpu": 6, "cuda": 400}  # of a whole training
 PRESETS = {"cpu": ("small",), "cuda": ("small", "base")}
 
 
-def run(folder: Path, *, window: int = 256, presets: tuple[str, ...] | None = None, rounds: int = 3, say=print) -> dict:
+def run(
+    folder: Path,
+    *,
+    window: int = 256,
+    presets: tuple[str, ...] | None = None,
+    rounds: int = 3,
+    say: Callable[[str], None] = print,
+) -> dict:
     """Figures of one run in a new folder below `folder`, which is removed at the end (300 MB with windows of 256)."""
     work = Path(folder) / f"bench-train-{os.getpid()}"
     work.mkdir(parents=True)
@@ -96,13 +105,14 @@ class Bench:
         """The first samples of the training, in memory."""
         return next(loader.batches(self.shards, seed=0, start=0, stop=size, batch=size))
 
-    def step(self, preset: str, **settings) -> Step:
+    def step(self, preset: str, **settings: Any) -> Step:
         """The product's own step, weights freshly drawn."""
         chosen = Settings(preset=preset, options={}, **settings)
         recipe = Recipe.of(preset, chosen.process, **self.index["normalisation"])
         some = Batch.of(self.batch(8)[1], self.device)
         recipe = recipe.measure(some)
-        network = recipe.network().to(self.device, memory_format=torch.channels_last)
+        network = recipe.network().to(self.device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         step = Step(recipe, network, chosen)
         step.connect(some)
         return step
@@ -136,7 +146,7 @@ class Bench:
         step.update(1e-4)
         float(loss)
 
-    def _timed(self, way) -> float:
+    def _timed(self, way: Callable[[], Any]) -> float:
         """Seconds, on a CPU those of its one thread: whatever else the machine does is left out."""
         clock = time.process_time if self.device.type == "cpu" else time.perf_counter
         begun = clock()
@@ -158,7 +168,7 @@ class Bench:
         plain = notebook.Trainer(network, notebook.Loader(files), channels=CONDITION_CHANNELS)
         step = self.step(preset, process="residual", batch_size=8)
         ours = iter(self._batches(8, threads=1))
-        seconds = {"notebook": [], "ours": []}
+        seconds: dict[str, list[float]] = {"notebook": [], "ours": []}
         for number in range(2 * self.rounds + 1):
             seconds["notebook"].append(self._timed(lambda n=number: plain.step([(8 * n + i) % 16 for i in range(8)])))
             seconds["ours"].append(self._timed(lambda: self._whole(step, *next(ours))))
@@ -166,10 +176,9 @@ class Bench:
             f"{name}_samples_per_s": round(8 / min(times[1:]), 3) for name, times in seconds.items()
         }
 
-    def _batches(self, size: int, threads: int, stop: int = 10**6):
-        allocate = pinned if self.device.type == "cuda" else np.empty
-        options = {"batch": size, "threads": threads, "allocate": allocate}
-        return loader.batches(self.shards, seed=0, start=0, stop=stop, **options)
+    def _batches(self, size: int, threads: int, stop: int = 10**6) -> Iterator[tuple[list[int], dict]]:
+        allocate: Callable = pinned if self.device.type == "cuda" else np.empty
+        return loader.batches(self.shards, seed=0, start=0, stop=stop, batch=size, threads=threads, allocate=allocate)
 
     def reading(self, threads: int, number: int = 2048) -> int:
         """Triplets a second from shards that are in memory to buffers that the device reads."""
@@ -187,7 +196,7 @@ class Bench:
         so that a change of the load meets all of them; the best step of each."""
         most = torch.cuda.device_count() if self.device.type == "cuda" else len(os.sched_getaffinity(0))
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= most]
-        found = {size: [] for size in sizes}
+        found: dict[int, list[dict]] = {size: [] for size in sizes}
         for _ in range(self.rounds):
             for size in sizes:
                 found[size].append(self._train(preset, best, size))
@@ -220,9 +229,10 @@ class Bench:
 
 def _rows_of(command: list[str], space: RunFolder, seen: int) -> list[dict]:
     """The metrics of a training until it has seen so many samples; then it is asked to stop."""
-    rows, stop, said = [], space.root / "STOP", space.root / "train.log"
-    here = {"env": os.environ | {"CLOUDJOB_STOP_FILE": str(stop)}}
-    with open(said, "w") as log, subprocess.Popen(command, stdout=log, stderr=log, **here) as training:
+    rows: list[dict] = []
+    stop, said = space.root / "STOP", space.root / "train.log"
+    environment = os.environ | {"CLOUDJOB_STOP_FILE": str(stop)}
+    with open(said, "w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as training:
         try:
             while not rows or rows[-1]["seen"] < seen:
                 if training.poll() is not None:

@@ -23,9 +23,7 @@ class Batch:
     mask: Tensor  # (N, H, W) uint8 mask classes of the cloudy date
     references: Tensor  # (N, R, 4, H, W) other clear dates, the nearest first; R is 0 where no sample has any
     reference_days: Tensor  # (N, R) signed days from the target's date to that of each reference
-    target_days: (
-        Tensor  # (N,) signed days from the cloudy date to the target's; 0 asks for the cloudy day's ground
-    )
+    target_days: Tensor  # (N,) signed days from the cloudy date to the target's; 0 asks for the cloudy day's ground
     sun_elevation: Tensor  # (N,) degrees, on the cloudy date
     target: Tensor | None = None  # (N, 4, H, W) the ground that is learned; None where nobody knows it
     donor: Tensor | None = None  # (N, H, W) uint8 mask classes of another triplet, for synthetic clouds; None without
@@ -50,12 +48,12 @@ class Batch:
         else:
             days = days - target_days
         reference = tensors.get("reference")
-        none = reference is None
+        references = cloudy[:, None][:, :0] if reference is None else reference[:, None]
         return cls(
             cloudy=cloudy,
             mask=tensors["mask"],
-            references=cloudy.new_empty(len(cloudy), 0, *cloudy.shape[1:]) if none else reference[:, None],
-            reference_days=days[:, None][:, : 0 if none else 1],
+            references=references,
+            reference_days=days[:, None][:, : references.shape[1]],
             target_days=target_days,
             sun_elevation=tensors.get("sun_elevation", unknown),
             target=tensors.get("clear"),

@@ -118,7 +118,7 @@ def save(
         raise DiskFullError(f"{folder}: {free / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}; {_WHOLE}")
     try:
         with atomic(path) as temporary, temporary.open("wb") as file:
-            hashing = _Hashing(file)
+            hashing: Any = _Hashing(file)
             torch.save(_canonical(state), hashing)
             file.write(_MARK + hashing.sha256.hexdigest().encode() + b"\n")
         if facts is not None:
@@ -183,8 +183,8 @@ def load(path: Path) -> Checkpoint:
     written = state.get("schema_version", 1)
     if written > SCHEMA_VERSION:
         raise ConfigError(
-            f"{path}: cloudjob {state.get('cloudjob_version')} wrote it, with schema version {written}; this one reads up "
-            f"to {SCHEMA_VERSION}. Take that version, or a newer one"
+            f"{path}: cloudjob {state.get('cloudjob_version')} wrote it, with schema version {written}; this one reads "
+            f"versions up to {SCHEMA_VERSION}. Take that cloudjob, or a newer one"
         )
     try:
         return Checkpoint(**_migrated(state, written), written_config=state["config"])
@@ -197,7 +197,7 @@ def _load(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         size = max(path.stat().st_size - _TRAILER, 0)
         found = hashlib.sha256()
-        block, left = memoryview(bytearray(2**23)), size
+        block, left = memoryview(bytearray(min(size, 2**23))), size
         while left and (got := file.readinto(block[:left])):
             found.update(block[:got])
             left -= got

@@ -44,7 +44,7 @@ class Ddpm:
     prediction: Literal["noise", "x0", "v"] = "noise"
     zero_terminal_snr: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.zero_terminal_snr and self.prediction == "noise":
             raise ValueError("zero terminal SNR with prediction of noise: pure noise tells nothing of x0; use x0 or v")
 

@@ -8,6 +8,7 @@ the process stands between least and most noise, both None for a regression, whi
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,15 +101,15 @@ class _ByFloat32(torch.autograd.Function):
     stays in the cache."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
         ctx.shape = x.shape[1], x.shape[2] * x.shape[3], groups
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, len(x), *ctx.shape, eps)
+        y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, len(x), *ctx.shape, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy: Tensor):
+    def backward(ctx: Any, dy: Tensor) -> tuple:
         *whole, weight = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)  # torch's kernel takes it for granted
         dx, d_weight, d_bias = torch.empty_like(whole[0]), torch.zeros_like(weight), torch.zeros_like(weight)
@@ -145,13 +146,24 @@ class Block(nn.Module):
         self.modulation = nn.Linear(EMBEDDING, 2 * channels)
         self.norm2 = Norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _zero(self.conv2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, 1)
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         return x + self.conv2(F.silu(h * (1 + scale) + shift))
+
+
+def _zero(layer: nn.Conv2d) -> None:
+    """The layer puts nothing out until it has learned to."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _through(blocks: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    for block in blocks.children():
+        h = block(h, embedding)
+    return h
 
 
 class Attention(nn.Module):
@@ -163,8 +175,7 @@ class Attention(nn.Module):
         self.norm = Norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
@@ -201,11 +212,10 @@ class UNet(nn.Module):
         self.attention = Attention(widths[-1]) if size.attention else nn.Identity()
         self.norm = Norm(widths[0])
         self.head = nn.Conv2d(widths[0], 3 * BAND_COUNT * CELL**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _zero(self.head)
 
     def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
-        if x is None:
+        if x is None or level is None:
             x = conditions.new_zeros(len(conditions), BAND_COUNT, *conditions.shape[-2:])
             level = x.new_ones(len(x))
         check_size(x, self.stride)
@@ -216,15 +226,13 @@ class UNet(nn.Module):
         for index, blocks in enumerate(self.encoder):
             if index:
                 h = self.down[index - 1](h)
-            for block in blocks:
-                h = block(h, embedding)
+            h = _through(blocks, h, embedding)
             skips.append(h)
         h = self.attention(h)
         for index, blocks in enumerate(self.decoder):
             if index:
                 h = self.up[index - 1](F.interpolate(h, scale_factor=2.0, mode="nearest")) + skips[-1 - index]
-            for block in blocks:
-                h = block(h, embedding)
+            h = _through(blocks, h, embedding)
         value, gain, share = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).chunk(3, 1)
         return value + gain * x + share * conditions[:, -BAND_COUNT:]
 
@@ -261,7 +269,7 @@ class NotebookUNet(nn.Module):
 
     stride = 4
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.inc = DoubleConv(2 * BAND_COUNT, 64)
         self.down1 = DoubleConv(64, 128)

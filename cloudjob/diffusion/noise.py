@@ -42,7 +42,7 @@ def _quantiles(device: torch.device) -> Tensor:
     return (z / (2 * z.square().mean()).sqrt()).float().to(device)
 
 
-def _normal(keys: Tensor, *, rows: range, cols: range, bands: int, device) -> Tensor:
+def _normal(keys: Tensor, *, rows: range, cols: range, bands: int, device: torch.device | str) -> Tensor:
     """(len(keys), bands, rows, cols) standard normal: (key, band, row) seeds a SplitMix64 stream over the columns."""
     band = _mix(keys[:, None] + torch.arange(bands) * _signed(_GAMMA))
     row = _mix(band[:, :, None] + torch.arange(rows.start, rows.stop) * _signed(_GAMMA)).to(device)
@@ -52,7 +52,16 @@ def _normal(keys: Tensor, *, rows: range, cols: range, bands: int, device) -> Te
     return table[word & 0xFFFF] + table[(word >> 32) & 0xFFFF]
 
 
-def field(seed: int, *, rows: range, cols: range, bands: int, member: int = 0, step: int = 0, device="cpu") -> Tensor:
+def field(
+    seed: int,
+    *,
+    rows: range,
+    cols: range,
+    bands: int,
+    member: int = 0,
+    step: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """A window of a scene's standard normal noise: float32 (bands, rows, cols), keyed by absolute row and column.
 
     Any window equals, bit for bit, the same window cut out of a bigger field. `member` numbers the ensemble members,

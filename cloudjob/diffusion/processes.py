@@ -7,7 +7,7 @@ has unit variance at every pixel, and noise that is left over is small where the
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from cloudjob.pixels import CLEAR, NO_DATA
 
 Limits = tuple[Tensor, Tensor]  # physical range, each broadcastable to (N, 4, H, W)
 Spread = tuple[float, float, float]
+_LEAST_SPREAD = 0.05  # in normalised units: noise is never as small as the last digit
 
 
 class Terms(NamedTuple):
@@ -27,9 +28,7 @@ class Terms(NamedTuple):
     prediction: Tensor
     target: Tensor
     level: Tensor  # (N,) what the network was told of the noise: 0 least, 1 most
-    scale: (
-        Tensor | float
-    )  # what an error of 1 in the prediction is in x0; broadcastable to the target, as is the weight
+    scale: Tensor | float  # of an error of 1 in the prediction, in x0; broadcastable to the target, as is the weight
     weight: Tensor | float = 1.0
 
 
@@ -40,8 +39,9 @@ def measure_spread(clean: Tensor, conditions: Conditions, valid: Tensor) -> Spre
     guess, other = conditions.choose(0, 1, 2), valid & (conditions.mask != CLEAR)
     error, bare_error = clean - conditions.anchor, clean - bare.anchor
     kinds = ((error, valid & (guess == 0)), (error, valid & (guess == 1)), (bare_error, other))
-    rms = (x.square().mean(1, True)[kind].mean().sqrt().item() if kind.any() else 1.0 for x, kind in kinds)
-    return tuple(max(value, 0.05) for value in rms)
+    rms = [x.square().mean(1, True)[kind].mean().sqrt().item() if kind.any() else 1.0 for x, kind in kinds]
+    clear, referenced, bare_rms = (max(value, _LEAST_SPREAD) for value in rms)
+    return clear, referenced, bare_rms
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Regression:
         return [Terms(output, target, level=target.new_ones(len(target)), scale=spread)]
 
     @torch.no_grad()
-    def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **_) -> Tensor:
+    def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **_: Any) -> Tensor:
         """The same whatever the noise and the steps."""
         told = conditions.channels(conditions.choose(*self.spread))
         return self.place(network(None, None, told).float(), conditions).clamp(*limits)
@@ -177,7 +177,7 @@ class Corrective(Residual):
         guessed = conditions.anchored(regression.place(mean.prediction.detach(), conditions))
         return [mean, *super().loss_terms(network, clean, guessed, seed=seed, indices=indices)]
 
-    def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **options) -> Tensor:
+    def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **options: Any) -> Tensor:
         guess = Regression(self.spread).sample(network, conditions, limits=limits)
         return super().sample(network, conditions.anchored(guess), limits=limits, **options)
 

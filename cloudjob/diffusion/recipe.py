@@ -19,12 +19,14 @@ PROCESSES = {"corrective": Corrective, "residual": Residual, "regression": Regre
 
 @dataclass(frozen=True)
 class Recipe:
+    """What makes a model: `preset` names its network, `process` is the diffusion, `norm` the units it works in."""
+
     preset: str
     process: Process
     norm: Normalisation
 
     @classmethod
-    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], **options) -> Self:
+    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], **options: Any) -> Self:
         """`process` is one of PROCESSES and `options` its fields; mean and std per band are those of the training
         split's reflectance. The network of the notebook of 2025 has the notebook's own scaling: its images are noise
         partly because of it."""
@@ -130,5 +132,6 @@ class Recipe:
         conditions = Conditions.of(batch, norm=self.norm).within(margin)
         limits = None if self.preset == "notebook-2025" else self.norm.limits()
         sampling = self.sampling(sampler, steps)
-        clean = self.process.sample(network, conditions, noise=noise, limits=limits, **sampling)
+        process: Any = self.process  # only a Ddpm may go without limits, and only it has the notebook's preset
+        clean = process.sample(network, conditions, noise=noise, limits=limits, **sampling)
         return self.norm.inverse(clean)

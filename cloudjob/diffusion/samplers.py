@@ -66,7 +66,7 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise) -> 
     x0 is extrapolated by half a step in lambda = log(a/b). The first and the last step are of first order.
     """
     log_snr = (levels.a / levels.b).log().tolist()
-    last, before = len(log_snr) - 2, None
+    last, before = len(log_snr) - 2, x
     for i, (now, following) in enumerate(levels.steps()):
         clean = estimate = denoise(x, i)
         if 0 < i < last:

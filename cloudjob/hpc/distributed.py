@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,8 @@ COLLECTIVE_S = 1800  # until a collective call fails: longer than rank 0 ever lo
 
 @dataclass(frozen=True)
 class ProcessGroup:
+    """The processes of a training, as one of them sees them."""
+
     rank: int
     size: int
     local_rank: int
@@ -52,32 +54,37 @@ class ProcessGroup:
             return
         try:
             yield
+        except CloudjobError as error:
+            if not error.said:
+                self._report(error, self.watch)
+            raise
         except Exception as error:
-            if getattr(error, "said", False):
-                raise
-            if getattr(error, "on_all_ranks", False):
-                self.watch.close()
-                error.said = self.rank > 0
-            elif _of_a_collective(error):
-                self._explain(error)
-            else:
-                known = isinstance(error, CloudjobError)
-                text = str(error) if known else f"{type(error).__name__}: {error}"
-                passed_on = self.watch.fail(text, error.exit_code if known else CloudjobError.exit_code)
-                error.said = passed_on and self.rank > 0
+            if _of_a_collective(error):
+                _explain(error, self.watch)
+            self.watch.fail(f"{type(error).__name__}: {error}", CloudjobError.exit_code)
             raise
 
-    def _explain(self, error: Exception) -> None:
-        """A collective call failed because of another rank: which one, and why."""
-        if verdict := self.watch.settle():
-            lost = LostRankError(verdict.text)
-            lost.exit_code = verdict.code  # that of the rank which could not go on, if it could say why
-            lost.said = not self.watch.tells
-            raise lost from error
-        waited_for = ", ".join(map(str, self.watch.behind())) or "none in particular"
-        message = f"the ranks lost each other ({str(error).splitlines()[0]}); waited for rank {waited_for}"
-        self.watch.fail(message, LostRankError.exit_code)
-        raise LostRankError(message) from error
+    def _report(self, error: CloudjobError, watch: Watch) -> None:
+        """Tells the other ranks; who says it is marked on the error."""
+        if error.on_all_ranks:
+            watch.close()
+            error.said = self.rank > 0
+        else:
+            passed_on = watch.fail(str(error), error.exit_code)
+            error.said = passed_on and self.rank > 0
+
+
+def _explain(error: Exception, watch: Watch) -> NoReturn:
+    """A collective call failed because of another rank: LostRankError says which one, and why."""
+    if verdict := watch.settle():
+        lost = LostRankError(verdict.text)
+        lost.exit_code = verdict.code  # that of the rank which could not go on, if it could say why
+        lost.said = not watch.tells
+        raise lost from error
+    waited_for = ", ".join(map(str, watch.behind())) or "none in particular"
+    message = f"the ranks lost each other ({str(error).splitlines()[0]}); waited for rank {waited_for}"
+    watch.fail(message, LostRankError.exit_code)
+    raise LostRankError(message) from error
 
 
 def raised_on_all_ranks(error: CloudjobError) -> CloudjobError:
@@ -123,8 +130,8 @@ def _launched() -> tuple[int, int, int, str, int]:
     """(rank, size, local rank, host and port to meet at) from torchrun's variables, srun's, or for a world of one."""
     get = os.environ.get
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        numbers = (int(get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return (*numbers, get("MASTER_ADDR", "localhost"), int(get("MASTER_PORT", 29500)))
+        rank, size, local_rank = (int(get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return rank, size, local_rank, get("MASTER_ADDR", "localhost"), int(get("MASTER_PORT", 29500))
     task = slurm.task()
     if not task:
         return 0, 1, 0, "", 0
@@ -237,7 +244,7 @@ def wrap(module: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def unsynced(module: nn.Module):
+def unsynced(module: nn.Module) -> contextlib.AbstractContextManager:
     """A context in which the gradients of a wrapped module are summed up here, and not averaged over the ranks yet."""
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
 
@@ -260,21 +267,22 @@ def gather(value: T) -> list[T]:
 
 def run_on_all_ranks(task: Callable[[], T]) -> T:
     """What `task` returns, on each rank its own; where it fails on some rank, that error is raised on every rank."""
-    result, failure = None, None
+    results: list[T] = []
+    failure = None
     try:
-        result = task()
+        results.append(task())
     except CloudjobError as error:
-        failure = type(error), str(error), vars(error)
+        failure = type(error), str(error), dict(vars(error))
     failures = gather(failure)
     for rank, failed in enumerate(failures):
         if failed:
             kind, message, facts = failed
             if len(failures) > 1:
                 message = f"rank {rank} of {len(failures)}: {message}"
-            error = kind.__new__(kind, message)  # not kind(message): some take other arguments
-            vars(error).update(facts)
-            raise raised_on_all_ranks(error)
-    return result
+            again = kind.__new__(kind, message)  # not kind(message): some take other arguments
+            again.__dict__.update(facts)
+            raise raised_on_all_ranks(again)
+    return results[0]
 
 
 def barrier() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +61,8 @@ def rapl(folder: Path = _RAPL) -> Counter | None:
 
 class _Wrapping:
     def __init__(self, path: Path):
-        self.path, self.last, self.total = path, None, 0.0
+        self.path, self.total = path, 0.0
+        self.last: int | None = None
 
     def __call__(self) -> float:
         now, limit = (int((self.path / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
@@ -103,7 +105,7 @@ def _codecarbon() -> Counter:
     class Last(BaseOutput):
         kwh = 0.0
 
-        def out(self, total, delta) -> None:
+        def out(self, total: Any, delta: Any) -> None:
             self.kwh = total.energy_consumed
 
     last = Last()

@@ -6,6 +6,10 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("cloudjob", "torch", "numpy", "rasterio", "h5py", "hdf5plugin", "mpi4py")
 
@@ -21,7 +25,7 @@ def describe() -> dict:
     }
 
 
-def device_name(device) -> str:
+def device_name(device: "torch.device") -> str:
     """A GPU's model, or the processor's."""
     import torch
 

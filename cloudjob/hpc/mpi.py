@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from types import TracebackType
 from typing import Any
 
 from cloudjob.errors import ConfigError
@@ -15,7 +16,7 @@ class Communicator:
     """`with mpi.communicator() as ranks:` - leaving the block by an error takes the other ranks down too, or they would
     wait for ever in the next collective call."""
 
-    def __init__(self, communicator=None):
+    def __init__(self, communicator: Any = None):
         self._communicator = communicator
         self.rank = communicator.Get_rank() if communicator else 0
         self.size = communicator.Get_size() if communicator else 1
@@ -43,8 +44,10 @@ class Communicator:
     def __enter__(self) -> "Communicator":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
-        if error is not None and self.size > 1:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and error is not None and self.size > 1:
             sys.excepthook(kind, error, traceback)
             self.abort(getattr(error, "exit_code", 1))
 

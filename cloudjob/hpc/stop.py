@@ -5,6 +5,7 @@ Nothing is saved inside a signal handler. A second Ctrl-C does interrupt at once
 
 import signal
 from pathlib import Path
+from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _state: dict = {"signalled": False, "file": None}
@@ -22,7 +23,7 @@ def requested() -> bool:
     return _state["signalled"] or (_state["file"] is not None and _state["file"].exists())
 
 
-def _note(number: int, frame) -> None:
+def _note(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and _state["signalled"]:
         raise KeyboardInterrupt
     _state["signalled"] = True

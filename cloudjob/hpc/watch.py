@@ -79,6 +79,7 @@ class Watch:
             self._port = self._server.getsockname()[1]
             self._selector.register(self._server, selectors.EVENT_READ, None)
         else:
+            assert address is not None, "a rank above 0 needs rank 0's address"
             host, port, chief = json.loads(address)
             line = _Line(socket.create_connection((host, port), timeout=SILENCE_S))
             line.send(asdict(Member.here(rank)))
@@ -164,8 +165,8 @@ class Watch:
         words, stands = line.receive()
         for word in words:
             if word.keys() == Member.__dataclass_fields__.keys():
-                line.member = Member(**word)
-                self._lines[line.member.rank] = line
+                line.member = member = Member(**word)
+                self._lines[member.rank] = line
                 if len(self._lines) == self.size - 1:
                     self._all.set()
             if not line.member:  # somebody who knocked at the wrong door
@@ -183,7 +184,7 @@ class Watch:
     def _miss(self) -> None:
         """Notices who has not spoken for too long."""
         for line in self._lines.values():
-            if not line.left and time.monotonic() - line.heard > SILENCE_S:
+            if line.member and not line.left and time.monotonic() - line.heard > SILENCE_S:
                 self._lose(line.member, f"has not answered for {SILENCE_S:.0f} s: it was stopped, or its node was")
         for rank, (member, since) in list(self._expected.items()):
             if rank not in self._lines and time.monotonic() - since > SILENCE_S:
@@ -200,17 +201,19 @@ class Watch:
 
     def _end(self) -> None:
         """Ends this process, by its main thread if that comes by."""
+        verdict = self.verdict
+        assert verdict is not None
         if self.rank == 0:
-            self._pass_on({"failed": asdict(self.verdict)})
+            self._pass_on({"failed": asdict(verdict)})
         self._known.set()
         leaving = self._leaving.wait(GRACE_S)
         if self.tells and not leaving:
-            print(f"cloudjob: {self.verdict.text}", file=sys.stderr, flush=True)
-        if self.verdict.lost:  # not before: to a rank that has not noticed yet it would look like one that was killed
-            Member(**self.verdict.lost).kill()
+            print(f"cloudjob: {verdict.text}", file=sys.stderr, flush=True)
+        if verdict.lost:  # not before: to a rank that has not noticed yet it would look like one that was killed
+            Member(**verdict.lost).kill()
         if leaving:
             time.sleep(SILENCE_S)  # long enough for any exit that does not hang itself
-        os._exit(self.verdict.code)
+        os._exit(verdict.code)
 
     def _pass_on(self, word: dict) -> None:
         for line in list(self._lines.values()):
@@ -222,7 +225,8 @@ class _Line:
 
     def __init__(self, connection: socket.socket):
         connection.setblocking(False)
-        self.socket, self.member = connection, None
+        self.socket = connection
+        self.member: Member | None = None  # None until it has introduced itself
         self.heard, self.seen, self.left, self._rest = time.monotonic(), 0, False, b""
 
     def send(self, word: dict) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -61,7 +61,9 @@ class SceneConditions:
     def load(cls, folder: Path) -> Self:
         """What `save` wrote, mapped."""
         paths = {name: folder / f"{name}.npy" for name in _ARRAYS}
-        arrays = {name: np.load(path, mmap_mode="r") if path.exists() else None for name, path in paths.items()}
+        arrays: dict[str, Any] = {
+            name: np.load(path, mmap_mode="r") if path.exists() else None for name, path in paths.items()
+        }
         return cls(**arrays, **read_json(folder / "numbers.json"))
 
     def cloudy_tiles(self, *, size: int, overlap: int) -> list[Tile]:
@@ -72,11 +74,11 @@ class SceneConditions:
     def batch(self, tile: Tile, *, margin: int, device: torch.device | str) -> Batch:
         """One sample: the tile with `margin` pixels around it; beyond the scene there are no data."""
         days = np.nan if self.reference_days is None else self.reference_days
-        arrays = {
+        arrays: dict[str, NDArray] = {
             "cloudy": _cut(self.cloudy, tile, margin, EMPTY_DN)[None],
             "mask": _cut(self.mask, tile, margin, NO_DATA)[None],
-            "sun_elevation": np.float32([self.sun_elevation]),
-            "reference_days": np.float32([days]),
+            "sun_elevation": np.array([self.sun_elevation], np.float32),
+            "reference_days": np.array([days], np.float32),
         }
         if self.reference is not None:
             arrays["reference"] = _cut(self.reference, tile, margin, EMPTY_DN)[None]

@@ -193,7 +193,8 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
             **{f"cloudjob:{key}": value for key, value in scene.attributes.items()},
         },
         "links": [
-            {"rel": "derived_from", "href": name, "title": name} for name in scene.attributes["source_products"].split()
+            {"rel": "derived_from", "href": name, "title": name}
+            for name in str(scene.attributes["source_products"]).split()
         ],
         "assets": assets,
     }

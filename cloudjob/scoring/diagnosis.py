@@ -1,6 +1,7 @@
 """Tells early why a training is going to fail: nothing learned at a noise level, a condition that is not looked at."""
 
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
     for repeat in range(repeats):
         samples = [repeat * number + i for i in range(number)]
 
-        def measured(run, samples=samples) -> Tensor:
+        def measured(run: Any, samples: list[int] = samples) -> Tensor:
             """Squared errors, those of zero, those of x0, and noise levels (4, terms * N)."""
             rows = []
             for part in recipe.terms(run, batch, seed=seed, samples=samples):

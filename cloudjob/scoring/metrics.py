@@ -160,10 +160,10 @@ def _pooled_statistics(rows: list[dict], weights: NDArray) -> dict:
 
 def _pooled(values: list, weights: NDArray, power: int = 1) -> NDArray:
     """Power mean over the images (the first axis) that have a value; NaN where none has."""
-    values = np.array(values, np.float64)  # None becomes NaN
-    weights = np.where(np.isnan(values), 0, weights.reshape(-1, *[1] * (values.ndim - 1)))
+    array = np.array(values, np.float64)  # None becomes NaN
+    weights = np.where(np.isnan(array), 0, weights.reshape(-1, *[1] * (array.ndim - 1)))
     with np.errstate(invalid="ignore"):
-        return ((weights * np.nan_to_num(values) ** power).sum(0) / weights.sum(0)) ** (1 / power)
+        return ((weights * np.nan_to_num(array) ** power).sum(0) / weights.sum(0)) ** (1 / power)
 
 
 def pooled_psnr(sums: NDArray) -> NDArray:

@@ -93,7 +93,7 @@ def pool(results: list[dict]) -> dict:
     """Scores of all triplets together, with bootstrap intervals over pairs; by cloud fraction and by elevation of the
     sun; differences to ours; and the scores of the ensemble."""
     rows = [row for result in results for triplet in result["rows"] for row in triplet]
-    scores = {}
+    scores: dict[str, dict] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         for on in dict.fromkeys(row["on"] for row in rows):
             chosen = [row for row in rows if (row["method"], row["on"]) == (method, on)]
@@ -102,7 +102,7 @@ def pool(results: list[dict]) -> dict:
                 pooled = {"triplets": len(chosen)} | metrics.pool(chosen) | {"psnr_interval": [low, high]}
                 scores.setdefault(method, {})[on] = finite(pooled)
     scores = best_first(scores)
-    strata = {}
+    strata: dict[str, dict] = {}
     for key, bins in (("cloud", _SHARES), ("sun_elevation", _ELEVATIONS)):
         for name, (low, high) in bins.items():
             inside = [row for row in rows if row["on"] == "cloud" and low <= (row[key] or 0) < high]
@@ -114,7 +114,7 @@ def pool(results: list[dict]) -> dict:
     return {"scores": scores, "strata": strata, "differences": _differences(results, scores), **_ensemble(results)}
 
 
-def _sums(results: list[dict], on: str, *methods: str) -> list[list[float]]:
+def _sums(results: list[dict], on: str, *methods: str) -> NDArray:
     """For each pair pixels and squared error of each of these methods, of the triplets that all of them have."""
     sums = []
     for result in results:
@@ -127,7 +127,7 @@ def _sums(results: list[dict], on: str, *methods: str) -> list[list[float]]:
                     total[2 * i + 1] += found[method]["pixels"] * found[method]["rmse"] ** 2
         if total[0]:
             sums.append(total)
-    return sums
+    return np.array(sums)
 
 
 def _differences(results: list[dict], scores: dict) -> dict:
@@ -139,7 +139,7 @@ def _differences(results: list[dict], scores: dict) -> dict:
     found = {}
     for method in scores:
         sums = _sums(results, "cloud", "ours", method)
-        if method != "ours" and sums:
+        if method != "ours" and len(sums):
             low, high = metrics.bootstrap(sums, gain)
             found[method] = finite({"psnr": float(gain(np.sum(sums, 0))), "interval": [low, high]})
     return found

@@ -94,7 +94,7 @@ class Meter:
         the rank with the most; seconds, energy_kwh and co2_g are of the whole training so far.
         """
         elapsed, cuda = self.elapsed, self.device.type == "cuda"
-        own = {
+        own: dict[str, Any] = {
             "loss": float(self.losses) / max(self.steps, 1),
             "wait": self.waited / elapsed,
             "joules": self.energy.joules(),

@@ -29,7 +29,8 @@ class State:
         """A new training: the network is initialised from torch's global generator, which `settings.seed` seeds."""
         torch.manual_seed(settings.seed)
         self.recipe, self.settings, self.total, self.group = recipe, settings, total, group
-        self.network = recipe.network().to(group.device, memory_format=torch.channels_last)
+        self.network: nn.Module = recipe.network().to(group.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = distributed.run_on_all_ranks(lambda: Step(recipe, self.network, settings, ranks=group.size))
         self.averages = {width: PowerAverage(self.network, gamma=gamma) for width, gamma in GAMMAS.items()}
         self.seen, self.skipped, self.skipped_in_a_row = 0, 0, 0
