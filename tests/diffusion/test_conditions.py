@@ -1,16 +1,19 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from batches import batch
 
-from cloudjob.diffusion.conditions import CHANNELS, CONDITION_CHANNELS, Conditions, NOTEBOOK_2025, Normalisation
-from cloudjob.diffusion.batch import turn
+from cloudjob.diffusion.conditions import CHANNELS, CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 NORM = Normalisation(mean=(0.1, 0.2, 0.3, 0.4), std=(0.1, 0.2, 0.1, 0.2))
+WIDTHS = [width for width, _ in CHANNELS.values()]
 
 
 def given(cloudy, mask, reference=None, **numbers) -> Conditions:
-    batch = {"cloudy": cloudy, "mask": mask} | ({} if reference is None else {"reference": reference})
-    return Conditions.of(batch | numbers, norm=NORM)
+    return Conditions.of(batch(cloudy, mask, reference=reference, **numbers), norm=NORM)
 
 
 def one_row(mask: list[int], *, reference: list[float] | None = None) -> Conditions:
@@ -19,6 +22,52 @@ def one_row(mask: list[int], *, reference: list[float] | None = None) -> Conditi
     if reference is not None:
         reference = torch.tensor(reference).expand(1, 4, 1, -1)
     return given(cloudy, torch.tensor([[mask]], dtype=torch.uint8), reference)
+
+
+def parts(channels: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(zip(CHANNELS, channels.split(WIDTHS, 1), strict=True))
+
+
+# --- the first guess ---------------------------------------------------------------------------------------------
+def enlarged(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Bilinear, between the centres of cells; beyond the outermost ones their own value."""
+    matrices = []
+    for size, count in zip(shape, values.shape, strict=True):
+        place = ((np.arange(size) + 0.5) * count / size - 0.5).clip(0, count - 1)
+        matrices.append((1 - np.abs(place[:, None] - np.arange(count))).clip(0))
+    return matrices[0] @ values @ matrices[1].T
+
+
+def continued(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Known values (H, W) into the rest: means of cells of 64 to 4 pixels, each drawn to the coarser level as if 5 %
+    of its pixels were known to have that."""
+    guess = np.zeros((1, 1))
+    for cell in (64, 32, 16, 8, 4):
+        starts = [np.arange(0, size, cell) for size in values.shape]
+        total, count, pixels = (
+            np.add.reduceat(np.add.reduceat(x, starts[0], 0), starts[1], 1)
+            for x in (values * known, known.astype(float), np.ones(values.shape))
+        )
+        guess = (total / pixels + 0.05 * enlarged(guess, total.shape)) / (count / pixels + 0.05)
+    return enlarged(guess, values.shape)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (100, 72)])
+def test_the_anchor_is_the_image_the_shifted_reference_or_the_continued_surroundings(shape):
+    rng = np.random.default_rng(0)
+    cloudy, reference = rng.uniform(0, 1, (2, 4, *shape)).astype("f4")
+    kinds = np.array([CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA])
+    mask = kinds[rng.choice(6, shape, p=[0.2, 0.4, 0.1, 0.1, 0.1, 0.1])].astype("u1")
+    mask[40:, :40] = CLOUD  # far from all that is clear
+    reference[1, :, shape[1] // 2 :] = np.nan
+    conditions = given(*(torch.from_numpy(x)[None] for x in (cloudy, mask, reference)))
+    clear, present = mask == CLEAR, np.isfinite(reference).all(0)
+    told = (conditions.cloudy[0].double().numpy(), conditions.reference[0].double().numpy())
+    for band, found in enumerate(conditions.anchor[0].numpy()):
+        seen, other = (image[band] for image in told)
+        shifted = other + continued(seen - other, clear & present)
+        expected = np.where(clear, seen, np.where(present, shifted, continued(seen, clear)))
+        np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_the_anchor_is_cloudy_where_clear():
@@ -52,22 +101,55 @@ def test_the_anchor_far_from_anything_clear_is_the_reference_or_the_mean(size):
     assert not given(image, mask).anchor.any()
 
 
+def test_another_first_guess_takes_the_place_of_the_own_one():
+    conditions = one_row([0, 1, 1, 1])
+    guess = torch.randn(1, 4, 1, 4)
+    other = conditions.anchored(guess)
+    assert torch.equal(other.anchor, guess)
+    assert torch.equal(other.channels()[:, -4:], conditions.cloudy - guess)
+    assert not torch.equal(conditions.anchor, guess)
+
+
+@pytest.mark.parametrize("margin", [0, 3])
+def test_within_a_margin_all_images_are_cut_and_the_surroundings_keep_their_part(margin):
+    torch.manual_seed(0)
+    image, reference = torch.rand(2, 2, 4, 12, 16)
+    mask = torch.zeros(2, 12, 16, dtype=torch.uint8)
+    mask[:, 3:-3, 3:-3] = CLOUD  # within the margin nothing is clear
+    reference[1, :, 5, 5] = torch.nan
+    numbers = {name: torch.rand(2) for name in ("sun_elevation", "reference_days", "target_days")}
+    whole = given(image, mask, reference, **numbers)
+    cut = whole.within(margin)
+    assert cut.anchor.shape == (2, 4, 12 - 2 * margin, 16 - 2 * margin)
+    inner = slice(margin, 12 - margin), slice(margin, 16 - margin)
+    for name in ("cloudy", "mask", "reference", "present", "anchor"):
+        assert torch.equal(getattr(cut, name), getattr(whole, name)[..., *inner]), name
+    assert torch.equal(cut.channels(), whole.channels()[..., *inner])
+
+
+# --- what the network is told --------------------------------------------------------------------------------------
 def test_one_of_three_numbers_for_each_kind_of_pixel():
     conditions = one_row([0, 1, 2, 3, 4, 1], reference=[0.3, 0.3, 0.3, 0.3, 0.3, np.nan])
     assert conditions.choose(1, 2, 3).flatten().tolist() == [1, 2, 2, 2, 2, 3]
 
 
 def test_channels_follow_the_table():
-    channels = one_row([0, 1, 2, 3, 4, 255], reference=[np.nan, 0.3, 0.3, 0.3, 0.3, 0.3]).channels()[0, :, 0]
-    parts = dict(zip(CHANNELS, channels.split([width for width, _ in CHANNELS.values()]), strict=True))
-    assert channels.shape == (CONDITION_CHANNELS, 6)
-    assert parts["cloud"].tolist() == [[0, 1, 0, 1, 0, 0]]
-    assert parts["shadow"].tolist() == [[0, 0, 1, 0, 0, 0]]
-    assert parts["valid"].tolist() == [[1, 1, 1, 1, 1, 0]]
-    assert parts["unknown"].tolist() == [[0, 0, 0, 0, 1, 0]]
-    assert parts["present"].tolist() == [[0, 1, 1, 1, 1, 1]]
-    assert (parts["reference"][:, 0] == 0).all()
-    assert (parts["reference"][:, 1] == NORM.forward(torch.full((4, 1, 1), 0.3)).flatten()).all()
+    conditions = one_row([0, 1, 2, 3, 4, 255], reference=[np.nan, 0.3, 0.3, 0.3, 0.3, 0.3])
+    channels = conditions.channels()
+    assert channels.shape == (1, CONDITION_CHANNELS, 1, 6)
+    assert channels.dtype == torch.float32
+    told = {name: value[0, :, 0] for name, value in parts(channels).items()}
+    assert told["cloud"].tolist() == [[0, 1, 0, 1, 0, 0]]
+    assert told["shadow"].tolist() == [[0, 0, 1, 0, 0, 0]]
+    assert told["valid"].tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert told["unknown"].tolist() == [[0, 0, 0, 0, 1, 0]]
+    assert told["present"].tolist() == [[0, 1, 1, 1, 1, 1]]
+    assert (told["reference"][:, 0] == 0).all()
+    assert (told["reference"][:, 1] == NORM.forward(torch.full((4, 1, 1), 0.3)).flatten()).all()
+    assert torch.equal(told["cloudy"], conditions.cloudy[0, :, 0])
+    assert torch.equal(told["anchor"], conditions.anchor[0, :, 0])
+    assert next(iter(CHANNELS)) == "cloudy", "all that the notebook of 2025 looks at"
+    assert WIDTHS == [4, 1, 1, 1, 1, 4, 1, 4, 1, 1, 1, 4]
 
 
 def test_the_last_channels_are_the_difference_to_the_first_guess_in_units_of_a_process():
@@ -80,59 +162,80 @@ def test_the_last_channels_are_the_difference_to_the_first_guess_in_units_of_a_p
 
 
 def test_missing_data_are_masked_and_finite():
-    cloudy = torch.full((1, 4, 2, 2), 0.5)
-    cloudy[0, 2, 0, 0] = torch.nan
-    conditions = given(cloudy, torch.zeros(1, 2, 2, dtype=torch.uint8))
+    """A pixel that lacks one band lacks all."""
+    cloudy, reference = torch.full((2, 1, 4, 2, 2), 0.5)
+    cloudy[0, 2, 0, 0], reference[0, 3, 1, 1] = torch.nan, torch.nan
+    conditions = given(cloudy, torch.zeros(1, 2, 2, dtype=torch.uint8), reference)
     assert conditions.mask.flatten().tolist() == [255, 0, 0, 0]
     assert conditions.channels().isfinite().all()
     assert (conditions.cloudy[0, :, 0, 0] == 0).all()
-
-
-def test_a_dropped_reference_leaves_no_trace_and_belongs_to_the_sample():
-    image, mask = torch.rand(1, 4, 2, 2).expand(64, -1, -1, -1), torch.ones(64, 2, 2, dtype=torch.uint8)
-    conditions = given(image, mask, image)
-    indices = list(range(100, 164))
-    dropped = conditions.drop_reference(0.5, seed=1, indices=indices)
-    gone = ~dropped.present.flatten(1).any(1)
-    assert 16 < gone.sum() < 48
-    without = given(image, mask)
-    assert torch.equal(dropped.channels()[gone], without.channels()[gone])
-    assert torch.equal(dropped.channels()[~gone], conditions.channels()[~gone])
-    again = conditions.drop_reference(0.5, seed=1, indices=indices[::-1])
-    assert torch.equal(again.present.flip(0), dropped.present)
+    assert conditions.present.flatten().tolist() == [True, True, True, False]
+    assert (conditions.reference[0, :, 1, 1] == 0).all()
+    for image in (conditions.cloudy[0, :, 0, 1], conditions.reference[0, :, 0, 0]):
+        assert image.tolist() == pytest.approx([4, 1.5, 2, 0.5])
 
 
 def test_numbers_are_told_everywhere_and_nothing_where_they_are_not_known():
-    image, mask = torch.rand(2, 4, 2, 2), torch.ones(2, 2, 2, dtype=torch.uint8)
-    days = torch.tensor([-7.5, torch.nan])
-    conditions = given(image, mask, image, reference_days=days, sun_elevation=torch.tensor([15.0, 30.0]))
-    parts = dict(zip(CHANNELS, conditions.channels().split([width for width, _ in CHANNELS.values()], 1), strict=True))
-    assert parts["reference days"].flatten(1).tolist() == [[-0.5] * 4, [0.0] * 4]
-    assert parts["sun elevation"].flatten(1).tolist() == [[0.5] * 4, [1.0] * 4]
-    assert not parts["target days"].any()
+    image, mask = torch.rand(4, 4, 2, 2), torch.ones(4, 2, 2, dtype=torch.uint8)
+    conditions = given(
+        image,
+        mask,
+        image,
+        reference_days=torch.tensor([-7.5, torch.nan, 75.0, -75.0]),
+        target_days=torch.tensor([30.0, 0.0, -61.0, 61.0]),
+        sun_elevation=torch.tensor([15.0, 30.0, 0.0, torch.nan]),
+    )
+    told = {name: value.flatten(1) for name, value in parts(conditions.channels()).items()}
+    assert told["reference days"].tolist() == [[-0.5] * 4, [0.0] * 4, [4.0] * 4, [-4.0] * 4]
+    assert told["target days"].tolist() == [[2.0] * 4, [0.0] * 4, [-4.0] * 4, [4.0] * 4]
+    assert told["sun elevation"].tolist() == [[0.5] * 4, [1.0] * 4, [0.0] * 4, [0.0] * 4]
 
 
-def test_without_a_mask_nothing_is_told_or_trusted():
+def test_of_several_references_the_nearest_is_told():
+    image, mask = torch.rand(2, 4, 4, 4), torch.ones(2, 4, 4, dtype=torch.uint8)
+    one = batch(image, mask, reference=image / 2, reference_days=torch.tensor([3.0, -4.0]))
+    several = dataclasses.replace(
+        one,
+        references=torch.cat([one.references, torch.rand(2, 1, 4, 4, 4)], 1),
+        reference_days=torch.cat([one.reference_days, torch.tensor([[9.0], [9.0]])], 1),
+    )
+    told = [Conditions.of(each, norm=NORM) for each in (one, several)]
+    assert torch.equal(told[0].channels(), told[1].channels())
+    assert told[1].reference_days.tolist() == [3, -4]
+
+
+@pytest.mark.parametrize("how", ["of no batch", "of the conditions"])
+def test_without_a_reference_nothing_of_it_is_told(how):
+    image, mask = torch.rand(2, 4, 4, 4), torch.ones(2, 4, 4, dtype=torch.uint8)
+    mask[:, 0] = CLEAR
+    told = given(image, mask, image / 2, reference_days=torch.tensor([3.0, -4.0]))
+    bare = given(image, mask) if how == "of no batch" else told.without_reference()
+    assert bare.reference_days.isnan().all()
+    found = parts(bare.channels())
+    assert not any(found[name].any() for name in ("reference", "present", "reference days"))
+    assert torch.equal(bare.channels(), given(image, mask).channels())
+    assert told.present.all()
+
+
+def test_without_a_mask_nothing_is_trusted():
     image = torch.rand(1, 4, 2, 2)
-    mask = torch.tensor([[[0, 1], [2, 255]]], dtype=torch.uint8)
-    blind = given(image, mask, image).drop_mask(1, seed=0, indices=[0])
-    assert blind.mask.flatten().tolist() == [4, 4, 4, 255]
+    mask = torch.tensor([[[UNKNOWN, UNKNOWN], [UNKNOWN, NO_DATA]]], dtype=torch.uint8)
+    blind = given(image, mask, image)
     assert torch.equal(blind.anchor, blind.reference)
 
 
-def test_turns_are_the_eight_symmetries_and_belong_to_the_sample():
-    image = torch.arange(9.0).reshape(1, 1, 3, 3).expand(200, -1, -1, -1)
-    indices = list(range(200))
-    turned = turn(image, seed=0, indices=indices)
-    assert len({tuple(one.flatten().tolist()) for one in turned}) == 8
-    assert torch.equal(turn(image[:1, 0], seed=0, indices=[7])[0], turned[7, 0])
-
-
+# --- units ----------------------------------------------------------------------------------------------------------
 def test_normalisation_and_the_notebooks():
     reflectance = torch.rand(2, 4, 3, 3)
+    assert NORM.forward(torch.full((4, 1, 1), 0.5)).flatten().tolist() == pytest.approx([4, 1.5, 2, 0.5])
     assert torch.allclose(NORM.inverse(NORM.forward(reflectance)), reflectance, atol=1e-6)
-    low, high = NORM.limits(0.0, 1.0)
-    assert torch.allclose(NORM.inverse(low), torch.zeros(4, 1, 1), atol=1e-6)
-    assert torch.allclose(NORM.inverse(high), torch.ones(4, 1, 1), atol=1e-6)
     dn = 10_000 * reflectance + 1000
     assert torch.allclose(NOTEBOOK_2025.forward(reflectance), (dn / 255 - 0.5) / 0.5, rtol=1e-3)
+
+
+def test_the_physical_range_in_normalised_units():
+    low, high = NORM.limits()
+    assert low.shape == high.shape == (4, 1, 1)
+    assert low.flatten().tolist() == pytest.approx([-2, -1.5, -4, -2.5])  # reflectance -0.1
+    assert high.flatten().tolist() == pytest.approx([19, 9, 17, 8])  # reflectance 2
+    assert [limit[2].item() for limit in NORM.limits(0.3, 0.4)] == pytest.approx([0, 1], abs=1e-6)
