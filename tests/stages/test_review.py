@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from cloudjob.config.source import load
 from cloudjob.errors import ConfigError
-from cloudjob.stages import review
-from cloudjob.run.folder import RunFolder
 from cloudjob.files import write_jsonl, write_text
+from cloudjob.pages.review import COLUMNS, MEASURES, REASONS
+from cloudjob.run import decisions
+from cloudjob.run.folder import RunFolder
+from cloudjob.stages import review
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "test.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # Debian's chromium and chromium-driver
-HEAD = ",".join(review.COLUMNS)
+HEAD = ",".join(COLUMNS)
 
 
 def written(path: Path) -> list[dict]:
@@ -46,20 +48,20 @@ ROWS = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def given_run(tmp_path_factory) -> RunFolder:
-    workspace = RunFolder(tmp_path_factory.mktemp("given"))
-    write_jsonl(workspace.pairs, PAIRS)
-    return workspace
+    folder = RunFolder(tmp_path_factory.mktemp("given"))
+    write_jsonl(folder.pairs, PAIRS)
+    return folder
 
 
 @settings(max_examples=50)
 @given(st.lists(ROWS, max_size=6), st.lists(ROWS, max_size=6))
 def test_the_last_word_of_a_person_on_this_very_pair_counts_and_nothing_else(given_run, before, new):
-    workspace, file = given_run, given_run.root / "new.csv"
-    write_text(workspace.decisions, review._csv([]))
+    folder, file = given_run, given_run.root / "new.csv"
+    write_text(folder.decisions, review._csv([]))
     said = []
     for rows in (before, new):
         write_text(file, review._csv(rows))
-        said = review.apply(None, workspace, file)
+        said = review.apply(None, folder, file)
     versions = {pair["pair"]: pair["version"] for pair in PAIRS}
     outcome = {pair["pair"]: pair["accepted"] for pair in PAIRS}
     rule = dict(outcome)
@@ -68,7 +70,7 @@ def test_the_last_word_of_a_person_on_this_very_pair_counts_and_nothing_else(giv
         good = versions.get(row["pair"]) == row["version"]
         if good and not (row["reviewer"] == "rule" and accepts == rule[row["pair"]]):
             outcome[row["pair"]] = accepts
-    assert [row["pair"] for row in decisions.accepted_pairs(workspace)] == [
+    assert [row["pair"] for row in decisions.accepted_pairs(folder)] == [
         name for name, accepted in outcome.items() if accepted
     ]
     strangers = [row["pair"] for row in new if versions.get(row["pair"]) != row["version"]]
@@ -100,7 +102,7 @@ def run(tmp_path_factory) -> Path:
     """Three pairs, of which the rule rejects the cloudiest; each has another candidate."""
     folder = tmp_path_factory.mktemp("review") / "run"
     cloudjob("run", CONFIG, "--run-dir", folder, "--until", "pair")
-    clouds = sorted({row["cloudy_cloud"] for row in RunFolder(folder).shown_pairs()})
+    clouds = sorted({row["cloudy_cloud"] for row in decisions.shown_pairs(RunFolder(folder))})
     limit = f"pair.cloudy_range=[0.01, {(clouds[-1] + clouds[-2]) / 2:.4f}]"
     cloudjob("run", CONFIG, "--run-dir", folder, "--set", limit, "--until", "review")
     return folder
@@ -121,11 +123,11 @@ def test_every_measure_reason_candidate_and_picture_is_on_the_page(run):
     page = on_page(run)
     known = {"pair", "cloudy", "clear", "version", "accepted", "shown", "reasons", "reference", "reference_days"}
     rows = RunFolder(run).rows(run / "pairs.jsonl", stage="pair")
-    assert {key for row in rows for key in row} == known | set(review.MEASURES)
+    assert {key for row in rows for key in row} == known | set(MEASURES)
     assert [pair["accepted"] for pair in page["pairs"]].count(False) == 1
     for row, pair in zip((row for row in rows if row["shown"]), page["pairs"], strict=True):
         assert (row["pair"], row["version"], row["reasons"]) == (pair["pair"], pair["version"], pair["reasons"])
-        assert len(pair["measures"]) == len(review.MEASURES) + 2
+        assert len(pair["measures"]) == len(MEASURES) + 2
         assert [other["clear"] for other in pair["others"]] == [
             other["clear"] for other in rows if other["cloudy"] == row["cloudy"] and not other["shown"]
         ]
@@ -134,25 +136,25 @@ def test_every_measure_reason_candidate_and_picture_is_on_the_page(run):
 
 @pytest.mark.slow
 def test_what_a_person_wrote_cannot_break_the_page_and_stays_when_settings_change(copy):
-    workspace, config = RunFolder(copy), load(copy / "config.yaml", [])[0]
+    folder, config = RunFolder(copy), load(copy / "config.yaml", [])[0]
     said = []
-    workspace.say = said.append
-    pair = decisions.shown_pairs(workspace)[0]
+    folder.say = said.append
+    pair = decisions.shown_pairs(folder)[0]
     mine = {"pair": pair["pair"], "decision": "reject", "reason": "</script><b>,\"'", "reviewer": "Ada"}
     stale = {**mine, "reviewer": "Bob", "version": "0" * 64}
-    write_text(workspace.decisions, review._csv([{**mine, "version": pair["version"]}, stale]))
-    assert review.run(config, workspace).done == []  # decisions need no new pictures
+    write_text(folder.decisions, review._csv([{**mine, "version": pair["version"]}, stale]))
+    assert review.run(config, folder).done == []  # decisions need no new pictures
     assert on_page(copy)["pairs"][0]["decided"]["reason"] == mine["reason"]
     assert said == []  # Ada's decision counts; Bob's is of no account
-    rows = written(workspace.decisions)
+    rows = written(folder.decisions)
     assert [row["reviewer"] for row in rows] == ["Ada", "rule", "rule", "Bob"]
-    write_text(workspace.decisions, review._csv([stale]))
-    review.run(config, workspace)
+    write_text(folder.decisions, review._csv([stale]))
+    review.run(config, folder)
     assert len(said) == 1
     assert pair["pair"] in said[0]
     assert "another version" in said[0]
-    assert [row["reviewer"] for row in written(workspace.decisions)] == ["rule", "rule", "rule", "Bob"]
-    assert len(review.run(load(copy / "config.yaml", ["review.gain=2"])[0], workspace).done) == 3
+    assert [row["reviewer"] for row in written(folder.decisions)] == ["rule", "rule", "rule", "Bob"]
+    assert len(review.run(load(copy / "config.yaml", ["review.gain=2"])[0], folder).done) == 3
 
 
 # --- the page in a browser -------------------------------------------------------------------------------------
@@ -236,12 +238,12 @@ def until(condition) -> None:
 
 
 def names(run: Path) -> list[str]:
-    return [row["pair"] for row in RunFolder(run).shown_pairs()]
+    return [row["pair"] for row in decisions.shown_pairs(RunFolder(run))]
 
 
 def by_rule(run: Path) -> int:
     """The position of the pair that the rule rejects."""
-    return [row["accepted"] for row in RunFolder(run).shown_pairs()].index(False)
+    return [row["accepted"] for row in decisions.shown_pairs(RunFolder(run))].index(False)
 
 
 @pytest.mark.slow
@@ -256,7 +258,7 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
     page.find(".reason", bad).send_keys('thin, but "good"')
     page.find(".pair", bad).click()
     page.press("a")
-    assert page.outcomes()[good] == f"✗ rejected by Ada: {review.REASONS[0]} ≠ rule"
+    assert page.outcomes()[good] == f"✗ rejected by Ada: {REASONS[0]} ≠ rule"
     assert page.outcomes()[bad] == '✓ accepted by Ada: thin, but "good" ≠ rule'
     assert page.count() == "2 of 3 decided · 2 accepted, 1 rejected · 2 ≠ rule"
     file = page.export(tmp_path)
@@ -269,7 +271,7 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
     assert [rows[name]["reviewer"] for name in (pairs[good], pairs[bad], pairs[other])] == ["Ada", "Ada", "rule"]
 
     assert "2 accepted, 1 rejected, 2 of them by a person" in cloudjob("review", copy, "--apply", file)
-    accepted = [row["pair"] for row in RunFolder(copy).accepted_pairs()]
+    accepted = [row["pair"] for row in decisions.accepted_pairs(RunFolder(copy))]
     assert accepted == [name for name in pairs if name != pairs[good]]
     assert written(copy / "review" / "decisions.csv") == written(file)
     browser.execute_script("localStorage.clear()")
@@ -281,8 +283,8 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
 
 @pytest.mark.slow
 def test_a_decision_for_another_version_is_refused_by_the_run_and_by_the_page(browser, copy, tmp_path):
-    pairs, decisions = names(copy), copy / "review" / "decisions.csv"
-    first, second, third = written(decisions)
+    pairs, kept = names(copy), copy / "review" / "decisions.csv"
+    first, second, third = written(kept)
     mine = [{**row, "decision": "reject", "reason": 'a, "b"\nc', "reviewer": "Ada"} for row in (first, second, third)]
     mine[1]["version"] = "0" * 64
     mine.append({**mine[0], "pair": "99XXX"})
@@ -302,7 +304,7 @@ def test_a_decision_for_another_version_is_refused_by_the_run_and_by_the_page(br
     assert f"the decision on {pairs[1]} is refused: it is for another version" in said
     assert "the decision on 99XXX is refused: this run shows no such pair" in said
     assert "2 decisions taken" in said
-    assert [row["reviewer"] for row in written(decisions)] == ["Ada", "rule", "Ada"]
+    assert [row["reviewer"] for row in written(kept)] == ["Ada", "rule", "Ada"]
     file.write_text("pair,verdict\nx,y\n")
     assert "the first line must be" in page.upload(file)
     assert page.errors() == []
@@ -318,7 +320,7 @@ def test_keys_filter_progress_undo_and_what_the_browser_remembers(browser, copy)
     page.press("j")
     assert page.current() == pairs[1]
     page.press(Keys.ARROW_UP, "2")
-    assert page.outcomes()[0] == f"✗ rejected by Ada: {review.REASONS[1]}" + (" ≠ rule" if bad != 0 else "")
+    assert page.outcomes()[0] == f"✗ rejected by Ada: {REASONS[1]}" + (" ≠ rule" if bad != 0 else "")
     assert page.current() == pairs[1]
     page.press("r", "jar of snow", Keys.ENTER)  # what is typed into the reason is no key
     assert "jar of snow" in page.outcomes()[1]

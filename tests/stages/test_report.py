@@ -1,0 +1,96 @@
+"""The stage report: what it reads, when it makes the page again, and what is said where something is missing."""
+
+from pathlib import Path
+
+import pytest
+
+from cloudjob.config import source
+from cloudjob.config.models import Config
+from cloudjob.errors import InputError
+from cloudjob.files import read_json, write_bytes, write_json, write_jsonl
+from cloudjob.patches import stats
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
+from cloudjob.stages import report
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
+SUMMARY = {
+    "headline_split": "test",
+    "scenes": {"test": 1},
+    "changed_clear_pixels": 0,
+    "scores": {"test": {"ours": {"cloud": {"psnr": 31.5, "ssim": 0.9, "mae": 0.01}}}},
+    "methods": {"ours": "restored"},
+    "definitions": "What they mean.",
+    "of": "triplets",
+}
+DATA = {
+    "pairs": [],
+    "cloud_fraction": {"train": [1] * 20},
+    "reflectance": {"B04": [0.1] * 32},
+    "classes": {"clear": 1.0},
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> RunFolder:
+    """A run of which everything is there that the page must have; what shards hold is made up."""
+    found = RunFolder(tmp_path / "run")
+    row = {"product": "P", "pair": "p-1", "method": "ours", "on": "cloud", "split": "test", "psnr": 31.5, "truth": "x"}
+    write_json(found.evaluation, SUMMARY)
+    write_jsonl(found.scores, [row])
+    write_bytes(found.evaluation_picture("p-1"), b"picture")
+    write_json(found.shard_index, {"window": 64, "counts": {"train": 20}})
+    monkeypatch.setattr(stats, "collect", lambda shards, index: DATA)
+    monkeypatch.setattr(stats, "picture", lambda shards, index, number, gain: f"{shards.name} {gain}".encode())
+    return found
+
+
+@pytest.fixture
+def config() -> Config:
+    return source.load(CONFIG, ["review.gain=1.5", "train.lr=0.0123"])[0]
+
+
+def test_the_page_holds_what_the_stages_wrote(folder, config):
+    summary = report.run(config, folder)
+    assert (summary.done, summary.output) == (["run"], f"report: {folder.report}")
+    page = folder.report.read_text()
+    assert "p-1 (test): 31.50 dB" in page
+    assert "cGljdHVyZQ==" in page  # picture
+    assert "c2hhcmRzIDEuNQ==" in page  # shards 1.5
+    assert "lr: 0.0123" in page
+    assert "Too few lines of metrics" in page
+    assert "held-out triplets each time" not in page
+
+
+def test_metrics_validation_and_checks_are_read_where_the_training_wrote_them(folder, config):
+    write_jsonl(folder.metrics, [{"seen": seen, "loss": 0.5, "samples_per_s": 3.25} for seen in (8, 16)])
+    write_jsonl(folder.validation, [{"seen": 16, "loss": 0.125, "triplets": 4}])
+    shuffled = {"cloudy": 1, "mask": 1, "reference": 1}
+    checks = {"seen": 16, "against_zero": [1] * 3, "x0_error": [1] * 3, "against_shuffled": shuffled}
+    write_jsonl(folder.checks, [checks | {"warnings": ["nothing is learned"]}])
+    report.run(config, folder)
+    page = folder.report.read_text()
+    assert "3.2 samples a second" in page
+    assert "0.1250" in page
+    assert "nothing is learned" in page
+
+
+def test_made_again_when_the_scores_or_the_training_change_and_only_then(folder, config):
+    assert report.run(config, folder).done == ["run"]
+    again = report.run(config, folder)
+    assert (again.done, again.skipped) == ([], ["run"])
+    write_json(folder.evaluation, SUMMARY | {"changed_clear_pixels": 1})
+    assert records.why(folder, report.items(config, folder)[0]) == "changed: input evaluation"
+    assert report.run(config, folder).done == ["run"]
+    records.work(folder, "train", [Item("train", "run", {}, {})], lambda item: ([], read_json(folder.evaluation)))
+    assert records.why(folder, report.items(config, folder)[0]) == "changed: input train"
+
+
+def test_without_scores_or_shards_it_says_what_to_run_first(folder, config):
+    folder.shard_index.unlink()
+    with pytest.raises(InputError, match="cloudjob shard"):
+        report.run(config, folder)
+    folder.evaluation.unlink()
+    with pytest.raises(InputError, match="cloudjob evaluate"):
+        report.items(config, folder)
