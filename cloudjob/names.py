@@ -53,7 +53,7 @@ class ProductName:
     @property
     def datatake(self) -> str:
         """Satellite and start of sensing: the same in copies, halves and all tiles of one acquisition."""
-        return f"{self.satellite}_{self.sensing:{_TIME}}"
+        return f"{self.satellite}_{stamp(self.sensing)}"
 
     @property
     def processed(self) -> datetime:
@@ -61,9 +61,24 @@ class ProductName:
         return datetime.strptime(self.discriminator, _TIME).replace(tzinfo=UTC)
 
 
+def stamp(moment: datetime) -> str:
+    """A time in UTC as product names write it: 20240301T222541."""
+    return f"{moment.astimezone(UTC):{_TIME}}"
+
+
+def product_name(
+    *, satellite: str, sensing: datetime, baseline: str, relative_orbit: int, tile: str, processed: datetime
+) -> str:
+    """The name (without .SAFE) that `ProductName.parse` takes apart; `baseline` as in "05.10"."""
+    return (
+        f"{satellite}_MSIL2A_{stamp(sensing)}_N{baseline.replace('.', '')}_R{relative_orbit:03d}_T{tile}"
+        f"_{stamp(processed)}"
+    )
+
+
 def pair_name(cloudy: ProductName, clear: ProductName) -> str:
     """The name of a pair of products of one tile: tile, and both starts of sensing."""
-    return f"{cloudy.tile}_{cloudy.sensing:{_TIME}}_{clear.sensing:{_TIME}}"
+    return f"{cloudy.tile}_{stamp(cloudy.sensing)}_{stamp(clear.sensing)}"
 
 
 def tile_of_pair(pair: str) -> str:

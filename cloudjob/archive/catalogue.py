@@ -1,21 +1,19 @@
-"""What the SAFE folders of an archive say, as STAC items and OData rows, and which of them a query asks for.
+"""What the SAFE folders of an archive say, as STAC items and OData rows.
 
 Shapes follow recorded answers of stac.dataspace.copernicus.eu and catalogue.dataspace.copernicus.eu.
 """
 
-import ast
 import hashlib
-import operator
-import re
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
 import shapely
 from defusedxml.ElementTree import parse
-from shapely.geometry import Polygon, box, mapping, shape
+from shapely.geometry import Polygon, mapping
 
+from cloudjob.names import stamp
 from cloudjob.sentinel2.product import Product, read_manifest
 
 COLLECTION = "sentinel-2-l2a"
@@ -34,7 +32,7 @@ _CONFORMS = ("core", "item-search", "item-search#filter", "item-search#query", "
 class Entry:
     """One product of the archive, with what the catalogues say about it.
 
-    CorruptFileError where its XML files are not in order.
+    CorruptFileError where one of its XML files is incomplete.
     """
 
     def __init__(self, folder: Path):
@@ -42,7 +40,7 @@ class Entry:
         self.name = product.name.name
         self.id = str(uuid5(NAMESPACE_URL, f"{self.name}.SAFE"))
         self.sensing = product.sensing_time
-        self.made = datetime.strptime(product.name.discriminator, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        self.made = product.name.processed
         self.size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         self.s3_path = f"eodata/Sentinel-2/MSI/L2A/{self.sensing:%Y/%m/%d}/{self.name}.SAFE"
         positions = list(map(float, _text(folder / "MTD_MSIL2A.xml", "EXT_POS_LIST").split()))
@@ -61,10 +59,10 @@ class Entry:
 
     @cached_property
     def properties(self) -> dict:
-        """Of the STAC item; nothing is known of the viewing angles."""
+        """The properties of the STAC item; nothing is known of the viewing angles."""
         name, percentages = self.product.name, self.product.percentages
-        orbit = int(re.search(r"_A(\d{6})_", self.product.files["SCL_20m"])[1])
-        sensed = f"{self.sensing:%Y%m%dT%H%M%S}"
+        orbit = int(self.product.files["SCL_20m"].split("/")[1].split("_")[2][1:])  # GRANULE/L2A_T05WPS_A012345_...
+        sensed = stamp(self.sensing)
         datastrip = f"{name.satellite}_OPER_MSI_L2A_DS_2APS_{name.discriminator}_S{sensed}_N{name.baseline}"
         made = ("created", "updated", "published", "processing:datetime", "eopf:origin_datetime")
         return {
@@ -100,7 +98,7 @@ class Entry:
 
     @cached_property
     def attributes(self) -> dict[str, str | int | float | datetime]:
-        """Of the OData row."""
+        """The attributes of the OData row."""
         return {
             "origin": "ESA",
             "tileId": self.product.name.tile,
@@ -123,7 +121,7 @@ class Entry:
 
     @cached_property
     def queryables(self) -> dict:
-        """What STAC and OData search and sort by, under the names of both; times as datetime."""
+        """The values that STAC and OData search and sort by, under the names of both; times as datetime."""
         return {
             **self.properties,
             **dict.fromkeys(("datetime", "start_datetime", "end_datetime"), self.sensing),
@@ -139,16 +137,11 @@ class Entry:
 
 
 def _text(path: Path, name: str) -> str:
-    return next(element.text for element in parse(path).iter() if element.tag.rpartition("}")[2] == name)
+    return next(element.text or "" for element in parse(path).iter() if element.tag.rpartition("}")[2] == name)
 
 
 def _stamp(moment: datetime, digits: int = 6) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}"[: 20 + digits] + "Z"
-
-
-def _instant(text: str) -> datetime:
-    value = datetime.fromisoformat(text)
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def stac_catalogue(base: str) -> dict:
@@ -210,7 +203,7 @@ def link(rel: str, href: str, media_type: str = "application/json") -> dict:
 
 
 def _assets(entry: Entry, base: str) -> dict:
-    """As the Data Space does it: masks are no assets, and the XML files' digests carry MD5's code whatever they are."""
+    """The assets as the Data Space lists them: no masks, and the digests of XML files always marked as MD5."""
     product = entry.product
     metadata = (
         ("safe_manifest", "manifest.safe"),
@@ -289,131 +282,5 @@ def odata_row(entry: Entry, base: str, expand: list[str]) -> dict:
 
 def _odata_attribute(name: str, value: str | int | float | datetime) -> dict:
     kind = {str: "String", int: "Integer", float: "Double", datetime: "DateTimeOffset"}[type(value)]
-    value = _stamp(value) if kind == "DateTimeOffset" else value
+    value = _stamp(value) if isinstance(value, datetime) else value
     return {"@odata.type": f"#OData.CSC.{kind}Attribute", "Name": name, "Value": value, "ValueType": kind}
-
-
-_OPERATIONS = {
-    **dict.fromkeys(("=", "eq"), operator.eq),  # CQL2; OData, STAC's query extension
-    **dict.fromkeys(("<>", "ne", "neq"), operator.ne),
-    **dict.fromkeys(("<", "lt"), operator.lt),
-    **dict.fromkeys(("<=", "le", "lte"), operator.le),
-    **dict.fromkeys((">", "gt"), operator.gt),
-    **dict.fromkeys((">=", "ge", "gte"), operator.ge),
-    "in": lambda value, choice: value in choice,
-    "between": lambda value, low, high: low <= value <= high,
-    "s_intersects": shapely.intersects,
-    "contains": str.__contains__,
-    "startswith": str.startswith,
-    "endswith": str.endswith,
-    "and": lambda *terms: all(terms),
-    "or": lambda *terms: any(terms),
-    "not": operator.not_,
-}
-_DATES = "ContentDate/Start|ContentDate/End|PublicationDate|ModificationDate"
-_CLAUSE = re.compile(
-    r"OData\.CSC\.Intersects\(\s*area\s*=\s*geography'SRID=4326;(?P<area>[^']+)'\s*\)"
-    r"|(?P<test>contains|startswith|endswith)\(Name,\s*'(?P<text>[^']*)'\)"
-    r"|(?:Attributes/OData\.CSC\.\w+Attribute/any\(\s*(?P<any>\w+)\s*:\s*(?P=any)/Name eq '(?P<attribute>\w+)' and "
-    rf"(?P=any)/OData\.CSC\.\w+Attribute/Value|(?P<field>Collection/Name|Name|Online|{_DATES}))"
-    r" (?P<sign>eq|ne|lt|le|gt|ge) (?P<value>'[^']*'|[^\s)]+)(?(any)\s*\))"
-)
-
-
-def search_stac(entries: list[Entry], body: dict) -> list[Entry]:
-    """Those that the body of POST /v1/search asks for, in its order.
-
-    Here and in `search_odata` ValueError, KeyError, TypeError, AttributeError or ShapelyError where the query is not
-    understood.
-    """
-    query = _from_stac(body)
-    found = [entry for entry in entries if _value(entry, query)]
-    for rule in reversed(body.get("sortby") or [{"field": "datetime", "direction": "desc"}]):
-        field = rule["field"].removeprefix("properties.")
-        found.sort(key=lambda entry: entry.queryables[field], reverse=rule.get("direction") == "desc")
-    return found
-
-
-def search_odata(entries: list[Entry], text: str, order: str) -> list[Entry]:
-    """Those that an OData $filter ("" for all) asks for, in the order of an $orderby."""
-    match = re.fullmatch(rf"({_DATES})( asc| desc)?", order)
-    if not match:
-        raise ValueError(f"$orderby={order}: not sortable")
-    query = _from_odata(text) if text.strip() else True
-    found = [entry for entry in entries if _value(entry, query)]
-    return sorted(found, key=lambda entry: (entry.queryables[match[1]], entry.id), reverse=match[2] == " desc")
-
-
-def _from_stac(body: dict) -> dict:
-    times = body.get("datetime", "..").split("/")  # one instant, or an interval whose ends may be open
-    start, end = (None if time in ("", "..") else _instant(time) for time in (times[0], times[-1]))
-    rules = [
-        ("in", "collection", body.get("collections")),
-        ("in", "id", body.get("ids")),
-        ("s_intersects", "geometry", box(*body["bbox"]) if "bbox" in body else None),
-        ("s_intersects", "geometry", body.get("intersects")),
-        (">=", "datetime", start),
-        ("<=", "datetime", end),
-        *((name, field, value) for field, tests in body.get("query", {}).items() for name, value in tests.items()),
-    ]
-    terms = [{"op": name, "args": [{"property": field}, value]} for name, field, value in rules if value is not None]
-    return {"op": "and", "args": [*terms, body.get("filter", True)]}
-
-
-def _from_odata(text: str) -> dict:
-    """Each clause becomes a name; between the names stands what reads the same in Python."""
-    clauses: dict[str, dict] = {}
-
-    def name_of(match: re.Match) -> str:
-        name = f"clause{len(clauses)}"
-        clauses[name] = _clause(match)
-        return name
-
-    try:
-        tree = ast.parse(_CLAUSE.sub(name_of, text).strip(), mode="eval").body
-    except SyntaxError:
-        raise ValueError(f"Invalid field or clause in $filter: {text}") from None
-    return _joined(tree, clauses)
-
-
-def _joined(node: ast.expr, clauses: dict[str, dict]) -> dict:
-    match node:
-        case ast.Name(id=name):
-            return clauses[name]
-        case ast.UnaryOp(op=ast.Not(), operand=inner):
-            return {"op": "not", "args": [_joined(inner, clauses)]}
-        case ast.BoolOp(op=word, values=parts):
-            return {"op": type(word).__name__.lower(), "args": [_joined(part, clauses) for part in parts]}
-    raise ValueError(f"Invalid clause in $filter: {ast.unparse(node)}")
-
-
-def _clause(match: re.Match) -> dict:
-    if match["area"]:
-        return {"op": "s_intersects", "args": [{"property": "geometry"}, shapely.from_wkt(match["area"])]}
-    if match["test"]:
-        return {"op": match["test"], "args": [{"property": "Name"}, match["text"]]}
-    field = {"property": match["field"]} if match["field"] else {"attribute": match["attribute"]}
-    return {"op": match["sign"], "args": [field, match["value"].strip("'")]}
-
-
-def _value(entry: Entry, term):
-    """Value of a CQL2-JSON expression (OGC 21-065, Basic CQL2 with between, in and s_intersects) for one product."""
-    if not isinstance(term, dict):
-        return term
-    if "property" in term:
-        return entry.queryables[term["property"]]
-    if "attribute" in term:
-        return entry.attributes.get(term["attribute"])
-    if "timestamp" in term:
-        return _instant(term["timestamp"])
-    if "type" in term:
-        return shape(term)
-    left, *right = (_value(entry, arg) for arg in term["args"])
-    if left is None:  # what a product does not have meets no condition
-        return False
-    right = [_read_as(type(left), value) if isinstance(value, str) else value for value in right]
-    return _OPERATIONS[term["op"]](left, *right)
-
-
-def _read_as(kind: type, text: str):
-    return _instant(text) if kind is datetime else kind(text)

@@ -1,25 +1,28 @@
-"""Fills an archive: synthetic tiles or real places with the ground below their clouds kept as truth, or pairs as they
-are."""
+"""Fills an archive: with synthetic tiles or real places, whose ground below the clouds is kept as truth, or with pairs
+as they are."""
 
 import hashlib
-import json
-import os
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import rasterio
 from affine import Affine
 
 from cloudjob.archive.rasters import centre, clear_classes, product_from_raster, read_bands, read_raster
-from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
 from cloudjob.archive.safe import write_product
 from cloudjob.archive.synthetic import Acquisition, acquire, overcast
 from cloudjob.errors import ConfigError
+from cloudjob.files import atomic, read_json, write_json
+from cloudjob.names import product_name
+from cloudjob.pixels import EMPTY_DN
+from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
 
 _GOLDEN = 0.6180339887  # multiples of it, modulo 1, spread evenly for any number of dates
 _REVOLUTION = timedelta(minutes=100)
-_BASELINES = {0: "0214", -1000: "0510"}
+_Taken = dict[tuple[str, datetime], bytes]  # digests of scenes by tile and second of sensing
+_BASELINES = {0: "02.14", -1000: "05.10"}
 
 
 def make_synthetic(
@@ -32,7 +35,7 @@ def make_synthetic(
     seed: int,
     cloud: tuple[float, float],
 ) -> list[str]:
-    """Write a product of `size` x `size` pixels per tile and date, and return their names; existing ones are kept.
+    """Writes a product of `size` x `size` pixels per tile and date, and returns their names; existing ones are kept.
 
     It lies in the tile's north-west corner. Cloudy dates get cloud fractions (of one) spread over `cloud`, clear ones
     at most 0.4 %. About a third is of baseline 02.14 without BOA_ADD_OFFSET, the others of 05.10 with -1000. On
@@ -65,7 +68,7 @@ def make_synthetic(
 
 
 def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
-    """Write the cloudy and the clear product of each pair, and return their names; existing ones are kept.
+    """Writes the cloudy and the clear product of each pair, and returns their names; existing ones are kept.
 
     A pair has `tile`, `cloudy` and `clear` (GeoTIFFs of B04, B03, B02, B08), `cloudy_date`, `clear_date`, `mask` (a
     raster, or None for a comparison of the two dates) and `offset` (BOA_ADD_OFFSET of both rasters). Scenes of one
@@ -74,11 +77,13 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
     for path in (pair[key] for pair in pairs for key in ("cloudy", "clear", "mask") if pair[key]):
         if not Path(path).is_file():
             raise ConfigError(f"archive.rasters: {path} does not exist")
-    names, taken = [], {}
+    names: list[str] = []
+    taken: _Taken = {}
     for pair in pairs:
         for which in ("cloudy", "clear"):
             raster = Path(pair[which])
-            mask, other = ("clear", None) if which == "clear" else (pair["mask"], Path(pair["clear"]))
+            mask: Path | Literal["clear"] | None = "clear" if which == "clear" else pair["mask"]
+            other = None if which == "clear" else Path(pair["clear"])
             content = hashlib.sha256(f"{which}{pair['offset']}".encode())
             for path in (raster, mask if which == "cloudy" else None):
                 content.update(Path(path).read_bytes() if path else b"")
@@ -96,7 +101,7 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
 
 
 def make_from_places(archive: Path, *, places: list[dict]) -> list[str]:
-    """Write a product for each date of each place, and return their names; existing ones are kept.
+    """Writes a product for each date of each place, and returns their names; existing ones are kept.
 
     A place has `tile`, `dates` (day -> GeoTIFF of B04, B03, B02, B08, clear, all of the same pixels) and their `offset`
     (BOA_ADD_OFFSET). Clouds of `seed` are laid over the days in `cloudy`, each with a fraction of cloud within `cloud`
@@ -107,18 +112,19 @@ def make_from_places(archive: Path, *, places: list[dict]) -> list[str]:
         for day, path in place["dates"].items():
             if not Path(path).is_file():
                 raise ConfigError(f"archive.places: {path}, of {place['tile']} on {day}, does not exist")
-    taken: dict = {}
+    taken: _Taken = {}
     return [name for place in places for name in _make_place(Path(archive), place, taken)]
 
 
-def _make_place(archive: Path, place: dict, taken: dict) -> list[str]:
-    names, first, grid = [], None, None
+def _make_place(archive: Path, place: dict, taken: _Taken) -> list[str]:
+    names: list[str] = []
+    first, grid = None, None
     for day, path in place["dates"].items():
-        bands, *where = read_bands(path, offset=place["offset"])
-        first, grid = first or path, grid or (bands.shape, *where)
-        if (bands.shape, *where) != grid:
+        bands, crs, transform = read_bands(path, offset=place["offset"])
+        first, grid = first or path, grid or (bands.shape, crs, transform)
+        if (bands.shape, crs, transform) != grid:
             raise ConfigError(f"archive.places: {path} is not of the same size, CRS and corner as {first}")
-        spot, cloud = centre(*where, bands.shape[1:]), _cloud(place, day)
+        spot, cloud = centre(crs, transform, bands.shape[1:]), _cloud(place, day)
         content = hashlib.sha256(f"{place['offset']} {cloud} {place['seed']}".encode() + bands.tobytes()).digest()
         sensing = _own_second(place["tile"], _overpass(day, *spot), content, taken)
         names.append(name := _name(place["tile"], sensing, place["offset"]))
@@ -129,7 +135,7 @@ def _make_place(archive: Path, place: dict, taken: dict) -> list[str]:
         else:
             sun = sun_position(sensing, *spot)
             seen = overcast(bands, clear_classes(bands), key=f"{place['seed']}/{name}", cloud=cloud, sun=sun)
-            _write(archive, name, seen, *where, place["offset"], *sun)
+            _write(archive, name, seen, crs, transform, place["offset"], *sun)
     return names
 
 
@@ -140,7 +146,7 @@ def _cloud(place: dict, day: date) -> float | None:
     return drawn if day in place["cloudy"] else None
 
 
-def _own_second(tile: str, overpass: datetime, content: bytes, taken: dict) -> datetime:
+def _own_second(tile: str, overpass: datetime, content: bytes, taken: _Taken) -> datetime:
     """A second of sensing that belongs to this digest of the scene's content alone, among those `taken` by a tile."""
     sensing = overpass + timedelta(seconds=int.from_bytes(content[:2], "big") % 1800)
     while taken.setdefault((tile, sensing), content) != content:
@@ -149,13 +155,10 @@ def _own_second(tile: str, overpass: datetime, content: bytes, taken: dict) -> d
 
 
 def _settle(path: Path, settings: dict) -> None:
-    """Keep what all products of an archive share, or hold a later call to it."""
+    """Keeps the settings that all products of an archive share; ConfigError where a later call asks for others."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        temporary.write_text(json.dumps(settings))
-        os.replace(temporary, path)
-    elif (found := json.loads(path.read_text())) != settings:
+        write_json(path, settings)
+    elif (found := read_json(path)) != settings:
         raise ConfigError(f"{path.parent} holds products of {found}, asked for {settings}: choose another folder")
 
 
@@ -163,14 +166,26 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _make_one(archive, name, tile, sensing, size, seed, fraction, offset) -> None:
+def _make_one(
+    archive: Path, name: str, tile: str, sensing: datetime, size: int, seed: int, fraction: float, offset: int
+) -> None:
     acquisition = acquire(tile=tile, when=sensing, size=size, seed=seed, cloud=fraction)
     crs, left, top = tile_corner(tile)
     sun = sun_position(sensing, *tile_centre(tile))
     _write(archive, name, acquisition, crs, Affine(10, 0, left, 0, -10, top), offset, *sun)
 
 
-def _write(archive, name, acquisition: Acquisition, crs, transform, offset, elevation, azimuth) -> None:
+def _write(
+    archive: Path,
+    name: str,
+    acquisition: Acquisition,
+    crs: str,
+    transform: Affine,
+    offset: int,
+    sun_elevation: float,
+    sun_azimuth: float,
+) -> None:
+    """Writes a product, and the ground below its clouds."""
     _write_truth(archive / "truth" / f"{name}.tif", acquisition.truth, crs, transform)
     write_product(
         archive,
@@ -183,35 +198,20 @@ def _write(archive, name, acquisition: Acquisition, crs, transform, offset, elev
         crs=crs,
         transform=transform,
         offset=offset,
-        sun_elevation=elevation,
-        sun_azimuth=azimuth,
+        sun_elevation=sun_elevation,
+        sun_azimuth=sun_azimuth,
     )
 
 
 def _write_truth(path: Path, dn: np.ndarray, crs: str, transform: Affine) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
     count, height, width = dn.shape
-    with rasterio.open(
-        temporary,
-        "w",
-        driver="GTiff",
-        dtype="uint16",
-        count=count,
-        height=height,
-        width=width,
-        crs=crs,
-        transform=transform,
-        nodata=0,
-        compress="deflate",
-        predictor=2,
-        tiled=True,
-        bigtiff="if_safer",
-    ) as image:
+    storage = {"driver": "GTiff", "compress": "deflate", "predictor": 2, "tiled": True, "bigtiff": "if_safer"}
+    pixels = {"dtype": "uint16", "count": count, "height": height, "width": width, "nodata": EMPTY_DN}
+    with (
+        atomic(path) as temporary,
+        rasterio.open(temporary, "w", **storage, **pixels, crs=crs, transform=transform) as image,
+    ):
         image.write(dn)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _overpass(day: date, lon: float, lat: float) -> datetime:
@@ -222,11 +222,15 @@ def _overpass(day: date, lon: float, lat: float) -> datetime:
 
 
 def _name(tile: str, sensing: datetime, offset: int) -> str:
-    """A product name; the relative orbit belongs to the tile, satellites take turns, "processed" three hours later."""
+    """A product name: the relative orbit belongs to the tile, satellites alternate, processing is three hours later."""
     if offset not in _BASELINES:
         raise ConfigError(f"offset = {offset}: BOA_ADD_OFFSET is 0 or -1000")
     orbit = _hash(tile) % 143 + 1
-    return (
-        f"S2{'AB'[sensing.toordinal() % 2]}_MSIL2A_{sensing:%Y%m%dT%H%M%S}_N{_BASELINES[offset]}_R{orbit:03d}"
-        f"_T{tile}_{sensing + timedelta(hours=3, minutes=7):%Y%m%dT%H%M%S}"
+    return product_name(
+        satellite=f"S2{'AB'[sensing.toordinal() % 2]}",
+        sensing=sensing,
+        baseline=_BASELINES[offset],
+        relative_orbit=orbit,
+        tile=tile,
+        processed=sensing + timedelta(hours=3, minutes=7),
     )

@@ -11,14 +11,26 @@ from rasterio.warp import transform as warp_points
 from scipy import ndimage
 
 from cloudjob.archive.safe import pool, write_product
-from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.errors import ConfigError, CorruptFileError
 from cloudjob.names import ProductName
-from cloudjob.pixels import BANDS
+from cloudjob.pixels import BANDS, CIRRUS, CLOUD, EMPTY_DN, SHADOW
+from cloudjob.sentinel2.geometry import sun_position
+from cloudjob.sentinel2.masks import (
+    SCL_BARE,
+    SCL_CIRRUS,
+    SCL_HIGH,
+    SCL_MEDIUM,
+    SCL_NO_DATA,
+    SCL_SHADOW,
+    SCL_SNOW,
+    SCL_VEGETATION,
+    SCL_WATER,
+)
 from cloudjob.sentinel2.radiometry import reflectance, to_convention
 
-_CLASSES = ((2, 3), (3, 10), (1, 9))  # house mask class and its class in the SCL, the later one wins
-_CLOUD_PROBABILITY = {8: 60, 9: 95, 10: 25}
+# Mask classes and their class in the scene classification; where several fall on one pixel, the last one counts.
+_CLASSES = ((SHADOW, SCL_SHADOW), (CIRRUS, SCL_CIRRUS), (CLOUD, SCL_HIGH))
+_CLOUD_PROBABILITY = {SCL_MEDIUM: 60, SCL_HIGH: 95, SCL_CIRRUS: 25}  # percent
 
 
 def product_from_raster(
@@ -30,7 +42,7 @@ def product_from_raster(
     other: Path | None,
     offset: int,
 ) -> Path:
-    """Write `<archive>/<name>.SAFE` from a GeoTIFF of B04, B03, B02, B08 (uint16 DN with BOA_ADD_OFFSET `offset`).
+    """Writes `<archive>/<name>.SAFE` from a GeoTIFF of B04, B03, B02, B08 (uint16 DN with BOA_ADD_OFFSET `offset`).
 
     A pixel that is 0 in all bands is no data. `mask` is "clear", or a raster of the same size in which every value
     but 0 is cloud, or, where a value above 1 occurs, 1 cloud, 2 shadow, 3 cirrus. With None the scene classification
@@ -46,10 +58,10 @@ def product_from_raster(
     else:
         raise ConfigError(f"{raster}: give its cloud mask, the other date to compare it with, or 'clear'")
     ground = clear_classes(bands)
-    scl = np.where((covered > 0) & (ground > 0), covered, ground)
+    scl = np.where((covered != SCL_NO_DATA) & (ground != SCL_NO_DATA), covered, ground)
     probability = np.zeros_like(scl)
-    for cls, percent in _CLOUD_PROBABILITY.items():
-        probability[scl == cls] = percent
+    for value, percent in _CLOUD_PROBABILITY.items():
+        probability[scl == value] = percent
     elevation, azimuth = sun_position(ProductName.parse(name).sensing, *centre(crs, transform, bands.shape[1:]))
     return write_product(
         archive,
@@ -57,7 +69,7 @@ def product_from_raster(
         bands=bands,
         scl=scl,
         cloud_probability=probability,
-        snow_probability=np.where(scl == 11, 95, 0).astype(np.uint8),
+        snow_probability=np.where(scl == SCL_SNOW, 95, 0).astype(np.uint8),
         crs=crs,
         transform=transform,
         offset=offset,
@@ -69,7 +81,7 @@ def product_from_raster(
 def read_bands(path: Path, shape: tuple[int, ...] | None = None, *, offset: int) -> tuple[np.ndarray, str, Affine]:
     """`read_raster` in our DN convention, from pixels with BOA_ADD_OFFSET `offset`; 0 in all bands is no data."""
     dn, crs, transform = read_raster(path, shape)
-    dn = np.where((dn == 0).all(0), 0, np.maximum(dn, 1))  # 0 in one band alone is dark, not missing
+    dn = np.where((dn == EMPTY_DN).all(0), EMPTY_DN, np.maximum(dn, 1))  # 0 in one band alone is dark, not missing
     return to_convention(dn, offset=offset), crs, transform
 
 
@@ -98,21 +110,22 @@ def centre(crs: str, transform: Affine, shape: tuple[int, int]) -> tuple[float, 
 
 
 def compare(bands: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """SCL classes 8, 9 (cloud) and 3 (shadow) on the 20 m grid, 0 elsewhere, from two dates (4, H, W) in our DN.
+    """SCL classes of cloud and shadow on the 20 m grid, 0 elsewhere, from two dates (4, H, W) in our DN.
 
-    On the mean over 60 m x 60 m, the visible brightness is compared: more than 0.04 above the other date is cloud
-    (9 from 0.15 on), and a loss of a third or more in B08 is shadow, but for water, which is too dark to tell. It is a
-    rule for making test scenes and no cloud detection: fresh snow and muddy water count as cloud and melt as shadow,
-    a cloud over snow is missed unless it is brighter, cirrus counts as cloud, and the other date must be clear.
+    On the mean over 60 m x 60 m, the visible brightness is compared: more than 0.04 above the other date is medium
+    cloud, more than 0.15 high cloud. A loss of a third or more in B08 is shadow, except over water, which is too dark
+    to tell. This rule makes test scenes and is no cloud detection: fresh snow and muddy water count as cloud and melt
+    as shadow, a cloud over snow is missed unless it is brighter, cirrus counts as cloud, and the other date must be
+    clear.
     """
     visible, before = (np.nan_to_num(reflectance(dn[:3])).mean(0) for dn in (bands, other))
     infrared, infrared_before = (np.nan_to_num(reflectance(dn[3])) for dn in (bands, other))
     gain = _smooth(visible - before)
     infrared, infrared_before = _smooth(infrared), _smooth(infrared_before)
     classes = np.zeros(gain.shape, np.uint8)
-    classes[(infrared < 0.67 * infrared_before) & (infrared_before > 0.1)] = 3
-    classes[gain > 0.04] = 8
-    classes[gain > 0.15] = 9
+    classes[(infrared < 0.67 * infrared_before) & (infrared_before > 0.1)] = SCL_SHADOW
+    classes[gain > 0.04] = SCL_MEDIUM
+    classes[gain > 0.15] = SCL_HIGH
     return classes
 
 
@@ -121,12 +134,13 @@ def _smooth(image: np.ndarray) -> np.ndarray:
 
 
 def clear_classes(bands: np.ndarray) -> np.ndarray:
-    """Snow 11, water 6, vegetation 4, bare 5 and no data 0 on the 20 m grid, uint8, by plain thresholds."""
+    """Snow, water, vegetation, bare ground and no data as SCL classes on the 20 m grid, uint8, by plain thresholds."""
     red, green, _, infrared = (pool(np.nan_to_num(reflectance(band)), 2, np.mean) for band in bands)
     index = (infrared - red) / np.maximum(infrared + red, 1e-3)
-    missing = pool(bands[0] == 0, 2, np.any)
+    missing = pool(bands[0] == EMPTY_DN, 2, np.any)
     conditions = [missing, green > 0.4, (infrared < 0.08) & (index < 0), index > 0.35]
-    return np.select(conditions, [0, 11, 6, 4], default=5).astype(np.uint8)
+    found = [SCL_NO_DATA, SCL_SNOW, SCL_WATER, SCL_VEGETATION]
+    return np.select(conditions, found, default=SCL_BARE).astype(np.uint8)
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -138,10 +152,10 @@ def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if mask.shape != shape:
         raise ConfigError(f"{path}: the mask has {mask.shape} pixels, the bands have {shape}")
     if mask.max(initial=0) <= 1:
-        return np.where(pool(mask, 2, np.max) > 0, 9, 0).astype(np.uint8)
+        return np.where(pool(mask, 2, np.max) > 0, SCL_HIGH, 0).astype(np.uint8)
     classes = np.zeros(_halved(shape), np.uint8)
-    for house, scl in _CLASSES:
-        classes[pool(mask == house, 2, np.any)] = scl
+    for ours, esa in _CLASSES:
+        classes[pool(mask == ours, 2, np.any)] = esa
     return classes
 
 

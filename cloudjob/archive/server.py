@@ -15,12 +15,13 @@ import time
 import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 from uuid import UUID
 
 from shapely.errors import ShapelyError
 
-from cloudjob.archive import catalogue
+from cloudjob.archive import catalogue, queries
 from cloudjob.archive.catalogue import COLLECTION, Entry
 
 TOKEN_SECONDS = 600
@@ -53,11 +54,11 @@ class ArchiveServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
 
-    def get_request(self):
+    def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         self.connections.add(connection)
         return connection, address
@@ -69,7 +70,7 @@ class ArchiveServer(ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         _LOG.debug("connection of %s ended", client_address, exc_info=True)
 
 
@@ -89,8 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # header and body are two writes
     timeout = 120
+    server: ArchiveServer
 
-    def log_message(self, *args) -> None:
+    def log_message(self, *args: Any) -> None:
         _LOG.debug(*args)
 
     def do_GET(self) -> None:
@@ -182,7 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             return _listing(entry, sorted(target.iterdir()) if target.is_dir() else [], self.base)
         if target.is_dir():
             raise _zipper(400, "DAT-ZIP-104", "Folders are not served here: ask for their files")
-        return self._send_file(target, self._account())
+        self._send_file(target, self._account())
+        return None
 
     def _product(self, text: str) -> Entry:
         try:
@@ -244,7 +247,7 @@ def _stac_page(entries: list[Entry], body: dict, base: str) -> dict:
     start, _, search = (body.get("token") or f"next:0:{stamp}").removeprefix("next:").partition(":")
     if search != stamp:
         raise ValueError("the token belongs to another search")
-    found, end = catalogue.search_stac(entries, query), int(start) + limit
+    found, end = queries.search_stac(entries, query), int(start) + limit
     items = [catalogue.stac_item(entry, base) for entry in found[int(start) : end]]
     url = f"{base}/v1/search"
     links = [catalogue.link("root", f"{base}/v1/"), catalogue.link("self", url)]
@@ -258,7 +261,7 @@ def _odata_page(entries: list[Entry], options: dict[str, list[str]], base: str) 
     """GET /odata/v1/Products: a page of rows, and the link to the next one."""
     top, skip = _count(options, "$top", 20, 1000), _count(options, "$skip", 0, 10_000)
     order = options.get("$orderby", ["ContentDate/Start asc"])[0]
-    found = catalogue.search_odata(entries, options.get("$filter", [""])[0], order)
+    found = queries.search_odata(entries, options.get("$filter", [""])[0], order)
     expand = [name for name in ("Attributes", "Assets") if name in ",".join(options.get("$expand", []))]
     members = f"({','.join(f'{name}()' for name in expand)})" if expand else ""
     answer: dict = {"@odata.context": f"$metadata#Products{members}"}

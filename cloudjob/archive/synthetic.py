@@ -13,6 +13,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from cloudjob.archive.safe import pool
+from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.geometry import sun_position, tile_centre
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
@@ -65,7 +66,8 @@ def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) ->
     b11 += NOISE / 3 * noise.rng("sensor B11").standard_normal(b11.shape, np.float32)  # of the 9 pixels of 20 m
     snow = pool(1 - np.maximum(ground.tundra, ground.water), 2, np.mean)
     water = pool(ground.water, 2, np.mean)
-    classes = np.select([water > 0.6, water > 0.3, snow > 0.4], [6, 2, 11], default=5)
+    ground_classes = [masks.SCL_WATER, masks.SCL_DARK, masks.SCL_SNOW]
+    classes = np.select([water > 0.6, water > 0.3, snow > 0.4], ground_classes, default=masks.SCL_BARE)
     return Acquisition(bands, truth, **_masks(sky, classes, snow), b11=digital_number(b11))
 
 
@@ -86,7 +88,7 @@ def overcast(
         light = sky.seen(reflectance(dn), band)
         sensor = noise.rng(f"sensor {band}").standard_normal(shape, np.float32)
         bands[band] = digital_number(light + touched * sensor * (NOISE * (0.6 + 0.8 * light)))
-    return Acquisition(bands, ground, **_masks(sky, classes, (classes == 11).astype(np.float32)), b11=None)
+    return Acquisition(bands, ground, **_masks(sky, classes, (classes == masks.SCL_SNOW).astype(np.float32)), b11=None)
 
 
 @dataclass
@@ -110,7 +112,8 @@ class _Ground:
 
     def pooled(self, factor: int) -> "_Ground":
         fields = (self.brightness, self.blue, self.tundra, self.water, self.plants)
-        return _Ground(*(pool(field, factor, np.mean) for field in fields), self.season)
+        brightness, blue, tundra, water, plants = (pool(field, factor, np.mean) for field in fields)
+        return _Ground(brightness, blue, tundra, water, plants, self.season)
 
 
 @dataclass
@@ -150,7 +153,16 @@ class _Noise:
         digest = hashlib.sha256(f"{self.key}/{name}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
-    def field(self, name: str, longest: float, *, slope=3.0, shortest=2.0, stretch=1.0, angle=0.0) -> np.ndarray:
+    def field(
+        self,
+        name: str,
+        longest: float,
+        *,
+        slope: float = 3.0,
+        shortest: float = 2.0,
+        stretch: float = 1.0,
+        angle: float = 0.0,
+    ) -> np.ndarray:
         """(size, size) float32, mean 0, standard deviation 1, power ~ frequency**-slope between two wavelengths
         (pixels); `stretch` times longer along `angle` (radians, from columns to rows). Wraps at the edges."""
         rng, shape = self.rng(name), (self.size, self.size // 2 + 1)
@@ -169,7 +181,7 @@ class _Noise:
         out /= out.std()
         return out
 
-    def evolving(self, name: str, day: float, period: float, longest: float, **shape) -> np.ndarray:
+    def evolving(self, name: str, day: float, period: float, longest: float, **shape: float) -> np.ndarray:
         """A field that turns into another one and back in `period` days, at constant variance."""
         turn = 2 * math.pi * day / period
         out = math.cos(turn) * self.field(name + "a", longest, **shape)
@@ -250,7 +262,7 @@ def _add_lakes(noise: _Noise, rng: np.random.Generator, ground: _Ground, bright:
     ground.tundra *= 1 - lake
 
 
-def _lakes(noise, rng, wind) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lakes(noise: _Noise, rng: np.random.Generator, wind: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Oriented thaw lakes: fraction, brightness of their ice, and what the drift at the shore adds."""
     size = noise.size
     lake, ice, rim = (np.zeros((size, size), np.float32) for _ in range(3))
@@ -365,9 +377,9 @@ def _masks(sky: _Sky, classes: np.ndarray, snow: np.ndarray) -> dict[str, np.nda
 def _scene_classification(sky: _Sky, classes: np.ndarray) -> np.ndarray:
     """Sen2Cor's classes, those of the ground below the clouds given."""
     scl = classes.copy()
-    scl[pool(sky.shadow, 2, np.max) > VISIBLE] = 3
-    scl[pool(sky.cirrus, 2, np.max) > VISIBLE] = 10
-    scl[pool(sky.thick, 2, np.max) > VISIBLE] = 8
-    scl[pool(sky.thick, 2, np.mean) > 0.6] = 9
-    scl[classes == 0] = 0
+    scl[pool(sky.shadow, 2, np.max) > VISIBLE] = masks.SCL_SHADOW
+    scl[pool(sky.cirrus, 2, np.max) > VISIBLE] = masks.SCL_CIRRUS
+    scl[pool(sky.thick, 2, np.max) > VISIBLE] = masks.SCL_MEDIUM
+    scl[pool(sky.thick, 2, np.mean) > 0.6] = masks.SCL_HIGH
+    scl[classes == masks.SCL_NO_DATA] = masks.SCL_NO_DATA
     return scl.astype(np.uint8)

@@ -17,11 +17,9 @@ from cloudjob.benches import notebook
 from cloudjob.errors import DiskFullError
 from cloudjob.hpc import machine
 
-TILE, CLEAR, CLOUDY = (
-    "05WPS",
-    datetime(2024, 3, 12, 22, 25, 31, tzinfo=UTC),
-    datetime(2024, 3, 8, 22, 35, 29, tzinfo=UTC),
-)
+TILE = "05WPS"
+CLEAR = datetime(2024, 3, 12, 22, 25, 31, tzinfo=UTC)
+CLOUDY = datetime(2024, 3, 8, 22, 35, 29, tzinfo=UTC)
 NOISE = 15.0  # standard deviation in DN of what no other pixel shares: about the bits a pixel of real bands
 _PLACE = 2196  # pixels of 10 m: a fifth of a scene, and whole pixels of 20 and of 60 m
 _GIB_NEEDED = 16
@@ -67,9 +65,10 @@ def make_pair(archive: Path, size: int) -> None:
 def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> None:
     from affine import Affine
 
-    from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
     from cloudjob.archive.safe import write_product
     from cloudjob.archive.synthetic import acquire
+    from cloudjob.names import product_name
+    from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
 
     places = [acquire(tile=TILE, when=when, size=min(size, _PLACE), seed=11, cloud=share) for share in (0.0, cloud)]
     images = {
@@ -83,7 +82,9 @@ def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> Non
     elevation, azimuth = sun_position(when, *tile_centre(TILE))
     write_product(
         archive,
-        name=f"S2A_MSIL2A_{when:%Y%m%dT%H%M%S}_N0510_R029_T{TILE}_{when:%Y%m%d}T235959",
+        name=product_name(
+            satellite="S2A", sensing=when, baseline="05.10", relative_orbit=29, tile=TILE, processed=when
+        ),
         **images,
         crs=crs,
         transform=Affine(10, 0, left, 0, -10, top),

@@ -22,7 +22,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     for cloudy in sorted(rows, key=lambda row: (row["tile"], row["product"])):
         if "cloudy" in cloudy["roles"]:
             clear = [row["product"] for row in rows if "clear" in row["roles"] and row["tile"] == cloudy["tile"]]
-            inputs = {}
+            inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear]:
                 inputs |= {name: records.output_digest(folder, "preview", name)} | raster(name)
             found.append(Item(STAGE, cloudy["product"], settings, inputs))

@@ -9,8 +9,8 @@ from rasterio.warp import transform_bounds
 from shapely.geometry import box
 
 from cloudjob.archive.make import make_from_places, make_synthetic
-from cloudjob.sentinel2.geometry import tile_corner
 from cloudjob.errors import ConfigError
+from cloudjob.sentinel2.geometry import tile_corner
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
 
 ASKED = {

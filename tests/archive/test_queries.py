@@ -4,8 +4,9 @@ from datetime import date
 
 import pytest
 
-from cloudjob.archive.catalogue import Entry, search_odata, search_stac
+from cloudjob.archive.catalogue import Entry
 from cloudjob.archive.make import make_synthetic
+from cloudjob.archive.queries import search_odata, search_stac
 
 ORDER = "ContentDate/Start asc"
 ATTRIBUTE = "Attributes/OData.CSC.{0}Attribute/any(a:a/Name eq '{1}' and a/OData.CSC.{0}Attribute/Value {2})"
