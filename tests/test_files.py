@@ -1,94 +1,109 @@
-"""A file has its final name whole or not at all, and its temporary is nobody else's to read."""
+"""Files whole or absent, links, and what killed processes leave."""
 
 import errno
 import os
+import socket
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from cloudjob import files
 from cloudjob.errors import DiskFullError
+from cloudjob.files import atomic, write_text
 
 
-def mode(path):
+def test_atomic_leaves_whole_files_or_none(tmp_path):
+    path = tmp_path / "sub" / "file.txt"
+    write_text(path, "old")
+
+    def half():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise ValueError("in between")
+
+    with pytest.raises(ValueError, match="in between"):
+        half()
+    assert path.read_text() == "old"
+    with pytest.raises(DiskFullError, match=r"file\.txt.*no space left"), atomic(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
 @pytest.mark.parametrize("wanted", [0o644, 0o600])
 def test_a_file_is_private_until_it_has_its_name(tmp_path, wanted):
-    path = tmp_path / "new" / "token.json"
-    with files.atomic(path, mode=wanted) as temporary:
+    path = tmp_path / "token.json"
+    with atomic(path, mode=wanted) as temporary:
         assert mode(temporary) == 0o600
-        assert temporary.parent == path.parent
         temporary.write_text("whole")
         assert not path.exists()
     assert (path.read_text(), mode(path)) == ("whole", wanted)
-    assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_fails_leaves_the_file_that_was_there(tmp_path):
-    path = tmp_path / "a.txt"
-    files.write_text(path, "before")
-    with pytest.raises(UnicodeEncodeError):
-        files.write_text(path, "half, then \udc80")
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
+def test_sweep_takes_only_what_a_killed_process_left_behind(tmp_path):
+    killed = subprocess.Popen(["sleep", "100"])
+    killed.kill()
+    killed.wait()
+    write_text(tmp_path / "scenes.jsonl", "")
+    here = socket.gethostname()
+    left = [f".tmp-{killed.pid}-a@{here}.h5", f".tmp-{killed.pid}-step-1.pt@{here}"]
+    kept = [f".tmp-{os.getpid()}-a@{here}.h5", f".tmp-{killed.pid}-a@elsewhere.h5", "scenes.jsonl"]
+    for name in left + kept:
+        (tmp_path / name).write_text("half")
+    files.sweep(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_named(tmp_path, number):
-    with pytest.raises(DiskFullError, match=r"a\.txt: no space left"), files.atomic(tmp_path / "a.txt"):
-        raise OSError(number, "full")
-    with pytest.raises(OSError, match="broken") as caught, files.atomic(tmp_path / "a.txt"):
-        raise OSError(errno.EIO, "broken")
-    assert not isinstance(caught.value, DiskFullError)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_found_behind_other_errors():
-    other = RuntimeError("torch says less")
-    other.__cause__ = OSError(errno.ENOSPC, "full")
-    assert files.is_disk_full(other)
-    assert not files.is_disk_full(RuntimeError("something else"))
+def test_a_full_disk_is_known_however_deep_it_is_told():
+    full, quota = OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota")
+    assert files.is_disk_full(full)
+    assert files.is_disk_full(quota)
+    assert files.is_disk_full(DiskFullError("full"))
+    assert not files.is_disk_full(OSError(errno.EACCES, "no"))
     assert not files.is_disk_full(None)
+    context = RuntimeError("torch's own")
+    context.__context__ = full
+    assert files.is_disk_full(context)
+    cause = RuntimeError("told")
+    cause.__cause__ = quota
+    assert files.is_disk_full(cause)
 
 
-def test_a_link_shares_the_bytes_and_replaces_what_was_there(tmp_path):
-    source, target = tmp_path / "a", tmp_path / "b"
-    source.write_text("same")
-    target.write_text("old")
+def test_a_link_is_the_same_file_and_replaces_what_was_there(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "sub" / "b"
+    write_text(source, "new")
+    write_text(target, "old")
     files.link(source, target)
     assert os.path.samefile(source, target)
+    assert [path.name for path in target.parent.iterdir()] == ["b"]
 
 
-def test_without_hard_links_a_link_is_a_copy(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EXDEV, "another file system")
+def test_where_there_are_no_links_there_is_a_copy(tmp_path, monkeypatch):
+    def refuse(*names: Path) -> None:
+        raise PermissionError
 
+    write_text(tmp_path / "a", "new")
     monkeypatch.setattr(os, "link", refuse)
-    source, target = tmp_path / "a", tmp_path / "b"
-    source.write_text("same")
-    files.link(source, target)
-    assert target.read_text() == "same"
-    assert not os.path.samefile(source, target)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    files.link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "new"
+    assert not os.path.samefile(tmp_path / "a", tmp_path / "b")
 
 
-def test_json_comes_back_and_its_digest_does_not_depend_on_the_order_of_keys(tmp_path):
-    rows = [{"a": 1, "b": [None, "ü"]}, {}]
-    files.write_jsonl(tmp_path / "rows.jsonl", rows)
-    files.write_json(tmp_path / "row.json", rows[0])
-    assert files.read_jsonl(tmp_path / "rows.jsonl") == rows
-    assert files.read_json(tmp_path / "row.json") == rows[0]
-    assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1}) != files.digest({"a": 2, "b": 1})
+def test_json_comes_back_as_it_was_and_lines_are_rows(tmp_path):
+    files.write_json(tmp_path / "a.json", {"ü": [1, None]})
+    assert files.read_json(tmp_path / "a.json") == {"ü": [1, None]}
+    files.write_jsonl(tmp_path / "a.jsonl", [{"a": 1}, {"a": "\n"}])
+    assert files.read_jsonl(tmp_path / "a.jsonl") == [{"a": 1}, {"a": "\n"}]
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
 
 
-def test_temporary_files_of_processes_that_are_no_more_are_swept(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for owner in (f"{ended.pid}-x@{files.HOST}.h5", f"{os.getpid()}-x@{files.HOST}.h5", f"{ended.pid}-x@elsewhere.h5"):
-        (tmp_path / f".tmp-{owner}").touch()
-    files.sweep(tmp_path)
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == sorted([f".tmp-{os.getpid()}-x@{files.HOST}.h5", f".tmp-{ended.pid}-x@elsewhere.h5"])
+def test_digests_depend_on_values_not_on_the_order_of_keys(tmp_path):
+    assert files.digest({"a": 1, "b": [2, 3]}) == files.digest({"b": [2, 3], "a": 1})
+    assert files.digest({"a": 1, "b": [2, 3]}) != files.digest({"a": 1, "b": [3, 2]})
+    files.write_bytes(tmp_path / "abc", b"abc")
+    assert files.file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
