@@ -1,0 +1,183 @@
+"""The conditions of a scene: which clear date is shown where, what is kept for the ranks, and what a tile is told."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cloudjob.diffusion.conditions import Conditions, Normalisation
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.restoration import conditions
+from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.tiles import Tile
+from cloudjob.sentinel2.scene import Scene
+
+NORM = Normalisation(mean=(0.2,) * 4, std=(0.1,) * 4)
+
+
+class Date(Scene):
+    """A scene that makes a date darker by 10 to normalise it to itself."""
+
+    def matched(self, other: Scene) -> np.ndarray:
+        return other.bands - 10
+
+
+def date(bands: np.ndarray, mask: np.ndarray) -> Date:
+    product, core = SimpleNamespace(sun_elevation=31.5), np.where(mask == CLOUD, CLOUD, CLEAR).astype(np.uint8)
+    return Date(product=product, masks=None, bands=bands.astype(np.uint16), mask=mask.astype(np.uint8), core=core)
+
+
+def scene(shape: tuple[int, int] = (40, 50), *, reference: bool = True, days: float | None = -4.5) -> SceneConditions:
+    """Random pixels, a few of them without data."""
+    rng = np.random.default_rng(3)
+    cloudy, other = rng.integers(0, 65536, (2, 4, *shape)).astype(np.uint16)
+    cloudy[:, 2, 3], other[:, 4:6] = 0, 0
+    mask, core = rng.choice([CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA], (2, *shape)).astype(np.uint8)
+    return SceneConditions(cloudy, mask, core, other if reference else None, 27.25, days)
+
+
+# --- of ----------------------------------------------------------------------------------------------------------
+def test_the_first_clear_date_wins_and_later_ones_fill_its_holes():
+    rows = np.array([[CLEAR, CLEAR, CLOUD, CLOUD, SHADOW, NO_DATA]])
+    cloudy = date(np.full((4, 1, 6), 9000), rows)
+    one = date(np.full((4, 1, 6), 1000), np.array([[CLEAR, CLEAR, CLOUD, UNKNOWN, CLEAR, NO_DATA]]))
+    two = date(np.full((4, 1, 6), 2000), np.array([[CLEAR, CLEAR, CLEAR, CLEAR, CIRRUS, SHADOW]]))
+    three = date(np.full((4, 1, 6), 3000), np.array([[CLEAR, CLEAR, CLEAR, CLEAR, CLEAR, CLOUD]]))
+    found = SceneConditions.of(cloudy, iter([one, two, three]), days=5.0)
+    assert found.reference.tolist() == [[[990, 990, 1990, 1990, 990, 0]]] * 4
+    assert found.reference.dtype == np.uint16
+    assert (one.bands == 1000).all()
+    assert found.cloudy is cloudy.bands
+    assert found.mask is cloudy.mask
+    assert found.core is cloudy.core
+    assert (found.sun_elevation, found.reference_days) == (31.5, 5.0)
+    swapped = SceneConditions.of(cloudy, [two, one], days=None)
+    assert swapped.reference[0].tolist() == [[1990, 1990, 1990, 1990, 990, 0]]
+
+
+def test_without_another_date_there_is_no_reference():
+    cloudy = date(np.full((4, 2, 2), 9000), np.zeros((2, 2)))
+    found = SceneConditions.of(cloudy, [], days=None)
+    assert found.reference is None
+    assert found.reference_days is None
+
+
+# --- save and load -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("reference", "days"), [(True, -4.5), (False, None)])
+def test_what_was_saved_comes_back_mapped(tmp_path, reference, days):
+    before = scene(reference=reference, days=days)
+    assert not SceneConditions.saved(tmp_path)
+    before.save(tmp_path / "work")
+    assert SceneConditions.saved(tmp_path / "work")
+    after = SceneConditions.load(tmp_path / "work")
+    for name in ("cloudy", "mask", "core", "reference"):
+        was, is_now = getattr(before, name), getattr(after, name)
+        if was is None:
+            assert is_now is None
+            continue
+        assert isinstance(is_now, np.memmap)
+        assert is_now.dtype == was.dtype
+        np.testing.assert_array_equal(is_now, was)
+    assert (after.sun_elevation, after.reference_days) == (27.25, days)
+    numbers = json.loads((tmp_path / "work" / "numbers.json").read_text())
+    assert numbers == {"sun_elevation": 27.25, "reference_days": days}
+
+
+@pytest.mark.parametrize("last", ["cloudy", "core", "reference", "mask"])
+def test_a_save_that_was_cut_short_is_none(tmp_path, monkeypatch, last):
+    save, broken = np.save, getattr(scene(), last)
+
+    def until(path, array):
+        if array.shape == broken.shape and (array == broken).all():
+            raise KeyboardInterrupt
+        save(path, array)
+
+    monkeypatch.setattr(conditions.np, "save", until)
+    with pytest.raises(KeyboardInterrupt):
+        scene().save(tmp_path)
+    assert not SceneConditions.saved(tmp_path)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+# --- tiles -------------------------------------------------------------------------------------------------------
+def test_only_tiles_with_something_hidden_are_restored():
+    mask = np.zeros((64, 128), np.uint8)
+    mask[:] = UNKNOWN
+    mask[40:, :20] = NO_DATA
+    for place, hidden in (((5, 5), CLOUD), ((40, 70), SHADOW), ((63, 127), CIRRUS)):
+        mask[place] = hidden
+    found = SceneConditions(np.zeros((4, 64, 128)), mask, mask, None, 1.0, None).cloudy_tiles(size=32, overlap=0)
+    assert found == [Tile(0, 0, 32, 32), Tile(32, 64, 32, 32), Tile(32, 96, 32, 32)]
+
+
+def test_tiles_overlap_as_it_was_asked_for():
+    mask = np.full((32, 80), CLOUD, np.uint8)
+    found = SceneConditions(np.zeros((4, 32, 80)), mask, mask, None, 1.0, None).cloudy_tiles(size=32, overlap=8)
+    assert [tile.col for tile in found] == [0, 24, 48]
+
+
+# --- batch -------------------------------------------------------------------------------------------------------
+def window(array: np.ndarray, tile: Tile, margin: int, fill: int) -> np.ndarray:
+    """The same cut, by padding all of the scene."""
+    far = 100
+    padded = np.pad(array, [(0, 0)] * (array.ndim - 2) + [(far, far)] * 2, constant_values=fill)
+    rows = slice(far + tile.row - margin, far + tile.row + tile.height + margin)
+    cols = slice(far + tile.col - margin, far + tile.col + tile.width + margin)
+    return padded[..., rows, cols]
+
+
+def reflectance(dn: np.ndarray) -> np.ndarray:
+    return np.where(dn == 0, np.nan, dn / 10000 - 0.1)
+
+
+@pytest.mark.parametrize("margin", [0, 5, 32])
+@pytest.mark.parametrize("tile", [Tile(0, 0, 32, 32), Tile(8, 18, 32, 32), Tile(4, 7, 16, 24), Tile(20, 30, 32, 32)])
+def test_a_tile_is_told_of_itself_and_of_its_surroundings(tile, margin):
+    """The last one hangs over the scene, as the only tile of a small scene does."""
+    given = scene()
+    batch = given.batch(tile, margin=margin, device="cpu")
+    assert len(batch) == 1
+    np.testing.assert_allclose(batch.cloudy[0], reflectance(window(given.cloudy, tile, margin, 0)), atol=1e-6)
+    np.testing.assert_allclose(batch.references[0, 0], reflectance(window(given.reference, tile, margin, 0)), atol=1e-6)
+    np.testing.assert_array_equal(batch.mask[0], window(given.mask, tile, margin, NO_DATA))
+    assert batch.mask.dtype == torch.uint8
+    assert batch.references.shape[:2] == (1, 1)
+    assert batch.reference_days.tolist() == [[-4.5]]
+    assert batch.sun_elevation.tolist() == [27.25]
+    assert batch.target_days.tolist() == [0]  # the ground of the cloudy day is asked for
+    assert batch.target is None
+    assert batch.donor is None
+
+
+def test_a_tile_without_another_date_is_told_of_none():
+    batch = scene(reference=False, days=None).batch(Tile(0, 0, 32, 32), margin=4, device="cpu")
+    assert batch.references.shape == (1, 0, 4, 40, 40)
+    assert batch.reference_days.shape == (1, 0)
+
+
+def test_a_reference_of_unknown_age_is_told_without_its_days():
+    batch = scene(days=None).batch(Tile(0, 0, 32, 32), margin=0, device="cpu")
+    assert batch.references.shape[1] == 1
+    assert batch.reference_days.isnan().tolist() == [[True]]
+
+
+def test_neighbouring_tiles_continue_the_same_surroundings():
+    """Thanks to the margin alone: their first guess of the ground under one cloud is the same where they overlap."""
+    rng = np.random.default_rng(0)
+    row, col = np.mgrid[:128, :192]
+    ground = (3000 + 20 * col + 10 * row + rng.integers(0, 300, (128, 192))).astype(np.uint16)
+    mask = np.where((np.hypot(row - 60, col - 96) < 50), CLOUD, CLEAR).astype(np.uint8)
+    cloudy = np.where(mask == CLOUD, 9000, ground)[None].repeat(4, 0).astype(np.uint16)
+    given = SceneConditions(cloudy, mask, mask, None, 30.0, None)
+
+    def apart(margin: int) -> float:
+        left, right = (
+            Conditions.of(given.batch(tile, margin=margin, device="cpu"), norm=NORM).within(margin).anchor
+            for tile in (Tile(0, 0, 128, 128), Tile(0, 64, 128, 128))
+        )
+        return float((left[..., 64:] - right[..., :64]).abs().max())
+
+    assert apart(128) < 1e-4
+    assert apart(0) > 0.1
