@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from cloudjob.config import source
-from cloudjob.patches import shards
-from cloudjob.training import logs
-from cloudjob.run.records import Item
-from cloudjob.run.folder import RunFolder
+from cloudjob.config.models import Config
+from cloudjob.diffusion import checkpoint
 from cloudjob.files import file_sha256, write_json
+from cloudjob.patches import shards
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
+from cloudjob.training import logs
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "test.yaml"
 WINDOW, COUNT = 64, 8
@@ -60,7 +63,7 @@ def workspace(root: Path, *, reference: bool = True) -> RunFolder:
         results[item.name] = write_shard(paths[item.name], len(results), reference=reference)
         return [paths[item.name]], None
 
-    space.work("shard", [Item("shard", pair, {}, {}) for pair in PAIRS], make)
+    records.work(space, "shard", [Item("shard", pair, {}, {}) for pair in PAIRS], make)
     files = [
         {"file": path.name, "count": COUNT, "pair": pair, "split": PAIRS[pair]}
         | {"size": path.stat().st_size, "sha256": file_sha256(path)}
@@ -71,12 +74,12 @@ def workspace(root: Path, *, reference: bool = True) -> RunFolder:
     return space
 
 
-def settings(*overrides: str) -> source.Config:
+def settings(*overrides: str) -> Config:
     return source.load(CONFIG, ["train.synthetic_clouds=0.5", "train.epochs=3", *overrides])[0]
 
 
 def weights(space: RunFolder) -> bytes:
-    return space.newest_checkpoint().read_bytes()
+    return checkpoint.newest(space.checkpoints).read_bytes()
 
 
 class Ranks:

@@ -16,23 +16,23 @@ from cloudjob.errors import CorruptFileError
 from cloudjob.hpc import distributed
 
 def find():
-    if world.rank == world.size - 1:
+    if group.rank == group.size - 1:
         raise CorruptFileError("shard.h5", "is damaged")
 
-with distributed.world() as world:
+with distributed.process_group() as group:
     torch.manual_seed(0)
     network = distributed.wrap(nn.Linear(2, 1))
-    x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])[world.rank :: world.size]
+    x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])[group.rank :: group.size]
     network(x).square().mean().backward()
     gradient = next(network.parameters()).grad
-    most = distributed.most(torch.tensor([0, int(world.rank == world.size - 1)])).tolist()
-    own = distributed.together(lambda: world.rank)
+    most = distributed.max_over_ranks(torch.tensor([0, int(group.rank == group.size - 1)])).tolist()
+    own = distributed.run_on_all_ranks(lambda: group.rank)
     try:
-        distributed.together(find)
+        distributed.run_on_all_ranks(find)
     except CorruptFileError as error:
         found = error.path
     distributed.barrier()
-    facts = [world.rank, world.size, *most, own, found, distributed.gather(world.rank)[-1]]
+    facts = [group.rank, group.size, *most, own, found, distributed.gather(group.rank)[-1]]
 print(*facts, *(f"{value:.5f}" for value in gradient.flatten()))
 """
 
@@ -66,10 +66,10 @@ def test_two_processes_train_as_one(launcher):
 def test_alone_nothing_is_set_up(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    with distributed.world() as world, world.answering():
-        assert (world.rank, world.size, world.local_rank, world.watch) == (0, 1, 0, None)
+    with distributed.process_group() as group, group.reporting_failures():
+        assert (group.rank, group.size, group.local_rank, group.watch) == (0, 1, 0, None)
         assert not torch.distributed.is_initialized()
         network = nn.Linear(1, 1)
         assert distributed.wrap(network) is network
-        assert distributed.most(torch.tensor([3])).tolist() == [3]
+        assert distributed.max_over_ranks(torch.tensor([3])).tolist() == [3]
         distributed.barrier()

@@ -21,9 +21,9 @@ def test_a_world_of_one_needs_no_mpi():
     program = (
         "import sys\n"
         "from cloudjob.hpc import mpi\n"
-        "with mpi.world() as world:\n"
-        "    world.barrier()\n"
-        "    assert (world.rank, world.size, world.bcast('a'), world.gather('b')) == (0, 1, 'a', ['b'])\n"
+        "with mpi.communicator() as ranks:\n"
+        "    ranks.barrier()\n"
+        "    assert (ranks.rank, ranks.size, ranks.bcast('a'), ranks.gather('b')) == (0, 1, 'a', ['b'])\n"
         "assert 'mpi4py' not in sys.modules\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "OMPI", "SLURM"))}
@@ -35,11 +35,11 @@ def test_two_ranks_exchange(tmp_path):
     done = mpiexec(
         "from pathlib import Path\n"
         "from cloudjob.hpc import mpi\n"
-        "with mpi.world() as world:\n"
-        "    word = world.bcast(['plan'] if world.rank == 0 else None)\n"
-        "    world.barrier()\n"
-        "    found = f'{world.size} {word} {world.gather(world.rank * 10)}'\n"
-        f"    Path({str(tmp_path)!r}, str(world.rank)).write_text(found)\n"
+        "with mpi.communicator() as ranks:\n"
+        "    word = ranks.bcast(['plan'] if ranks.rank == 0 else None)\n"
+        "    ranks.barrier()\n"
+        "    found = f'{ranks.size} {word} {ranks.gather(ranks.rank * 10)}'\n"
+        f"    Path({str(tmp_path)!r}, str(ranks.rank)).write_text(found)\n"
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "0").read_text() == "2 ['plan'] [0, 10]"
@@ -51,10 +51,10 @@ def test_one_failing_rank_ends_the_others():
     done = mpiexec(
         "from cloudjob.errors import ItemError\n"
         "from cloudjob.hpc import mpi\n"
-        "with mpi.world() as world:\n"
-        "    if world.rank == 1:\n"
+        "with mpi.communicator() as ranks:\n"
+        "    if ranks.rank == 1:\n"
         "        raise ItemError('tile 7 is broken')\n"
-        "    world.barrier()\n"
+        "    ranks.barrier()\n"
     )
     assert done.returncode == ItemError.exit_code
     assert "tile 7 is broken" in done.stderr
@@ -66,4 +66,4 @@ def test_srun_without_its_mpi_is_noticed(monkeypatch):
     for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="started 4 tasks, but MPI sees 1"):
-        mpi.world()
+        mpi.communicator()

@@ -104,7 +104,7 @@ def test_a_lost_rank_ends_all_within_a_minute_and_is_named(tmp_path, rank, what)
 
 STRUCK = """
 import os, sys
-from cloudjob.cli import main
+from cloudjob.cli.dispatch import main
 from cloudjob.hpc import distributed
 if os.environ["RANK"] == "1":
     distributed.{moment} = lambda *_, **__: os.kill(os.getpid(), {number})

@@ -6,15 +6,15 @@ import pytest
 import torch
 from small_runs import Ranks, workspace
 
-from cloudjob.config.models import TrainConfig
-from cloudjob.errors import ConfigError
 from cloudjob.diffusion import checkpoint
+from cloudjob.errors import ConfigError
+from cloudjob.training.settings import Settings
 from cloudjob.training.step import micro_batch
 
 # 50 steps of 8 samples at the default learning rate: the tests' own, 2.5 times larger, lets rounding grow beyond 1e-5.
 FIFTY = ("train.epochs=25", "train.lr=4e-4", "train.average=none", "evaluate.members=1", "train.decay=false")
 DOUBLE = (
-    "import sys, torch; from cloudjob.cli import main; torch.set_default_dtype(torch.float64); "
+    "import sys, torch; from cloudjob.cli.dispatch import main; torch.set_default_dtype(torch.float64); "
     "torch.Tensor.float = torch.Tensor.double; sys.exit(main(sys.argv[1:]))"
 )
 
@@ -24,9 +24,9 @@ def trained(folder, size: int, *overrides: str, program=None) -> torch.Tensor:
     space = workspace(folder / "run")
     with Ranks(space, size, *FIFTY, *overrides, **({"program": program} if program else {})) as ranks:
         assert ranks.wait() == [0] * size, ranks.text()
-    state = checkpoint.load(space.newest_checkpoint())
-    assert state["seen"] == 400
-    return torch.cat([weight.flatten().double() for weight in state["model"].values()])
+    state = checkpoint.load(checkpoint.newest(space.checkpoints))
+    assert state.seen == 400
+    return torch.cat([weight.flatten().double() for weight in state.model.values()])
 
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -63,7 +63,7 @@ def test_in_double_precision_they_agree_to_twelve_digits(tmp_path):
     ],
 )
 def test_what_does_not_divide_is_a_mistake_and_what_would_is_said(batch, micro, ranks, expected):
-    settings = TrainConfig(batch_size=batch, micro_batch=micro)
+    settings = Settings(options={}, batch_size=batch, micro_batch=micro)
     if isinstance(expected, int):
         assert micro_batch(settings, ranks) == expected
         return
