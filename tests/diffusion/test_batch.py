@@ -113,12 +113,6 @@ def test_a_batch_without_a_target_cannot_be_learned_from():
             getattr(bare, asked)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="page-locked memory is there for a GPU alone")
-def test_page_locked_memory_is_asked_for():
-    with pytest.raises(RuntimeError, match="(?i)pin|cuda|accelerator"):
-        pinned((2, 3), np.dtype(np.uint16))
-
-
 def test_page_locked_arrays_have_shape_and_type(monkeypatch):
     plain = torch.empty
     asked = []
