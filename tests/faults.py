@@ -45,7 +45,8 @@ TWINS |= {"zeros_like": "ones_like", "ones_like": "zeros_like"}
 SYMMETRIC = {"min", "max", "minimum", "maximum", "hypot", "equal", "not_equal", "isclose", "allclose", "isinstance"}
 EVEN = {"abs", "square", "norm"}  # what they return does not know the sign
 UNSEEN = {"strict", "device"}
-TALK = {"say", "print", "log", "warn", "warning", "info", "debug"}
+TALK = {"say", "print", "log"}
+TALKERS = {"warnings", "logging", "logger"}
 UNTOUCHED_FIELDS = {"annotation", "returns", "decorator_list", "type_params"}
 UNTOUCHED = (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert)
 
@@ -134,7 +135,7 @@ def _untouched(node: ast.AST) -> bool:
         case ast.Expr(value=ast.Constant()):  # a docstring
             return True
         case ast.Call() | ast.Expr(value=ast.Call()):
-            return _name(node.value if isinstance(node, ast.Expr) else node) in TALK
+            return _talks((node.value if isinstance(node, ast.Expr) else node).func)
         case ast.FunctionDef(name=name):
             return name == "__repr__"
         case ast.Assign(targets=[ast.Name(id=name)]):
@@ -144,6 +145,15 @@ def _untouched(node: ast.AST) -> bool:
         case ast.keyword(arg=name):
             return name in UNSEEN
     return isinstance(node, UNTOUCHED)
+
+
+def _talks(function: ast.AST) -> bool:
+    match function:
+        case ast.Name(id=name):
+            return name in TALK
+        case ast.Attribute(value=ast.Name(id=owner), attr=name):
+            return owner in TALKERS or name == "say"
+    return False
 
 
 def _name(call: ast.Call) -> str:

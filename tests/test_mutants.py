@@ -111,6 +111,8 @@ def test_each_file_gets_its_share_of_the_draw():
         ("'''Not 1.'''", set()),
         ("raise ValueError(f'{a + 1}')", set()),
         ("say(f'{a + 1}')", set()),
+        ("logger.info(a + 1)", set()),
+        ("return (a / b).log()", {"a / b -> a * b"}),
         ("return list(zip(a, strict=True))", set()),
         ("import a.b", set()),
     ],
