@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser cluster-test cluster-tools quick lint format setup clean
+.PHONY: demo test browser cluster-test cluster-tools quick mutants lint format setup clean
 
 demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
@@ -29,6 +29,10 @@ browser:
 
 quick: $(READY)
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
+
+# How many of 200 small faults the unit tests miss: up to an hour, so not in CI. tests/mutants.md excuses some.
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
