@@ -4,16 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from small_runs import settings, weights, workspace
 
 from cloudjob.config import source
-from cloudjob.errors import ConfigError, InputError, InterruptedJob
-from cloudjob.diffusion.batch import to_tensors
-from cloudjob.stages import train
+from cloudjob.errors import InputError, InterruptedJob
+from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
+from cloudjob.stages import train
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +49,7 @@ def test_how_it_is_read_changes_nothing(trained, tmp_path, monkeypatch):
     """Threads and a node-local copy: the same weights; the run that was done stays done."""
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
     pace = settings("train.loader_threads=3", "train.local_dir=$NODE_DISK/shards")
-    assert trained.why(train.items(pace, trained)[0]) is None
+    assert records.why(trained, train.items(pace, trained)[0]) is None
     other = workspace(tmp_path / "run")
     train.run(pace, other)
     assert weights(other) == weights(trained)
@@ -60,7 +59,7 @@ def test_how_it_is_read_changes_nothing(trained, tmp_path, monkeypatch):
 
 
 def test_synthetic_clouds_change_the_training(trained):
-    assert "train.synthetic_clouds" in trained.why(train.items(settings("train.synthetic_clouds=0"), trained)[0])
+    assert "train.synthetic_clouds" in records.why(trained, train.items(settings("train.synthetic_clouds=0"), trained)[0])
 
 
 def damage(path: Path) -> None:
@@ -91,27 +90,7 @@ def test_two_ranks_report_and_set_aside_what_the_second_one_finds(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     command = [*launcher, sys.executable, "-m", "cloudjob", "train", str(space.root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert str(path) in space.record("train", "run")["message"]
+    assert str(path) in records.record(space, "train", "run")["message"]
     assert done.returncode != 0
     assert not path.exists()
     assert Path(f"{path}.corrupt").exists()
-
-
-def test_a_node_folder_that_cannot_be_used_is_a_mistake_in_the_configuration(tmp_path, monkeypatch):
-    monkeypatch.delenv("NODE_DISK", raising=False)
-    monkeypatch.setenv("EMPTY", "")
-    (tmp_path / "file").touch()
-    for text in ("$NODE_DISK", "$NODE_DISK/shards", "${NODE_DISK}", "$EMPTY", str(tmp_path / "file" / "below")):
-        with pytest.raises(ConfigError, match=r"train\.local_dir"):
-            train.node_folder(text)
-    monkeypatch.setenv("NODE_DISK", str(tmp_path))
-    assert train.node_folder("${NODE_DISK}/a/b") == tmp_path / "a" / "b"
-    assert (tmp_path / "a" / "b").is_dir()
-
-
-def test_digital_numbers_become_reflectance_and_masks_stay():
-    arrays = {"clear": np.array([[0, 1000, 11000]], np.uint16), "donor": np.array([[0, 4, 255]], np.uint8)}
-    tensors = to_tensors(arrays, torch.device("cpu"))
-    assert tensors["clear"][0, 0].isnan()
-    assert tensors["clear"][0, 1:].tolist() == pytest.approx([0, 1], abs=1e-6)
-    assert tensors["donor"].tolist() == [[0, 4, 255]]

@@ -2,19 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from small_runs import settings, weights, workspace
 
-from cloudjob.config import source
-from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import ConfigError, DiskFullError, InterruptedJob
+from cloudjob.config.models import TrainConfig
 from cloudjob.diffusion import checkpoint
+from cloudjob.errors import ConfigError, DiskFullError, InterruptedJob
+from cloudjob.run.folder import RunFolder
 from cloudjob.stages import train
 from cloudjob.training import logs
-from cloudjob.run.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +73,10 @@ def test_other_settings_at_resume_are_an_error_that_lists_them(tmp_path):
 
 def test_a_training_of_a_version_with_another_network_is_not_lost(tmp_path):
     space = begun(tmp_path)
-    path = space.newest_checkpoint()
+    path = checkpoint.newest(space.checkpoints)
     state = checkpoint.load(path)
-    state["model"]["mean.head.bias"] = state["model"]["mean.head.bias"][:-1]
-    checkpoint.save(path.parent, state["seen"], state, {}, keep=lambda seen: True)
+    state.model["mean.head.bias"] = state.model["mean.head.bias"][:-1]
+    checkpoint.save(path.parent, state, {}, keep=lambda seen: True)
     with pytest.raises(ConfigError, match=r"had another network.*--force.*--init-from") as failed:
         train.run(settings(), space)
     assert str(path) in str(failed.value)
@@ -97,7 +97,7 @@ def test_a_finished_training_of_other_settings_is_kept_aside_with_its_logs(tmp_p
 
 
 def test_new_training_from_given_weights_says_what_did_not_fit(trained, tmp_path):
-    given = trained.newest_checkpoint()
+    given = checkpoint.newest(trained.checkpoints)
     space = workspace(tmp_path / "same")
     space.said = []
     space.say = space.said.append
@@ -105,12 +105,12 @@ def test_new_training_from_given_weights_says_what_did_not_fit(trained, tmp_path
     assert any("starts from" in line for line in space.said)
     assert not any("does not fit" in line for line in space.said)
     state = checkpoint.load(given)
-    _, network = Recipe.load(state, "cpu")
-    for name, weight in checkpoint.load(space.newest_checkpoint())["model"].items():
+    _, network, _ = checkpoint.open_network(given, "cpu")
+    for name, weight in checkpoint.load(checkpoint.newest(space.checkpoints)).model.items():
         torch.testing.assert_close(weight, network.state_dict()[name], rtol=0, atol=1e-6)
 
-    state["averages"][state["chosen"]]["stem.weight"] = torch.zeros(3, 3)
-    changed = checkpoint.save(tmp_path / "changed", 1, state)
+    state.averages[state.chosen]["stem.weight"] = torch.zeros(3, 3)
+    changed = checkpoint.save(tmp_path / "changed", replace(state, seen=1))
     space = workspace(tmp_path / "other")
     space.said = []
     space.say = space.said.append
@@ -145,7 +145,7 @@ def test_what_is_written_down(trained):
     assert (start["event"], end["event"]) == ("start", "end")
     assert {"nodes", "ranks", "devices", "versions", "commit", "config"} <= set(start)
     assert end["energy_kwh"] == rows[-1]["energy_kwh"]
-    assert checkpoint.facts(trained.newest_checkpoint())["co2_g"] == rows[-1]["co2_g"]
+    assert checkpoint.facts(checkpoint.newest(trained.checkpoints))["co2_g"] == rows[-1]["co2_g"]
 
 
 def test_tensorboard_is_an_extra(tmp_path):
@@ -192,5 +192,5 @@ def test_memory_does_not_grow_over_two_thousand_steps(tmp_path):
 
 
 def test_the_settings_of_the_pace_are_not_part_of_what_comes_out():
-    assert set(config.TrainConfig.model_fields) > train._PACE
-    assert json.loads(config.TrainConfig().model_dump_json())["failure_h"] == 24.0
+    assert set(TrainConfig.model_fields) > train._EXECUTION
+    assert json.loads(TrainConfig().model_dump_json())["failure_h"] == 24.0
