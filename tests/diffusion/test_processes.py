@@ -1,14 +1,18 @@
 import dataclasses
 import math
 
+import batches
+import numpy as np
 import pytest
 import torch
 
 from cloudjob.diffusion.conditions import Conditions, Normalisation
 from cloudjob.diffusion.ddpm import Ddpm
-from cloudjob.diffusion.losses import pixel_weights, weighted_mse
+from cloudjob.diffusion.losses import weighted_mse
 from cloudjob.diffusion.networks import build
+from cloudjob.diffusion.noise import normals, uniforms
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, measure_drift, measure_spread
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 NORM = Normalisation(mean=(0.0,) * 4, std=(1.0,) * 4)
 WIDE = (torch.tensor(-1e9), torch.tensor(1e9))
@@ -18,11 +22,22 @@ def batch(count: int = 2, size: int = 8) -> tuple[torch.Tensor, Conditions]:
     torch.manual_seed(0)
     clean, cloudy, reference = torch.randn(3, count, 4, size, size)
     mask = torch.randint(0, 4, (count, size, size), dtype=torch.uint8)
-    return clean, Conditions.of({"cloudy": cloudy, "mask": mask, "reference": reference}, norm=NORM)
+    return clean, Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM)
 
 
 def normal_noise(step: int, *, count: int = 2, size: int = 8) -> torch.Tensor:
     return torch.randn(count, 4, size, size, generator=torch.Generator().manual_seed(step))
+
+
+def heard(answer):
+    """(a network that gives `answer` for its x, the list of all that it is told)."""
+    told = []
+
+    def network(x, level, channels):
+        told.append((x, level, channels))
+        return answer(x)
+
+    return network, told
 
 
 def optimal_network(process: Residual, clean: torch.Tensor, conditions: Conditions):
@@ -52,8 +67,8 @@ def test_the_target_has_unit_variance_at_every_sigma():
     image = torch.randn(2, 4, 64, 64)
     for sigma in (0.05, 1.0, 30.0):
         process = Residual(sigma_min=sigma, sigma_max=sigma * 1.0001)
-        batch = {"cloudy": torch.zeros_like(image), "mask": torch.ones(2, 64, 64, dtype=torch.uint8)}
-        conditions = Conditions.of(batch, norm=NORM)
+        mask = torch.ones(2, 64, 64, dtype=torch.uint8)
+        conditions = Conditions.of(batches.batch(torch.zeros_like(image), mask), norm=NORM)
         (terms,) = process.loss_terms(lambda x, *_: x, image, conditions, seed=0, indices=[0, 1])
         assert terms.target.std() == pytest.approx(1, abs=0.03)
         assert terms.prediction.std() == pytest.approx(1, abs=0.03)  # the scaled input
@@ -75,13 +90,32 @@ def test_an_untrained_network_gives_back_the_anchor():
     assert torch.allclose(found, large.anchor, atol=0.2)
 
 
-def test_samples_stay_in_the_physical_range():
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver_2m", "ancestral"])
+@pytest.mark.parametrize("process", [Regression((0.1, 0.4, 1.0)), Residual(), Corrective()])
+def test_whatever_the_network_says_samples_stay_in_the_physical_range(process, sampler, steps):
     _, conditions = batch()
-    limits = torch.tensor(-0.2), torch.tensor(0.3)
-    for steps in (1, 5):
-        found = Residual().sample(lambda x, *_: 100 * x, conditions, noise=normal_noise, steps=steps, limits=limits)
-        assert found.min() >= limits[0]
-        assert found.max() <= limits[1]
+    limits = torch.linspace(-0.2, -0.1, 4).view(4, 1, 1), torch.linspace(0.3, 0.6, 4).view(4, 1, 1)
+    wild = torch.where(torch.rand(2, 4, 8, 8) < 0.5, -1e6, 1e6)
+    network, _ = heard(lambda x: wild)
+    found = process.sample(network, conditions, noise=normal_noise, steps=steps, limits=limits, sampler=sampler)
+    for band in range(4):
+        assert found[:, band].min() == pytest.approx(limits[0][band].item(), abs=1e-6)
+        assert found[:, band].max() == pytest.approx(limits[1][band].item(), abs=1e-6)
+    assert (found >= limits[0]).all()
+    assert (found <= limits[1]).all()
+
+
+def test_a_first_guess_out_of_range_is_mended_too():
+    """Of a regression that says nothing, and of the corrective's, before its noise is laid on."""
+    _, conditions = batch()
+    far = conditions.anchored(torch.full((2, 4, 8, 8), 9.0))
+    limits = torch.tensor(-0.5), torch.tensor(0.5)
+    network, told = heard(lambda x: torch.zeros(2, 4, 8, 8))
+    assert (Regression((0.1, 0.4, 1.0)).sample(network, far, limits=limits) == 0.5).all()
+    Corrective().sample(network, far, noise=normal_noise, steps=1, limits=limits)
+    anchored = far.anchored(torch.full((2, 4, 8, 8), 0.5))
+    assert torch.equal(told[-1][2], anchored.channels(far.choose(*Corrective().spread)))
 
 
 def test_the_spread_is_measured_for_each_kind_of_pixel():
@@ -93,33 +127,172 @@ def test_the_spread_is_measured_for_each_kind_of_pixel():
     valid = torch.ones(8, 1, 32, 32, dtype=torch.bool)
     valid[..., 0] = False
     ground[..., 0] = 1e6
-    seen = {"cloudy": cloudy, "mask": mask}
-    with_reference = Conditions.of(seen | {"reference": reference}, norm=NORM)
+    with_reference = Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM)
     assert measure_spread(ground, with_reference, valid) == pytest.approx((0.2, 0.5, 1), rel=0.03)
-    without = Conditions.of(seen, norm=NORM)
+    without = Conditions.of(batches.batch(cloudy, mask), norm=NORM)
     assert measure_spread(2 * ground, without, valid)[1:] == pytest.approx((1, 2), rel=0.03)
 
 
-def test_sigmas_fall_to_zero():
-    process = Residual()
-    sigmas = process.sigmas(5)
-    assert sigmas[0] == pytest.approx(process.sigma_max)
-    assert sigmas[4] == pytest.approx(process.sigma_min)
-    assert sigmas[5] == 0
-    assert (sigmas.diff() < 0).all()
+def kinds_of_pixels() -> tuple[torch.Tensor, Conditions, torch.Tensor]:
+    """(clean, conditions, valid) with pixels of every class, with and without a reference, valid or not."""
+    torch.manual_seed(3)
+    clean, cloudy, reference = torch.randn(3, 2, 4, 8, 8)
+    classes = torch.tensor([CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA], dtype=torch.uint8)
+    mask = classes[torch.randint(0, 6, (2, 8, 8))]
+    reference[:, :, :, 5:] = torch.nan
+    cloudy[:, 1, 0, :3] = torch.nan
+    conditions = Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM)
+    return clean, conditions, torch.rand(2, 1, 8, 8) < 0.8
 
 
-def test_the_share_at_sigma_max():
-    levels = []
-    _, conditions = batch(count=400, size=1)
-    Residual(share_at_max=0.3).loss_terms(
-        lambda x, level, _: levels.append(level) or x,
-        torch.zeros(400, 4, 1, 1),
-        conditions,
-        seed=0,
-        indices=list(range(400)),
+def rms(error: torch.Tensor, pixels: torch.Tensor) -> float:
+    return error.double().permute(0, 2, 3, 1)[pixels[:, 0]].square().mean().sqrt().item()
+
+
+def test_the_spread_in_closed_form():
+    clean, conditions, valid = kinds_of_pixels()
+    clean = clean + 0.5 * (conditions.mask == CLEAR)  # the clear pixels differ too
+    bare = conditions.without_reference()
+    valid_here = valid & (conditions.mask != NO_DATA)
+    hidden = valid_here & (conditions.mask != CLEAR)
+    expected = (
+        rms(clean - conditions.anchor, valid_here & (conditions.mask == CLEAR)),
+        rms(clean - conditions.anchor, hidden & conditions.present),
+        rms(clean - bare.anchor, hidden),
     )
-    assert (levels[0] > 0.999).float().mean() == pytest.approx(0.3, abs=0.07)
+    assert measure_spread(clean, conditions, valid) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_spread_is_at_least_a_twentieth_and_1_where_nothing_is_measured():
+    clean, conditions, valid = kinds_of_pixels()
+    nothing = torch.zeros_like(valid)
+    assert measure_spread(clean, conditions, nothing) == (1.0, 1.0, 1.0)
+    clear = valid & (conditions.mask == CLEAR)
+    assert measure_spread(conditions.cloudy, conditions, clear) == (0.05, 1.0, 1.0)
+    assert measure_spread(conditions.cloudy + 0.06, conditions, clear)[0] == pytest.approx(0.06, rel=1e-4)
+
+
+def test_the_drift_in_closed_form():
+    clean, conditions, valid = kinds_of_pixels()
+    spread = (0.5, 1.5, 2.0)
+    pixels = (valid & (conditions.mask != NO_DATA))[:, 0]
+    scale = conditions.choose(*spread)
+    mu, r = (((x - conditions.anchor) / scale).permute(0, 2, 3, 1)[pixels] for x in (conditions.cloudy, clean))
+    expected = (mu.square().mean().item(), (mu * r).mean().item())
+    assert measure_drift(clean, conditions, valid, spread) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sigmas_are_those_of_the_paper_and_fall_to_zero():
+    """Equation 5 of Karras et al. with rho = 7, from 40 to 0.02; of the corrective from 10."""
+    for process, high in ((Residual(), 40.0), (Corrective(), 10.0)):
+        sigmas = process.sigmas(5)
+        ends = high ** (1 / 7), 0.02 ** (1 / 7)
+        expected = [(ends[0] + i / 4 * (ends[1] - ends[0])) ** 7 for i in range(5)]
+        assert sigmas.dtype == torch.float32
+        assert sigmas.tolist() == pytest.approx([*expected, 0], rel=1e-6)
+        assert process.sigmas(1).tolist() == [high, 0]
+
+
+def test_the_noise_level_is_told_from_0_to_1_by_its_logarithm():
+    sigma = torch.tensor([1e-9, 0.02, (0.02 * 40) ** 0.5, 40, 1e9])
+    assert Residual()._level(sigma).tolist() == pytest.approx([0, 0, 0.5, 1, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("process", "mean", "share", "high"),
+    [
+        (Residual(), -0.5, 0.4, 40.0),
+        (Corrective(), -0.5, 0.05, 10.0),
+        (Residual(log_mean=1.0, log_std=3.0, share_at_max=0.0, sigma_min=0.5, sigma_max=2.0), 1.0, 0.0, 2.0),
+    ],
+)
+def test_training_sigmas_are_lognormal_but_for_a_share_at_the_most(process, mean, share, high):
+    indices = list(range(200))
+    _, conditions = batch(count=200, size=1)
+    network = Two(lambda x, *_: 0 * x)
+    terms = process.loss_terms(network, torch.zeros(200, 4, 1, 1), conditions, seed=3, indices=indices)[-1]
+    pick, level = (uniforms(3, indices, use).numpy() for use in ("share", "sigma"))
+    normal = torch.special.ndtri(torch.from_numpy(level)).numpy()
+    sigma = np.exp(mean + process.log_std * normal).clip(process.sigma_min, high)
+    sigma = np.where(pick < share, high, sigma)
+    expected = np.log(sigma / process.sigma_min) / np.log(high / process.sigma_min)
+    np.testing.assert_allclose(terms.level.numpy(), expected, atol=1e-5)
+    assert process.log_std == (3.0 if share == 0 else 1.2)
+
+
+def test_the_share_at_the_most_ends_below_its_border():
+    pick = uniforms(0, [5], "share").item()
+    _, conditions = batch(count=1, size=1)
+    for share, expected in ((pick, False), (pick + 1e-9, True)):
+        process = Residual(share_at_max=share)
+        (terms,) = process.loss_terms(lambda x, *_: x, torch.zeros(1, 4, 1, 1), conditions, seed=0, indices=[5])
+        assert (terms.level.item() == 1) is expected
+
+
+@pytest.mark.parametrize(("alpha", "drift"), [(0.0, (0.0, 0.0)), (0.0, (2.0, 0.3)), (1.5, (2.0, 0.3))])
+def test_the_terms_of_a_residual_in_closed_form(alpha, drift):
+    """D = c_skip x + c_out F of x = r + sigma (n + alpha mu), by the best linear estimate of r from x."""
+    clean, conditions = batch()
+    process = Residual((0.5, 1.5, 2.0), alpha, drift, share_at_max=0.2)
+    network, told = heard(lambda x: (0.1 * x).bfloat16())
+    (terms,) = process.loss_terms(network, clean, conditions, seed=7, indices=[4, 9])
+    (x_in, level, channels) = told[0]
+    spread = conditions.choose(0.5, 1.5, 2.0).double()
+    low, high = math.log(0.02), math.log(40)
+    sigma = (low + level.double() * (high - low)).exp()[:, None, None, None]
+    noise = normals(7, [4, 9], "noise", like=clean).double()
+    r, mu = ((image - conditions.anchor).double() / spread for image in (clean, conditions.cloudy))
+    x = r + sigma * (noise + alpha * mu)
+    variance = 1 + 2 * sigma * alpha * drift[1] + sigma**2 * (1 + alpha**2 * drift[0])
+    covariance = 1 + sigma * alpha * drift[1]
+    c_out = (1 - covariance**2 / variance).sqrt()
+    close = {"rtol": 2e-4, "atol": 2e-4}
+    torch.testing.assert_close(x_in.double(), x / variance.sqrt(), **close)
+    torch.testing.assert_close(terms.target.double(), (r - covariance / variance * x) / c_out, **close)
+    torch.testing.assert_close(terms.scale.double(), (c_out * spread), **close)
+    assert torch.equal(terms.prediction, (0.1 * x_in).bfloat16().float())
+    assert torch.equal(channels, conditions.channels(conditions.choose(0.5, 1.5, 2.0)))
+    assert torch.equal(terms.level, level)
+    assert terms.weight == 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+def test_a_sample_of_two_steps_by_hand(alpha):
+    """Each estimate is held to the limits, and so is what the next step goes on from."""
+    _, conditions = batch()
+    process = Residual((0.5, 1.5, 2.0), alpha, (2.0, 0.3))
+    limits = torch.tensor(-0.5), torch.tensor(0.7)
+    network, told = heard(lambda x: (0.3 * x).bfloat16())
+    found = process.sample(network, conditions, noise=normal_noise, steps=2, limits=limits)
+    anchor, spread = conditions.anchor.double(), conditions.choose(0.5, 1.5, 2.0).double()
+    x = 40 * (normal_noise(0).double() + alpha * (conditions.cloudy.double() - anchor) / spread)
+    for step, (sigma, following) in enumerate(((40.0, 0.02), (0.02, 0.0))):
+        along = alpha * 0.3
+        variance = 1 + 2 * sigma * along + sigma**2 * (1 + alpha**2 * 2)
+        covariance = 1 + sigma * along
+        x_in, level, channels = told[step]
+        torch.testing.assert_close(x_in.double(), x / variance**0.5, rtol=1e-4, atol=1e-4)
+        assert level.tolist() == pytest.approx([1 - step] * 2, abs=1e-6)
+        assert torch.equal(channels, conditions.channels(conditions.choose(0.5, 1.5, 2.0)))
+        output = (0.3 * x_in).bfloat16().double()
+        estimate = covariance / variance * x + (1 - covariance**2 / variance) ** 0.5 * output
+        clean = (anchor + spread * estimate).clamp(-0.5, 0.7)
+        x = following / sigma * x + (1 - following / sigma) * (clean - anchor) / spread
+    torch.testing.assert_close(found.double(), clean, rtol=1e-4, atol=1e-4)
+    assert found.min() == -0.5
+    assert found.max() == pytest.approx(0.7)
+
+
+def test_a_sampler_is_chosen_by_name():
+    _, conditions = batch()
+    network, _ = heard(torch.sin)
+    options = {"noise": normal_noise, "steps": 3, "limits": WIDE}
+    found = {
+        name: Residual().sample(network, conditions, sampler=name, **options)
+        for name in ("euler", "heun", "dpm_solver_2m", "ancestral")
+    }
+    assert torch.equal(found["euler"], Residual().sample(network, conditions, **options))
+    assert all(not torch.equal(found["euler"], found[name]) for name in list(found)[1:])
 
 
 @pytest.mark.parametrize("process", [Residual(), Residual(alpha=1.5, drift=(2.0, 0.3)), Ddpm()])
@@ -132,35 +305,26 @@ def test_a_draw_belongs_to_the_sample_not_to_the_batch(process):
     assert torch.equal(together.prediction[2], single.prediction[0])
 
 
-def test_weights_follow_the_mask():
-    mask = torch.tensor([0, 1, 2, 3, 4, 255, 1], dtype=torch.uint8).view(1, 1, 1, 7)
-    valid = torch.tensor([True] * 6 + [False]).view(1, 1, 1, 7)
-    weights = pixel_weights(mask, valid, clear_weight=0.25)
-    assert weights.flatten().tolist() == [0.25, 1, 1, 1, 0.25, 0, 0]
-    error = torch.ones(1, 4, 1, 7)
-    assert weighted_mse(error, 0 * error, weights) == pytest.approx(3.5 / 7)
-
-
 def test_a_few_steps_of_training_lower_the_loss():
     torch.manual_seed(0)
     clean, conditions = batch(count=4, size=16)
     network = build("tiny", condition_channels=conditions.channels().shape[1])
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     losses = []
-    for _ in range(30):
+    for _ in range(15):
         (terms,) = Residual().loss_terms(network, clean, conditions, seed=0, indices=[0, 1, 2, 3])
         losses.append(weighted_mse(terms.prediction, terms.target, torch.ones(4, 1, 16, 16)))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
 def test_with_the_measured_drift_input_and_target_have_unit_variance_at_every_sigma(alpha):
     torch.manual_seed(1)
     ground = torch.randn(16, 4, 32, 32)
-    seen = {"cloudy": ground + 2 * torch.randn(16, 4, 1, 1), "mask": torch.ones(16, 32, 32, dtype=torch.uint8)}
+    seen = batches.batch(ground + 2 * torch.randn(16, 4, 1, 1), torch.ones(16, 32, 32, dtype=torch.uint8))
     conditions, everywhere = Conditions.of(seen, norm=NORM), torch.ones(16, 1, 32, 32, dtype=torch.bool)
     spread = measure_spread(ground, conditions, everywhere)
     drift = measure_drift(ground, conditions, everywhere, spread)
@@ -205,8 +369,24 @@ def test_a_regression_gives_what_it_was_asked_for_whatever_the_noise():
     truth = (clean - conditions.anchor) / conditions.choose(*process.spread)
     (terms,) = process.loss_terms(lambda *_: truth, clean, conditions, seed=0, indices=[0, 1])
     assert torch.equal(terms.prediction, terms.target)
+    assert torch.equal(terms.scale, conditions.choose(0.5, 1.0, 2.0))
+    assert terms.level.tolist() == [1, 1]
+    assert terms.weight == 1
     found = process.sample(lambda *_: truth, conditions, noise=normal_noise, steps=7, limits=WIDE, sampler="euler")
     assert torch.allclose(found, clean, atol=1e-5)
+
+
+def test_a_regression_is_told_the_conditions_alone():
+    clean, conditions = batch()
+    process = Regression(spread=(0.5, 1.0, 2.0))
+    network, told = heard(lambda x: torch.full((2, 4, 8, 8), 0.25, dtype=torch.bfloat16))
+    (terms,) = process.loss_terms(network, clean, conditions, seed=0, indices=[0, 1])
+    found = process.sample(network, conditions, limits=WIDE)
+    for x, level, channels in told:
+        assert x is level is None
+        assert torch.equal(channels, conditions.channels(conditions.choose(0.5, 1.0, 2.0)))
+    assert terms.prediction.dtype == found.dtype == torch.float32
+    assert torch.allclose(found, conditions.anchor + 0.25 * conditions.choose(0.5, 1.0, 2.0))
 
 
 class Two(torch.nn.Module):
