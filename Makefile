@@ -1,4 +1,4 @@
-# make demo: the whole pipeline on the embedded archive.  make test: all tests.  make lint: style.
+# make demo: the whole pipeline on the embedded archive.  make test: all tests.  make lint: style and types.
 # make cluster-test: the batch scripts and the image on a real, throw-away SLURM.
 # Each sets up .venv by itself. PYTHON names another interpreter: make demo PYTHON=python3.12
 PYTHON ?= python3
@@ -37,6 +37,7 @@ mutants: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -50,8 +51,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { \
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv .venv; \
 	  else echo "python3-venv is missing; ask for: apt-get install python3-venv"; exit 2; fi; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,tensorboard,test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,tensorboard,zstd,test]"
 	@touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What a pixel's number means, everywhere: the bands and their order, digital numbers (DN), and the classes of masks."""
+"""What a pixel's number means everywhere: the bands and their order, digital numbers (DN), the classes of masks."""
 
 BANDS = ("B04", "B03", "B02", "B08")  # red, green, blue, near infrared: the order of every array's band axis
 
