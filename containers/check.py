@@ -14,9 +14,9 @@ network = networks.build("tiny", condition_channels=conditions.CONDITION_CHANNEL
 known = torch.zeros(1, conditions.CONDITION_CHANNELS, 64, 64)
 with torch.no_grad():
     value = network(torch.zeros(1, 4, 64, 64), torch.zeros(1), known)
-with mpi.world() as world:
-    shapes = world.gather(tuple(value.shape))
-    if world.size != int(sys.argv[1]) or (shapes and shapes != [(1, 4, 64, 64)] * world.size):
-        sys.exit(f"a world of {world.size} ranks instead of {sys.argv[1]}, outputs {shapes}")
-    if world.rank == 0:
-        print(f"forward pass on {world.size} ranks: {shapes}")
+with mpi.communicator() as ranks:
+    shapes = ranks.gather(tuple(value.shape))
+    if ranks.size != int(sys.argv[1]) or (shapes and shapes != [(1, 4, 64, 64)] * ranks.size):
+        sys.exit(f"a world of {ranks.size} ranks instead of {sys.argv[1]}, outputs {shapes}")
+    if ranks.rank == 0:
+        print(f"forward pass on {ranks.size} ranks: {shapes}")

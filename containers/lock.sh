@@ -8,7 +8,7 @@ python=${PYTHON:-python3.11}
 
 lock() { # lock NAME TORCH
     "$python" -m pip install --dry-run --ignore-installed --only-binary :all: --quiet --report - -c constraints.txt \
-        "torch===$2" ".[mpi]" pytest hypothesis xarray h5netcdf "setuptools>=77" |
+        "torch===$2" ".[mpi,zstd]" pytest hypothesis xarray h5netcdf "setuptools>=77" |
         "$python" -c '
 import json, sys
 print(f"# {sys.argv[1]}.lock: the packages of the image. Written by containers/lock.sh for Python 3.11, x86_64 Linux.")
