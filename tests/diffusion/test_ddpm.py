@@ -1,5 +1,7 @@
+import dataclasses
 import math
 
+import batches
 import pytest
 import torch
 from hypothesis import given
@@ -7,11 +9,11 @@ from hypothesis import strategies as st
 
 from cloudjob.diffusion.conditions import Conditions, Normalisation
 from cloudjob.diffusion.ddpm import Ddpm
-from cloudjob.diffusion.noise import uniforms
+from cloudjob.diffusion.noise import normals, uniforms
 
 SHAPE = (2, 4, 8, 8)
 CONDITIONS = Conditions.of(
-    {"cloudy": torch.zeros(SHAPE), "mask": torch.zeros(2, 8, 8, dtype=torch.uint8)},
+    batches.batch(torch.zeros(SHAPE), torch.zeros(2, 8, 8, dtype=torch.uint8)),
     norm=Normalisation((0.0,) * 4, (1.0,) * 4),
 )
 CLEAN = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
@@ -59,6 +61,33 @@ def test_the_training_target_is_what_a_network_that_knows_would_say(prediction):
     for seed in range(10):
         (terms,) = process.loss_terms(true_network(process), CLEAN, CONDITIONS, seed=seed, indices=[0, 1])
         assert torch.allclose(terms.prediction, terms.target, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", NAMES)
+def test_what_is_told_and_compared_in_closed_form(prediction):
+    """The scale is what an error of 1 in the prediction is in x0: x0 = (x - b n) / a = a x - b v."""
+    process = Ddpm(timesteps=100, schedule="cosine", prediction=prediction)
+    told = []
+
+    def network(x, level, channels):
+        told.append((x, level, channels))
+        return (0.1 * x).bfloat16()
+
+    (terms,) = process.loss_terms(network, CLEAN, CONDITIONS, seed=2, indices=[3, 8])
+    x, level, channels = told[0]
+    t = (uniforms(2, [3, 8], "timestep") * 100).long()
+    assert level.tolist() == terms.level.tolist() == pytest.approx((t / 100).tolist())
+    assert torch.equal(channels, CONDITIONS.channels())
+    noise = normals(2, [3, 8], "noise", like=CLEAN)
+    a = process.alpha_bar()[t].sqrt().float()[:, None, None, None]
+    b = (1 - a**2).sqrt()
+    torch.testing.assert_close(x, a * CLEAN + b * noise)
+    target, scale = {"noise": (noise, b / a), "x0": (CLEAN, 1.0), "v": (a * noise - b * CLEAN, b)}[prediction]
+    torch.testing.assert_close(terms.target, target)
+    assert torch.as_tensor(terms.scale).flatten().tolist() == pytest.approx(torch.as_tensor(scale).flatten().tolist())
+    assert torch.equal(terms.prediction, (0.1 * x).bfloat16().float())
+    if prediction != "x0":
+        assert terms.weight == 1
 
 
 def test_x0_weighs_its_signal_to_noise_ratio_within_bounds():
@@ -167,6 +196,30 @@ def test_signal_falls_and_times_are_distinct(timesteps, schedule, zero, share):
     assert times[-1] >= 0
 
 
+def test_times_are_evenly_spaced_from_the_most_noise():
+    process = Ddpm(timesteps=50)
+    assert process.times(1) == [49]
+    assert process.times(4) == [49, 37, 24, 11]  # 50, 37.5, 25, 12.5; halves to the even number
+    assert process.times(50) == list(range(49, -1, -1))
+
+
+def test_the_network_is_told_the_level_and_the_conditions_at_every_step():
+    process, told = Ddpm(timesteps=50, prediction="v"), []
+    process.sample(
+        lambda x, level, channels: told.append((level, channels)) or 0 * x,
+        CONDITIONS,
+        noise=noises(dtype=torch.float32),
+        steps=4,
+        limits=None,
+    )
+    assert [level.tolist() for level, _ in told] == [pytest.approx([t / 50] * 2) for t in (49, 37, 24, 11)]
+    assert all(torch.equal(channels, CONDITIONS.channels()) for _, channels in told)
+
+
+def test_it_is_the_recipe_of_the_notebook_unless_told_otherwise():
+    assert Ddpm() == Ddpm(1000, "linear", "noise", False)
+
+
 @pytest.mark.parametrize("steps", [0, 51])
 def test_impossible_numbers_of_steps(steps):
     with pytest.raises(ValueError, match=f"{steps} sampling steps: must be 1 to 50"):
@@ -210,8 +263,9 @@ def test_euler_is_the_ddim_of_diffusers(process, limits):
 
 @pytest.mark.parametrize("process", VARIANTS, ids=str)
 @pytest.mark.parametrize("limits", [None, LIMITS])
-@pytest.mark.parametrize(("steps", "variance"), [(20, "fixed_small"), (1000, "fixed_large")])
+@pytest.mark.parametrize(("steps", "variance"), [(20, "fixed_small"), (99, "fixed_small"), (100, "fixed_large")])
 def test_ancestral_sampling_is_that_of_diffusers(process, limits, steps, variance):
+    process = dataclasses.replace(process, timesteps=100)
     scheduler = peer(
         "DDPMScheduler", process, steps, variance_type=variance, clip_sample=limits is not None, clip_sample_range=0.4
     )
