@@ -1,8 +1,24 @@
+import math
+
 import pytest
 import torch
+from torch import nn
 
+from cloudjob.diffusion import noise
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS
-from cloudjob.diffusion.networks import CELL, PRESETS, Fold, Norm, build, describe
+from cloudjob.diffusion.networks import (
+    CELL,
+    EMBEDDING,
+    PRESETS,
+    Attention,
+    Block,
+    Fold,
+    MeanAndDetail,
+    Norm,
+    build,
+    describe,
+    sinusoids,
+)
 
 
 def test_the_notebooks_network_is_rebuilt_exactly():
@@ -27,6 +43,60 @@ def test_presets_keep_their_budget(preset, parameters, gmacs):
     assert counted["macs"] <= gmacs * 1e9
 
 
+# Parameters, multiply-accumulates and bytes of activations for 64 x 64 pixels; the output's root mean square per band,
+# and one pixel of it, of a network whose weights and inputs are drawn by their numbers.
+PINNED = {
+    "tiny": (505_680, 142_254_080, 4.51e6, [0.631212, 0.610753, 0.540397, 0.377601], [0.281765, 0.545290, 0.059602]),
+    "small": (2_982_896, 646_676_480, 9.02e6, [0.679781, 0.720930, 0.622369, 0.410639], [0.337425, 0.561444, 0.313245]),
+    "base": (
+        *(22_792_112, 2_398_027_776, 22.96e6),
+        *([0.539054, 0.528129, 0.698786, 0.494243], [1.194459, -0.873464, 0.471313]),
+    ),
+    "base-attention": (
+        *(23_384_240, 2_407_661_568, 23.16e6),
+        *([0.501105, 0.446690, 0.373425, 0.655403], [0.214107, 0.704530, 0.140639]),
+    ),
+    "notebook-2025": (
+        *(3_452_868, 1_899_372_544, 26.48e6),
+        *([0.389998, 0.188472, 0.080319, 0.241238], [-0.398635, 0.200618, 0.090180]),
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_checkpoint_of_today_means_the_same_tomorrow(preset):
+    """Weights by their names and shapes alone are no proof: what is computed with them is pinned too."""
+    parameters, macs, activations, rms, pixel = PINNED[preset]
+    counted = describe(preset, 64, condition_channels=CONDITION_CHANNELS)
+    assert counted["parameters"] == parameters
+    assert counted["macs"] == pytest.approx(macs, rel=1e-6)
+    assert counted["activation_bytes"] == pytest.approx(activations, rel=0.005)
+    network = build(preset, condition_channels=CONDITION_CHANNELS)
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters()):
+            drawn = noise.normals(1, [number], "weights", like=torch.empty(1, 1, 1, parameter.numel()))
+            parameter.copy_(drawn.view_as(parameter) / (parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 4))
+        given = noise.normals(2, [0], "inputs", like=torch.empty(1, 4 + CONDITION_CHANNELS, 32, 48))
+        found = network(given[:, :4], torch.tensor([0.3]), given[:, 4:])
+    assert found.square().mean((0, 2, 3)).sqrt().tolist() == pytest.approx(rms, abs=2e-4)
+    assert found[0, :3, 5, 40].tolist() == pytest.approx(pixel, abs=1e-3)
+
+
+def test_sinusoids_in_closed_form():
+    """Wavelengths 2 pi to 2e4 pi of 1000 * level, a geometric series; sines first."""
+    found = sinusoids(torch.tensor([0.0, 0.5]), 6).double()
+    assert found[0].tolist() == [0, 0, 0, 1, 1, 1]
+    expected = [function(500 * frequency) for function in (math.sin, math.cos) for frequency in (1, 0.01, 1e-4)]
+    assert found[1].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_blocks_begin_as_the_identity():
+    x = torch.randn(2, 128, 4, 6)
+    assert torch.equal(Block(128)(x, torch.randn(2, EMBEDDING)), x)
+    assert torch.equal(Attention(128)(x), x)
+    assert Attention(128).heads == 2
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_any_size_divisible_by_the_stride(preset):
     network = build(preset, condition_channels=CONDITION_CHANNELS)
@@ -35,6 +105,8 @@ def test_any_size_divisible_by_the_stride(preset):
     assert network(x, torch.rand(2), conditions).shape == x.shape
     with pytest.raises(ValueError, match=rf"{height} x {width - 1} .* {network.stride}"):
         network(x[..., 1:], torch.rand(2), conditions[..., 1:])
+    with pytest.raises(ValueError, match=f"{height - 1} x {width}"):
+        network(x[..., 1:, :], torch.rand(2), conditions[..., 1:, :])
 
 
 def test_an_untrained_network_says_nothing():
@@ -52,6 +124,32 @@ def test_it_can_put_out_a_share_of_noise_and_difference_at_every_pixel():
         assert torch.allclose(network(x, torch.rand(1), conditions), expected, atol=1e-6)
         alone = network(None, None, conditions)  # a regression
     assert torch.allclose(alone, 0.25 + 0.5 * conditions[:, -4:], atol=1e-6)
+
+
+def test_a_regression_is_told_the_most_noise_and_an_empty_image():
+    torch.manual_seed(0)
+    network = build("tiny", condition_channels=CONDITION_CHANNELS)
+    nn.init.normal_(network.head.weight)
+    for block in (*network.encoder[0], *network.decoder[0]):
+        nn.init.normal_(block.conv2.weight, std=0.1)
+    conditions = torch.randn(2, CONDITION_CHANNELS, 16, 16)
+    told = network(torch.zeros(2, 4, 16, 16), torch.ones(2), conditions)
+    assert torch.equal(network(None, None, conditions), told)
+    assert not torch.equal(network(torch.zeros(2, 4, 16, 16), torch.zeros(2), conditions), told)
+
+
+def test_two_networks_in_one_by_whether_there_is_a_noisy_image():
+    class Said(nn.Module):
+        def __init__(self, name: str):
+            super().__init__()
+            self.name = name
+
+        def forward(self, *given):
+            return self.name, given
+
+    network = MeanAndDetail(Said("mean"), Said("detail"))
+    assert network(None, None, 3) == ("mean", (None, None, 3))
+    assert network(1, 2, 3) == ("detail", (1, 2, 3))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -76,7 +174,7 @@ def test_an_unknown_preset_is_named():
         build("huge", condition_channels=4)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["tiny", "base-attention", "notebook-2025"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_bfloat16_and_the_order_of_memory_change_little(preset, layout):
     torch.manual_seed(0)
@@ -99,6 +197,20 @@ def test_the_fold_is_that_of_torch_with_channels_last():
     folded = Fold()(x)
     assert folded.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(folded, torch.nn.functional.pixel_unshuffle(x, CELL))
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "layout", "expected"),
+    [
+        (120, torch.bfloat16, torch.channels_last, True),
+        (128, torch.bfloat16, torch.channels_last, False),
+        (120, torch.float32, torch.channels_last, False),
+        (120, torch.bfloat16, torch.contiguous_format, False),
+    ],
+)
+def test_narrow_bfloat16_with_channels_last_goes_back_through_float32(channels, dtype, layout, expected):
+    x = torch.randn(2, channels, 4, 6, dtype=dtype).to(memory_format=layout).requires_grad_()
+    assert ("ByFloat32" in Norm(channels)(x).grad_fn.name()) is expected
 
 
 @pytest.mark.parametrize("channels", [32, 64, 128])
