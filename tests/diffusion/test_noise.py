@@ -55,6 +55,22 @@ def test_the_bits_are_pinned():
     expected += [[-0.008543774485588074, 0.22303086519241333, -0.9876559376716614]]
     assert field[0].tolist() == expected
     assert noise.uniforms(2025, [0, 10**9], "sigma").tolist() == [0.7882005121639908, 0.6749000139608721]
+    like = torch.empty(2, 2, 2, 3)
+    expected = [[-0.12826955318450928, 1.1827449798583984, -0.2826606035232544]]
+    expected += [[0.7100136876106262, 0.7333630919456482, 0.2932659387588501]]
+    assert noise.normals(2025, [7, 10**9], "noise", like=like)[1, 1].tolist() == expected
+    expected = [[-0.9170714616775513, -1.6043658256530762, 0.14942476153373718]]
+    expected += [[-0.26417863368988037, 0.03289695084095001, -0.018064185976982117]]
+    assert noise.draws(2025, [7, 10**9], member=3, step=2, like=like)[0, 1].tolist() == expected
+
+
+def test_a_seed_of_any_size_and_the_first_member_and_step_by_default():
+    key = {"rows": range(2), "cols": range(2), "bands": 1}
+    assert torch.equal(noise.field(2**64 - 1, **key), noise.field(-1, **key))
+    assert torch.equal(noise.field(2**63, **key), noise.field(-(2**63), **key))
+    assert torch.equal(noise.field(3, **key), noise.field(3, **key, member=0, step=0, device="cpu"))
+    assert noise.field(3, **key).dtype == torch.float32
+    assert noise.uniforms(3, [1], "x").dtype == torch.float64
 
 
 def test_members_of_a_pair_are_antithetic():
