@@ -14,7 +14,7 @@ from cloudjob.config import source
 from cloudjob.config.models import Config
 from cloudjob.diffusion import checkpoint
 from cloudjob.files import file_sha256, write_json
-from cloudjob.patches import shards
+from cloudjob.patches import shard_writer
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -31,7 +31,7 @@ def write_shard(path: Path, seed: int, *, reference: bool) -> dict:
     rng = np.random.default_rng(seed)
     row, col = np.mgrid[:WINDOW, :WINDOW]
     days = 9.0 if reference else None
-    with shards.Writer(
+    with shard_writer.Writer(
         path,
         COUNT,
         window=WINDOW,
@@ -49,7 +49,8 @@ def write_shard(path: Path, seed: int, *, reference: bool) -> dict:
             mask[np.hypot(row - rng.uniform(10, 50), col - rng.uniform(10, 50)) < 16] = 1
             cloudy = np.where(mask == 1, 8000, np.where(mask == 2, clear // 2, clear)).astype(np.uint16)
             other = (clear + 100).astype(np.uint16) if reference else None
-            writer.add(cloudy, clear, mask, other, number, 0, float((mask == 1).mean()))
+            place = {"row": number, "col": 0, "cloud_fraction": float((mask == 1).mean())}
+            writer.add(cloudy=cloudy, clear=clear, mask=mask, reference=other, **place)
     return writer.result
 
 
@@ -70,7 +71,9 @@ def workspace(root: Path, *, reference: bool = True) -> RunFolder:
         for pair, path in paths.items()
     ]
     parts = [results[pair] for pair, split in PAIRS.items() if split == "train"]
-    write_json(space.shard_index, {"files": files, "window": WINDOW, "normalisation": shards.normalisation(parts)})
+    write_json(
+        space.shard_index, {"files": files, "window": WINDOW, "normalisation": shard_writer.normalisation(parts)}
+    )
     return space
 
 

@@ -1,31 +1,47 @@
 """The 2025 notebook's way from a scene to a batch, kept as it was: what the benches compare with."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from cloudjob.sentinel2.masks import SCL_CLOUDS
+
+if TYPE_CHECKING:
+    import torch
 
 _NAMES = ("cloudy", "clear", "mask")
 
 
 def select(scl10m: np.ndarray, *, window: int = 256, stride: int = 64) -> list[tuple[int, int]]:
-    """(row, column) of the windows of an (H, W) scene classification at 10 m with 5 to 30 % of clouds (8, 9, 10)."""
+    """(row, column) of the windows of an (H, W) scene classification at 10 m with 5 to 30 % of cloud and cirrus."""
     found = []
     for r in range(0, scl10m.shape[0] - window + 1, stride):
         for c in range(0, scl10m.shape[1] - window + 1, stride):
-            fraction = np.isin(scl10m[r : r + window, c : c + window], (8, 9, 10)).mean()
+            fraction = np.isin(scl10m[r : r + window, c : c + window], SCL_CLOUDS).mean()
             if 0.05 <= fraction <= 0.30:
                 found.append((r, c))
     return found
 
 
-def write(folder: Path, places, cloudy: np.ndarray, clear: np.ndarray, mask: np.ndarray, *, window: int = 256) -> None:
-    """Three files a window: images (window, window, bands) of the scenes (bands, H, W), mask (window, window)."""
+def write(
+    folder: Path,
+    places: Iterable[tuple[int, int]],
+    cloudy: np.ndarray,
+    clear: np.ndarray,
+    mask: np.ndarray,
+    *,
+    window: int = 256,
+) -> None:
+    """Three files per window: images (window, window, bands) of the scenes (bands, H, W), mask (window, window)."""
     for number, (r, c) in enumerate(places):
         here = np.s_[..., r : r + window, c : c + window]
         write_one(folder, number, cloudy[here], clear[here], mask[here])
 
 
 def write_one(folder: Path, number: int, cloudy: np.ndarray, clear: np.ndarray, mask: np.ndarray) -> None:
+    """The three files of one window, from its images (bands, n, n) and mask (n, n)."""
     layers = np.moveaxis(cloudy, 0, -1), np.moveaxis(clear, 0, -1), mask
     for name, layer in zip(_NAMES, layers, strict=True):
         np.save(folder / f"{name}_{number:05d}.npy", layer)
@@ -45,18 +61,20 @@ class Loader:
         """cloudy, clear (bands, n, n) and mask (1, n, n) float32; images as (DN / 255 - 0.5) / 0.5."""
         cloudy, clear, mask = (np.load(self.folder / f"{name}_{number:05d}.npy").astype("f4") for name in _NAMES)
         images = (((image / 255 - 0.5) / 0.5).transpose(2, 0, 1) for image in (cloudy, clear))
-        return *images, mask[None]
+        cloudy, clear = images
+        return cloudy, clear, mask[None]
 
-    def batch(self, numbers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def batch(self, numbers: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The triplets of these numbers, stacked: (batch, channels, n, n) each."""
-        return tuple(np.stack(parts) for parts in zip(*map(self.triplet, numbers), strict=True))
+        cloudy, clear, mask = (np.stack(parts) for parts in zip(*map(self.triplet, numbers), strict=True))
+        return cloudy, clear, mask
 
 
 class Trainer:
     """The notebook's training loop around a network that maps (x, level, conditions) to noise: float32 as it comes,
     no averages, no clipping."""
 
-    def __init__(self, network, loader: Loader, *, channels: int):
+    def __init__(self, network: "torch.nn.Module", loader: Loader, *, channels: int):
         import torch
 
         self.network, self.loader, self.channels = network, loader, channels
@@ -64,7 +82,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
         self.signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, device=self.device), 0)
 
-    def step(self, numbers) -> float:
+    def step(self, numbers: Iterable[int]) -> float:
         """The loss of one step on the triplets of these numbers, which are read from their files."""
         import torch
 

@@ -3,16 +3,19 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cloudjob.benches import notebook
 from cloudjob.errors import DiskFullError
 from cloudjob.hpc import machine
-from cloudjob.patches import loader, shards
+from cloudjob.patches import loader, shard_writer, shards
 
 WINDOW, BATCH, SHARDS, ROUNDS = 256, 32, 4, 9
 _TRIPLET = WINDOW * WINDOW * (2 * 4 * 2 + 1)  # bytes: two images of 4 bands uint16, one mask uint8
@@ -21,7 +24,7 @@ _TRIPLET = WINDOW * WINDOW * (2 * 4 * 2 + 1)  # bytes: two images of 4 bands uin
 H200_NEEDS = {"seed": 2324, "diffusers 32-64-128-256": 1868, "DiffCR": 709, "NAF w64": 4327}
 
 
-def run(folder: Path, *, triplets: int = 960, say=print) -> dict:
+def run(folder: Path, *, triplets: int = 960, say: Callable[[str], None] = print) -> dict:
     """Figures of one run in a new folder below `folder`, which is removed at the end (2 GB for 960 triplets)."""
     triplets = max(triplets // SHARDS, 1) * SHARDS
     work = Path(folder) / f"bench-read-{os.getpid()}"
@@ -34,11 +37,11 @@ def run(folder: Path, *, triplets: int = 960, say=print) -> dict:
             )
         say(f"writing {triplets} triplets twice: {SHARDS} shards, and three .npy files each")
         readers = Readers(work, triplets)
-        say(f"reading them from memory, {ROUNDS} rounds of each way in turn")
+        say(f"reading them from memory, {ROUNDS} rounds of each reader in turn")
         warm = _rounds(
             {name: getattr(readers, name) for name in ("memcpy", "memcpy_two", "notebook", "one", "two")}, ROUNDS
         )
-        say("reading them from the disk, 2 rounds of each way in turn")
+        say("reading them from the disk, 2 rounds of each reader in turn")
         cold = _rounds({name: getattr(readers, name) for name in ("notebook", "one", "eight")}, 2, readers.forget)
         found = _report(triplets, warm, cold)
         found["figures"]["same_pixels"] = readers.same_pixels
@@ -48,7 +51,7 @@ def run(folder: Path, *, triplets: int = 960, say=print) -> dict:
 
 
 class Readers:
-    """The ways to read every triplet once, in the order of a training, as batches of 32; each a method."""
+    """Readers of every triplet once, in the order of a training, as batches of 32; one method per reader."""
 
     def __init__(self, work: Path, triplets: int):
         self.work, self.triplets = work, triplets
@@ -73,7 +76,7 @@ class Readers:
             np.copyto(self.copies[place // BATCH % 3, place % BATCH], self.memory[self.order[place]])
 
     def notebook(self) -> None:
-        """Three np.load a triplet, float32, scaled, bands first, stacked."""
+        """Three np.load per triplet, float32, scaled, bands first, stacked."""
         for first in range(0, self.triplets, BATCH):
             self.notebook_loader.batch(self.order[first : first + BATCH])
 
@@ -91,13 +94,14 @@ class Readers:
     def _ours(self, threads: int) -> None:
         unused = iter(self.buffers)  # as in a training, where they are made once for hundreds of epochs
 
-        def allocate(shape, dtype):
+        def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
             if (buffer := next(unused, None)) is None:
                 self.buffers.append(buffer := _touched(shape, dtype))
             return buffer
 
-        whole = {"seed": 0, "start": 0, "stop": self.triplets, "batch": BATCH}
-        for _ in loader.batches(self.shard_set, **whole, threads=threads, allocate=allocate):
+        for _ in loader.batches(
+            self.shard_set, seed=0, start=0, stop=self.triplets, batch=BATCH, threads=threads, allocate=allocate
+        ):
             pass
 
     def _same_pixels(self) -> bool:
@@ -117,40 +121,44 @@ class Readers:
 
 
 def _write(work: Path, triplets: int) -> tuple[notebook.Loader, shards.ShardSet]:
-    """The same windows of two scenes of random pixels in both formats."""
+    """The same windows of two scenes of random pixels, in both formats."""
     rng = np.random.default_rng(0)
     cloudy, clear = rng.integers(1000, 9000, (2, 4, 1024, 1024), np.uint16)
     mask = (cloudy[0] % 5 == 0).astype(np.uint8)
     places = rng.integers(0, 1024 - WINDOW, (triplets, 2)).tolist()
     (work / "npy").mkdir()
     notebook.write(work / "npy", places, cloudy, clear, mask, window=WINDOW)
-    files, each = [], triplets // SHARDS
+    files: list[dict] = []
+    each = triplets // SHARDS
     for number in range(SHARDS):
         name = f"train-{number:05d}.h5"
-        with shards.Writer(work / name, each, window=WINDOW, reference=False, pair={}, attributes={}) as writer:
+        with shard_writer.Writer(work / name, each, window=WINDOW, reference=False, pair={}, attributes={}) as writer:
             for row, col in places[number * each : (number + 1) * each]:
                 here = np.s_[..., row : row + WINDOW, col : col + WINDOW]
-                writer.add(cloudy[here], clear[here], mask[here], None, row, col, 0.2)
+                images = {"cloudy": cloudy[here], "clear": clear[here], "mask": mask[here]}
+                writer.add(**images, row=row, col=col, cloud_fraction=0.2)
         files.append({"file": name, "count": each, "split": "train"})
     return notebook.Loader(work / "npy"), shards.ShardSet(work, {"window": WINDOW, "files": files}, "train")
 
 
-def _touched(shape, dtype) -> np.ndarray:
-    """Memory that the system has really given."""
+def _touched(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Memory that the system has really allocated."""
     array = np.empty(shape, dtype)
     array.fill(1)
     return array
 
 
-def _rounds(ways: dict, number: int, before=lambda: None) -> dict[str, dict]:
-    """Name -> CPU and wall seconds of each round. All ways are tried once unmeasured, then in turn, so that a change
+def _rounds(
+    readers: dict[str, Callable[[], None]], number: int, before: Callable[[], None] = lambda: None
+) -> dict[str, dict]:
+    """Name -> CPU and wall seconds of each round. All readers are tried once unmeasured, then in turn, so that a change
     of the machine's load meets all of them."""
-    spent = {name: {"cpu_s": [], "wall_s": []} for name in ways}
+    spent: dict[str, dict[str, list[float]]] = {name: {"cpu_s": [], "wall_s": []} for name in readers}
     for round_number in range(number + 1):
-        for name, way in ways.items():
+        for name, read in readers.items():
             before()
             cpu, wall = time.process_time(), time.perf_counter()
-            way()
+            read()
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             if round_number:
                 spent[name]["cpu_s"].append(cpu)
@@ -168,9 +176,14 @@ def _report(triplets: int, warm: dict, cold: dict) -> dict:
             for name, times in spent.items()
         }
 
-    figures = {"triplets": triplets, "triplet_bytes": _TRIPLET, "warm": rates(warm), "cold": rates(cold)}
+    figures: dict[str, Any] = {
+        "triplets": triplets,
+        "triplet_bytes": _TRIPLET,
+        "warm": rates(warm),
+        "cold": rates(cold),
+    }
     per_core = figures["warm"]["one"]["triplets_per_cpu_s"]
-    disk = max(way["triplets_per_wall_s"] for way in figures["cold"].values())
+    disk = max(rate["triplets_per_wall_s"] for rate in figures["cold"].values())
     figures["for_a_node"] = {
         network: {
             "h200_needs_triplets_per_s_estimated": needed,
@@ -189,11 +202,11 @@ def _report(triplets: int, warm: dict, cold: dict) -> dict:
     return {"ratios": ratios, "figures": figures}
 
 
-def _cpu_ratio(other: dict, way: dict) -> float:
-    """How many times less CPU `way` takes: the median over the rounds."""
-    return round(median(a / b for a, b in zip(other["cpu_s"], way["cpu_s"], strict=True)), 2)
+def _cpu_ratio(other: dict, ours: dict) -> float:
+    """How many times less CPU `ours` takes: the median over the rounds."""
+    return round(median(a / b for a, b in zip(other["cpu_s"], ours["cpu_s"], strict=True)), 2)
 
 
-def _wall_ratio(other: dict, way: dict) -> float:
-    """How many times faster `way` is, by the best round of each: whatever else the machine does only slows them."""
-    return round(min(other["wall_s"]) / min(way["wall_s"]), 2)
+def _wall_ratio(other: dict, ours: dict) -> float:
+    """How many times faster `ours` is, by the best round of each: other work on the machine only slows them."""
+    return round(min(other["wall_s"]) / min(ours["wall_s"]), 2)

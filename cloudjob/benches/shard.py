@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,12 +22,13 @@ from cloudjob.hpc import machine
 TILE = "05WPS"
 CLEAR = datetime(2024, 3, 12, 22, 25, 31, tzinfo=UTC)
 CLOUDY = datetime(2024, 3, 8, 22, 35, 29, tzinfo=UTC)
-NOISE = 15.0  # standard deviation in DN of what no other pixel shares: about the bits a pixel of real bands
-_PLACE = 2196  # pixels of 10 m: a fifth of a scene, and whole pixels of 20 and of 60 m
+NOISE = 15.0  # DN, standard deviation per pixel: gives about as many bits per pixel as real bands have
+_PLACE = 2196  # pixels of 10 m: a fifth of a scene, divided by the pixels of 20 and of 60 m
 _GIB_NEEDED = 16
+T = TypeVar("T")
 
 
-def run(folder: Path, *, size: int = 10980, say=print) -> dict:
+def run(folder: Path, *, size: int = 10980, say: Callable[[str], None] = print) -> dict:
     """Figures of one run in a new folder below `folder`, which is removed at the end (16 GiB for whole scenes)."""
     work = Path(folder) / f"bench-shard-{os.getpid()}"
     work.mkdir(parents=True)
@@ -55,8 +58,8 @@ def run(folder: Path, *, size: int = 10980, say=print) -> dict:
 
 
 def make_pair(archive: Path, size: int) -> None:
-    """Two products of one tile: a smaller synthetic place repeated, each pixel with noise of its own. Clouds lie over
-    a twelfth of the cloudy one, so that about as many windows are selected as the notebook found in a pair."""
+    """Makes two products of one tile: a smaller synthetic place repeated, each pixel with noise of its own. Clouds lie
+    over a twelfth of the cloudy one, so that about as many windows are selected as the notebook found in a pair."""
     archive.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_make_product, [archive] * 2, [CLOUDY, CLEAR], [0.25, 0.0], [size] * 2))
@@ -70,9 +73,11 @@ def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> Non
     from cloudjob.names import product_name
     from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
 
-    places = [acquire(tile=TILE, when=when, size=min(size, _PLACE), seed=11, cloud=share) for share in (0.0, cloud)]
+    clear, cloudy = (
+        acquire(tile=TILE, when=when, size=min(size, _PLACE), seed=11, cloud=share) for share in (0.0, cloud)
+    )
     images = {
-        name: _repeat(*(getattr(place, name) for place in places), -(-size // pixel))
+        name: _repeat(getattr(clear, name), getattr(cloudy, name), -(-size // pixel))
         for name, pixel in (("bands", 1), ("scl", 2), ("cloud_probability", 2), ("snow_probability", 2), ("b11", 6))
     }
     rng = np.random.default_rng(int(when.timestamp()))
@@ -148,7 +153,7 @@ if __name__ == "__main__":
 """
 
 
-def _cloudjob(*arguments) -> dict:
+def _cloudjob(*arguments: object) -> dict:
     return _measured([sys.executable, "-m", "cloudjob", *map(str, arguments)])
 
 
@@ -192,8 +197,8 @@ def _kib(pid: int) -> int:
 
 
 def compare(run_folder: Path, work: Path) -> dict:
-    """The notebook's selection and its three .npy files a window against ours, on the same decoded arrays."""
-    from cloudjob.patches import shards, windows
+    """The notebook's selection and its three .npy files per window against ours, on the same decoded arrays."""
+    from cloudjob.patches import shard_writer, windows
     from cloudjob.sentinel2 import masks
     from cloudjob.sentinel2.product import Product, read_bands, read_scl
 
@@ -206,7 +211,7 @@ def compare(run_folder: Path, work: Path) -> dict:
 
     loop_s, slow = _best(lambda: notebook.select(scl10, window=rule["window"], stride=rule["stride"]))
 
-    def select():
+    def select() -> windows.Windows:
         return windows.select(scl, scl, factor=2, shape=shape, **rule)
 
     selection_s, found = _best(select)
@@ -216,8 +221,8 @@ def compare(run_folder: Path, work: Path) -> dict:
     npy_s, _ = _timed(lambda: notebook.write(folder, slow, cloudy, clear, mask10, window=rule["window"]))
     shutil.rmtree(folder)
 
-    def write():
-        with shards.Writer(
+    def write() -> dict:
+        with shard_writer.Writer(
             work / "bench.h5",
             len(found),
             window=found.window,
@@ -228,11 +233,12 @@ def compare(run_folder: Path, work: Path) -> dict:
         ) as writer:
             for row, col, fraction in zip(found.row, found.col, found.cloud_fraction, strict=True):
                 here = np.s_[..., row : row + found.window, col : col + found.window]
-                writer.add(cloudy[here], clear[here], mask10[here], None, int(row), int(col), float(fraction))
+                images = {"cloudy": cloudy[here], "clear": clear[here], "mask": mask10[here]}
+                writer.add(**images, row=int(row), col=int(col), cloud_fraction=float(fraction))
         return writer.result
 
     write_s, result = _timed(write)
-    read_back_s, _ = _timed(lambda: shards.read_back(work / "bench.h5", result))
+    read_back_s, _ = _timed(lambda: shard_writer.read_back(work / "bench.h5", result))
     return {
         "windows": len(found),
         "same_windows": [tuple(window) for window in slow]
@@ -245,12 +251,12 @@ def compare(run_folder: Path, work: Path) -> dict:
     }
 
 
-def _best(call) -> tuple[float, object]:
-    """`_timed`, the fastest of three."""
+def _best(call: Callable[[], T]) -> tuple[float, T]:
+    """The fastest of three `_timed` calls."""
     return min((_timed(call) for _ in range(3)), key=lambda pair: pair[0])
 
 
-def _timed(call) -> tuple[float, object]:
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
     """CPU seconds of this process, and the result."""
     begun = time.process_time()
     result = call()

@@ -25,7 +25,7 @@ from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import DiskFullError, ItemError
 from cloudjob.files import file_sha256, write_json
 from cloudjob.hpc import distributed, machine
-from cloudjob.patches import loader, shards
+from cloudjob.patches import loader, shard_writer, shards
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made
@@ -273,19 +273,23 @@ def make_run(work: Path, window: int, preset: str) -> RunFolder:
         records.work(space, "shard", [Item("shard", pair, {}, {})], make)
         entry = {"file": path.name, "count": count, "pair": pair, "split": split}
         files.append(entry | {"size": path.stat().st_size, "sha256": file_sha256(path)})
-    write_json(space.shard_index, {"files": files, "window": window, "normalisation": shards.normalisation(results)})
+    write_json(
+        space.shard_index, {"files": files, "window": window, "normalisation": shard_writer.normalisation(results)}
+    )
     return space
 
 
 def _write(path: Path, window: int, count: int, seed: int) -> dict:
     rng = np.random.default_rng(seed)
     row, col = np.mgrid[:window, :window]
-    with shards.Writer(path, count, window=window, reference=False, pair={}, attributes={}) as writer:
+    with shard_writer.Writer(path, count, window=window, reference=False, pair={}, attributes={}) as writer:
         for number in range(count):
             waves = rng.uniform(0.02, 0.2, (4, 2, 1, 1))
             clear = (3000 + 800 * np.sin(waves[:, 0] * row + waves[:, 1] * col)).astype(np.uint16)
             mask = (np.hypot(*(axis - rng.uniform(0, window) for axis in (row, col))) < window / 4).astype(np.uint8)
-            writer.add(np.where(mask, 8000, clear).astype(np.uint16), clear, mask, None, number, 0, float(mask.mean()))
+            cloudy = np.where(mask, 8000, clear).astype(np.uint16)
+            place = {"row": number, "col": 0, "cloud_fraction": float(mask.mean())}
+            writer.add(cloudy=cloudy, clear=clear, mask=mask, **place)
     return writer.result
 
 

@@ -1,8 +1,6 @@
 """Batches of triplets: their order is a function of (seed, samples seen) alone, whatever the number of ranks."""
 
-import errno
 import hashlib
-import os
 import shutil
 import time
 from collections import deque
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
+from cloudjob.files import atomic
 from cloudjob.patches.shards import Filler, ShardSet, check, opened
 
 _AHEAD = 2  # batches that are read while the consumer has one
@@ -26,13 +25,13 @@ def _permutation(seed: int, epoch: int, number: int, donors: bool = False) -> np
 
 
 def position(seed: int, sample: int, number: int) -> int:
-    """Which of `number` triplets the `sample`-th sample of a training is: each once an epoch, reshuffled each epoch."""
+    """Which of `number` triplets is the `sample`-th sample of a training: each once per epoch, in a new order."""
     epoch, place = divmod(sample, number)
     return int(_permutation(seed, epoch, number)[place])
 
 
 def donor(seed: int, sample: int, number: int) -> int:
-    """Which other triplet lends this sample its mask: drawn like the order, but apart from it."""
+    """Which other triplet lends this sample its mask: drawn like the order of samples, but independently of it."""
     epoch, place = divmod(sample, number)
     found = int(_permutation(seed, epoch, number, donors=True)[place])
     return found if found != position(seed, sample, number) else (found + 1) % number
@@ -85,7 +84,7 @@ def batches(
 
 
 class _Slots:
-    """The buffers of one batch, and how they are filled: a filler of the triplets, and of the masks lent to them."""
+    """The buffers of one batch, and what fills them: one filler of the triplets, one of the masks lent to them."""
 
     def __init__(self, shards: ShardSet, batch: int, allocate: Callable, donors: bool):
         self.buffers, self.number = shards.buffers(batch, allocate), len(shards)
@@ -111,9 +110,9 @@ def verify(folder: Path, index: dict, split: str, rank: int = 0, size: int = 1) 
 def local_copy(
     source: Path, index: dict, target: Path, say: Callable | None = None, splits: tuple[str, ...] = ("train", "val")
 ) -> Path:
-    """Copies the shards of these splits to a node's own disk and returns their new folder; whole ones are kept.
+    """Copies the shards of these splits to a node's own disk and returns their new folder; whole copies are kept.
 
-    Each file is checked while it is copied and gets its name at the end. To be called once a node.
+    Each file is checked while it is copied and gets its name at the end. To be called once per node.
     """
     target.mkdir(parents=True, exist_ok=True)
     entries = [entry for entry in index["files"] if entry["split"] in splits]
@@ -141,19 +140,14 @@ def _is_whole(path: Path, entry: dict) -> bool:
 
 
 def _copy(source: Path, target: Path, sha256: str) -> None:
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     try:
-        with opened(source) as file, open(temporary, "wb") as copy:
-            while got := file.readinto(block):
-                found.update(block[:got])
-                copy.write(block[:got])
-        if found.hexdigest() != sha256:
-            raise CorruptFileError(source, "sha256 is not that of the index")
-        os.replace(temporary, target)
+        with atomic(target) as temporary:
+            with opened(source) as file, open(temporary, "wb") as copy:
+                while got := file.readinto(block):
+                    found.update(block[:got])
+                    copy.write(block[:got])
+            if found.hexdigest() != sha256:
+                raise CorruptFileError(source, "sha256 is not that of the index")
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"{target}: no space left on the disk") from None
         raise ItemError(f"{source} cannot be copied to {target}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,11 +1,16 @@
-"""Which pair trains, validates or tests, and what must be left out so that splits share no acquisition."""
+"""Splits: which pair trains, validates or tests, and what is left out so that splits share no acquisition."""
 
 import difflib
 import hashlib
 
 from cloudjob.errors import ConfigError
 
-ORDER = ("test", "val", "train")  # of two splits that want the same, the earlier one gets it
+ORDER = ("test", "val", "train")  # where two splits want the same acquisition, the earlier one gets it
+ROLES = ("cloudy", "clear", "reference")  # the dates of a pair
+GROUND, CLEAR_DATE = (
+    "ground",
+    "clear date",
+)  # the target of a pair: the ground of the cloudy day itself, or the clear date
 
 
 def assign(
@@ -20,26 +25,26 @@ def assign(
     held_out: str | None,
     test_tiles: list[str],
 ) -> dict[str, str]:
-    """Pair -> train, val or test, of pairs that know their names (`pair`) and their `tile`.
+    """Pair -> train, val or test. Each pair knows its name (`pair`) and its `tile`.
 
-    By "tile": these shares of the tiles; by "fold": one of `folds` groups of tiles is tested on, the next validates;
-    a tile goes whole into one split. `test_tiles` are tested on whatever these say, and shares and folds are of the
-    others. By "pair": `held_out` is tested on, the others train.
+    By "tile", these shares of the tiles validate and test. By "fold", one of `folds` groups of tiles is tested on and
+    the next one validates. A tile goes whole into one split. `test_tiles` are always tested on; shares and folds are of
+    the other tiles. By "pair", `held_out` is tested on and the others train.
     """
     if not pairs:
         return {}
-    if by == "pair":
+    if by == "pair" and held_out is not None:
         return _hold_out([pair["pair"] for pair in pairs], held_out)
     # a hash, so that another tile in the list moves few of the others
     key = {pair["tile"]: hashlib.sha256(f"{seed} {pair['tile']}".encode()).hexdigest() for pair in pairs}
-    tiles = sorted(key.keys() - set(test_tiles), key=key.get)
+    tiles = sorted(key.keys() - set(test_tiles), key=lambda tile: key[tile])
     split = _fold(tiles, folds, fold) if by == "fold" else _shares(tiles, val_share, test_share)
     split |= dict.fromkeys(test_tiles, "test")
     return {pair["pair"]: split[pair["tile"]] for pair in pairs}
 
 
 def _shares(tiles: list[str], val_share: float, test_share: float) -> dict[str, str]:
-    """With two tiles one is tested on, with one there is nothing to hold out: all of it trains."""
+    """These shares of the tiles. Of two tiles one is tested on; a single tile trains."""
     number = len(tiles)
     test = min(max(round(test_share * number), test_share > 0), number - 1)
     val = min(max(round(val_share * number), val_share > 0), number - 1 - test)
@@ -48,7 +53,7 @@ def _shares(tiles: list[str], val_share: float, test_share: float) -> dict[str, 
 
 
 def _fold(tiles: list[str], folds: int, fold: int) -> dict[str, str]:
-    """With two folds the other one trains, and nothing validates."""
+    """Every `folds`-th tile is tested on, and the next one validates; with two folds nothing validates."""
     if folds > len(tiles):
         raise ConfigError(
             f"shard.split.folds = {folds}: more than the {len(tiles)} tiles of the accepted pairs that may "
@@ -68,17 +73,18 @@ def _hold_out(names: list[str], held_out: str) -> dict[str, str]:
 
 
 def conflicts(pairs: list[dict], splits: dict[str, str]) -> dict[str, dict]:
-    """Pair -> {"drop": why it must be left out, or None; "without": roles it must do without}.
+    """Pair -> {"drop": why it is left out, or None; "without": the roles that it does without}.
 
-    The pairs know their `acquisitions` (role -> datatake, that is satellite and start of sensing). One that a split
-    uses, in whatever role, is used by no other: test comes first, then val, then train. A pair that loses its cloudy
-    or its clear date is left out, one that loses its reference only does without.
+    Each pair knows its `acquisitions` (role -> datatake). No two splits use the same acquisition, in whatever role: the
+    test split comes first, then val, then train. A pair that loses its cloudy or its clear date is left out; a pair
+    that loses its reference does without it.
     """
-    found, users = {}, {}  # users: datatake -> (pair, split) of the splits done
+    found: dict[str, dict] = {}
+    users: dict[str, tuple[str, str]] = {}  # datatake -> (pair, split), of the splits done
     for split in ORDER:
-        here = {}
+        here: dict[str, tuple[str, str]] = {}
         for pair in (pair for pair in pairs if splits[pair["pair"]] == split):
-            lost = {role: users[take] for role, take in pair["acquisitions"].items() if take in users}
+            lost = {role: users[datatake] for role, datatake in pair["acquisitions"].items() if datatake in users}
             drop = [
                 f"its {role} acquisition {pair['acquisitions'][role]} is used by {other}, in split {above}"
                 for role, (other, above) in lost.items()
@@ -86,7 +92,7 @@ def conflicts(pairs: list[dict], splits: dict[str, str]) -> dict[str, dict]:
             ]
             found[pair["pair"]] = {"drop": "; ".join(drop) or None, "without": [] if drop else list(lost)}
             if not drop:
-                for take in pair["acquisitions"].values():
-                    here.setdefault(take, (pair["pair"], split))
+                for datatake in pair["acquisitions"].values():
+                    here.setdefault(datatake, (pair["pair"], split))
         users = here | users  # who had it first keeps it
     return {pair["pair"]: found[pair["pair"]] for pair in pairs}

@@ -1,29 +1,30 @@
-"""What a set of shards holds: counts and cloud by pair, histograms, and triplets to look at."""
+"""What a set of shards holds: triplets and cloud of each pair, histograms, and pictures of some triplets."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from cloudjob.patches.shards import ShardSet, columns
-from cloudjob.pixels import BANDS, EMPTY_DN
+from cloudjob.pixels import BANDS, CLASSES, EMPTY_DN
 from cloudjob.sentinel2.radiometry import reflectance
 from cloudjob.sentinel2.render import encode_png, outlines, side_by_side, true_colour
 
 CLOUD_EDGES = np.linspace(0, 1, 21)  # of the cloud fraction
 LIGHT_EDGES = np.linspace(-0.1, 1.5, 33)  # of the reflectance
-CLASSES = {0: "clear", 1: "cloud", 2: "shadow", 3: "cirrus", 4: "unknown", 255: "no data"}
-_LOOKED_AT = 200  # triplets that the histograms of pixels are made from, evenly spread over all
+_SAMPLED = 200  # triplets whose pixels are counted, evenly spread over all
 
 
 def collect(folder: Path, index: dict) -> dict:
-    """Plain values: `pairs` (one row a shard), `cloud_fraction` (counts in CLOUD_EDGES by split), `reflectance` (shares
-    in LIGHT_EDGES by band, of the clear images) and `classes` (shares of the mask), the last two from a sample."""
-    pairs, fractions = [], {}
+    """Plain values: `pairs` (one row per shard), `cloud_fraction` (counts in CLOUD_EDGES by split), and, of a sample of
+    triplets, `reflectance` (shares in LIGHT_EDGES by band, of the clear images) and `classes` (shares of the masks)."""
+    pairs: list[dict] = []
+    fractions: dict[str, np.ndarray] = {}
     for entry in index["files"]:
         found = columns(folder / entry["file"])
         facts = json.loads(found["attributes"]["pairs"])[0]
-        line = facts["radiometric_match"]["clear"]
+        match = facts["radiometric_match"]["clear"]
         pairs.append(
             {
                 "pair": entry["pair"],
@@ -31,29 +32,31 @@ def collect(folder: Path, index: dict) -> dict:
                 "triplets": entry["count"],
                 "cloud": round(float(found["cloud_fraction"].mean()), 4),
                 "reference_days": float(found["reference_days"][0]) if "reference_days" in found else None,
-                "r2": [band["r2"] for band in line["lines"]],
+                "r2": [line["r2"] for line in match["lines"]],
                 "shift": [facts["shift"]["row"], facts["shift"]["col"]],
             }
         )
         counts, _ = np.histogram(found["cloud_fraction"], CLOUD_EDGES)
-        fractions[entry["split"]] = (fractions.get(entry["split"], 0) + counts).tolist()
+        fractions[entry["split"]] = fractions.get(entry["split"], 0) + counts
     light, classes = _pixels(folder, index)
-    return {"pairs": pairs, "cloud_fraction": fractions, "reflectance": light, "classes": classes}
+    by_split = {split: counts.tolist() for split, counts in fractions.items()}
+    return {"pairs": pairs, "cloud_fraction": by_split, "reflectance": light, "classes": classes}
 
 
 def _pixels(folder: Path, index: dict) -> tuple[dict, dict]:
     light, classes = np.zeros((len(BANDS), len(LIGHT_EDGES) - 1)), np.zeros(256)
-    for sample in spread(folder, index, _LOOKED_AT):
+    for sample in spread(folder, index, _SAMPLED):
         classes += np.bincount(sample["mask"].ravel(), minlength=256)
         for counts, band in zip(light, sample["clear"], strict=True):
             counts += np.histogram(reflectance(band[band != EMPTY_DN]), LIGHT_EDGES)[0]
     light /= np.maximum(light.sum(1, keepdims=True), 1)
-    shares = {name: round(float(classes[value] / max(classes.sum(), 1)), 5) for value, name in CLASSES.items()}
+    total = max(classes.sum(), 1)
+    shares = {name.replace("_", " "): round(float(classes[value] / total), 5) for name, value in CLASSES.items()}
     return {band: values.round(5).tolist() for band, values in zip(BANDS, light, strict=True)}, shares
 
 
-def spread(folder: Path, index: dict, number: int):
-    """About `number` triplets, evenly spread over all shards of all splits."""
+def spread(folder: Path, index: dict, number: int) -> Iterator[dict[str, np.ndarray]]:
+    """About `number` triplets, evenly spread over all shards; at least one of each split."""
     for split in dict.fromkeys(entry["split"] for entry in index["files"]):
         shards = ShardSet(folder, index, split)
         wanted = max(1, round(number * len(shards) / sum(index["counts"].values())))
@@ -62,7 +65,7 @@ def spread(folder: Path, index: dict, number: int):
 
 
 def picture(folder: Path, index: dict, *, number: int, gain: float) -> bytes:
-    """A PNG of about `number` triplets, one a row: cloudy, the same with its mask, clear, and reference if there is."""
+    """A PNG of about `number` triplets, one per row: cloudy, the same with its mask, clear, reference."""
     rows = []
     for sample in spread(folder, index, number):
         cloudy = true_colour(sample["cloudy"], gain=gain)
@@ -77,7 +80,7 @@ def picture(folder: Path, index: dict, *, number: int, gain: float) -> bytes:
 
 
 def text(found: dict) -> str:
-    """The figures as lines for a terminal."""
+    """What `collect` found, as lines for a terminal."""
     lines = [f"{'pair':<40}{'split':<7}{'triplets':>9}{'cloud':>8}{'reference':>11}{'R2':>7}{'shift':>14}"]
     for row in found["pairs"]:
         days = "none" if row["reference_days"] is None else f"{row['reference_days']:+.1f} d"

@@ -1,25 +1,33 @@
 """Which windows of a pair become triplets."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import shapely
+from affine import Affine
+from shapely.geometry.base import BaseGeometry
 
-from cloudjob.sentinel2.sums import strip_sums
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA
-from cloudjob.sentinel2.masks import any_of
+from cloudjob.sentinel2.masks import SCL_CLOUDS, any_of
+from cloudjob.sentinel2.sums import strip_sums
 
-# What the 2025 notebook asked of a window of the scene classification: the share of 8, 9 and 10, and nothing else.
-NOTEBOOK_2025 = {"stride": 64, "clouds": (8, 9, 10), "cloud": (0.05, 0.30), "target_max_cloud": 1.0, "max_no_data": 1.0}
+# The 2025 notebook asked for a share of cloud in the scene classification, and for nothing else.
+NOTEBOOK_2025: dict[str, Any] = {
+    "stride": 64,
+    "clouds": SCL_CLOUDS,
+    "cloud": (0.05, 0.30),
+    "target_max_cloud": 1.0,
+    "max_no_data": 1.0,
+}
 GROUND_MARGIN_M = 100  # footprints are drawn through rounded corners
 _MIN_PIXELS = 16  # below, a correlation says nothing
-_SAME_DN = 100  # root mean square of a difference that does not matter
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Square windows of `window` pixels of 10 m: row and col (N,) int32 of the upper left pixel, cloud_fraction (N,)
-    float32. In row-major order, from the upper left on."""
+    """Square windows of `window` pixels of 10 m, in row-major order: row and col (N,) int32 of the upper left pixel,
+    and cloud_fraction (N,) float32."""
 
     row: np.ndarray
     col: np.ndarray
@@ -30,7 +38,7 @@ class Windows:
         return len(self.row)
 
     def take(self, which: np.ndarray) -> "Windows":
-        """Those at these positions, or those that are True here."""
+        """The windows at these positions, or those flagged True."""
         return Windows(self.row[which], self.col[which], self.cloud_fraction[which], self.window)
 
 
@@ -50,9 +58,10 @@ def select(
     """Every sliding window, wholly inside the scene of `shape` (rows, columns at 10 m), that can teach something.
 
     `core` and `target_core` are the mask classes of the cloudy and of the clear date, not grown, (h, w) uint8 on a grid
-    whose pixels are `factor` times 10 m. Of a window's pixels the share of `clouds` (by default as in ESA's percentage)
-    lies within `cloud`; at most `target_max_cloud` are anything but clear on the clear date, and `max_no_data` have no
-    data on either date. The clear date is not looked at where both limits are 1.
+    whose pixels are `factor` times 10 m. Limits are shares of a window's pixels, and the limit itself is allowed: the
+    share of `clouds` (by default as in ESA's percentage) lies within `cloud`; at most `target_max_cloud` are hidden or
+    unknown on the clear date; at most `max_no_data` lack data on either date. The clear date is not read where both of
+    the latter are 1.
     """
     rules = [(lambda here, there: any_of(here, *clouds), *cloud)]
     if target_max_cloud < 1:
@@ -81,13 +90,11 @@ def select(
 def correlation(
     cloudy: np.ndarray, clear: np.ndarray, usable: np.ndarray, windows: Windows, *, step: int
 ) -> np.ndarray:
-    """(N,) float32 Pearson correlation of both dates in each window, the mean of the bands in which both vary.
+    """(N,) float32 Pearson correlation of both dates in each window, the mean over the bands in which both vary.
 
     `cloudy` and `clear` are (bands, h, w) uint16 DN on a grid whose pixels are `step` times 10 m; `usable` (h, w) bool
-    is where they may be compared. A band in which the dates differ by less than 0.01 of reflectance, but for a
-    constant, counts as 1: even snow correlates with nothing, and there is nothing wrong with it. NaN where fewer than
-    16 pixels are usable or no band varies. The summed-area tables (Crow 1984) hold whole numbers that float64
-    represents exactly, so that nothing is lost in their differences.
+    is where they may be compared. NaN where fewer than 16 pixels are usable or no band varies. The summed-area tables
+    (Crow 1984) hold whole numbers that float64 represents exactly, so that nothing is lost in their differences.
     """
     if not len(windows) or not usable.any():
         return np.full(len(windows), np.nan, np.float32)
@@ -108,16 +115,16 @@ def correlation(
         sum_x, sum_y = sums(x), sums(y)
         spread = (number * sums(x * x) - sum_x**2) * (number * sums(y * y) - sum_y**2)
         varies = (number >= _MIN_PIXELS) & (spread > 0)
-        together = number * sums(x * y) - sum_x * sum_y
-        total += np.where(varies, together, 0) / np.sqrt(np.where(varies, spread, 1))
+        covariance = number * sums(x * y) - sum_x * sum_y
+        total += np.where(varies, covariance, 0) / np.sqrt(np.where(varies, spread, 1))
         bands += varies
     return np.where(bands, total / np.maximum(bands, 1), np.nan).astype(np.float32)
 
 
 def _lines(start: np.ndarray, window: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lines of the reduced grid on which some window begins or ends, and where among them each one does (2, N).
+    """The lines of the reduced grid on which some window begins or ends, and (2, N) their numbers for each window.
 
-    A summed-area table needs no others: a third of the time of a whole one.
+    A summed-area table of these lines alone takes a third of the time of a whole one.
     """
     edges = (start + np.array([[0], [window]]) + step // 2) // step
     lines = np.unique(edges)
@@ -125,10 +132,10 @@ def _lines(start: np.ndarray, window: int, step: int) -> tuple[np.ndarray, np.nd
 
 
 def balance(windows: Windows, *, bins: int, cloud: tuple[float, float], limit: int | None, seed: int) -> Windows:
-    """At most `limit` of the windows, drawn at random, their histogram of cloud fraction as even as they allow.
+    """At most `limit` of the windows, drawn at random, with a histogram of cloud fraction as even as they allow.
 
-    The range `cloud` is parted into `bins` (0: a single one), and every bin gives one away in turn until `limit` is
-    reached. Without a limit every bin keeps at most the median count of those that have any.
+    The range `cloud` is parted into `bins` (0: a single one), and each bin gives one window in turn until `limit` is
+    reached. Without a limit each bin keeps at most the median count of the bins that are not empty.
     """
     if not len(windows):
         return windows
@@ -144,8 +151,9 @@ def balance(windows: Windows, *, bins: int, cloud: tuple[float, float], limit: i
     return windows.take(np.sort(np.lexsort((chance, turn))[:limit]))
 
 
-def off_ground(windows: Windows, *, transform, taken: list) -> Windows:
-    """The windows that keep away from the polygons `taken` (map coordinates of the scene): ground of another split."""
+def off_ground(windows: Windows, *, transform: Affine, taken: list[BaseGeometry]) -> Windows:
+    """The windows farther than GROUND_MARGIN_M from the polygons `taken`, ground of another split in map coordinates of
+    the scene."""
     if not taken or not len(windows):
         return windows
     left, top = transform.c + transform.a * windows.col, transform.f + transform.e * windows.row

@@ -22,13 +22,14 @@ def test_windows_from_stripes_are_those_of_the_whole(seed, window, rows, count):
         for top in range(0, 33, rows):
             part = buffer[:, :, : min(rows, 33 - top)]
             part[:] = bands[:, :, top : top + rows]
-            yield top, [*part, mask[top : top + rows]]
+            yield top, {"cloudy": part[0], "clear": part[1], "mask": mask[top : top + rows]}
 
     seen = []
-    for number, (a, b, flags) in cut(stripes(), windows):
+    for number, images in cut(stripes(), windows):
         here = np.s_[..., row[number] : row[number] + window, col[number] : col[number] + window]
-        np.testing.assert_array_equal(a, bands[0][here])
-        np.testing.assert_array_equal(b, bands[1][here])
-        np.testing.assert_array_equal(flags, mask[here])
+        assert list(images) == ["cloudy", "clear", "mask"]
+        np.testing.assert_array_equal(images["cloudy"], bands[0][here])
+        np.testing.assert_array_equal(images["clear"], bands[1][here])
+        np.testing.assert_array_equal(images["mask"], mask[here])
         seen.append(number)
     assert seen == list(range(len(places)))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cloudjob.errors import CorruptFileError, DiskFullError
 from cloudjob.patches import loader
-from cloudjob.patches.shards import Filler, ShardSet, Writer
+from cloudjob.patches.shard_writer import Writer
+from cloudjob.patches.shards import Filler, ShardSet
 
 WINDOW = 16
 COUNTS = {"train_0": 5, "train_1": 3, "val_0": 2, "test_0": 2}
@@ -42,7 +43,8 @@ def write(path, count, *, reference, compression, seed):
         for _ in range(count):
             images = rng.integers(1, 65536, (3, 4, WINDOW, WINDOW)).astype(np.uint16)
             mask = rng.integers(0, 4, (WINDOW, WINDOW)).astype(np.uint8)
-            writer.add(images[0], images[1], mask, images[2] if reference else None, 0, 0, 0.1)
+            given = {"cloudy": images[0], "clear": images[1], "reference": images[2] if reference else None}
+            writer.add(**given, mask=mask, row=0, col=0, cloud_fraction=0.1)
 
 
 @pytest.fixture(scope="module")
