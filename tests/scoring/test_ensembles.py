@@ -1,9 +1,14 @@
+from types import SimpleNamespace
+
+import batches
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.scoring import ensembles
 
 ALL = np.ones((64, 64), bool)
@@ -28,6 +33,28 @@ def test_the_crps_is_the_integral_made_fair(members, truth):
     images = np.broadcast_to(np.reshape(members, (-1, 1, 1, 1)), (count, 4, 2, 2)).astype(np.float32)
     found = ensembles.score(images, np.full((4, 2, 2), truth, np.float32), np.ones((2, 2), bool))
     assert found["crps"] == pytest.approx(fair, abs=1e-6)
+
+
+def test_scores_by_hand():
+    """Three members of one pixel; the bands' errors are 0.2, 0, -0.3 and 1, their deviations 0.1, 0.1, 0.2 and 0.1."""
+    steps = np.array([-1.0, 0, 1])[:, None]
+    members = np.array([0.5, 0.5, 0.4, 0.5]) + steps * [0.1, 0.1, 0.2, 0.1]
+    truth = np.array([0.3, 0.5, 0.7, -0.5])
+    found = ensembles.score(members[..., None, None], truth[:, None, None], np.ones((1, 1), bool))
+    assert found["spread"] == pytest.approx(np.sqrt((3 * 0.01 + 0.04) / 4))
+    assert found["skill"] == pytest.approx(np.sqrt((0.04 + 0 + 0.09 + 1) / 4))
+    assert found["spread_skill"] == pytest.approx(np.sqrt(4 / 3) * found["spread"] / found["skill"])
+    own = np.abs(members - truth).mean(0)
+    others = [np.mean([abs(a - b) for a in band for b in band]) * 3 / 2 / 2 for band in members.T]
+    assert found["crps"] == pytest.approx(np.mean(own - others))
+    assert (found["coverage_50"], found["coverage_90"]) == (0.25, 0.5)  # within 0.67 and 1.64 deviations
+    wider = ensembles.score(
+        members[..., None, None], truth[:, None, None], np.ones((1, 1), bool), temperature=[3, 1, 1, 7]
+    )
+    assert (wider["coverage_50"], wider["coverage_90"]) == (0.5, 1.0)
+    assert {key: wider[key] for key in ("crps", "spread", "skill")} == {
+        key: found[key] for key in ("crps", "spread", "skill")
+    }
 
 
 @pytest.mark.parametrize("count", [2, 3, 16])
@@ -63,6 +90,34 @@ def test_the_temperature_covers_what_it_was_fitted_to():
     assert 0.9 <= ensembles.score(members, truth, ALL, temperature=factors)["coverage_90"] < 0.905
 
 
+def members_with(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two members of deviation 1 in each band, and a truth that is off by `ratios` (4, n)."""
+    centre = np.zeros((4, 1, ratios.shape[1]))
+    half = 1 / np.sqrt(2)
+    return np.stack([centre - half, centre + half]), ratios[:, None], np.ones(centre.shape[1:], bool)
+
+
+def test_the_temperature_is_the_ninth_of_ten_ratios_in_each_band():
+    """To 0.1 %, upwards; what is beyond a thousandth to a thousand counts as these."""
+    ratios = np.array([np.arange(1, 11) * scale for scale in (1.0, 0.01, 1e5, 1e-7)])
+    expected = np.array([9, 0.09, 1e3, 1e-3]) / stats.norm.ppf(0.95)
+    found = np.array(ensembles.temperature([members_with(ratios)]))
+    assert (found >= expected * (1 - 1e-9)).all()
+    assert (found <= expected * 1.00085).all()
+    parts = [members_with(part) for part in np.split(ratios, 2, 1)]  # one after the other
+    assert ensembles.temperature(parts) == found.tolist()
+    assert ensembles.temperature([]) == [1.0] * 4
+
+
+def test_the_interval_includes_its_ends():
+    ends = stats.norm.ppf([0.75, 0.95])
+    for key, end in zip(("coverage_50", "coverage_90"), ends, strict=True):
+        for ratio, expected in ((end * 0.999, 1), (end * 1.001, 0)):
+            assert ensembles.score(*members_with(np.full((4, 1), ratio)))[key] == expected
+    members = np.zeros((2, 4, 1, 1))
+    assert ensembles.score(members, members[0], np.ones((1, 1), bool))["coverage_50"] == 1
+
+
 def test_members_that_agree():
     members, truth = drawn(3)
     same = np.repeat(members[:1], 3, 0)
@@ -87,6 +142,44 @@ def test_only_pixels_asked_for_that_have_data_count():
     assert ensembles.score(spoilt, truth, ALL & some) == ensembles.score(members, truth, known)
     assert np.isnan(list(ensembles.score(members, truth, ~ALL).values())).all()
     assert set(ensembles.score(members, truth, ~ALL)) == set(ensembles.score(members, truth, ALL))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({"sampler": "euler", "steps": 4}, [1.0, 2.0, 3.0, 4.0]),
+        ({"sampler": "euler", "steps": 5}, None),
+        ({"sampler": "heun", "steps": 4}, None),
+    ],
+)
+def test_a_calibration_holds_for_its_sampler_and_steps(sampling, expected):
+    calibration = {"sampler": "euler", "steps": 4, "factors": [1.0, 2.0, 3.0, 4.0]}
+    assert ensembles.factors(calibration, sampling) == expected
+    assert ensembles.factors({}, sampling) is None
+
+
+def test_a_calibration_is_of_what_is_hidden_in_held_out_triplets():
+    """Clear pixels, and those without data, are all but in agreement with the truth here, and must not count."""
+    rng = np.random.default_rng(0)
+    classes = np.array([CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA], np.uint8)
+    mask = classes[rng.integers(0, 6, (3, 16, 16))]
+    hidden = np.isin(mask, (CLOUD, SHADOW, CIRRUS))
+    truth = rng.uniform(0, 1, (3, 4, 16, 16)).astype("f4")
+    error = np.where(hidden[:, None], 0.1, 1e-4) * rng.normal(size=(5, *truth.shape))
+    drawn = (truth + error + np.where(hidden[:, None], 0.1, 0)).astype("f4")
+    batch = batches.batch(torch.zeros(3, 4, 16, 16), torch.from_numpy(mask), target=torch.from_numpy(truth))
+    asked = []
+
+    def members(*given):
+        asked.append(given)
+        return drawn
+
+    restorer = SimpleNamespace(members=members, sampling={"sampler": "heun", "steps": 3})
+    found = ensembles.calibrate(restorer, batch, 5)
+    assert asked == [(batch, [0, 1, 2], 5)]
+    expected = ensembles.temperature((drawn[:, i], truth[i], hidden[i]) for i in range(3))
+    assert found == {"sampler": "heun", "steps": 3, "factors": expected}
+    assert found["factors"] != ensembles.temperature((drawn[:, i], truth[i], ~hidden[i]) for i in range(3))
 
 
 def test_one_member_is_no_ensemble():
