@@ -1,11 +1,12 @@
 # make demo: the whole pipeline on the embedded archive.  make test: all tests.  make lint: style and types.
 # make cluster-test: the batch scripts and the image on a real, throw-away SLURM.
+# make gpu-check: packs what a machine with one GPU and no network lacks, and says what to run there (tests/gpu/README.md).
 # Each sets up .venv by itself. PYTHON names another interpreter: make demo PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test browser cluster-test cluster-tools quick mutants lint format setup clean
+.PHONY: demo test browser cluster-test cluster-tools gpu-check quick mutants lint format setup clean
 
 demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
@@ -20,6 +21,14 @@ cluster-test: $(READY) cluster-tools
 # SLURM, Apptainer and what builds an image, where they may be installed; without them the tests say what they skip.
 cluster-tools:
 	@tests/cluster/install.sh || echo "*** NO CLUSTER: the tests of the batch scripts or the image will be skipped ***"
+
+gpu-check: .gpu/site.tar.xz
+	@du -h $<
+	@echo "Copy the checkout, with .gpu/, to a machine with one GPU. Run there, one after the other:"
+	@for part in smoke bench train; do echo "  bash tests/gpu/check.sh $$part"; done
+
+.gpu/site.tar.xz: tests/gpu/pack.py tests/gpu/present.txt pyproject.toml constraints.txt | $(READY)
+	$(BIN)/python tests/gpu/pack.py $@
 
 # The review page is tested in a real browser.
 browser:
@@ -55,4 +64,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .gpu gpu-out runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
