@@ -1,90 +1,122 @@
-"""Triplets restored in all the ways that are compared, and the scores of each."""
+"""What each method makes of triplets, and the scores of each."""
 
-from cloudjob.pixels import HIDDEN
+import batches
 import numpy as np
 import pytest
 import torch
+from restored import Known
 
-from cloudjob.scoring import methods
-from cloudjob.diffusion.recipe import Recipe
+from cloudjob.diffusion.batch import Batch
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.scoring import baselines, ensembles, methods, metrics
 
-SIZE, COUNT = 16, 5
+SIZE, COUNT = 16, 3
+NUMBERS = [40, 41, 42]
 
 
 @pytest.fixture(scope="module")
-def batch():
+def mask() -> np.ndarray:
+    mask = np.zeros((COUNT, SIZE, SIZE), np.uint8)
+    mask[:, :6], mask[:, 6:8], mask[:, 8:10], mask[:, 14], mask[:, 15] = CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA
+    mask[2, 6:8] = CLEAR  # the last has no shadow
+    return mask
+
+
+@pytest.fixture(scope="module")
+def batch(mask) -> Batch:
     torch.manual_seed(0)
     clear = 0.5 + 0.1 * torch.randn(COUNT, 4, SIZE, SIZE)
-    mask = torch.zeros(COUNT, SIZE, SIZE, dtype=torch.uint8)
-    mask[:, :6], mask[:, 6:8], mask[:, 8:10], mask[:, 15] = 1, 2, 3, 255
-    cloudy = torch.where(mask[:, None] > 0, 0.9, clear)
-    return {"cloudy": cloudy, "mask": mask, "clear": clear, "reference": clear + 0.02}
+    cloudy = torch.where(torch.from_numpy(mask)[:, None] > 0, 0.9, clear)
+    return batches.batch(cloudy, torch.from_numpy(mask), target=clear, reference=clear + 0.02)
 
 
-def restorer(process="residual", steps=2, **options) -> methods.Restorer:
-    torch.manual_seed(1)
-    recipe = Recipe.of("tiny", process, mean=[0.5] * 4, std=[0.2] * 4, **options)
-    network = recipe.network().eval()
-    with torch.no_grad():  # untrained it would give the first guess alone
-        network.head.weight.normal_(0, 0.05)
-    return methods.Restorer(recipe, network, seed=3, sampler="auto", steps=steps)
+# --- regions -----------------------------------------------------------------------------------------------------
+def test_each_class_counts_where_it_should():
+    kinds = np.array([[CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA]], np.uint8)
+    found = {name: where.astype(int).tolist()[0] for name, where in methods.regions(kinds).items()}
+    assert found == {
+        "cloud": [0, 1, 1, 1, 0, 0],
+        "clear": [1, 0, 0, 0, 0, 0],
+        "all": [1, 1, 1, 1, 1, 0],
+        "thick cloud": [0, 1, 0, 0, 0, 0],
+        "shadow": [0, 0, 1, 0, 0, 0],
+        "cirrus": [0, 0, 0, 1, 0, 0],
+    }
 
 
-def some(batch, places) -> dict:
-    return {name: value[places] for name, value in batch.items() if name != "clear"}
+# --- ours --------------------------------------------------------------------------------------------------------
+def test_ours_with_members_and_a_reference(batch):
+    restorer = Known()
+    found, every = methods.ours(restorer, batch, NUMBERS, members=3, more_steps=[1, 7])
+    hidden = {name: image[0, 0, 0, 0] for name, image in found.items()}
+    assert hidden == {
+        "ours": pytest.approx(0.31),
+        "ours_member": pytest.approx(0.3),
+        "ours_without_reference": pytest.approx(0.41),
+        "ours_member_without_reference": pytest.approx(0.4),
+        "ours_1_step": pytest.approx(0.31),
+        "ours_7_steps": pytest.approx(0.37),
+    }
+    assert every.shape == (3, COUNT, 4, SIZE, SIZE)
+    assert every[:, 0, 0, 0, 0].tolist() == pytest.approx([0.3, 0.31, 0.32])
+    assert {image.shape for image in found.values()} == {(COUNT, 4, SIZE, SIZE)}
+    asked = [(given.references.shape[1], numbers, member, steps) for given, numbers, member, steps in restorer.asked]
+    expected = [(there, NUMBERS, member, None) for there in (1, 0) for member in range(3)]
+    assert asked == [*expected, (1, NUMBERS, 0, 1), (1, NUMBERS, 0, 7)]
 
 
-def test_a_triplet_is_restored_the_same_in_any_batch(batch):
-    model = restorer()
-    whole = model.member(some(batch, slice(None)), [4, 5, 6, 7, 8], 1)
-    alone = model.member(some(batch, slice(2, 3)), [6], 1)
-    np.testing.assert_allclose(whole[2:3], alone, atol=1e-5)
-    assert np.abs(model.member(some(batch, slice(2, 3)), [7], 1) - alone).max() > 1e-3
+def test_ours_with_one_member_and_without_references(batch):
+    found, every = methods.ours(Known(), batch, NUMBERS, members=1, more_steps=[])
+    assert list(found) == ["ours", "ours_without_reference"]
+    assert every is None
+    found, every = methods.ours(Known(), batch.without_references(), NUMBERS, members=2, more_steps=[])
+    assert list(found) == ["ours", "ours_member"]
+    assert len(every) == 2
 
 
-def test_clear_pixels_are_as_they_were_observed(batch):
-    found = restorer().members(some(batch, slice(None)), list(range(COUNT)), 2)
-    kept = np.isin(batch["mask"].numpy(), (0, 255))[:, None].repeat(4, 1)
-    for member in found:
-        np.testing.assert_array_equal(member[kept], batch["cloudy"].numpy()[kept])
-        assert (member[~kept] != batch["cloudy"].numpy()[~kept]).mean() > 0.9
+# --- what one date gives -----------------------------------------------------------------------------------------
+def test_what_one_date_gives_is_filled_where_something_is_hidden_alone(batch, mask):
+    cloudy = batch.cloudy.numpy()
+    found = methods.one_date(cloudy, mask)
+    assert list(found) == ["cloudy", "mean_fill", "smooth_fill"]
+    assert found["cloudy"] is cloudy
+    for name in ("mean_fill", "smooth_fill"):
+        fill = getattr(baselines, name)
+        for number, classes in enumerate(mask):
+            filled = fill(cloudy[number], classes == CLEAR)
+            hidden = np.isin(classes, (CLOUD, SHADOW, CIRRUS))
+            assert np.array_equal(found[name][number], np.where(hidden, filled, cloudy[number]))
 
 
-def test_all_ways_and_their_scores(batch):
-    found, every = methods.ways(
-        restorer(), some(batch, slice(None)), list(range(COUNT)), members=4, more_steps=[1, 7]
-    )
-    bare = {"ours_without_reference", "ours_member_without_reference"}
-    assert set(found) == {"ours", "ours_member", "ours_1_step", "ours_7_steps"} | bare
-    np.testing.assert_allclose(found["ours"], every.mean(0))
-    arrays = {name: value.numpy() for name, value in batch.items()}
-    found |= methods.one_date(arrays["cloudy"], arrays["mask"])
-    rows = methods.score(found | {"perfect": arrays["clear"]}, arrays["clear"], arrays["mask"])
+# --- scores ------------------------------------------------------------------------------------------------------
+def test_a_row_for_each_method_and_region_that_has_pixels(batch, mask):
+    truth = batch.known_target.numpy()
+    images = {"cloudy": batch.cloudy.numpy(), "perfect": truth, "off": truth + np.float32(0.1)}
+    rows = methods.score(images, truth, mask)
     assert len(rows) == COUNT
     for number, triplet in enumerate(rows):
+        where = methods.regions(mask[number])
+        names = ["cloud", "clear", "all", "thick cloud", *(["shadow"] if number < 2 else []), "cirrus"]
+        assert [(row["method"], row["on"]) for row in triplet] == [(method, on) for method in images for on in names]
+        for row in triplet:
+            expected = metrics.score(images[row["method"]][number], truth[number], where[row["on"]])
+            assert {key: value for key, value in row.items() if key not in ("method", "on")} == expected
         by = {(row["method"], row["on"]): row for row in triplet}
         assert by["perfect", "cloud"]["psnr"] == np.inf
-        assert by["cloudy", "clear"]["mae"] == by["ours", "clear"]["mae"] == 0
-        assert by["ours", "cloud"]["pixels"] == 10 * SIZE
-        assert by["ours", "thick cloud"]["pixels"] == 6 * SIZE
-        assert by["ours", "all"]["pixels"] == 15 * SIZE
-        difference = (found["mean_fill"] - arrays["clear"])[number, :, :10]
-        assert by["mean_fill", "cloud"]["rmse"] == pytest.approx(np.sqrt(np.square(difference).mean()), rel=1e-4)
+        assert by["off", "cirrus"]["mae"] == pytest.approx(0.1, abs=1e-6)
+        assert by["cloudy", "clear"]["mae"] == 0
+        assert by["cloudy", "thick cloud"]["pixels"] == 6 * SIZE
+        assert by["cloudy", "all"]["pixels"] == 15 * SIZE
 
 
-def test_a_regression_has_no_members(batch):
-    model = restorer("regression")
-    assert model.single
-    one, other = (model.member(some(batch, slice(None)), list(range(COUNT)), number) for number in (0, 1))
-    np.testing.assert_array_equal(one, other)
-
-
-def test_calibration_makes_the_interval_cover_its_own_triplets(batch):
-    model = restorer()
-    factors = model.calibrate(batch, 6)["factors"]
-    drawn = model.members(some(batch, slice(None)), list(range(COUNT)), 6)
-    hidden = np.isin(batch["mask"].numpy(), HIDDEN)
-    for band, factor in enumerate(factors):
-        error = np.abs(drawn.mean(0) - batch["clear"].numpy())[:, band][hidden]
-        reach = 1.6449 * factor * drawn.std(0, ddof=1)[:, band][hidden]
-        assert (error <= reach).mean() == pytest.approx(0.9, abs=0.01)
+def test_members_are_scored_on_triplets_that_have_something_hidden(batch):
+    truth = batch.known_target.numpy()
+    rng = np.random.default_rng(0)
+    members = (truth + rng.normal(0, 0.1, (4, *truth.shape))).astype("f4")
+    where = np.zeros((COUNT, SIZE, SIZE), bool)
+    where[0, :5], where[2, 3, 4] = True, True
+    factors = [1.0, 2.0, 3.0, 0.1]
+    found = methods.score_members(members, truth, where, factors)
+    expected = [ensembles.score(members[:, i], truth[i], where[i], temperature=factors) for i in (0, 2)]
+    assert found == [{"pixels": pixels} | score for pixels, score in zip((5 * SIZE, 1), expected, strict=True)]
+    assert found[0]["coverage_90"] != ensembles.score(members[:, 0], truth[0], where[0])["coverage_90"]

@@ -1,0 +1,202 @@
+import math
+
+import numpy as np
+import pytest
+
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.scoring import metrics, scenes
+from cloudjob.scoring.tables import finite
+from cloudjob.sentinel2.radiometry import digital_number, reflectance
+
+SHAPE = 4, 20, 24
+
+
+class Date:
+    """A scene of one number, whose normalisation to another adds 7 to it."""
+
+    def __init__(self, dn: int, *, clouds: tuple[slice, slice] = (slice(0), slice(0))):
+        self.bands = np.full(SHAPE, dn, np.uint16)
+        self.mask = np.full(SHAPE[1:], CLEAR, np.uint8)
+        self.mask[clouds] = CLOUD
+
+    def matched(self, other: "Date") -> np.ndarray:
+        return other.bands + np.uint16(7)
+
+    def clear_only(self, bands: np.ndarray) -> np.ndarray:
+        return np.where(self.mask == CLEAR, bands, EMPTY_DN)
+
+
+# --- what is held against what -----------------------------------------------------------------------------------
+CLOUDS, OTHER_CLOUDS = (slice(0, 5), slice(0, 6)), (slice(15, 20), slice(20, 24))
+CLOUDY, CLEAR_DATE, REFERENCE = Date(8000, clouds=CLOUDS), Date(3000, clouds=OTHER_CLOUDS), Date(2000)
+RESTORED, GROUND = np.full(SHAPE, 3100, np.uint16), np.full(SHAPE, 3200, np.uint16)
+
+
+def values(images: dict) -> dict[str, int]:
+    return {name: int(image[0, 10, 10]) for name, image in images.items()}
+
+
+ALWAYS = {"ours": 3100, "cloudy": 8000, "mean_fill": 8000}
+
+
+@pytest.mark.parametrize(
+    ("reference", "ground", "expected"),
+    [
+        (None, None, {}),
+        (REFERENCE, None, {"nearest_clear": 2000, "nearest_matched": 2007}),
+        (None, GROUND, {"nearest_clear": 3000, "nearest_matched": 3007}),
+        (REFERENCE, GROUND, {"nearest_clear": 3000, "nearest_matched": 3007, "other_matched": 2007}),
+    ],
+)
+def test_the_ground_is_the_truth_where_it_is_known_else_the_clear_date(reference, ground, expected):
+    """The reference is judged by the clear date, and never by itself; where the ground of the day is known, the clear
+    date is a method too."""
+    images, truth = scenes.images_of(CLOUDY, CLEAR_DATE, reference, RESTORED, ground)
+    assert values(images) == ALWAYS | expected
+    if ground is None:
+        clouds = np.zeros(SHAPE[1:], bool)
+        clouds[OTHER_CLOUDS] = True
+        assert np.array_equal(truth, np.where(clouds, EMPTY_DN, np.full(SHAPE, 3007)))
+    else:
+        assert truth is ground
+
+
+def test_the_mean_of_clear_pixels_fills_the_others():
+    cloudy = Date(0, clouds=CLOUDS)
+    cloudy.bands = np.random.default_rng(0).integers(1000, 9000, SHAPE, np.uint16)
+    cloudy.mask[10, 10] = UNKNOWN
+    images, _ = scenes.images_of(cloudy, CLEAR_DATE, None, RESTORED, None)
+    clear = cloudy.mask == CLEAR
+    for band in range(4):
+        assert np.array_equal(images["mean_fill"][band, clear], cloudy.bands[band, clear])
+        expected = reflectance(cloudy.bands)[band, clear].mean(dtype=float)
+        assert set(images["mean_fill"][band, ~clear]) == {digital_number(np.array(expected)).item()}
+
+
+# --- scores of a scene -------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def scene() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """(images, truth, mask)"""
+    rng = np.random.default_rng(1)
+    truth = rng.integers(2000, 4000, SHAPE, np.uint16)
+    mask = np.full(SHAPE[1:], CLEAR, np.uint8)
+    mask[:14, :16], mask[14, :16], mask[15, :16], mask[18], mask[19] = CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA
+    cloudy = np.where(np.isin(mask, (CLOUD, SHADOW, CIRRUS)), 9000, truth).astype(np.uint16)
+    cloudy[:, 19] = EMPTY_DN
+    ours = np.where(np.isin(mask, (CLOUD, SHADOW, CIRRUS)), truth + 100, cloudy).astype(np.uint16)
+    return {"ours": ours, "cloudy": cloudy}, truth, mask
+
+
+def test_rows_of_each_method_and_kind_of_pixel(scene):
+    images, truth, mask = scene
+    rows = scenes.score(images, truth, mask, kind="ground", tile=12, overlap=4)
+    assert [(row["method"], row["on"]) for row in rows] == [
+        (method, on) for method in images for on in ("cloud", "clear", "all")
+    ]
+    where = {"cloud": np.isin(mask, (CLOUD, SHADOW, CIRRUS)), "clear": mask == CLEAR, "all": mask != NO_DATA}
+    for row in rows:
+        expected = metrics.score(reflectance(images[row["method"]]), reflectance(truth), where[row["on"]])
+        assert {key: row[key] for key in expected} == finite(expected)
+    assert rows[0]["mae"] == pytest.approx(0.01, abs=1e-6)
+    assert {"changed_clear_pixels", "truth", "seam_index"} <= set(rows[0])
+    assert not any({"changed_clear_pixels", "truth", "seam_index"} & set(row) for row in rows[1:])
+    assert (rows[0]["changed_clear_pixels"], rows[0]["truth"]) == (0, "ground")
+
+
+def test_what_changed_outside_of_the_clouds_is_counted_by_pixels(scene):
+    images, truth, mask = scene
+    spoilt = images["ours"].copy()
+    spoilt[0, 17, 3] += 1
+    spoilt[:, 17, 20] += 1
+    spoilt[2, 18, 0] += 1  # of unknown state
+    spoilt[:, 0, 0] += 1  # below cloud
+    rows = scenes.score(images | {"ours": spoilt}, truth, mask, kind="ground", tile=12, overlap=4)
+    assert rows[0]["changed_clear_pixels"] == 3
+
+
+def test_seams_of_the_restored_image_and_of_the_truth(scene):
+    images, truth, mask = scene
+    rows = scenes.score(images, truth, mask, kind="clear date", tile=12, overlap=4)
+    hidden = np.isin(mask, (CLOUD, SHADOW, CIRRUS))
+    for name, image in (("ours", images["ours"]), ("truth", truth)):
+        expected = scenes.seam_index(reflectance(image), hidden, tile=12, overlap=4)
+        assert rows[0]["seam_index"][name] == pytest.approx(expected, abs=1e-6)
+    assert rows[0]["truth"] == "clear date"
+
+
+def test_nothing_is_scored_against_a_date_that_the_model_was_shown(scene):
+    images, truth, mask = scene
+    before = truth.copy()
+    rows = scenes.score(images, truth, mask, kind=scenes.NO_TRUTH, tile=12, overlap=4)
+    assert len(rows) == 6
+    assert all(row["pixels"] == 0 and row["psnr"] is None and row["mae"] is None for row in rows)
+    assert rows[0]["truth"] == scenes.NO_TRUTH == "none, the clear date was shown to the model"
+    assert rows[0]["changed_clear_pixels"] == 0
+    assert rows[0]["seam_index"]["truth"] is None
+    assert rows[0]["seam_index"]["ours"] > 0
+    assert np.array_equal(truth, before)
+
+
+# --- seams -------------------------------------------------------------------------------------------------------
+def test_the_edges_of_tiles_are_where_each_begins_and_ends():
+    """Of 20 x 24 pixels in tiles of 12 that overlap by 4: rows 0-12 and 8-20, columns 0-12, 8-20 and 12-24."""
+    everywhere = np.ones(SHAPE[1:], bool)
+    rng = np.random.default_rng(2)
+    for axis, length, edges in ((1, 20, {8, 12}), (2, 24, {8, 12, 20})):
+        for place in range(1, length):
+            image = rng.normal(0, 0.01, SHAPE)
+            image += np.expand_dims(np.arange(length) >= place, tuple({0, 1, 2} - {axis}))
+            index = scenes.seam_index(image, everywhere, tile=12, overlap=4)
+            assert (index > 2) == (place in edges), place
+    assert scenes.seam_index(image, everywhere, tile=12, overlap=4) == metrics.seam_index(
+        image, everywhere, {8, 12}, {8, 12, 20}
+    )
+
+
+def test_the_mean_of_seams_is_over_the_scenes_where_both_can_be_measured():
+    seams = [{"ours": 1.23456, "truth": 1.0}, {"ours": None, "truth": 5.0}, {"ours": 1.5, "truth": 2.0}]
+    assert scenes.mean_seams(seams) == {"ours": 1.3673, "truth": 1.5}
+    assert scenes.mean_seams(seams[1:2]) == {}
+    assert scenes.mean_seams([]) == {}
+
+
+# --- all scenes --------------------------------------------------------------------------------------------------
+def test_pooled_scores_are_of_all_pixels_of_the_scenes_that_have_a_method():
+    rng = np.random.default_rng(3)
+    truth = rng.uniform(0, 1, (4, 24, 24)).astype("f4")
+    few, many = np.zeros((2, 24, 24), bool)
+    few[6:9, 6:9], many[6:18, 6:18] = True, True
+    good, bad = (truth + rng.normal(0, spread, truth.shape).astype("f4") for spread in (0.01, 0.1))
+    rows = [
+        {"method": method, "on": on} | finite(metrics.score(image, truth, pixels))
+        for method, on, image, pixels in [
+            ("cloudy", "cloud", bad, few),
+            ("ours", "cloud", good, few),
+            ("ours", "cloud", bad, many),
+            ("ours", "clear", good, ~few),
+            ("ours", "all", good, few & ~few),  # no pixel
+            ("mean_fill", "cloud", good, few),
+            ("of tomorrow", "cloud", good, few),
+        ]
+    ]
+    found = scenes.pool(rows)
+    assert list(found) == ["mean_fill", "ours", "cloudy"], "the best on cloud first"
+    assert list(found["ours"]) == ["cloud", "clear"]
+    assert found["ours"]["cloud"] == finite({"scenes": 2} | metrics.pool(rows[1:3]))
+    assert found["cloudy"]["cloud"]["scenes"] == 1
+    error = (9 * rows[1]["rmse"] ** 2 + 144 * rows[2]["rmse"] ** 2) / 153
+    assert found["ours"]["cloud"]["psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("width", "side", "step"), [(512, 512, 1), (513, 512, 2), (1024, 512, 2), (1025, 512, 3), (7, 3, 3)]
+)
+def test_pictures_are_thinned_to_a_side(width, side, step):
+    image = np.arange(2 * 4 * 6 * width, dtype=np.uint32).reshape(2, 4, 6, width)
+    found = scenes.thumbnail(list(image), side=side)
+    assert [part.shape for part in found] == [(4, -(-6 // step), -(-width // step))] * 2
+    assert np.array_equal(found[1], image[1, :, ::step, ::step])
+    tall = scenes.thumbnail([image[0].swapaxes(1, 2)], side=side)
+    assert max(tall[0].shape[-2:]) <= side
+    if side == 512:
+        assert [part.shape for part in scenes.thumbnail(list(image))] == [part.shape for part in found]
