@@ -97,6 +97,8 @@ def test_a_stage_without_an_array_is_mended_by_its_own_command():
     missing = {"stage": "shard", "items": [{"item": "a", "state": "missing", "why": "missing"}]}
     assert status._again(missing, Path("runs/a"), done=0, failed=False) == ""  # nobody has begun
     assert status._again(missing, Path("a"), done=1, failed=False) == "sbatch --array=0 slurm/prepare.sh a"
+    assert status._again(missing, Path("a"), done=0, failed=True) == "sbatch --array=0 slurm/prepare.sh a"
+    assert status._again(missing | {"items": []}, Path("a"), done=0, failed=False) == ""
 
 
 def test_status_tells_the_training_and_the_unfinished_jobs(run, capsys):

@@ -75,6 +75,19 @@ def test_under_clouds_alone_the_brightness_cannot_be_compared():
     assert np.abs(change[5:-5, 5:-5] - render.BRIGHTER).max() <= 4  # cloudy minus clear
 
 
+def test_each_date_is_the_second_opinion_on_the_other():
+    """Haze that no classification knows: brighter in blue than on the other date, so that it is doubtful here."""
+    hazy, dark = preview((0.3, 0.3, 0.3), slice(0, 0)), preview((0.1, 0.1, 0.1), slice(0, 0))
+    doubted = dict(render.OUTLINES.values())["unknown"]
+    second = Settings(brighter=0.04, cloud_m=0)
+    for cloudy, clear, role in ((hazy, dark, "cloudy"), (dark, hazy, "clear")):
+        files, _ = pictures.of_pair(cloudy, clear, second, gain=1.0)
+        for each in ("cloudy", "clear"):
+            mask = np.asarray(Image.open(io.BytesIO(files[f"{each}-mask"])))
+            assert (mask[..., 3] > 0).all() == (each == role)
+            assert each != role or (mask[..., :3] == doubted).all()
+
+
 def test_a_small_scene_is_shown_at_20_m(monkeypatch):
     monkeypatch.setitem(globals(), "SHAPE", (1830, 600))
     _, facts = pictures.of_pair(*[preview((0.1, 0.1, 0.1), slice(0, 0))] * 2, SETTINGS, gain=1.0)
