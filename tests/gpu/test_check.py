@@ -10,6 +10,7 @@ from pathlib import Path
 
 import check
 import pytest
+import smoke
 import summary
 from findings import Findings
 
@@ -50,6 +51,10 @@ def test_every_step_is_a_function_of_its_module():
     for step in check.STEPS.values():
         module, _, function = step.function.partition(".")
         assert f"\ndef {function}(found: Findings) -> None:" in (HERE / f"{module}.py").read_text(), step
+
+
+def test_the_tests_that_a_check_chooses_exist():
+    assert all((smoke.ROOT / path).exists() for path in (*smoke.TESTS, *smoke.NEEDS.values()))
 
 
 def test_steps_wait_only_for_steps_that_were_begun_before():
