@@ -12,14 +12,15 @@ mkdir -p "$OUT" "$work"
 export WORK=$work TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
-# A ready .venv holds all packages. Elsewhere python3 has some, and .gpu/ those that it lacks (see pack.py).
-if [[ -z ${PYTHON:-} && -x .venv/bin/python ]]; then
-    python=$PWD/.venv/bin/python
-    export PATH=$PWD/.venv/bin:$PATH
-else
-    python=${PYTHON:-python3}
-    site=$work/site
-    if [[ -e .gpu/site.tar.xz && (! -e $site/.whole || .gpu/site.tar.xz -nt $site/.whole) ]]; then
+python=${PYTHON:-}
+if [[ -z $python && -x .venv/bin/python ]]; then python=$PWD/.venv/bin/python; fi
+python=$(command -v "${python:-python3}") || { echo "there is no ${PYTHON:-python3}" >&2; exit 2; }
+export PATH=${python%/*}:$PATH # where an environment has its mpiexec
+
+# What the interpreter lacks lies in .gpu/ (see pack.py).
+site=$work/site
+if ! "$python" -c 'import mpi4py, pydantic, rasterio, shapely' 2>/dev/null && [[ -e .gpu/site.tar.xz ]]; then
+    if [[ ! -e $site/.whole || .gpu/site.tar.xz -nt $site/.whole ]]; then
         rm -rf "$site"
         mkdir -p "$site"
         if "$python" -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="data")' \
