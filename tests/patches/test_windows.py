@@ -10,6 +10,7 @@ from shapely.geometry import Polygon, box
 from cloudjob.benches import notebook
 from cloudjob.patches import windows
 from cloudjob.patches.windows import Windows
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 SEEDS = st.integers(0, 10**6)
 
@@ -200,3 +201,52 @@ def test_windows_can_be_taken_by_position_or_by_flag(which):
     assert (len(found), found.window) == (2, 8)
     assert places(found) == [(1, 4), (3, 6)]
     assert found.cloud_fraction.tolist() == [0.1, 0.3]
+
+
+# --- limits: each itself is allowed, one pixel beyond is not -------------------------------------------------
+WINDOW = 20  # 400 pixels, of which 5 % and 30 % are whole numbers that binary fractions do not hold
+
+
+def one_window(core: dict[int, int], target: dict[int, int], **limits) -> int:
+    """Whether the one window of a scene is selected; `core` and `target` are numbers of pixels by class."""
+    images = []
+    for counts in (core, target):
+        classes = [value for value, count in counts.items() for _ in range(count)]
+        images.append(np.array(classes + [CLEAR] * (WINDOW**2 - len(classes)), np.uint8).reshape(WINDOW, WINDOW))
+    rule = {"cloud": (0.05, 0.30), "target_max_cloud": 0.01, "max_no_data": 0.0} | limits
+    return len(windows.select(*images, factor=1, shape=(WINDOW, WINDOW), window=WINDOW, stride=WINDOW, **rule))
+
+
+@pytest.mark.parametrize(("pixels", "selected"), [(19, 0), (20, 1), (120, 1), (121, 0)])
+def test_the_range_of_cloud_holds_its_ends(pixels, selected):
+    assert one_window({CLOUD: pixels}, {}) == selected
+    assert one_window({CLOUD: pixels - 7, CIRRUS: 7}, {}) == selected
+    assert one_window({CLOUD: pixels, SHADOW: 50, UNKNOWN: 50}, {}) == selected  # these are no cloud
+
+
+@pytest.mark.parametrize("value", [CLOUD, CIRRUS, SHADOW, UNKNOWN])
+@pytest.mark.parametrize(("pixels", "selected"), [(4, 1), (5, 0)])
+def test_the_clear_date_may_be_hidden_or_unknown_up_to_its_limit(value, pixels, selected):
+    assert one_window({CLOUD: 40}, {value: pixels}) == selected
+    assert one_window({CLOUD: 40}, {NO_DATA: pixels}, max_no_data=0.5) == 1  # no data has a limit of its own
+
+
+@pytest.mark.parametrize(("pixels", "selected"), [(8, 1), (9, 0)])
+def test_either_date_may_lack_data_up_to_its_limit(pixels, selected):
+    assert one_window({CLOUD: 40, NO_DATA: pixels}, {}, max_no_data=0.02) == selected
+    assert one_window({CLOUD: 40}, {NO_DATA: pixels}, max_no_data=0.02) == selected
+    assert one_window({NO_DATA: 4, CLOUD: 40}, {NO_DATA: pixels}, max_no_data=0.02) == selected  # 4 lack both
+
+
+@pytest.mark.parametrize(("away", "kept"), [(0, 0), (90, 0), (100, 0), (110, 1), (500, 1)])
+def test_windows_keep_more_than_the_margin_from_ground_of_another_split(away, kept):
+    transform = Affine(10, 0, 500000, 0, -10, 7800000)
+    one = Windows(np.array([10]), np.array([20]), np.array([0.2]), 64)
+    left, right, top, bottom = 500200, 500840, 7799900, 7799260
+    for polygon in (
+        box(right + away, bottom, right + 9000, top),
+        box(left - 9000, bottom, left - away, top),
+        box(left, top + away, right, top + 9000),
+        box(left, bottom - 9000, right, bottom - away),
+    ):
+        assert len(windows.off_ground(one, transform=transform, taken=[box(0, 0, 1, 1), polygon])) == kept

@@ -298,3 +298,60 @@ def test_real_pair_alone_tells_too_where_both_dates_are_clear(series):
     assert found["clear_unknown"] > 0.9
     assert found["snow_difference"] > 0.9
     assert pairing.measure(series["2018-09-26"], series["2018-09-21"], SETTINGS)["clear_unknown"] < 0.05
+
+
+# --- limits: each itself is allowed, a little more is not ----------------------------------------------------
+MEASURES = {
+    "days": 5.0,
+    "same_orbit": True,
+    "overlap": 0.9,
+    "cloudy_cloud": 0.3,
+    "cloudy_unknown": 0.0,
+    "clear_cloud": 0.0,
+    "clear_unknown": 0.0,
+    "jointly_clear": 0.6,
+    "sun_elevation": [15.0, 18.0],
+    "sun_difference": 3.0,
+    "snow": [0.2, 0.3],
+    "snow_difference": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("measure", "allowed", "refused"),
+    [
+        ("days", 30, 30.001),
+        ("days", -30, -30.001),
+        ("overlap", 0.5, 0.4999),
+        ("cloudy_cloud", 0.05, 0.0499),
+        ("cloudy_cloud", 0.5, 0.5001),
+        ("clear_cloud", 0.05, 0.05001),
+        ("clear_unknown", 0.10, 0.10001),
+        ("sun_difference", 10, 10.01),
+        ("sun_elevation", [5, 18], [4.99, 18]),
+        ("sun_elevation", [18, 5], [18, 4.99]),
+        ("snow_difference", 0.4, 0.4001),
+        ("snow_difference", None, 1),
+    ],
+)
+def test_a_limit_itself_is_allowed(measure, allowed, refused):
+    assert pairing.judge(MEASURES | {measure: allowed}, RULES) == []
+    assert len(pairing.judge(MEASURES | {measure: refused}, RULES)) == 1
+
+
+def test_the_reference_is_judged_by_its_own_measures_and_days_up_to_the_limit():
+    at_the_limit, beyond = preview(60), preview(-60.01)
+    assert accepted(rows(preview(4), at_the_limit, beyond))["reference_days"] == 60
+    assert accepted(rows(preview(4), beyond))["reference"] is None
+    found = rows(preview(4), preview(6, 0.04), preview(8), rules=replace(RULES, clear_max_cloud=0.03))
+    assert (accepted(found)["days"], accepted(found)["reference_days"]) == (4, 8)
+    cloudier = rows(preview(4, 0.04), preview(6), preview(8, 0.04), rules=replace(RULES, clear_max_cloud=0.03))
+    assert (accepted(cloudier)["days"], accepted(cloudier)["reference"]) == (6, None)
+
+
+def test_a_preview_of_a_whole_scene_is_thinned_and_of_a_small_one_is_not(monkeypatch):
+    large, small = preview(0, shape=(3000, 3000)), preview(0, shape=(2999, 3000))
+    for read, factor, size in ((large, 6, (4, 40)), (small, 2, (12, 120))):
+        monkeypatch.setattr(pairing.Preview, "open", lambda *_, read=read: read)
+        found = pairing.open_preview(read.product, SETTINGS)
+        assert (found.factor, found.core.shape) == (factor, size)

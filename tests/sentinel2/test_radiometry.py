@@ -205,3 +205,12 @@ def test_repeated_medians_are_those_of_scipy(seed, number):
     x, y = rng.permutation(1000)[:number].astype(float), rng.normal(size=number) * 50
     expected = siegelslopes(y, x)
     np.testing.assert_allclose(r._repeated_medians(x, y), (expected.slope, expected.intercept), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("r2", "rmse", "poor"),
+    [(0.5, 500.0, False), (0.4999, 500.0, True), (0.4999, 100.0, False), (0.4999, 100.1, True), (None, None, False)],
+)
+def test_a_match_is_poor_below_the_limit_unless_it_is_good_to_a_hundredth(r2, rmse, poor):
+    lines = [{"gain": 1.0, "offset": 0.0, "r2": r2, "rmse": rmse, "pixels": 999}] * 4
+    assert bool(r.Match(lines).poor(0.5)) == poor

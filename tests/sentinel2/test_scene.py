@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cloudjob.archive.make import make_synthetic
-from cloudjob.pixels import CLEAR, HIDDEN
+from cloudjob.pixels import CLEAR, HIDDEN, UNKNOWN
 from cloudjob.sentinel2 import masks, scene
 from cloudjob.sentinel2.product import Product
 from cloudjob.sentinel2.scene_masks import Preview
@@ -44,6 +44,26 @@ def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
     shown = clear.clear_only(clear.bands)
     assert (shown[:, clear.mask == CLEAR] > 0).all()
     assert (shown[:, clear.mask != CLEAR] == 0).all()
+
+
+def dated(*bright):
+    """A clear preview of four cells of 60 m in a row, bright in these."""
+    rgb = np.full((3, 1, 4), 2000, np.uint16)
+    rgb[:, :, list(bright)] = 6000
+    core = np.full((3, 12), CLEAR, np.uint8)
+    return Preview(product=None, core=core, factor=2, snow=np.zeros(core.shape, bool), rgb=rgb)
+
+
+def test_the_clear_date_revises_the_masks_of_the_others_and_the_cloudy_date_those_of_the_clear_one():
+    """No other choice of dates gives the same cells."""
+    previews = {"cloudy": dated(0, 2), "clear": dated(1), "reference": dated(1, 2, 3)}
+    found = scene.masks_of_pair(previews, SETTINGS)
+    unknown = {role: np.flatnonzero(masks.core[0, ::3] == UNKNOWN).tolist() for role, masks in found.items()}
+    assert unknown == {"cloudy": [0, 2], "clear": [1], "reference": [2, 3]}
+    assert set(scene.masks_of_pair({role: previews[role] for role in ("cloudy", "clear")}, SETTINGS)) == {
+        "cloudy",
+        "clear",
+    }
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8])

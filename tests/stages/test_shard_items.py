@@ -1,0 +1,85 @@
+"""What each accepted pair is made of: its split, what it leaves to other splits, its target and its inputs."""
+
+from pathlib import Path
+
+import pytest
+
+from cloudjob import files
+from cloudjob.config import source
+from cloudjob.run.folder import RunFolder
+from cloudjob.stages import shard
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
+TILES = ("04WFD", "05WMU", "05WPS", "06WVC")
+
+
+def product(tile, day, satellite="S2A"):
+    return f"{satellite}_MSIL2A_202403{day:02d}T22254{TILES.index(tile)}_N0510_R029_T{tile}_202403{day:02d}T235959"
+
+
+def pair(tile, **changes):
+    """A shown and accepted row of pairs.jsonl."""
+    row = {"pair": f"{tile}_20240310T222541_20240304T222541", "version": f"version-{tile}", "accepted": True}
+    row |= {"shown": True, "cloudy": product(tile, 10), "clear": product(tile, 4), "reference": product(tile, 20)}
+    return row | {"days": -6, "reference_days": 10} | changes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    found = RunFolder(tmp_path)
+    files.write_text(found.decisions, "pair,decision,reason,reviewer,version\n")
+    return found
+
+
+def items(folder, rows, *overrides):
+    files.write_jsonl(folder.pairs, rows)
+    config = source.load(CONFIG, ["shard.split.val_share=0.25", "shard.split.test_share=0.25", *overrides])[0]
+    return {item.name.split("_")[0]: item for item in shard.items(config, folder)}
+
+
+def test_a_split_keeps_off_the_ground_of_those_above_it(folder):
+    found = items(folder, [pair(tile) for tile in TILES])
+    of = {split: sorted(t for t, item in found.items() if item.config["split"] == split) for split in ("val", "test")}
+    assert (len(of["val"]), len(of["test"])) == (1, 1)
+    for item in found.values():
+        above = {"train": sorted(of["val"] + of["test"]), "val": of["test"], "test": []}[item.config["split"]]
+        assert item.config["taken_tiles"] == above
+
+
+def test_an_acquisition_that_two_tiles_share_is_of_one_split_alone(folder):
+    rows = [pair(tile) for tile in TILES]
+    tests = [tile for tile, item in items(folder, rows).items() if item.config["split"] == "test"]
+    other = next(tile for tile in TILES if tile not in tests)
+    datatake = product(tests[0], 20).split("_")[2]
+    for role in ("reference", "clear", "cloudy"):
+        shared = product(other, 20).replace(product(other, 20).split("_")[2], datatake)
+        changed = [row | ({role: shared} if row["pair"].startswith(other) else {}) for row in rows]
+        config = items(folder, changed)[other].config
+        if role == "reference":
+            assert (config["drop"], config["without"]) == (None, ["reference"])
+        else:
+            assert f"its {role} acquisition S2A_{datatake} is used by {tests[0]}" in config["drop"]
+        twin = [row | ({role: shared.replace("S2A", "S2B")} if row["pair"].startswith(other) else {}) for row in rows]
+        config = items(folder, twin)[other].config
+        assert (config["drop"], config["without"]) == (None, [])
+
+
+def test_the_ground_of_the_day_is_the_target_where_it_is_known_of_what_is_held_out(folder):
+    rows = [pair(tile) for tile in TILES]
+    for tile in TILES[:3]:
+        files.write_text(folder.truth(product(tile, 10)), tile)
+        files.write_text(folder.truth(product(tile, 4)), "of the clear date: nobody asks for it")
+    for truth in (True, False):
+        found = items(folder, rows, f"shard.truth={str(truth).lower()}")
+        for tile, item in found.items():
+            known = truth and tile in TILES[:3] and item.config["split"] != "train"
+            assert item.config["target"] == ("ground" if known else "clear date")
+            assert ("truth" in item.inputs) == known
+    assert any(item.config["split"] != "train" for tile, item in found.items() if tile in TILES[:3])
+
+
+def test_a_pair_is_made_of_its_own_products_and_of_what_was_decided(folder):
+    (item,) = items(folder, [pair("05WPS", reference=None)]).values()
+    assert item.inputs == {product("05WPS", 10): "", product("05WPS", 4): "", "pair": "version-05WPS"}
+    assert item.name == "05WPS_20240310T222541_20240304T222541"
+    assert item.config["number"] == 0
