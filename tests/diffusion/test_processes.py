@@ -220,6 +220,13 @@ def test_training_sigmas_are_lognormal_but_for_a_share_at_the_most(process, mean
     assert process.log_std == (3.0 if share == 0 else 1.2)
 
 
+def test_what_is_not_said_is_plain_edm():
+    plain = {"sigma_min": 0.02, "rho": 7.0, "log_mean": -0.5, "log_std": 1.2}
+    spread, alpha, drift = (0.1, 0.4, 1.0), 0.0, (0.0, 0.0)
+    assert Residual() == Residual(spread, alpha, drift, sigma_max=40.0, share_at_max=0.4, **plain)
+    assert Corrective() == Corrective(spread, alpha, drift, sigma_max=10.0, share_at_max=0.05, **plain)
+
+
 def test_the_share_at_the_most_ends_below_its_border():
     pick = uniforms(0, [5], "share").item()
     _, conditions = batch(count=1, size=1)
