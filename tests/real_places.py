@@ -46,7 +46,8 @@ def lazio(data: Path) -> dict:
 
 def flanders(data: Path) -> dict:
     """31UDS, 64 x 64: a village and its fields, 2017 and 2018."""
-    with xarray.open_dataset(next((data / "worldcereal_L2A").glob("S2_L2A_10m_00002806639B424A*.nc")), mask_and_scale=False) as source:
+    (path,) = (data / "worldcereal_L2A").glob("S2_L2A_10m_00002806639B424A*.nc")
+    with xarray.open_dataset(path, mask_and_scale=False) as source:
         pixels = np.stack([source[band].values for band in BANDS], 1)
         days = [f"{moment:%Y%m%d}" for moment in source["timestamp"].values.astype("datetime64[s]").tolist()]
     images = {day: np.where(dn > 0, dn + 1000, 0).astype(np.uint16) for day, dn in zip(days, pixels, strict=True)}

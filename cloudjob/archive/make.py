@@ -21,7 +21,7 @@ from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
 
 _GOLDEN = 0.6180339887  # multiples of it, modulo 1, spread evenly for any number of dates
 _REVOLUTION = timedelta(minutes=100)
-_Taken = dict[tuple[str, datetime], bytes]  # digests of scenes by tile and second of sensing
+_Used = dict[tuple[str, datetime], bytes]  # digests of scenes by tile and second of sensing
 _BASELINES = {0: "02.14", -1000: "05.10"}
 
 
@@ -78,7 +78,7 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
         if not Path(path).is_file():
             raise ConfigError(f"archive.rasters: {path} does not exist")
     names: list[str] = []
-    taken: _Taken = {}
+    used: _Used = {}
     for pair in pairs:
         for which in ("cloudy", "clear"):
             raster = Path(pair[which])
@@ -89,7 +89,7 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
                 content.update(Path(path).read_bytes() if path else b"")
             dn, crs, transform = read_raster(raster)
             place = centre(crs, transform, dn.shape[1:])
-            sensing = _own_second(pair["tile"], _overpass(pair[f"{which}_date"], *place), content.digest(), taken)
+            sensing = _own_second(pair["tile"], _overpass(pair[f"{which}_date"], *place), content.digest(), used)
             name = _name(pair["tile"], sensing, pair["offset"])
             if name not in names:
                 names.append(name)
@@ -112,11 +112,11 @@ def make_from_places(archive: Path, *, places: list[dict]) -> list[str]:
         for day, path in place["dates"].items():
             if not Path(path).is_file():
                 raise ConfigError(f"archive.places: {path}, of {place['tile']} on {day}, does not exist")
-    taken: _Taken = {}
-    return [name for place in places for name in _make_place(Path(archive), place, taken)]
+    used: _Used = {}
+    return [name for place in places for name in _make_place(Path(archive), place, used)]
 
 
-def _make_place(archive: Path, place: dict, taken: _Taken) -> list[str]:
+def _make_place(archive: Path, place: dict, used: _Used) -> list[str]:
     names: list[str] = []
     first, grid = None, None
     for day, path in place["dates"].items():
@@ -126,7 +126,7 @@ def _make_place(archive: Path, place: dict, taken: _Taken) -> list[str]:
             raise ConfigError(f"archive.places: {path} is not of the same size, CRS and corner as {first}")
         spot, cloud = centre(crs, transform, bands.shape[1:]), _cloud(place, day)
         content = hashlib.sha256(f"{place['offset']} {cloud} {place['seed']}".encode() + bands.tobytes()).digest()
-        sensing = _own_second(place["tile"], _overpass(day, *spot), content, taken)
+        sensing = _own_second(place["tile"], _overpass(day, *spot), content, used)
         names.append(name := _name(place["tile"], sensing, place["offset"]))
         if (archive / f"{name}.SAFE").exists():
             continue
@@ -146,10 +146,10 @@ def _cloud(place: dict, day: date) -> float | None:
     return drawn if day in place["cloudy"] else None
 
 
-def _own_second(tile: str, overpass: datetime, content: bytes, taken: _Taken) -> datetime:
-    """A second of sensing that belongs to this digest of the scene's content alone, among those `taken` by a tile."""
+def _own_second(tile: str, overpass: datetime, content: bytes, used: _Used) -> datetime:
+    """A second of sensing that belongs to this digest of the scene's content alone, among those `used` by a tile."""
     sensing = overpass + timedelta(seconds=int.from_bytes(content[:2], "big") % 1800)
-    while taken.setdefault((tile, sensing), content) != content:
+    while used.setdefault((tile, sensing), content) != content:
         sensing += timedelta(seconds=1)
     return sensing
 

@@ -88,6 +88,16 @@ def _datatake(name: ProductName) -> str:
     return f"G{name.satellite}_{stamp(name.sensing)}_{absolute_orbit(name):06d}_N{name.baseline}"
 
 
+def _datatake_element(name: ProductName) -> str:
+    return f"""      <Datatake datatakeIdentifier="{_datatake(name)}">
+        <SPACECRAFT_NAME>Sentinel-{name.satellite[1:]}</SPACECRAFT_NAME>
+        <DATATAKE_TYPE>INS-NOBS</DATATAKE_TYPE>
+        <DATATAKE_SENSING_START>{_timestamp(name.sensing)}</DATATAKE_SENSING_START>
+        <SENSING_ORBIT_NUMBER>{name.relative_orbit}</SENSING_ORBIT_NUMBER>
+        <SENSING_ORBIT_DIRECTION>DESCENDING</SENSING_ORBIT_DIRECTION>
+      </Datatake>"""
+
+
 def _offsets(offset: int) -> str:
     """BOA_ADD_OFFSET of each of the 13 bands; no element where it is 0."""
     if not offset:
@@ -113,13 +123,7 @@ def product_metadata(
       <PRODUCT_TYPE>S2MSI2A</PRODUCT_TYPE>
       <PROCESSING_BASELINE>{name.baseline}</PROCESSING_BASELINE>
       <GENERATION_TIME>{_made(name)}</GENERATION_TIME>
-      <Datatake datatakeIdentifier="{_datatake(name)}">
-        <SPACECRAFT_NAME>Sentinel-{name.satellite[1:]}</SPACECRAFT_NAME>
-        <DATATAKE_TYPE>INS-NOBS</DATATAKE_TYPE>
-        <DATATAKE_SENSING_START>{_timestamp(name.sensing)}</DATATAKE_SENSING_START>
-        <SENSING_ORBIT_NUMBER>{name.relative_orbit}</SENSING_ORBIT_NUMBER>
-        <SENSING_ORBIT_DIRECTION>DESCENDING</SENSING_ORBIT_DIRECTION>
-      </Datatake>
+{_datatake_element(name)}
       <Product_Organisation>
         <Granule_List>
           <Granule datastripIdentifier="{_identifier(name, "DS")}"

@@ -59,13 +59,13 @@ def prepare(
     settings: masks.Settings,
     rules: Rules,
     *,
-    taken: list[BaseGeometry],
+    excluded: list[BaseGeometry],
     seed: int,
     truth: Path | None = None,
 ) -> PreparedPair:
     """Compares the dates of a pair by their small files and reduced bands, and selects its windows.
 
-    `taken` is ground of other splits, in the map coordinates of the products; `seed` decides which windows are drawn.
+    `excluded` is ground of other splits, in the map coordinates of the products; `seed` decides which windows are drawn.
     RejectedError where the clear date does not fit the cloudy one or no window is left.
     """
     height, width = products["cloudy"].shape
@@ -88,7 +88,7 @@ def prepare(
         core, target_core, factor = (scl := product.read_scl(products["cloudy"])), scl, 2
         found["cloudy"] = SceneMasks(masks.classes(scl), masks.classes(scl), factor)
     selected = windows.select(core, target_core, factor=factor, shape=(height, width), **_limits(rules))
-    kept, measures["windows"] = _narrowed(selected, reduced, matches["clear"], rules, taken, seed)
+    kept, measures["windows"] = _narrowed(selected, reduced, matches["clear"], rules, excluded, seed)
     if not len(kept):
         counts = [f"{count} {name}" for name, count in measures["windows"].items() if name != "kept"]
         raise RejectedError(f"no window is usable: {', '.join(counts)}", {"measures": measures})
@@ -116,7 +116,7 @@ def _narrowed(
     reduced: dict[str, ReducedScene],
     match: Match,
     rules: Rules,
-    taken: list[BaseGeometry],
+    excluded: list[BaseGeometry],
     seed: int,
 ) -> tuple[Windows, dict[str, int]]:
     """The windows that become triplets, and how many each rule left."""
@@ -127,7 +127,7 @@ def _narrowed(
         value = windows.correlation(cloudy.bands, matched, cloudy.clear & clear.clear, found, step=cloudy.step)
         found = found.take(~(value < rules.min_correlation))  # NaN stays: not measurable is no reason
         left["correlated"] = len(found)
-    found = windows.off_ground(found, transform=cloudy.product.transform, taken=taken)
+    found = windows.off_ground(found, transform=cloudy.product.transform, excluded=excluded)
     left["on ground of no other split"] = len(found)
     if not rules.preset:
         found = windows.balance(found, bins=rules.balance, cloud=rules.cloud, limit=rules.max_per_pair, seed=seed)

@@ -7,10 +7,7 @@ from cloudjob.errors import ConfigError
 
 ORDER = ("test", "val", "train")  # where two splits want the same acquisition, the earlier one gets it
 ROLES = ("cloudy", "clear", "reference")  # the dates of a pair
-GROUND, CLEAR_DATE = (
-    "ground",
-    "clear date",
-)  # the target of a pair: the ground of the cloudy day itself, or the clear date
+GROUND, CLEAR_DATE = "ground", "clear date"  # targets of a pair; the ground is that of the cloudy day itself
 
 
 def assign(

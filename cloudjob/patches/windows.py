@@ -151,13 +151,13 @@ def balance(windows: Windows, *, bins: int, cloud: tuple[float, float], limit: i
     return windows.take(np.sort(np.lexsort((chance, turn))[:limit]))
 
 
-def off_ground(windows: Windows, *, transform: Affine, taken: list[BaseGeometry]) -> Windows:
-    """The windows farther than GROUND_MARGIN_M from the polygons `taken`, ground of another split in map coordinates of
+def off_ground(windows: Windows, *, transform: Affine, excluded: list[BaseGeometry]) -> Windows:
+    """The windows farther than GROUND_MARGIN_M from the polygons `excluded`, ground of another split in map coordinates of
     the scene."""
-    if not taken or not len(windows):
+    if not excluded or not len(windows):
         return windows
     left, top = transform.c + transform.a * windows.col, transform.f + transform.e * windows.row
     size = windows.window * transform.a
-    ground = shapely.union_all(shapely.buffer(taken, GROUND_MARGIN_M))
+    ground = shapely.union_all(shapely.buffer(excluded, GROUND_MARGIN_M))
     shapely.prepare(ground)
     return windows.take(~shapely.intersects(ground, shapely.box(left, top - size, left + size, top)))

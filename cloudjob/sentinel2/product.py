@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, ParseError
 import numpy as np
 from affine import Affine
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import fromstring
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.names import ProductName
@@ -247,7 +247,7 @@ class _Metadata:
     def __init__(self, path: Path):
         self.path = Path(path)
         try:
-            self.root = parse(self.path).getroot()
+            self.root: Element = fromstring(self.path.read_bytes())
         except FileNotFoundError:
             raise CorruptFileError(path, "missing") from None
         except (ParseError, DefusedXmlException) as error:

@@ -97,7 +97,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         products,
         masks.Settings(**dict(config.masks)),
         pairs.Rules(**{field.name: getattr(config.shard, field.name) for field in fields(pairs.Rules)}),
-        taken=_taken_ground(folder, item, products["cloudy"].crs),
+        excluded=_excluded_ground(folder, item, products["cloudy"].crs),
         seed=int(digest([config.seed, item.name])[:12], 16),
         truth=folder.truth(pair["cloudy"]) if on_the_day else None,
     )
@@ -117,7 +117,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
     return [folder.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
 
 
-def _taken_ground(folder: RunFolder, item: Item, crs: str) -> "list[BaseGeometry]":
+def _excluded_ground(folder: RunFolder, item: Item, crs: str) -> "list[BaseGeometry]":
     """Footprints (in `crs`) of the tiles whose ground this pair must not use: val leaves test alone, train both."""
     from rasterio.warp import transform_geom
     from shapely.geometry import shape

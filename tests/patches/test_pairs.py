@@ -219,7 +219,7 @@ def products(tmp_path_factory):
 
 def prepare(products, rules=RULES, roles=("cloudy", "clear", "reference"), **options):
     chosen = {role: products[role] for role in roles}
-    return pairs.prepare(chosen, SETTINGS, rules, **{"taken": [], "seed": 0} | options)
+    return pairs.prepare(chosen, SETTINGS, rules, **{"excluded": [], "seed": 0} | options)
 
 
 def test_every_clear_date_is_normalised_to_the_cloudy_one(products):
@@ -258,17 +258,17 @@ def test_a_grid_of_offsets_is_fitted_only_where_it_is_asked_for(products):
 def test_ground_of_another_split_is_left_to_it(products):
     place = products["cloudy"].transform
     west = box(place.c - 5000, place.f - 5000, place.c + 640, place.f + 5000)
-    found = prepare(products, taken=[west])
+    found = prepare(products, excluded=[west])
     assert len(found.windows)
     assert found.windows.col.min() * 10 > 640
     assert prepare(products).windows.col.min() == 0
     with pytest.raises(RejectedError, match=r"no window is usable: \d+ selected by mask, \d+ corr.*, 0 on") as caught:
-        prepare(products, taken=[west.buffer(5000)])
+        prepare(products, excluded=[west.buffer(5000)])
     assert caught.value.result["measures"]["windows"]["kept"] == 0
 
 
 def test_the_notebooks_preset_takes_the_classification_for_selection_and_mask(products):
-    found = prepare(products, replace(RULES, preset="notebook-2025"), taken=[])
+    found = prepare(products, replace(RULES, preset="notebook-2025"), excluded=[])
     scl = read_scl(products["cloudy"])
     np.testing.assert_array_equal(found.masks["cloudy"].mask, masks.classes(scl))
     for row, col in zip(found.windows.row // 2, found.windows.col // 2, strict=True):

@@ -178,7 +178,7 @@ def test_no_window_that_is_left_touches_ground_of_another_split(seed, count):
     corners = rng.uniform((500000, 7796000), (505000, 7800000), (2, 3, 2))
     taken = [Polygon(triangle) for triangle in corners]
     assume(all(polygon.is_valid for polygon in taken))
-    kept = windows.off_ground(found, transform=transform, taken=taken)
+    kept = windows.off_ground(found, transform=transform, excluded=excluded)
 
     def distance(row, col):
         left, top = 500000 + 10 * col, 7800000 - 10 * row
@@ -192,7 +192,7 @@ def test_no_window_that_is_left_touches_ground_of_another_split(seed, count):
 
 def test_without_other_splits_all_windows_stay():
     found = some_windows(np.random.default_rng(0), 5, (400, 500), 64)
-    assert windows.off_ground(found, transform=Affine(10, 0, 5e5, 0, -10, 78e5), taken=[]) is found
+    assert windows.off_ground(found, transform=Affine(10, 0, 5e5, 0, -10, 78e5), excluded=[]) is found
 
 
 @pytest.mark.parametrize("which", [np.array([0, 2]), np.array([True, False, True])])
@@ -249,4 +249,4 @@ def test_windows_keep_more_than_the_margin_from_ground_of_another_split(away, ke
         box(left, top + away, right, top + 9000),
         box(left, bottom - 9000, right, bottom - away),
     ):
-        assert len(windows.off_ground(one, transform=transform, taken=[box(0, 0, 1, 1), polygon])) == kept
+        assert len(windows.off_ground(one, transform=transform, excluded=[box(0, 0, 1, 1), polygon])) == kept
