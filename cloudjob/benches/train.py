@@ -288,8 +288,8 @@ def _write(path: Path, window: int, count: int, seed: int) -> dict:
             clear = (3000 + 800 * np.sin(waves[:, 0] * row + waves[:, 1] * col)).astype(np.uint16)
             mask = (np.hypot(*(axis - rng.uniform(0, window) for axis in (row, col))) < window / 4).astype(np.uint8)
             cloudy = np.where(mask, 8000, clear).astype(np.uint16)
-            place = {"row": number, "col": 0, "cloud_fraction": float(mask.mean())}
-            writer.add(cloudy=cloudy, clear=clear, mask=mask, **place)
+            fraction = float(mask.mean())
+            writer.add(cloudy=cloudy, clear=clear, mask=mask, row=number, col=0, cloud_fraction=fraction)
     return writer.result
 
 

@@ -14,10 +14,14 @@ from cloudjob.copernicus.transfer import fetch, file_url, mismatch
 class Entry(Protocol):
     """A file as the manifest of a product lists it: path below the folder, size in bytes, digest."""
 
-    path: str
-    size: int
-    algorithm: str
-    digest: str
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
 
 
 class Client:
