@@ -48,7 +48,10 @@ def test_tiles_that_disagree_leave_no_seam(tmp_path):
     places = tiles(shape, size=64, overlap=32)
     own = [rng.integers(2000, 20000) + np.linspace(1000, 0, 64) + np.zeros((1, 4, 64, 64)) for _ in places]
     mean, _ = mosaic(saved(tmp_path, places, [image.astype(np.uint16) for image in own]), shape=shape, overlap=32)
-    edges = [sorted({start for tile in places for start in (tile.slices[axis].start, tile.slices[axis].stop)}) for axis in (0, 1)]
+    edges = [
+        sorted({start for tile in places for start in (tile.slices[axis].start, tile.slices[axis].stop)})
+        for axis in (0, 1)
+    ]
     everywhere = np.ones(shape, bool)
     assert seam_index(mean, everywhere, *edges) < 1
     most = 18000 * np.pi / 2 / 32  # the cosine at its steepest, between the two that are furthest apart

@@ -101,7 +101,10 @@ def test_layers_are_chunked_compressed_and_checksummed(h5, tmp_path, scene):
             assert layer.shuffle
             assert layer.fletcher32
     large = replace(
-        scene, reflectance=np.ones((4, 600, 520), np.uint16), reconstructed=np.ones((600, 520), np.uint8), uncertainty=None
+        scene,
+        reflectance=np.ones((4, 600, 520), np.uint16),
+        reconstructed=np.ones((600, 520), np.uint8),
+        uncertainty=None,
     )
     output.write_h5(tmp_path / "large.h5", large)
     with h5py.File(tmp_path / "large.h5") as file:

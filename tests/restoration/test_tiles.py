@@ -47,7 +47,9 @@ def test_tiles_cover_every_pixel_stay_inside_and_overlap(height, width, size, ov
 
 def test_slices_cut_rows_then_columns():
     image = np.arange(60).reshape(6, 10)
-    np.testing.assert_array_equal(image[Tile(row=2, col=3, height=2, width=4).slices], [[23, 24, 25, 26], [33, 34, 35, 36]])
+    np.testing.assert_array_equal(
+        image[Tile(row=2, col=3, height=2, width=4).slices], [[23, 24, 25, 26], [33, 34, 35, 36]]
+    )
 
 
 @pytest.mark.parametrize(

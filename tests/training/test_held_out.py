@@ -90,7 +90,9 @@ def test_the_loss_is_the_mean_over_triplets_however_they_are_taken():
 
 
 def test_it_is_that_of_training_but_that_nothing_is_hidden_or_laid_over():
-    settings = replace(PLAIN, drop_mask=0.4, synthetic_clouds=0.6, drop_reference=0.2, clear_weight=0.3, other_ground=0.7)
+    settings = replace(
+        PLAIN, drop_mask=0.4, synthetic_clouds=0.6, drop_reference=0.2, clear_weight=0.3, other_ground=0.7
+    )
     found = held_out(settings=settings)
     found.loss(NETWORK, 3)
     (call,) = found.recipe.calls
@@ -113,7 +115,9 @@ def test_where_nothing_is_held_out_the_training_split_is_looked_at():
 
 
 # --- moving average ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("losses", "best"), [({"0.10": 0.5, "0.05": 0.25}, "0.05"), ({"0.10": 0.25, "0.05": 0.5}, "0.10")])
+@pytest.mark.parametrize(
+    ("losses", "best"), [({"0.10": 0.5, "0.05": 0.25}, "0.05"), ({"0.10": 0.25, "0.05": 0.5}, "0.10")]
+)
 def test_the_moving_average_of_the_lower_loss_is_taken(monkeypatch, losses, best):
     found, said, asked = held_out(), [], []
     monkeypatch.setattr(found, "loss", lambda network, number: asked.append(number) or losses[network])
@@ -127,7 +131,9 @@ def test_the_moving_average_of_the_lower_loss_is_taken(monkeypatch, losses, best
 
 
 @pytest.mark.parametrize(
-    ("settings", "shards"), [(replace(PLAIN, average="0.10"), Triplets(40)), (PLAIN, Triplets(0))], ids=["fixed", "none"]
+    ("settings", "shards"),
+    [(replace(PLAIN, average="0.10"), Triplets(40)), (PLAIN, Triplets(0))],
+    ids=["fixed", "none"],
 )
 def test_there_may_be_nothing_to_choose(settings, shards):
     def never(width):

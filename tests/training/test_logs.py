@@ -193,7 +193,9 @@ def tensorboard(monkeypatch):
 def test_a_board_gets_the_numbers_of_a_row(tensorboard, tmp_path):
     board = Board(tmp_path, 16)
     assert board.writer.made == (str(tmp_path), 17)  # what will be seen again is forgotten
-    board.add("metrics", {"seen": 24, "total": 48, "time": 1.5, "loss": 0.25, "energy": "measured", "gpu": None, "step": 3})
+    board.add(
+        "metrics", {"seen": 24, "total": 48, "time": 1.5, "loss": 0.25, "energy": "measured", "gpu": None, "step": 3}
+    )
     assert board.writer.scalars == [("metrics/loss", 0.25, 24), ("metrics/step", 3, 24)]
     assert board.writer.flushed == 1
 
@@ -227,7 +229,13 @@ class Paper:
             settings=Settings(options={}, batch_size=8, tensorboard=tensorboard),
             step=SimpleNamespace(micro=4, bfloat16=True),
         )
-        self.measured = {"loss": 0.51234, "samples_per_s": 12.34, "data_wait_pct": 5.67, "watts": 42.4, "energy": "estimated"}
+        self.measured = {
+            "loss": 0.51234,
+            "samples_per_s": 12.34,
+            "data_wait_pct": 5.67,
+            "watts": 42.4,
+            "energy": "estimated",
+        }
         self.metered = []
         meter = SimpleNamespace(
             row=lambda: self.metered.append(1) or dict(self.measured), energy=SimpleNamespace(source="RAPL")
@@ -316,7 +324,9 @@ def test_other_ranks_count_with_it_and_say_nothing(tmp_path, monkeypatch):
 def test_a_diagnosis_is_a_row_and_its_warnings_are_said(tmp_path, monkeypatch):
     paper = Paper(tmp_path, monkeypatch)
     paper.journal.diagnosis({"against_zero": [0.5], "warnings": ["a layer of noise", "no look"]})
-    assert logs.rows(paper.files.checks) == [{"seen": 16, "against_zero": [0.5], "warnings": ["a layer of noise", "no look"]}]
+    assert logs.rows(paper.files.checks) == [
+        {"seen": 16, "against_zero": [0.5], "warnings": ["a layer of noise", "no look"]}
+    ]
     assert paper.said[1:] == ["train: WARNING: a layer of noise", "train: WARNING: no look"]
 
 

@@ -82,7 +82,13 @@ def small(monkeypatch):
 
 
 def training(
-    shards: Path, folder: Path, settings: Settings = PLAIN, group: ProcessGroup = ALONE, *, anew: bool = False, stop=None
+    shards: Path,
+    folder: Path,
+    settings: Settings = PLAIN,
+    group: ProcessGroup = ALONE,
+    *,
+    anew: bool = False,
+    stop=None,
 ) -> Training:
     names = ("checkpoints", "metrics", "validation", "checks", "job_cards", "samples", "tensorboard")
     files = Files(**{name: folder / "train" / f"{name}" for name in names})

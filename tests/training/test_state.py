@@ -23,7 +23,14 @@ from cloudjob.training.step import learning_rate
 
 ALONE = ProcessGroup(0, 1, 0, torch.device("cpu"))
 PLAIN = Settings(
-    options={}, preset="speck", process="regression", batch_size=2, warmup=4, lr=1e-3, precision="float32", compile=False
+    options={},
+    preset="speck",
+    process="regression",
+    batch_size=2,
+    warmup=4,
+    lr=1e-3,
+    precision="float32",
+    compile=False,
 )
 CONFIG = {"seed": 0, "train": {"preset": "speck", "lr": 1e-3}}
 IDENTITY = Identity(config=CONFIG, inputs={"shards": "abc"})
@@ -95,7 +102,9 @@ def test_a_new_training_follows_from_its_seed():
     assert {width: average.gamma for width, average in one.averages.items()} == GAMMAS
 
 
-@pytest.mark.parametrize(("setting", "chosen"), [("auto", "0.10"), ("0.05", "0.05"), ("0.10", "0.10"), ("none", "none")])
+@pytest.mark.parametrize(
+    ("setting", "chosen"), [("auto", "0.10"), ("0.05", "0.05"), ("0.10", "0.10"), ("none", "none")]
+)
 def test_until_the_end_a_fixed_or_the_wider_average_counts(setting, chosen):
     assert state(replace(PLAIN, average=setting)).chosen == chosen
 
@@ -153,7 +162,9 @@ def test_too_many_in_a_row_end_it_on_all_ranks():
     for bad in (True, True, False, True, True):
         made.advance(bad=bad, say=heard.append)
     assert (made.skipped, made.skipped_in_a_row, made.seen) == (4, 2, 10)
-    with pytest.raises(ItemError, match=r"not finite after 10 samples, for 3 steps in a row: lower train\.lr") as failed:
+    with pytest.raises(
+        ItemError, match=r"not finite after 10 samples, for 3 steps in a row: lower train\.lr"
+    ) as failed:
         made.advance(bad=True, say=heard.append)
     assert failed.value.on_all_ranks
     assert len(heard) == 5
@@ -320,7 +331,9 @@ def test_a_version_with_another_network_is_said(tmp_path):
         {"model": {name: value for name, value in kept.model.items() if name != "head.bias"}},
     ):
         checkpoint.save(path.parent, replace(kept, **change))
-        with pytest.raises(ConfigError, match=r"step-00000004.pt: cloudjob .*, which wrote it, had another network.*--force"):
+        with pytest.raises(
+            ConfigError, match=r"step-00000004.pt: cloudjob .*, which wrote it, had another network.*--force"
+        ):
             resumed(tmp_path)
 
 
@@ -409,7 +422,7 @@ def test_weights_that_are_not_there_or_of_quite_another_network_are_a_mistake(tm
     path = files(tmp_path / "given").checkpoints / "step-00000004.pt"
     kept = checkpoint.load(path)
     strange = {"weight": torch.ones(1)}
-    checkpoint.save(path.parent, replace(kept, averages={width: strange for width in kept.averages}))
+    checkpoint.save(path.parent, replace(kept, averages=dict.fromkeys(kept.averages, strange)))
     with pytest.raises(ConfigError, match=r"no tensor of .*step-00000004\.pt fits this network \(speck\)"):
         resumed(tmp_path, settings=replace(PLAIN, init_from=path))
 
