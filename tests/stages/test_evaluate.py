@@ -98,7 +98,8 @@ def test_a_checkpoint_of_another_version_is_said_to_be_one(run, tmp_path, stage)
     path = checkpoint.save(tmp_path, replace(state, seen=1))
     other = shutil.copytree(run, tmp_path / "other")
     said = cloudjob(stage, other, "--set", f"infer.checkpoint={path}", code=4).stderr
-    assert f"{path}: is not a checkpoint of this version (Recipe.of() missing 1 required keyword-only argument: 'std')" in said
+    lacking = "Recipe.of() missing 1 required keyword-only argument: 'std'"
+    assert f"{path}: is not a checkpoint of this version ({lacking})" in said
     assert "Traceback" not in said
 
 

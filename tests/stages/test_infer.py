@@ -1,4 +1,4 @@
-"""infer in this process: what it is made of, who is shown to the model, what ranks answer each other, what is written."""
+"""infer in this process: its inputs, the dates that are shown, what ranks answer each other, what is written."""
 
 import json
 from dataclasses import replace
@@ -163,8 +163,8 @@ def test_factors_that_do_not_hold_for_these_steps_are_not_used(folder, trained, 
     assert (
         folder.said
         == [
-            "infer: WARNING: /uncertainty is the members' bare deviation: the checkpoint was calibrated for other steps "
-            "than 3 of euler"
+            "infer: WARNING: /uncertainty is the members' bare deviation: the checkpoint was calibrated for "
+            "other steps than 3 of euler"
         ]
         * warns
     )

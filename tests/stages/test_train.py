@@ -59,7 +59,8 @@ def test_how_it_is_read_changes_nothing(trained, tmp_path, monkeypatch):
 
 
 def test_synthetic_clouds_change_the_training(trained):
-    assert "train.synthetic_clouds" in records.why(trained, train.items(settings("train.synthetic_clouds=0"), trained)[0])
+    (item,) = train.items(settings("train.synthetic_clouds=0"), trained)
+    assert "train.synthetic_clouds" in records.why(trained, item)
 
 
 def damage(path: Path) -> None:

@@ -20,7 +20,7 @@ PLAIN = Settings(options={}, seed=5, members=4, sampler="heun", steps=3, preview
 
 
 class Triplets:
-    """So many triplets of 16 x 16 pixels: ground of 0.5, seen as 0.55 but at the first pixel, which tells the number."""
+    """So many triplets of 16 x 16 pixels: ground of 0.5 is seen as 0.55; the first pixel is the number."""
 
     def __init__(self, count: int, *, reference: bool = True, mask: int | None = None):
         self.count, self.reference, self.asked = count, reference, []
@@ -125,8 +125,8 @@ def test_the_moving_average_of_the_lower_loss_is_taken(monkeypatch, losses, best
         assert found.best_average(lambda width: width, chosen, said.append) == best
     assert set(asked) == {128}
     assert said[0] == (
-        f"train: held-out loss by width of the moving average: {losses['0.10']:.4f} at 0.10, {losses['0.05']:.4f} at 0.05; "
-        f"taken: {best}"
+        f"train: held-out loss by width of the moving average: {losses['0.10']:.4f} at 0.10, "
+        f"{losses['0.05']:.4f} at 0.05; taken: {best}"
     )
 
 

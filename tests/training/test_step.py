@@ -49,7 +49,7 @@ def test_warm_up_and_decay_are_multiplied():
 
 # --- gradient ----------------------------------------------------------------------------------------------------
 class Squares:
-    """A recipe whose loss is the mean over the samples of (weight - the sample's number) squared; it keeps its calls."""
+    """A recipe whose loss is the mean over samples of (weight - the sample's number) squared. It keeps its calls."""
 
     def __init__(self):
         self.calls = []
