@@ -101,7 +101,7 @@ class ShiftEstimator:
         clear, step = first.clear & second.clear, first.step
         self.side = next(side for side in (256, 128, 64) if side == 64 or min(first.product.shape) >= 4 * side)
         self.places = _clearest(clear, self.side // step, step=step)
-        self._clear, self._step = clear, step
+        self.clear, self._step = clear, step
         self._chips: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def add(self, top: int, first: np.ndarray, second: np.ndarray) -> None:
@@ -111,7 +111,7 @@ class ShiftEstimator:
             if top <= row and row + side <= top + first.shape[1]:
                 here = np.s_[BANDS.index("B04"), row - top : row - top + side, col : col + side]
                 small = np.s_[row // step : (row + side) // step, col // step : (col + side) // step]
-                usable = self._clear[small].repeat(step, 0).repeat(step, 1)
+                usable = self.clear[small].repeat(step, 0).repeat(step, 1)
                 self._chips.append((first[here].copy(), second[here].copy(), usable))
 
     def shift(self) -> dict:

@@ -157,7 +157,7 @@ def _compared(plain: RunFolder, stopped: RunFolder, samples: int) -> dict:
         raise RuntimeError(f"not at their ends: {paths}")
     pairs = [(states[0].model[name], states[1].model[name]) for name in states[0].model]
     return {
-        "goes on from": (re.findall(r"goes on from (\S+)", said(stopped).read_text()) or [None])[-1],
+        "goes on from": (re.findall(r"goes on from (step-\d+\.pt)", said(stopped).read_text()) or [None])[-1],
         "same bytes": paths[0].read_bytes() == paths[1].read_bytes(),
         "file": [path.name for path in paths],
         "weights that differ": sum(not torch.equal(a, b) for a, b in pairs),

@@ -231,6 +231,7 @@ def test_every_clear_date_is_normalised_to_the_cloudy_one(products):
     for role, match in found.matches.items():
         assert match == scene.fit(reduced[role], reduced["cloudy"])
         assert found.measures["radiometric_match"][role] == match.facts()
+    np.testing.assert_array_equal(found.shift.clear, reduced["cloudy"].clear & reduced["clear"].clear)
     assert found.matches["reference"] != scene.fit(reduced["reference"], reduced["clear"])
     for role, expected in revised.items():
         np.testing.assert_array_equal(found.masks[role].mask, expected.mask)

@@ -15,12 +15,14 @@ WINDOW, COUNTS = 16, {"train": 3, "val": 1}
 R2 = {"train": [0.9, 0.8, None, 0.95], "val": [None] * 4}
 SHIFT = {"train": {"row": 0.25, "col": -0.5, "chips": 5}, "val": {"row": None, "col": None, "chips": 0, "why": "few"}}
 FRACTIONS = {"train": [0.05, 0.12, 0.99], "val": [0.5]}
+SHOWN = ((0.5, 0), (1, 0), (1, 1))  # cloudy, clear, reference: times the levels, plus 0.1 of reflectance
 LEVELS = (2200, 3200, 4200, 6200)  # DN of the bands of the clear image: reflectance 0.12, 0.22, 0.32, 0.52
 
 
 def write(folder, split):
     clear = np.broadcast_to(np.uint16(LEVELS)[:, None, None], (4, WINDOW, WINDOW)).copy()
     clear[:, :4] = EMPTY_DN
+    other = clear + np.uint16(1000)
     mask = np.zeros((WINDOW, WINDOW), np.uint8)
     mask[:4], mask[4:8], mask[8, :8] = NO_DATA, CLOUD, CIRRUS
     lines = [{"gain": 1, "offset": 0, "r2": r2, "rmse": 1, "pixels": 9} for r2 in R2[split]]
@@ -36,7 +38,7 @@ def write(folder, split):
         reference_days=-7.5 if reference else None,
     ) as writer:
         for row, fraction in enumerate(FRACTIONS[split]):
-            images = {"cloudy": clear // 2, "clear": clear, "reference": clear if reference else None, "mask": mask}
+            images = {"cloudy": clear // 2, "clear": clear, "reference": other if reference else None, "mask": mask}
             writer.add(**images, row=row, col=0, cloud_fraction=fraction)
 
 
@@ -123,9 +125,9 @@ def test_a_picture_shows_the_roles_side_by_side_and_fills_up_rows_without_a_refe
     gap = 8
     assert picture.shape == (4 * (WINDOW + gap), 4 * WINDOW + 3 * gap, 3)
     lefts = [place * (WINDOW + gap) for place in range(4)]
-    half, full = (255 * (np.array(LEVELS[:3]) / share / 10000 - 0.1) for share in (2, 1))
+    half, full, other = (255 * (np.array(LEVELS[:3]) * times / 10000 + 0.1 * more - 0.1) for times, more in SHOWN)
     inside = picture[12]  # of the first triplet: clear, and has data
-    for left, expected in zip(lefts, (half, half, full, full), strict=True):
+    for left, expected in zip(lefts, (half, half, full, other), strict=True):
         np.testing.assert_allclose(inside[left + 3], expected, atol=1)
     cloud = picture[6]
     np.testing.assert_allclose(cloud[lefts[0] + 3], half, atol=1)
