@@ -1,10 +1,12 @@
 """What tests of several rooms share."""
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from front_door import CLOUDJOB, CONFIG
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,6 +17,25 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real data not found: {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """configs/test.yaml from search to report, by a real process, once for all workers: to be copied, never changed.
+
+    Its standard output lies beside it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, said = shared / "finished", shared / "finished.txt"
+    with open(shared / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            command = [*CLOUDJOB, "run", CONFIG, "--run-dir", folder]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            assert done.returncode == 0, done.stderr
+            said.write_text(done.stdout)
     return folder
 
 

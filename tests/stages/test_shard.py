@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -15,36 +14,19 @@ import pytest
 import rasterio
 import yaml
 from affine import Affine
+from forked import Forked
+from front_door import CLOUDJOB, CONFIG, call, copied, good
 
 from cloudjob.benches import notebook
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
 
 pytestmark = pytest.mark.slow
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
-
-
-def cloudjob(*arguments):
-    command = [sys.executable, "-m", "cloudjob", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
-def good(*arguments):
-    done = cloudjob(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def fetched(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shard") / "run"
-    good("run", CONFIG, "--run-dir", folder, "--until", "download")
-    return folder
-
 
 @pytest.fixture
-def run(fetched, tmp_path) -> Path:
-    return Path(shutil.copytree(fetched, tmp_path / "run"))
+def run(finished, tmp_path) -> Path:
+    """Fetched, and not cut yet."""
+    return copied(finished, tmp_path / "run", until="download")
 
 
 def shards(run) -> dict[str, bytes]:
@@ -60,8 +42,8 @@ def test_array_tasks_side_by_side_give_what_one_task_gives(run, tmp_path):
     good("shard", run)
     tasks = good("items", "shard", other, "--as-array").stdout.strip()
     assert tasks == "0-2"
-    command = [sys.executable, "-m", "cloudjob", "shard", str(other), "--index"]
-    array = [subprocess.Popen([*command, str(i)], stderr=subprocess.DEVNULL) for i in range(3)]
+    command = [*CLOUDJOB, "shard", str(other), "--index"]
+    array = [Forked([*command, str(i)], stderr=subprocess.DEVNULL) for i in range(3)]
     assert [task.wait(timeout=300) for task in array] == [0, 0, 0]
     assert shards(run) == shards(other)
     done = good("shard", other)
@@ -153,7 +135,7 @@ def test_triplets_may_all_be_for_testing_but_then_there_is_no_training(run):
     tiles = sorted({entry["pair"].split("_")[0] for entry in index(run)["files"]})
     good("shard", run, "--set", f"shard.split.test_tiles={json.dumps(tiles)}")
     assert {entry["split"] for entry in index(run)["files"]} == {"test"}
-    done = cloudjob("train", run)
+    done = call("train", run)
     assert done.returncode == 2
     assert "no triplet to train on" in done.stderr
 
@@ -178,7 +160,7 @@ def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(r
     replace_truth(run, product, lambda pixels: pixels + np.uint16(7))
     assert "1 done, 2 skipped" in good("shard", run).stderr
     replace_truth(run, product, lambda pixels: pixels[:, :100])
-    done = cloudjob("shard", run)
+    done = call("shard", run)
     assert done.returncode == 4
     assert f"{product}.tif: (4, 100, 192) uint16, the scene has (4, 192, 192) uint16" in done.stderr
     assert "Traceback" not in done.stderr
@@ -204,7 +186,7 @@ def test_masks_of_ones_own_replace_those_of_esa(run, tmp_path):
     folder.mkdir()
     options = ["--set", "masks.source=raster", "--set", f"masks.folder={folder}", "--set", "masks.values={cloud: [7]}"]
     options += ["--set", "masks.brighter=1", "--set", "masks.cloud_m=0", "--set", "pair.max_snow_difference=1"]
-    done = cloudjob("pair", run, *options)
+    done = call("pair", run, *options)
     assert done.returncode == 2
     assert ".tif" in done.stderr
     assert "Traceback" not in done.stderr
@@ -235,7 +217,7 @@ def test_a_person_may_accept_what_the_rule_rejected(run):
     rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
     kept = [row["pair"] for row in rows if row["accepted"]]
     rule = ["--set", "pair.cloudy_range=[0.01, 0.2]"]
-    cloudjob("pair", run, *rule)
+    call("pair", run, *rule)
     good("review", run, *rule)
     decisions = run / "review" / "decisions.csv"
     with decisions.open() as file:
@@ -259,7 +241,7 @@ def test_a_damaged_shard_is_named_set_aside_and_made_again(run):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    done = cloudjob("train", run)
+    done = call("train", run)
     assert done.returncode == 4, done.stderr
     assert entry["file"] in done.stderr
     assert "Traceback" not in done.stderr
@@ -269,7 +251,7 @@ def test_a_damaged_shard_is_named_set_aside_and_made_again(run):
 
 
 def test_statistics(run):
-    assert cloudjob("shard", run, "--stats").returncode == 3
+    assert call("shard", run, "--stats").returncode == 3
     good("shard", run)
     said = good("shard", run, "--stats").stdout
     for entry in index(run)["files"]:
@@ -301,9 +283,8 @@ def test_dates_that_do_not_lie_on_each_other_are_no_pair(tmp_path):
     config["search"] |= {"clear": {**month, "cloud": [0, 1]}, "cloudy": {**month, "cloud": [1, 60]}}
     (tmp_path / "moved.yaml").write_text(yaml.safe_dump(config))
     good("run", tmp_path / "moved.yaml", "--run-dir", tmp_path / "run", "--until", "download")
-    assert (
-        cloudjob("shard", tmp_path / "run", "--set", "shard.max_shift=0.5").returncode == 2
-    )  # nothing is left to train on
+    done = call("shard", tmp_path / "run", "--set", "shard.max_shift=0.5")
+    assert done.returncode == 2  # nothing is left to train on
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "run" / "records" / "shard").iterdir())
     assert record["status"] == "rejected"
     assert "shifted" in record["message"]

@@ -1,15 +1,13 @@
 import itertools
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_runs import settings, weights, workspace
+from small_runs import CLOUDJOB, TORCHRUN, configure, settings, weights, workspace
 
-from cloudjob import config
 from cloudjob.errors import ConfigError, InputError, InterruptedJob
 from cloudjob.patches.tensors import to_tensors
 from cloudjob.stages import train
@@ -85,11 +83,10 @@ def test_a_damaged_shard_is_named_and_set_aside_so_that_it_is_made_again(tmp_pat
 @pytest.mark.slow
 def test_two_ranks_report_and_set_aside_what_the_second_one_finds(tmp_path):
     space = workspace(tmp_path / "run")
-    space.config.write_text(config.dump(settings()))
+    configure(space)
     path = space.shard("train", 1)
     damage(path)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    command = [*launcher, sys.executable, "-m", "cloudjob", "train", str(space.root)]
+    command = [*TORCHRUN, "--nproc-per-node=2", *CLOUDJOB, "train", str(space.root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert str(path) in space.record("train", "run")["message"]
     assert done.returncode != 0
