@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from front_door import CLOUDJOB, CONFIG
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
