@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py: the longest files first
 
 .PHONY: demo test browser cluster-test cluster-tools quick lint format setup clean
 
@@ -11,7 +12,7 @@ demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
 
 test: $(READY) browser
-	$(BIN)/pytest --ignore=tests/cluster -n auto --dist loadfile
+	$(BIN)/pytest --ignore=tests/cluster $(WORKERS)
 
 # Output as it comes: it shows the image's size and packages, and what the jobs say.
 cluster-test: $(READY) cluster-tools
@@ -28,7 +29,7 @@ browser:
 	  >/dev/null; } || echo "no chromium and chromium-driver (apt-get): the test of the review page will be skipped"
 
 quick: $(READY)
-	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/pytest -m "not slow" --ignore=tests/cluster $(WORKERS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,6 +9,20 @@ import pytest
 from front_door import CLOUDJOB, CONFIG
 
 os.environ["OMP_NUM_THREADS"] = "1"
+LONGEST_FIRST = (
+    *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
+    *("stages/test_shard", "stages/test_train", "test_bench_train", "test_scripts", "test_real_places", "test_review"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order of what they take, so that no worker begins a long one when the other is nearly done."""
+
+    def place(item) -> int:
+        name = item.path.with_suffix("").as_posix()
+        return next((i for i, end in enumerate(LONGEST_FIRST) if name.endswith(end)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +28,12 @@ def run(finished, tmp_path) -> Path:
     return copied(finished, tmp_path / "run", until="download")
 
 
+@pytest.fixture
+def cut(finished, tmp_path) -> Path:
+    """A run with its shards, and nothing after them."""
+    return copied(finished, tmp_path / "run", until="shard")
+
+
 def shards(run) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "shards").iterdir()}
 
@@ -37,22 +42,19 @@ def index(run) -> dict:
     return json.loads((run / "shards" / "index.json").read_text())
 
 
-def test_array_tasks_side_by_side_give_what_one_task_gives(run, tmp_path):
-    other = Path(shutil.copytree(run, tmp_path / "other"))
-    good("shard", run)
-    tasks = good("items", "shard", other, "--as-array").stdout.strip()
+def test_array_tasks_side_by_side_give_what_one_task_gives(run, finished):
+    tasks = good("items", "shard", run, "--as-array").stdout.strip()
     assert tasks == "0-2"
-    command = [*CLOUDJOB, "shard", str(other), "--index"]
+    command = [*CLOUDJOB, "shard", str(run), "--index"]
     array = [Forked([*command, str(i)], stderr=subprocess.DEVNULL) for i in range(3)]
     assert [task.wait(timeout=300) for task in array] == [0, 0, 0]
-    assert shards(run) == shards(other)
-    done = good("shard", other)
+    assert shards(run) == shards(finished)
+    done = good("shard", run)
     assert "3 skipped" in done.stderr
 
 
-def test_the_settings_are_in_the_shard(run):
-    good("shard", run)
-    for path in (run / "shards").glob("*.h5"):
+def test_the_settings_are_in_the_shard(cut):
+    for path in (cut / "shards").glob("*.h5"):
         with h5py.File(path) as file:
             settings = json.loads(file.attrs["settings"])
             (pair,) = json.loads(file.attrs["pairs"])
@@ -122,16 +124,16 @@ def test_what_is_held_out_is_judged_by_the_ground_of_the_day(run, option):
             assert set(file["reference_days"][:]) == {-6 if ground else 10}
 
 
-def test_tiles_are_kept_for_testing(run):
-    good("shard", run)
+def test_tiles_are_kept_for_testing(cut):
+    run = cut
     tiles = {entry["split"]: entry["pair"].split("_")[0] for entry in index(run)["files"]}
     said = good("shard", run, "--set", f"shard.split.test_tiles=[{tiles['train']}, 06WVC]").stderr
     assert "test_tiles: no accepted pair is of 06WVC" in said
     assert {e["pair"].split("_")[0] for e in index(run)["files"] if e["split"] == "test"} > {tiles["train"]}
 
 
-def test_triplets_may_all_be_for_testing_but_then_there_is_no_training(run):
-    good("shard", run)
+def test_triplets_may_all_be_for_testing_but_then_there_is_no_training(cut):
+    run = cut
     tiles = sorted({entry["pair"].split("_")[0] for entry in index(run)["files"]})
     good("shard", run, "--set", f"shard.split.test_tiles={json.dumps(tiles)}")
     assert {entry["split"] for entry in index(run)["files"]} == {"test"}
@@ -152,8 +154,8 @@ def replace_truth(run, product, change):
     good("download", run)
 
 
-def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(run):
-    good("shard", run)
+def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(cut):
+    run = cut
     held_out = next(entry["pair"] for entry in index(run)["files"] if entry["split"] == "test")
     rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
     product = next(row["cloudy"] for row in rows if row["pair"] == held_out)
@@ -168,16 +170,14 @@ def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(r
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
-def test_compressed_shards_hold_the_same(run, tmp_path, compression):
-    good("shard", run)
-    plain = index(run)
-    other = Path(shutil.copytree(run, tmp_path / "other"))
-    good("shard", other, "--set", f"shard.compression={compression}")
-    for entry in index(other)["files"]:
-        with h5py.File(run / "shards" / entry["file"]) as a, h5py.File(other / "shards" / entry["file"]) as b:
+def test_compressed_shards_hold_the_same(run, finished, compression):
+    plain = index(finished)
+    good("shard", run, "--set", f"shard.compression={compression}")
+    for entry in index(run)["files"]:
+        with h5py.File(finished / "shards" / entry["file"]) as a, h5py.File(run / "shards" / entry["file"]) as b:
             for name in ("cloudy", "clear", "mask", "reference"):
                 np.testing.assert_array_equal(a[name][:], b[name][:])
-    assert sum(f["size"] for f in index(other)["files"]) < 0.9 * sum(f["size"] for f in plain["files"])
+    assert sum(f["size"] for f in index(run)["files"]) < 0.9 * sum(f["size"] for f in plain["files"])
 
 
 def test_masks_of_ones_own_replace_those_of_esa(run, tmp_path):
@@ -234,8 +234,8 @@ def test_a_person_may_accept_what_the_rule_rejected(run):
     assert {entry["pair"] for entry in index(run)["files"]} == set(kept)
 
 
-def test_a_damaged_shard_is_named_set_aside_and_made_again(run):
-    good("shard", run)
+def test_a_damaged_shard_is_named_set_aside_and_made_again(cut):
+    run = cut
     entry = next(entry for entry in index(run)["files"] if entry["split"] == "train")
     path = run / "shards" / entry["file"]
     data = bytearray(path.read_bytes())
@@ -250,11 +250,10 @@ def test_a_damaged_shard_is_named_set_aside_and_made_again(run):
     good("train", run, "--set", "train.epochs=0.2")
 
 
-def test_statistics(run):
+def test_statistics(run, finished):
     assert call("shard", run, "--stats").returncode == 3
-    good("shard", run)
-    said = good("shard", run, "--stats").stdout
-    for entry in index(run)["files"]:
+    said = good("shard", finished, "--stats").stdout
+    for entry in index(finished)["files"]:
         assert entry["pair"] in said
     assert "cloud fraction, train" in said
     assert "pixels of the mask" in said
