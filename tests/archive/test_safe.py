@@ -125,6 +125,7 @@ def test_percentages_are_esas(written):
     assert float(snow) == pytest.approx(100 * counts[11] / valid, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rule_of_the_percentages_gives_esas_own_numbers_for_a_real_product(shared_data):
     table = csv.DictReader((shared_data / "safe_T29UNU" / "ESA_percentages_vs_SCL20.csv").open())
     esa = {row["item"]: float(row["ESA_MTD_MSIL2A"]) for row in table}

@@ -141,6 +141,7 @@ def test_weights_follow_the_mask():
     assert weighted_mse(error, 0 * error, weights) == pytest.approx(3.5 / 7)
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_training_lower_the_loss():
     torch.manual_seed(0)
     clean, conditions = batch(count=4, size=16)

@@ -43,6 +43,7 @@ def test_torch_alone_can_read_it(tmp_path):
     assert torch.load(checkpoint.save(tmp_path, 1, state(7)), weights_only=True)["seen"] == 7
 
 
+@pytest.mark.slow
 def test_any_byte_changed_or_cut_off_is_noticed(tmp_path):
     path = checkpoint.save(tmp_path, 1, {"seen": 1, "weight": torch.arange(8)})
     content = path.read_bytes()

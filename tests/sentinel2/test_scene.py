@@ -29,6 +29,7 @@ def looks(pair, step):
     return {role: scene.Look.open(products[role], covers[role], step) for role in products}
 
 
+@pytest.mark.slow
 def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
     load = scene.open_pair(pair, SETTINGS)
     cloudy, clear = load("cloudy"), load("clear")
@@ -44,6 +45,7 @@ def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
     assert (shown[:, clear.mask != masks.CLEAR] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 4, 8])
 def test_a_look_is_clear_only_where_all_it_covers_is(pair, step):
     look = looks(pair, step)["cloudy"]
@@ -54,6 +56,7 @@ def test_a_look_is_clear_only_where_all_it_covers_is(pair, step):
     assert look.clear.mean() > 0.2
 
 
+@pytest.mark.slow
 def test_the_match_hardly_depends_on_the_reduction(pair):
     lines = [scene.fit(found["clear"], found["cloudy"]).lines for found in (looks(pair, 1), looks(pair, 4))]
     for whole, reduced in zip(*lines, strict=True):
@@ -61,6 +64,7 @@ def test_the_match_hardly_depends_on_the_reduction(pair):
         assert whole["r2"] > 0.9
 
 
+@pytest.mark.slow
 def test_dates_of_one_place_are_not_shifted_and_a_shifted_one_is_found(pair):
     load, found = scene.open_pair(pair, SETTINGS), looks(pair, 1)
     first, second = (load(role).bands for role in ("clear", "reference"))

@@ -28,6 +28,7 @@ def trained(tmp_path_factory) -> Workspace:
     return space
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [True, False])
 def test_stopped_at_any_step_and_resumed_it_ends_in_the_same_bytes(trained, tmp_path, reference):
     plain = trained
@@ -44,6 +45,7 @@ def test_stopped_at_any_step_and_resumed_it_ends_in_the_same_bytes(trained, tmp_
     assert weights(stopped) == weights(plain)
 
 
+@pytest.mark.slow
 def test_how_it_is_read_changes_nothing(trained, tmp_path, monkeypatch):
     """Threads and a node-local copy: the same weights; the run that was done stays done."""
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
@@ -57,6 +59,7 @@ def test_how_it_is_read_changes_nothing(trained, tmp_path, monkeypatch):
     assert "train-00000.h5" in copied
 
 
+@pytest.mark.slow
 def test_synthetic_clouds_change_the_training(trained):
     assert "train.synthetic_clouds" in trained.why(train.items(settings("train.synthetic_clouds=0"), trained)[0])
 

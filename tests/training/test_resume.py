@@ -16,6 +16,8 @@ from cloudjob.stages import train
 from cloudjob.training import logs
 from cloudjob.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -164,7 +166,6 @@ def test_tensorboard_is_an_extra(tmp_path):
     assert losses == [(row["seen"], pytest.approx(row["loss"])) for row in logs.rows(space.metrics)]
 
 
-@pytest.mark.slow
 def test_a_full_disk_at_the_end_costs_no_checkpoint(trained, disk):
     folder = disk(200)
     space = begun(folder, 5)
@@ -179,7 +180,6 @@ def test_a_full_disk_at_the_end_costs_no_checkpoint(trained, disk):
     assert weights(space) == weights(trained)
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_over_five_hundred_steps(tmp_path):
     """Of rank 0, in which the loader's threads are."""
     space = workspace(tmp_path / "run")
