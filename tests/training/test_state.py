@@ -409,7 +409,7 @@ def test_weights_that_are_not_there_or_of_quite_another_network_are_a_mistake(tm
     path = files(tmp_path / "given").checkpoints / "step-00000004.pt"
     kept = checkpoint.load(path)
     strange = {"weight": torch.ones(1)}
-    checkpoint.save(path.parent, replace(kept, averages={width: strange for width in kept.averages}))
+    checkpoint.save(path.parent, replace(kept, averages=dict.fromkeys(kept.averages, strange)))
     with pytest.raises(ConfigError, match=r"no tensor of .*step-00000004\.pt fits this network \(speck\)"):
         resumed(tmp_path, settings=replace(PLAIN, init_from=path))
 
