@@ -1,9 +1,10 @@
 """Do the tests notice small faults? `make mutants` draws some by seed and runs the tests that mirror the faulty file.
 
-The mirror of `cloudjob/<room>/<file>.py` is `tests/<room>/test_<file>.py` or `test_<room>_<file>.py`, and `test_<file>_*.py`; the tests
-marked slow are left out. A fault is put into the module as it is imported, in a process forked for it: nothing is
-written into the checkout, and a fault costs the seconds of its tests, not those of `import torch`. Programs that a test
-starts see the sound code. Faults that no test can notice are listed with the reason in `tests/mutants.md`.
+The mirror of `cloudjob/<room>/<file>.py` is `tests/<room>/test_<file>.py` (or `test_<room>_<file>.py`) with what begins
+like it; the tests marked slow are left out. A fault is put into the module as it is imported, in a process forked for
+it: nothing is written into the checkout, and a fault costs the seconds of its tests, not those of `import torch`.
+Programs that a test starts see the sound code. Faults that no test can notice are listed with the reason in
+`tests/mutants.md`.
 
 Own code because mutmut 3, the library that also forks, copies the checkout into a folder inside it, changes functions
 alone, draws no sample, and picks tests by the coverage of the whole suite where a mirror's strength is in question.
