@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py: the longest files first
 
 .PHONY: demo test browser cluster-test cluster-tools gpu-check quick mutants lint format setup clean
 
@@ -12,7 +13,7 @@ demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
 
 test: $(READY) browser
-	$(BIN)/pytest --ignore=tests/cluster -n auto --dist loadfile
+	$(BIN)/pytest --ignore=tests/cluster $(WORKERS)
 
 # Output as it comes: it shows the image's size and packages, and what the jobs say.
 cluster-test: $(READY) cluster-tools
@@ -37,7 +38,7 @@ browser:
 	  >/dev/null; } || echo "no chromium and chromium-driver (apt-get): the test of the review page will be skipped"
 
 quick: $(READY)
-	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/pytest -m "not slow" --ignore=tests/cluster $(WORKERS)
 
 # How many of 200 small faults the unit tests miss: up to an hour, so not in CI. tests/mutants.md excuses some.
 mutants: $(READY)

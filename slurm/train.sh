@@ -24,5 +24,7 @@ need_gpu
 retry_lost=1
 MASTER_ADDR=$(scontrol show node "$SLURMD_NODENAME" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
-# --wait: the ranks end each other, but know nothing of one that could not start. All leave together when all is well.
-ranks --mpi=none --wait=30 -- "${cloudjob[@]}" train "$config" --run-dir "$run_dir" "${arguments[@]}"
+# srun's --wait: the ranks end each other, but know nothing of one that could not start. All leave together when all is
+# well.
+export SLURM_WAIT=${SLURM_WAIT:-30}
+ranks --mpi=none -- "${cloudjob[@]}" train "$config" --run-dir "$run_dir" "${arguments[@]}"

@@ -1,12 +1,28 @@
 """What tests of several rooms share."""
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from front_door import CLOUDJOB, CONFIG
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
+LONGEST_FIRST = (
+    *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
+    *("stages/test_shard", "stages/test_train", "test_bench_train", "test_scripts", "test_real_places", "test_review"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order of what they take, so that no worker begins a long one when the other is nearly done."""
+
+    def place(item) -> int:
+        name = item.path.with_suffix("").as_posix()
+        return next((i for i, end in enumerate(LONGEST_FIRST) if name.endswith(end)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +31,25 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real data not found: {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """configs/test.yaml from search to report, by a real process, once for all workers: to be copied, never changed.
+
+    Its standard output lies beside it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, said = shared / "finished", shared / "finished.txt"
+    with open(shared / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            command = [*CLOUDJOB, "run", CONFIG, "--run-dir", folder]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            assert done.returncode == 0, done.stderr
+            said.write_text(done.stdout)
     return folder
 
 

@@ -1,9 +1,10 @@
 """Do the tests notice small faults? `make mutants` draws some by seed and runs the tests that mirror the faulty file.
 
-The mirror of `cloudjob/<room>/<file>.py` is `tests/<room>/test_<file>.py`, and `test_<file>_*.py` beside it; the tests
-marked slow are left out. A fault is put into the module as it is imported, in a process forked for it: nothing is
-written into the checkout, and a fault costs the seconds of its tests, not those of `import torch`. Programs that a test
-starts see the sound code. Faults that no test can notice are listed with the reason in `tests/mutants.md`.
+The mirror of `cloudjob/<room>/<file>.py` is `tests/<room>/test_<file>.py` (or `test_<room>_<file>.py`) with what begins
+like it; the tests marked slow are left out. A fault is put into the module as it is imported, in a process forked for
+it: nothing is written into the checkout, and a fault costs the seconds of its tests, not those of `import torch`.
+Programs that a test starts see the sound code. Faults that no test can notice are listed with the reason in
+`tests/mutants.md`.
 
 Own code because mutmut 3, the library that also forks, copies the checkout into a folder inside it, changes functions
 alone, draws no sample, and picks tests by the coverage of the whole suite where a mirror's strength is in question.
@@ -73,7 +74,8 @@ def mirror(root: Path, source: str) -> tuple[str, ...]:
     """The test files of a source file: by its name, and by its name and an addition that is no other file's name."""
     path, folder = Path(source), root / "tests" / Path(*Path(source).parent.parts[1:])
     others = tuple(f"test_{each.stem}" for each in (root / path.parent).glob(f"{path.stem}_*.py"))
-    named = [folder / f"test_{path.stem}.py", *sorted(folder.glob(f"test_{path.stem}_*.py"))]
+    named = [folder / f"test_{path.parent.name}_{path.stem}.py", folder / f"test_{path.stem}.py"]
+    named += sorted(folder.glob(f"test_{path.stem}_*.py"))
     found = [each for each in named if each.is_file() and not each.stem.startswith(others)]
     return tuple(each.relative_to(root).as_posix() for each in found)
 

@@ -3,12 +3,12 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from forked import Forked
 
 from cloudjob.config import source
 from cloudjob.config.models import Config
@@ -21,19 +21,21 @@ from cloudjob.run.records import Item
 from cloudjob.training import logs
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "test.yaml"
-WINDOW, COUNT = 64, 8
+WINDOW = 32
 PAIRS = {"pair-a": "train", "pair-b": "train", "pair-c": "val"}
+COUNTS = {"train": 8, "val": 4}  # triplets of a pair
 CLOUDJOB = (sys.executable, "-m", "cloudjob")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
 
 
-def write_shard(path: Path, seed: int, *, reference: bool) -> dict:
-    """`COUNT` triplets of smooth ground below a round cloud with a shadow beside it."""
+def write_shard(path: Path, seed: int, count: int, *, reference: bool) -> dict:
+    """`count` triplets of smooth ground below a round cloud with a shadow beside it."""
     rng = np.random.default_rng(seed)
-    row, col = np.mgrid[:WINDOW, :WINDOW]
+    grid = row, col = np.mgrid[:WINDOW, :WINDOW]
     days = 9.0 if reference else None
     with shard_writer.Writer(
         path,
-        COUNT,
+        count,
         window=WINDOW,
         reference=reference,
         compression="none",
@@ -41,12 +43,12 @@ def write_shard(path: Path, seed: int, *, reference: bool) -> dict:
         attributes={},
         reference_days=days,
     ) as writer:
-        for number in range(COUNT):
+        for number in range(count):
             waves = rng.uniform(0.05, 0.3, (4, 2, 1, 1))
             clear = (3000 + 800 * np.sin(waves[:, 0] * row + waves[:, 1] * col)).astype(np.uint16)
             mask = np.zeros((WINDOW, WINDOW), np.uint8)
-            mask[np.hypot(row - rng.uniform(10, 50), col - rng.uniform(10, 50)) < 16] = 2
-            mask[np.hypot(row - rng.uniform(10, 50), col - rng.uniform(10, 50)) < 16] = 1
+            for value in (2, 1):
+                mask[np.hypot(*(grid - rng.uniform(0.15, 0.8, (2, 1, 1)) * WINDOW)) < WINDOW / 4] = value
             cloudy = np.where(mask == 1, 8000, np.where(mask == 2, clear // 2, clear)).astype(np.uint16)
             other = (clear + 100).astype(np.uint16) if reference else None
             place = {"row": number, "col": 0, "cloud_fraction": float((mask == 1).mean())}
@@ -61,12 +63,13 @@ def workspace(root: Path, *, reference: bool = True) -> RunFolder:
     paths = {pair: space.shard(split, number) for number, (pair, split) in enumerate(PAIRS.items())}
 
     def make(item: Item):
-        results[item.name] = write_shard(paths[item.name], len(results), reference=reference)
+        count = COUNTS[PAIRS[item.name]]
+        results[item.name] = write_shard(paths[item.name], len(results), count, reference=reference)
         return [paths[item.name]], None
 
     records.work(space, "shard", [Item("shard", pair, {}, {}) for pair in PAIRS], make)
     files = [
-        {"file": path.name, "count": COUNT, "pair": pair, "split": PAIRS[pair]}
+        {"file": path.name, "count": COUNTS[PAIRS[pair]], "pair": pair, "split": PAIRS[pair]}
         | {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for pair, path in paths.items()
     ]
@@ -79,6 +82,11 @@ def workspace(root: Path, *, reference: bool = True) -> RunFolder:
 
 def settings(*overrides: str) -> Config:
     return source.load(CONFIG, ["train.synthetic_clouds=0.5", "train.epochs=3", *overrides])[0]
+
+
+def configure(space: RunFolder, *overrides: str) -> None:
+    """Leaves the settings in the run folder, for a process to find."""
+    space.config.write_text(source.dump(settings(*overrides)))
 
 
 def weights(space: RunFolder) -> bytes:
@@ -95,7 +103,7 @@ class Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        (space.root / "config.yaml").write_text(source.dump(settings(*overrides)))
+        configure(space, *overrides)
         self.said = space.root.parent / f"said-{port}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
         self.processes = []
@@ -105,7 +113,7 @@ class Ranks:
             environment = kept | {name: str(value) for name, value in launched.items()}
             with open(self.said, "a") as file:
                 command = [*program, "train", str(space.root)]
-                self.processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+                self.processes.append(Forked(command, env=environment, stdout=file, stderr=file))
 
     def __enter__(self) -> "Ranks":
         return self

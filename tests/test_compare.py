@@ -4,17 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
+from front_door import CLOUDJOB, CONFIG
 
 pytestmark = pytest.mark.slow
 
-BASE = Path(__file__).resolve().parents[1] / "configs" / "test.yaml"
-CLOUDJOB = (sys.executable, "-m", "cloudjob")
 VARIANTS = {
     "ours": {"train": {"epochs": 12}},
     "steps-1": {"from": "ours", "infer.steps": 1},
@@ -24,14 +23,14 @@ VARIANTS = {
 
 def write(path: Path, variants: dict) -> Path:
     base = path.with_name("base.yaml")
-    base.write_text(BASE.read_text().replace("log_s: 1", "log_s: 0.01"))
+    base.write_text(CONFIG.read_text().replace("log_s: 1", "log_s: 0.01"))
     path.write_text(yaml.safe_dump({"base": "base.yaml", "variants": variants}, sort_keys=False))
     return path
 
 
 def call(code: int, *arguments) -> subprocess.CompletedProcess:
     command = [*CLOUDJOB, "compare", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = forked.run(command)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -41,7 +40,7 @@ def end_in(name: str, number: int, root: Path, *arguments) -> int:
     """Starts the comparison, sends the signal as soon as this variant trains, and returns the exit code.
     SIGKILL reaches the children too, as from a scheduler; other signals reach the parent alone."""
     command = [*CLOUDJOB, "compare", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = forked.Forked(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     end = time.monotonic() + 300
     while not (root / name / "train" / "metrics.jsonl").exists():
         assert process.poll() is None, "it ended before it could be stopped"

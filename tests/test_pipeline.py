@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -18,6 +17,8 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from forked import Forked
+from front_door import CLOUDJOB, CONFIG, STAGES, call, clean_message, copied, forget, good
 from rasterio.warp import transform_geom
 from scipy import ndimage
 
@@ -25,31 +26,9 @@ from cloudjob.sentinel2.product import Product, read_bands, read_scl
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "test.yaml"
-STAGES = ("search", "preview", "pair", "review", "download", "shard", "train", "infer", "evaluate", "report")
 SQUARE = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
-CLOUDJOB = (sys.executable, "-m", "cloudjob")
-
-
-def call(*arguments, launcher=(), env=None, timeout=300) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    command = [*launcher, *CLOUDJOB, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
-
-
-def good(*arguments, **options) -> subprocess.CompletedProcess:
-    done = call(*arguments, **options)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def clean_message(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
-    """The right exit code, the words that help, and no traceback."""
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec beside this Python: pip install mpich")
 
 
 def products(run: Path) -> list[str]:
@@ -70,33 +49,25 @@ def same(a: Path, b: Path) -> None:
     assert [name for name in one if one[name] != other[name]] == []
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pipeline") / "run"
-    done = good("run", CONFIG, "--run-dir", folder)
-    assert "report: " in done.stdout
-    assert "nearest_clear" in done.stdout
-    assert "PSNR dB" in done.stdout
-    return folder
+@pytest.fixture(scope="session")
+def run(finished) -> Path:
+    return finished
 
 
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
     """A copy of the finished run elsewhere: what a moved run folder is."""
-    return Path(shutil.copytree(run, tmp_path / "moved"))
-
-
-def again_from(copy: Path, *stages: str) -> None:
-    """Forgets these stages, as if they had never run."""
-    for stage in stages:
-        shutil.rmtree(copy / "records" / stage)
-    folders = {"infer": "outputs", "train": "train", "shard": "shards", "evaluate": "evaluation", "download": None}
-    for stage in stages:
-        if folders.get(stage):
-            shutil.rmtree(copy / folders[stage])
+    return copied(run, tmp_path / "moved")
 
 
 # --- what comes out --------------------------------------------------------------------------------------------
+def test_the_report_is_named_and_the_scores_are_said(run):
+    said = run.with_suffix(".txt").read_text()
+    assert "report: " in said
+    assert "nearest_clear" in said
+    assert "PSNR dB" in said
+
+
 def test_output_opens_everywhere_with_the_same_pixels(run):
     xarray = pytest.importorskip("xarray")
     for name in products(run):
@@ -225,7 +196,7 @@ def test_plan_status_and_items(copy):
 
 def test_answers_come_without_the_heavy_libraries(run):
     code = (
-        "import sys; from cloudjob.cli import main; "
+        "import sys; from cloudjob.cli.dispatch import main; "
         f"main(['plan', {str(run)!r}]); main(['status', {str(run)!r}]); "
         "print([m for m in ('torch', 'rasterio', 'numpy', 'requests', 'shapely') if m in sys.modules])"
     )
@@ -241,7 +212,7 @@ def test_a_rejected_pair_is_neither_fetched_nor_used_and_the_others_stay(run, co
         "\n".join([header, rows[0].replace(",accept,,rule,", ',reject,"haze, all over",me,'), *rows[1:]])
     )
     pair = rows[0].split(",")[0]
-    done = good("run", copy)
+    done = good("run", copy, "--set", "train.epochs=0.2")
     assert "review: 0 done" in done.stderr
     assert "2 accepted, 1 rejected" in done.stderr
     index = json.loads((copy / "shards" / "index.json").read_text())
@@ -251,25 +222,21 @@ def test_a_rejected_pair_is_neither_fetched_nor_used_and_the_others_stay(run, co
 
 
 # --- more ranks ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_any_number_of_mpi_ranks_gives_the_same_bytes(run, copy, ranks):
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    if not mpiexec.exists():
-        pytest.skip("no mpiexec beside this Python: pip install mpich")
-    again_from(copy, "infer")
-    good("infer", copy, launcher=(mpiexec, "-n", str(ranks)))
+@needs_mpiexec
+def test_three_mpi_ranks_give_the_bytes_of_one_process(run, copy):
+    """One rank alone: tests/hpc/test_mpi.py; two: below, and on a cluster."""
+    forget(copy, "infer")
+    good("infer", copy, launcher=(MPIEXEC, "-n", "3"))
     for name in products(run):
         for suffix in ("h5", "tif", "json", "png"):
             file = Path("outputs") / name / f"{name}.{suffix}"
             assert (run / file).read_bytes() == (copy / file).read_bytes()
 
 
+@needs_mpiexec
 def test_two_ranks_stop_together_and_fail_together(copy):
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    if not mpiexec.exists():
-        pytest.skip("no mpiexec beside this Python: pip install mpich")
-    again_from(copy, "infer")
-    launcher = (mpiexec, "-n", "2")
+    forget(copy, "infer")
+    launcher = (MPIEXEC, "-n", "2")
     command = [*map(str, launcher), *CLOUDJOB, "infer", str(copy), "--set", "infer.steps=100"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(copy.rglob(".work-*/tile-*.npy")), process)
@@ -289,22 +256,10 @@ def last_product(run: Path) -> str:
     return json.loads(good("plan", run, "--json").stdout)["stages"][STAGES.index("infer")]["items"][-1]["item"]
 
 
-def test_two_ranks_train_the_same_weights_as_one(run, copy):
-    import torch
-
-    again_from(copy, "train")
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
-    good("train", copy, launcher=launcher)
-    one, two = (torch.load(max((r / "train/checkpoints").glob("*.pt")), weights_only=True) for r in (run, copy))
-    assert one["seen"] == two["seen"]
-    for name, weight in one["model"].items():
-        torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=1e-4)
-
-
 # --- kills and stops -------------------------------------------------------------------------------------------
 def start(*arguments) -> tuple[subprocess.Popen, list[str]]:
     """The command in the background, and the lines that it says, as they come."""
-    process = subprocess.Popen([*CLOUDJOB, *map(str, arguments)], stderr=subprocess.PIPE, text=True, bufsize=1)
+    process = Forked([*CLOUDJOB, *map(str, arguments)], stderr=subprocess.PIPE, text=True, bufsize=1)
     lines: list[str] = []
     threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")), daemon=True).start()
     return process, lines
@@ -355,27 +310,6 @@ def test_killed_in_every_stage_it_ends_as_if_nothing_had_happened(run, tmp_path)
     assert [path.name for path in again.rglob(".tmp-*")] == []
 
 
-@pytest.mark.parametrize("way", ["SIGTERM", "STOP file"])
-def test_a_stopped_training_goes_on_to_the_same_weights(run, copy, way):
-    again_from(copy, "train")
-    process, _ = start("train", copy, "--set", "train.log_s=0.01")
-    before = (copy / "train" / "metrics.jsonl").stat().st_size if (copy / "train").exists() else 0
-    wait_for(
-        lambda: (
-            (copy / "train" / "metrics.jsonl").exists() and (copy / "train" / "metrics.jsonl").stat().st_size > before
-        ),
-        process,
-    )
-    if way == "SIGTERM":
-        process.send_signal(signal.SIGTERM)
-    else:
-        (copy / "STOP").touch()
-    assert process.wait(60) == 75
-    (copy / "STOP").unlink(missing_ok=True)
-    good("train", copy)
-    same(run, copy)
-
-
 # --- what users do wrong, and what happens to disks ------------------------------------------------------------
 def test_a_truncated_band_is_named_and_fetched_again(run, copy):
     name = products(copy)[0]
@@ -393,7 +327,7 @@ def test_a_damaged_band_is_set_aside_named_and_fetched_again(run, copy):
     data = bytearray(band.read_bytes())
     data[200:-200] = bytes(len(data) - 400)  # of the right length, so that only decoding can tell
     band.write_bytes(data)
-    again_from(copy, "shard")
+    forget(copy, "shard")
     clean_message(call("shard", copy), 4, band.name)
     assert not band.exists()
     good("run", copy)
@@ -428,7 +362,7 @@ def test_missing_configuration_and_missing_raster(tmp_path):
 
 
 def test_without_credentials_the_variables_are_named(copy):
-    again_from(copy, "download")
+    forget(copy, "download")
     next((copy / "scenes").rglob("*_B03_10m.jp2")).unlink()
     env = {"CDSE_USERNAME": "", "CDSE_PASSWORD": "", "CDSE_TOKEN_FILE": ""}
     clean_message(call("download", copy, "--set", "archive=null", env=env), 2, "CDSE_USERNAME")

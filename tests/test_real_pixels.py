@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import rasterio
 import yaml
+from front_door import good
 
 pytestmark = pytest.mark.slow
 
@@ -61,9 +60,7 @@ def run(shared_data, tmp_path_factory):
     }
     folder = tmp_path_factory.mktemp("real")
     (folder / "real.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "cloudjob", "run", str(folder / "real.yaml"), "--run-dir", str(folder / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
+    good("run", folder / "real.yaml", "--run-dir", folder / "run", timeout=900)
     return folder / "run"
 
 
@@ -108,9 +105,7 @@ def test_no_data_stays_no_data(run):
 def test_the_nearest_date_is_shown_but_not_scored_against(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "nearest")
     for stage in ("infer", "evaluate", "report"):
-        command = [sys.executable, "-m", "cloudjob", stage, str(copy), "--set", "infer.reference=nearest"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        good(stage, copy, "--set", "infer.reference=nearest")
     summary = json.loads((copy / "evaluation" / "summary.json").read_text())
     assert summary["scores"]["all"] == {}
     assert summary["changed_clear_pixels"] == 0

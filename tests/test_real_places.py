@@ -1,8 +1,6 @@
 """Clouds over real places, through the front door: what is tested on is the ground of the day, real pixel by pixel."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -11,6 +9,7 @@ import pytest
 import rasterio
 import real_places
 import yaml
+from front_door import CONFIG, good
 
 pytestmark = pytest.mark.slow
 
@@ -24,15 +23,13 @@ def places(shared_data, tmp_path_factory) -> list[dict]:
 def run(places, tmp_path_factory) -> Path:
     """The real places are kept for testing, and synthetic tiles train."""
     folder = tmp_path_factory.mktemp("run")
-    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "test.yaml").read_text())
+    config = yaml.safe_load(CONFIG.read_text())
     config["archive"]["places"] = places
     config["search"] = real_places.benchmark(places)["search"]
     config["shard"] |= {"stride": 32, "cloud": [0.05, 0.9]}
     config["shard"]["split"] = {"test_tiles": [place["tile"] for place in places], "test_share": 0, "val_share": 0.3}
     (folder / "a.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "cloudjob", "run", folder / "a.yaml", "--run-dir", folder / "run"]
-    done = subprocess.run([*command, "--until", "shard"], capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
+    good("run", folder / "a.yaml", "--run-dir", folder / "run", "--until", "shard", timeout=600)
     return folder / "run"
 
 

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import rasterio
 import xarray
 import yaml
 from affine import Affine
+from front_door import good
 
 from cloudjob.archive.safe import write_product
 from cloudjob.patches import loader
@@ -90,9 +89,7 @@ def run(shared_data, tmp_path_factory) -> Path:
         "shard": {"window": 32, "stride": 16, "cloud": [0.05, 0.6], "max_per_pair": 100},
     }
     (folder / "real.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "cloudjob", "run", folder / "real.yaml", "--run-dir", folder / "run"]
-    done = subprocess.run([*command, "--until", "shard"], capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
+    good("run", folder / "real.yaml", "--run-dir", folder / "run", "--until", "shard", timeout=600)
     return folder / "run"
 
 
@@ -149,10 +146,7 @@ def test_batches_are_the_pixels_of_the_shards(run):
 
 
 def test_what_a_shard_says_of_itself(run):
-    done = subprocess.run(
-        [sys.executable, "-m", "cloudjob", "shard", run, "--stats"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = good("shard", run, "--stats")
     assert "cloud fraction, train" in done.stdout
     rejected = [record["item"] for record in records(run) if record["status"] == "rejected"]
     assert all(f"rejected {name}: " in done.stdout for name in rejected)

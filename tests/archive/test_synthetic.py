@@ -103,6 +103,7 @@ def test_b11_shows_snow_dark_and_clouds_bright():
     assert np.median(with_cloud[shaded] / b11[shaded]) < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", ["06WVC", "05WPS"])
 @pytest.mark.parametrize("cloud", [0, 0.1, 0.35])
 def test_b11_agrees_with_the_scene_classification(tile, cloud):

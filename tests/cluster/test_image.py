@@ -33,13 +33,14 @@ def test_what_runs_is_the_image_and_not_what_the_user_has_loaded(image, tmp_path
 
 
 def test_a_broken_package_fails_the_build(build, image, tmp_path):
-    """One wrong factor in a metric; built upon the image itself, so that only the package is installed anew."""
+    """A catalogue in the wrong order, which the first tests see; built upon the image itself, so that only the package
+    is installed anew."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs"), symlinks=True)
-    source = folder / "cloudjob" / "diffusion" / "metrics.py"
+    source = folder / "cloudjob" / "archive" / "catalogue.py"
     text = source.read_text()
-    assert text.count("-10 * np.log10(mse)") == 1
-    source.write_text(text.replace("-10 * np.log10(mse)", "-11 * np.log10(mse)"))
+    assert text.count('rule.get("direction") == "desc"') == 1
+    source.write_text(text.replace('rule.get("direction") == "desc"', 'rule.get("direction") != "desc"'))
     done = build(tmp_path / "broken.sif", image, folder)
     assert done.returncode != 0
     assert "failed to execute %test" in done.stdout + done.stderr
@@ -64,6 +65,7 @@ def test_a_user_without_rights_runs_the_chain_with_one_folder_bound(image, tmp_p
         command += ["apptainer", "exec", "--unsquash", "--containall", "--bind", f"{run}:/job"]
         command += [visible / "cloudjob.sif", "sh", "-c"]
         script = "touch /opt/x 2>/dev/null && exit 9; id -u; cloudjob run /job/test.yaml --run-dir /job/test"
+        script += " --set train.samples=16"
         done = subprocess.run([*command, script], env=env, capture_output=True, text=True, timeout=1800, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("65534")

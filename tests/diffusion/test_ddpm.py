@@ -155,6 +155,7 @@ def test_an_ill_behaved_network_stays_in_the_limits(zero, schedule, sampler):
     assert max(seen) < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_are_those_of_diffusers(schedule, zero):
@@ -261,6 +262,7 @@ def test_euler_is_the_ddim_of_diffusers(process, limits):
     assert torch.allclose(found, x, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", VARIANTS, ids=str)
 @pytest.mark.parametrize("limits", [None, LIMITS])
 @pytest.mark.parametrize(("steps", "variance"), [(20, "fixed_small"), (99, "fixed_small"), (100, "fixed_large")])

@@ -174,6 +174,7 @@ def test_an_unknown_preset_is_named():
         build("huge", condition_channels=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "base-attention", "notebook-2025"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_bfloat16_and_the_order_of_memory_change_little(preset, layout):

@@ -312,6 +312,7 @@ def test_a_draw_belongs_to_the_sample_not_to_the_batch(process):
     assert torch.equal(together.prediction[2], single.prediction[0])
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_training_lower_the_loss():
     torch.manual_seed(0)
     clean, conditions = batch(count=4, size=16)

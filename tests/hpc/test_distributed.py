@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from forked import Forked
 from torch import nn
 
 from cloudjob.hpc import distributed
@@ -37,9 +38,9 @@ print(*facts, *(f"{value:.5f}" for value in gradient.flatten()))
 """
 
 
-def start(environment: dict) -> subprocess.Popen:
+def start(environment: dict) -> Forked:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM], env=kept | environment, stdout=subprocess.PIPE, text=True)
+    return Forked([sys.executable, "-c", PROGRAM], env=kept | environment, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ def test_a_world_of_one_needs_no_mpi():
 
 
 @needs_mpiexec
-def test_two_ranks_exchange(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_exchange(tmp_path, ranks):
     done = mpiexec(
         "from pathlib import Path\n"
         "from cloudjob.hpc import mpi\n"
@@ -39,11 +40,13 @@ def test_two_ranks_exchange(tmp_path):
         "    word = ranks.bcast(['plan'] if ranks.rank == 0 else None)\n"
         "    ranks.barrier()\n"
         "    found = f'{ranks.size} {word} {ranks.gather(ranks.rank * 10)}'\n"
-        f"    Path({str(tmp_path)!r}, str(ranks.rank)).write_text(found)\n"
+        f"    Path({str(tmp_path)!r}, str(ranks.rank)).write_text(found)\n",
+        ranks=ranks,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "0").read_text() == "2 ['plan'] [0, 10]"
-    assert (tmp_path / "1").read_text() == "2 ['plan'] None"
+    assert (tmp_path / "0").read_text() == f"{ranks} ['plan'] {[0, 10, 20][:ranks]}"
+    others = [(tmp_path / str(rank)).read_text() for rank in range(1, ranks)]
+    assert others == [f"{ranks} ['plan'] None"] * (ranks - 1)
 
 
 @needs_mpiexec

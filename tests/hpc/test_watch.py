@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from cloudjob.hpc import watch
+
 PROGRAM = """
 import json, sys, time
 from cloudjob.hpc import watch
@@ -77,6 +79,11 @@ def test_a_lost_rank_ends_all_and_is_named_once(three, lost, number):
     (line,) = said
     assert f"rank {lost} of 3 on {socket.gethostname()} (process {three.ranks[lost].pid})" in line
     assert ("killed" if number == signal.SIGKILL else "not answered") in line
+
+
+def test_a_lost_rank_ends_a_job_within_half_a_minute():
+    """By the settings of a job; those of these tests and of tests/training are shorter."""
+    assert watch.SILENCE_S + watch.GRACE_S + 2 * watch._BEAT_S < 30
 
 
 def test_a_rank_that_fails_says_why_and_rank_0_passes_it_on(three):

@@ -304,6 +304,7 @@ def test_the_seam_index_where_it_cannot_be_measured():
     assert metrics.seam_index(holes, ALL, [10, 20], []) > 0
 
 
+@pytest.mark.slow
 def test_reproduces_the_published_predictions_scores(shared_data):
     torchmetrics = pytest.importorskip("torchmetrics.functional.image")
     import rasterio

@@ -57,6 +57,7 @@ def held() -> tuple:
     return children(), threading.active_count(), sorted(os.listdir("/proc/self/fd")), maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [(301, 206), (64, 65), (193, 40)], indirect=True)
 @pytest.mark.parametrize("processes", [1, 2, 7])
 def test_pixels_are_the_same_whoever_decodes(small, processes):
@@ -73,6 +74,7 @@ def test_pixels_are_the_same_whoever_decodes(small, processes):
     assert held() == before
 
 
+@pytest.mark.slow
 def test_processes_decode_a_large_band_as_we_do(large):
     band, expected = large
     for top, pixels in decode.stripes([band, band], rows=1024, processes=2):
@@ -98,6 +100,7 @@ def test_a_pass_over_the_stripes_reads_the_file_once(large):
     assert band.path.stat().st_size <= bytes_read() - before < 1.2 * band.path.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_truncated_file_is_named_and_nothing_is_left(large, tmp_path, processes):
     band, _ = large
@@ -110,6 +113,7 @@ def test_a_truncated_file_is_named_and_nothing_is_left(large, tmp_path, processe
     assert held() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["close", "interrupt", "forget"])
 def test_stopping_in_the_middle_leaves_nothing(small, how):
     before = held()
@@ -167,6 +171,7 @@ for _ in decode.stripes([band, band], rows=1024, processes=2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["whole", "killed"])
 def test_a_script_of_any_kind_and_end_leaves_no_process(large, tmp_path, end):
     (tmp_path / "script.py").write_text(SCRIPT)

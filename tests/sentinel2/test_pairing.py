@@ -266,6 +266,7 @@ def series(shared_data):
     return views
 
 
+@pytest.mark.slow
 def test_real_dates_that_only_the_classification_calls_clear_are_never_a_target_or_a_reference(series):
     """On 2018-09-23 snow (11) lies on thick cloud, on 06-25 and 07-13 thin cloud was missed; seen in the pictures."""
     wrong = ("2018-06-25", "2018-07-13", "2018-09-23")

@@ -124,6 +124,7 @@ def test_real_metadata_before_the_offset(shared_data, tile):
     assert read_b11(product) is None  # not fetched
 
 
+@pytest.mark.slow
 def test_scene_classification_agrees_with_esas_own_percentages(t29unu):
     product = Product.open(t29unu)
     counts = np.bincount(read_scl(product).ravel(), minlength=12)
@@ -150,6 +151,7 @@ def test_scene_classification_agrees_with_esas_own_percentages(t29unu):
     assert cloud == pytest.approx(product.percentages["Cloud_Coverage_Assessment"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_real_masks_have_the_size_of_their_grids(t29unu):
     product = Product.open(t29unu)
     probability = read_cloud_probability(product)
@@ -281,6 +283,7 @@ DIGITAL_NUMBERS = st.tuples(st.integers(16, 60), st.integers(16, 60)).flatmap(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("baseline", "offset"), BASELINES.items())
 @settings(max_examples=5, deadline=None)
 @given(source=DIGITAL_NUMBERS)
@@ -317,6 +320,7 @@ def test_an_image_of_another_size_is_corrupt(small):
         read_bands(Product.open(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "ALL_CPUS"])
 @pytest.mark.parametrize("cut", [None, 0, 200, 0.5, -5000, -1])
 def test_truncated_jpeg_2000_is_never_read_as_pixels(t29unu, tmp_path, monkeypatch, cut, threads):

@@ -31,6 +31,7 @@ def reduced(pair, step):
     return {role: scene.ReducedScene.open(products[role], found[role], step) for role in products}
 
 
+@pytest.mark.slow
 def test_scenes_of_a_pair_have_masks_at_10_m_and_clear_dates_agree(pair):
     load = scene.open_pair(pair, SETTINGS)
     cloudy, clear = load("cloudy"), load("clear")
@@ -66,6 +67,7 @@ def test_the_clear_date_revises_the_masks_of_the_others_and_the_cloudy_date_thos
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 4, 8])
 def test_a_reduced_pixel_is_clear_only_where_all_it_covers_is(pair, step):
     small = reduced(pair, step)["cloudy"]
@@ -76,6 +78,7 @@ def test_a_reduced_pixel_is_clear_only_where_all_it_covers_is(pair, step):
     assert small.clear.mean() > 0.2
 
 
+@pytest.mark.slow
 def test_the_match_hardly_depends_on_the_reduction(pair):
     lines = [scene.fit(found["clear"], found["cloudy"]).lines for found in (reduced(pair, 1), reduced(pair, 4))]
     for whole, small in zip(*lines, strict=True):
@@ -83,6 +86,7 @@ def test_the_match_hardly_depends_on_the_reduction(pair):
         assert whole["r2"] > 0.9
 
 
+@pytest.mark.slow
 def test_dates_of_one_place_are_not_shifted_and_a_shifted_one_is_found(pair):
     load, found = scene.open_pair(pair, SETTINGS), reduced(pair, 1)
     first, second = (load(role).bands for role in ("clear", "reference"))

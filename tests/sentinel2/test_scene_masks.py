@@ -75,6 +75,7 @@ def test_thick_cloud_that_is_classified_as_snow_is_found(series):
         assert (revised_masks(series[other], series[SNOW_OR_CLOUD], TUNED).core == series[other].core).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("day", HAZY)
 def test_hazy_dates_that_the_classification_calls_clear_are_found(series, day):
     assert np.isin(series[day].core, HIDDEN).mean() < 0.1

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from front_door import copied
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
@@ -25,28 +26,27 @@ echo $((100 + number))
 """
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A run folder as it is after review: the numbers of its pairs are known."""
-    run = tmp_path_factory.mktemp("scripts") / "run"
-    command = [sys.executable, "-m", "cloudjob", "run", str(ROOT / "configs" / "test.yaml"), "--run-dir", str(run)]
-    subprocess.run([*command, "--until", "review"], check=True, capture_output=True)
-    return run
-
-
 @pytest.fixture
-def home(run, tmp_path) -> Path:
+def home(tmp_path) -> Path:
+    """A checkout with an empty run folder."""
     for name in ("slurm", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "runs").mkdir()
-    subprocess.run(["cp", "-r", run, tmp_path / "runs" / "reviewed"], check=True)
+    (tmp_path / "runs" / "reviewed").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(RECORDER)
     (tmp_path / "bin" / "module").write_text("#!/bin/sh\n")
     for tool in (tmp_path / "bin").iterdir():
         tool.chmod(0o755)
     return tmp_path
+
+
+@pytest.fixture
+def reviewed(home, finished) -> Path:
+    """The same with a run folder as it is after review: the numbers of its pairs are known."""
+    (home / "runs" / "reviewed").rmdir()
+    copied(finished, home / "runs" / "reviewed", until="review")
+    return home
 
 
 def start(home: Path, script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
@@ -57,9 +57,10 @@ def start(home: Path, script: str, *arguments: str, **env: str) -> subprocess.Co
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["generic", "gres", "offline"])
-def test_what_is_submitted(home, site):
-    lines = []
+def test_what_is_submitted(reviewed, site):
+    home, lines = reviewed, []
     for script, arguments in [
         ("prepare", ["runs/reviewed"]),
         ("train", ["--nodes=2", "runs/reviewed", "--set", "train.lr=2e-4"]),
@@ -115,9 +116,10 @@ def test_a_mistake_is_one_message_with_its_cure(home):
     assert not (home / "record").exists()
 
 
-def test_credentials_are_not_in_what_is_submitted(home):
-    start(home, "pipeline", "runs/reviewed", CDSE_PASSWORD="hush-hush")
-    assert "hush-hush" not in (home / "record").read_text()
+@pytest.mark.slow
+def test_credentials_are_not_in_what_is_submitted(reviewed):
+    start(reviewed, "pipeline", "runs/reviewed", CDSE_PASSWORD="hush-hush")
+    assert "hush-hush" not in (reviewed / "record").read_text()
 
 
 def test_locks_are_what_the_constraints_say():

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from front_door import call, copied
 from skimage.metrics import peak_signal_noise_ratio
 
 from cloudjob.diffusion import checkpoint
@@ -19,22 +18,20 @@ from cloudjob.pixels import HIDDEN
 from cloudjob.sentinel2.radiometry import reflectance
 
 pytestmark = pytest.mark.slow
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 
 
 def cloudjob(*arguments, code: int = 0):
-    command = [sys.executable, "-m", "cloudjob", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = call(*arguments)
     assert done.returncode == code, done.stderr
     return done
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("evaluate") / "run"
+def run(finished, tmp_path_factory) -> Path:
+    folder = copied(finished, tmp_path_factory.mktemp("evaluate") / "run", until="shard")
     settings = ("evaluate.of=triplets", "evaluate.members=3", "evaluate.triplets=12", "train.samples=160")
     overrides = [part for setting in settings for part in ("--set", setting)]
-    cloudjob("run", CONFIG, "--run-dir", folder, "--until", "train", *overrides)
+    cloudjob("run", folder, "--until", "train", *overrides)
     cloudjob("evaluate", folder)
     return folder
 

@@ -3,12 +3,11 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from front_door import copied, good
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,6 @@ from cloudjob.run import decisions
 from cloudjob.run.folder import RunFolder
 from cloudjob.stages import review
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # Debian's chromium and chromium-driver
 HEAD = ",".join(COLUMNS)
 
@@ -91,20 +89,16 @@ def test_a_broken_file_changes_nothing(given_run):
 
 # --- the page of a real run ------------------------------------------------------------------------------------
 def cloudjob(*arguments) -> str:
-    command = [sys.executable, "-m", "cloudjob", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return good(*arguments).stderr
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(finished, tmp_path_factory) -> Path:
     """Three pairs, of which the rule rejects the cloudiest; each has another candidate."""
-    folder = tmp_path_factory.mktemp("review") / "run"
-    cloudjob("run", CONFIG, "--run-dir", folder, "--until", "pair")
+    folder = copied(finished, tmp_path_factory.mktemp("review") / "run", until="pair")
     clouds = sorted({row["cloudy_cloud"] for row in decisions.shown_pairs(RunFolder(folder))})
     limit = f"pair.cloudy_range=[0.01, {(clouds[-1] + clouds[-2]) / 2:.4f}]"
-    cloudjob("run", CONFIG, "--run-dir", folder, "--set", limit, "--until", "review")
+    cloudjob("run", folder, "--set", limit, "--until", "review")
     return folder
 
 

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import shutil
 import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -15,36 +13,25 @@ import pytest
 import rasterio
 import yaml
 from affine import Affine
+from forked import Forked
+from front_door import CLOUDJOB, CONFIG, call, copied, good
 
 from cloudjob.benches import notebook
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
 
 pytestmark = pytest.mark.slow
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 
-
-def cloudjob(*arguments):
-    command = [sys.executable, "-m", "cloudjob", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
-def good(*arguments):
-    done = cloudjob(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def fetched(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shard") / "run"
-    good("run", CONFIG, "--run-dir", folder, "--until", "download")
-    return folder
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """Fetched, and not cut yet."""
+    return copied(finished, tmp_path / "run", until="download")
 
 
 @pytest.fixture
-def run(fetched, tmp_path) -> Path:
-    return Path(shutil.copytree(fetched, tmp_path / "run"))
+def cut(finished, tmp_path) -> Path:
+    """A run with its shards, and nothing after them."""
+    return copied(finished, tmp_path / "run", until="shard")
 
 
 def shards(run) -> dict[str, bytes]:
@@ -55,22 +42,19 @@ def index(run) -> dict:
     return json.loads((run / "shards" / "index.json").read_text())
 
 
-def test_array_tasks_side_by_side_give_what_one_task_gives(run, tmp_path):
-    other = Path(shutil.copytree(run, tmp_path / "other"))
-    good("shard", run)
-    tasks = good("items", "shard", other, "--as-array").stdout.strip()
+def test_array_tasks_side_by_side_give_what_one_task_gives(run, finished):
+    tasks = good("items", "shard", run, "--as-array").stdout.strip()
     assert tasks == "0-2"
-    command = [sys.executable, "-m", "cloudjob", "shard", str(other), "--index"]
-    array = [subprocess.Popen([*command, str(i)], stderr=subprocess.DEVNULL) for i in range(3)]
+    command = [*CLOUDJOB, "shard", str(run), "--index"]
+    array = [Forked([*command, str(i)], stderr=subprocess.DEVNULL) for i in range(3)]
     assert [task.wait(timeout=300) for task in array] == [0, 0, 0]
-    assert shards(run) == shards(other)
-    done = good("shard", other)
+    assert shards(run) == shards(finished)
+    done = good("shard", run)
     assert "3 skipped" in done.stderr
 
 
-def test_the_settings_are_in_the_shard(run):
-    good("shard", run)
-    for path in (run / "shards").glob("*.h5"):
+def test_the_settings_are_in_the_shard(cut):
+    for path in (cut / "shards").glob("*.h5"):
         with h5py.File(path) as file:
             settings = json.loads(file.attrs["settings"])
             (pair,) = json.loads(file.attrs["pairs"])
@@ -140,20 +124,20 @@ def test_what_is_held_out_is_judged_by_the_ground_of_the_day(run, option):
             assert set(file["reference_days"][:]) == {-6 if ground else 10}
 
 
-def test_tiles_are_kept_for_testing(run):
-    good("shard", run)
+def test_tiles_are_kept_for_testing(cut):
+    run = cut
     tiles = {entry["split"]: entry["pair"].split("_")[0] for entry in index(run)["files"]}
     said = good("shard", run, "--set", f"shard.split.test_tiles=[{tiles['train']}, 06WVC]").stderr
     assert "test_tiles: no accepted pair is of 06WVC" in said
     assert {e["pair"].split("_")[0] for e in index(run)["files"] if e["split"] == "test"} > {tiles["train"]}
 
 
-def test_triplets_may_all_be_for_testing_but_then_there_is_no_training(run):
-    good("shard", run)
+def test_triplets_may_all_be_for_testing_but_then_there_is_no_training(cut):
+    run = cut
     tiles = sorted({entry["pair"].split("_")[0] for entry in index(run)["files"]})
     good("shard", run, "--set", f"shard.split.test_tiles={json.dumps(tiles)}")
     assert {entry["split"] for entry in index(run)["files"]} == {"test"}
-    done = cloudjob("train", run)
+    done = call("train", run)
     assert done.returncode == 2
     assert "no triplet to train on" in done.stderr
 
@@ -170,15 +154,15 @@ def replace_truth(run, product, change):
     good("download", run)
 
 
-def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(run):
-    good("shard", run)
+def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(cut):
+    run = cut
     held_out = next(entry["pair"] for entry in index(run)["files"] if entry["split"] == "test")
     rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
     product = next(row["cloudy"] for row in rows if row["pair"] == held_out)
     replace_truth(run, product, lambda pixels: pixels + np.uint16(7))
     assert "1 done, 2 skipped" in good("shard", run).stderr
     replace_truth(run, product, lambda pixels: pixels[:, :100])
-    done = cloudjob("shard", run)
+    done = call("shard", run)
     assert done.returncode == 4
     assert f"{product}.tif: (4, 100, 192) uint16, the scene has (4, 192, 192) uint16" in done.stderr
     assert "Traceback" not in done.stderr
@@ -186,16 +170,14 @@ def test_another_ground_makes_its_shard_again_and_one_of_another_size_is_named(r
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
-def test_compressed_shards_hold_the_same(run, tmp_path, compression):
-    good("shard", run)
-    plain = index(run)
-    other = Path(shutil.copytree(run, tmp_path / "other"))
-    good("shard", other, "--set", f"shard.compression={compression}")
-    for entry in index(other)["files"]:
-        with h5py.File(run / "shards" / entry["file"]) as a, h5py.File(other / "shards" / entry["file"]) as b:
+def test_compressed_shards_hold_the_same(run, finished, compression):
+    plain = index(finished)
+    good("shard", run, "--set", f"shard.compression={compression}")
+    for entry in index(run)["files"]:
+        with h5py.File(finished / "shards" / entry["file"]) as a, h5py.File(run / "shards" / entry["file"]) as b:
             for name in ("cloudy", "clear", "mask", "reference"):
                 np.testing.assert_array_equal(a[name][:], b[name][:])
-    assert sum(f["size"] for f in index(other)["files"]) < 0.9 * sum(f["size"] for f in plain["files"])
+    assert sum(f["size"] for f in index(run)["files"]) < 0.9 * sum(f["size"] for f in plain["files"])
 
 
 def test_masks_of_ones_own_replace_those_of_esa(run, tmp_path):
@@ -204,7 +186,7 @@ def test_masks_of_ones_own_replace_those_of_esa(run, tmp_path):
     folder.mkdir()
     options = ["--set", "masks.source=raster", "--set", f"masks.folder={folder}", "--set", "masks.values={cloud: [7]}"]
     options += ["--set", "masks.brighter=1", "--set", "masks.cloud_m=0", "--set", "pair.max_snow_difference=1"]
-    done = cloudjob("pair", run, *options)
+    done = call("pair", run, *options)
     assert done.returncode == 2
     assert ".tif" in done.stderr
     assert "Traceback" not in done.stderr
@@ -235,7 +217,7 @@ def test_a_person_may_accept_what_the_rule_rejected(run):
     rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
     kept = [row["pair"] for row in rows if row["accepted"]]
     rule = ["--set", "pair.cloudy_range=[0.01, 0.2]"]
-    cloudjob("pair", run, *rule)
+    call("pair", run, *rule)
     good("review", run, *rule)
     decisions = run / "review" / "decisions.csv"
     with decisions.open() as file:
@@ -252,14 +234,14 @@ def test_a_person_may_accept_what_the_rule_rejected(run):
     assert {entry["pair"] for entry in index(run)["files"]} == set(kept)
 
 
-def test_a_damaged_shard_is_named_set_aside_and_made_again(run):
-    good("shard", run)
+def test_a_damaged_shard_is_named_set_aside_and_made_again(cut):
+    run = cut
     entry = next(entry for entry in index(run)["files"] if entry["split"] == "train")
     path = run / "shards" / entry["file"]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    done = cloudjob("train", run)
+    done = call("train", run)
     assert done.returncode == 4, done.stderr
     assert entry["file"] in done.stderr
     assert "Traceback" not in done.stderr
@@ -268,11 +250,10 @@ def test_a_damaged_shard_is_named_set_aside_and_made_again(run):
     good("train", run, "--set", "train.epochs=0.2")
 
 
-def test_statistics(run):
-    assert cloudjob("shard", run, "--stats").returncode == 3
-    good("shard", run)
-    said = good("shard", run, "--stats").stdout
-    for entry in index(run)["files"]:
+def test_statistics(run, finished):
+    assert call("shard", run, "--stats").returncode == 3
+    said = good("shard", finished, "--stats").stdout
+    for entry in index(finished)["files"]:
         assert entry["pair"] in said
     assert "cloud fraction, train" in said
     assert "pixels of the mask" in said
@@ -301,9 +282,8 @@ def test_dates_that_do_not_lie_on_each_other_are_no_pair(tmp_path):
     config["search"] |= {"clear": {**month, "cloud": [0, 1]}, "cloudy": {**month, "cloud": [1, 60]}}
     (tmp_path / "moved.yaml").write_text(yaml.safe_dump(config))
     good("run", tmp_path / "moved.yaml", "--run-dir", tmp_path / "run", "--until", "download")
-    assert (
-        cloudjob("shard", tmp_path / "run", "--set", "shard.max_shift=0.5").returncode == 2
-    )  # nothing is left to train on
+    done = call("shard", tmp_path / "run", "--set", "shard.max_shift=0.5")
+    assert done.returncode == 2  # nothing is left to train on
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "run" / "records" / "shard").iterdir())
     assert record["status"] == "rejected"
     assert "shifted" in record["message"]

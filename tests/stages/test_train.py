@@ -1,14 +1,12 @@
 import itertools
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import settings, weights, workspace
+from small_runs import CLOUDJOB, TORCHRUN, configure, settings, weights, workspace
 
-from cloudjob.config import source
 from cloudjob.errors import InputError, InterruptedJob
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -29,6 +27,7 @@ def trained(tmp_path_factory) -> RunFolder:
     return space
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [True, False])
 def test_stopped_at_any_step_and_resumed_it_ends_in_the_same_bytes(trained, tmp_path, reference):
     plain = trained
@@ -45,6 +44,7 @@ def test_stopped_at_any_step_and_resumed_it_ends_in_the_same_bytes(trained, tmp_
     assert weights(stopped) == weights(plain)
 
 
+@pytest.mark.slow
 def test_how_it_is_read_changes_nothing(trained, tmp_path, monkeypatch):
     """Threads and a node-local copy: the same weights; the run that was done stays done."""
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
@@ -58,6 +58,7 @@ def test_how_it_is_read_changes_nothing(trained, tmp_path, monkeypatch):
     assert "train-00000.h5" in copied
 
 
+@pytest.mark.slow
 def test_synthetic_clouds_change_the_training(trained):
     (item,) = train.items(settings("train.synthetic_clouds=0"), trained)
     assert "train.synthetic_clouds" in records.why(trained, item)
@@ -85,11 +86,10 @@ def test_a_damaged_shard_is_named_and_set_aside_so_that_it_is_made_again(tmp_pat
 @pytest.mark.slow
 def test_two_ranks_report_and_set_aside_what_the_second_one_finds(tmp_path):
     space = workspace(tmp_path / "run")
-    space.config.write_text(source.dump(settings()))
+    configure(space)
     path = space.shard("train", 1)
     damage(path)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    command = [*launcher, sys.executable, "-m", "cloudjob", "train", str(space.root)]
+    command = [*TORCHRUN, "--nproc-per-node=2", *CLOUDJOB, "train", str(space.root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert str(path) in records.record(space, "train", "run")["message"]
     assert done.returncode != 0

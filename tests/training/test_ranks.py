@@ -3,12 +3,13 @@
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from small_runs import Ranks, last_seen, weights, workspace
+from small_runs import CLOUDJOB, TORCHRUN, Ranks, configure, last_seen, weights, workspace
 
 pytestmark = pytest.mark.slow
 LONG = ("train.epochs=24", "train.log_s=0.001", "train.checkpoint_s=0.1", "evaluate.members=1")  # 48 steps, 384 samples
@@ -16,14 +17,17 @@ LONG = ("train.epochs=24", "train.log_s=0.001", "train.checkpoint_s=0.1", "evalu
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """ranks -> the run folder of a training that nothing happened to."""
+    """ranks -> the run folder of a training that nothing happened to, by torchrun where there are several."""
     made = {}
 
     def get(size: int):
         if size not in made:
             made[size] = workspace(tmp_path_factory.mktemp(f"plain-{size}") / "run")
-            with Ranks(made[size], size, *LONG) as ranks:
-                assert ranks.wait() == [0] * size, ranks.text()
+            configure(made[size], *LONG)
+            launcher = (*TORCHRUN, f"--nproc-per-node={size}") if size > 1 else ()
+            command = [*launcher, *CLOUDJOB, "train", made[size].root]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stderr
         return made[size]
 
     return get
@@ -61,8 +65,8 @@ def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_
         assert ranks.text().count("stopped before") == 1
     (space.root / "STOP").unlink()
     for way in ("STOP", signal.SIGTERM, signal.SIGUSR2, "deadline"):
-        soon = {"SLURM_JOB_END_TIME": time.time() + 40} if way == "deadline" else {}
-        with Ranks(space, size, *LONG, own={size - 1: soon}) as ranks:
+        left = 31 if way == "deadline" else 3600  # a rank leaves half a minute before the end
+        with Ranks(space, size, *LONG, own={size - 1: {"SLURM_JOB_END_TIME": time.time() + left}}) as ranks:
             before = last_seen(space)
             if way != "deadline":
                 ranks.until(lambda before=before: last_seen(space) > before + 8)
@@ -83,11 +87,24 @@ def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_
 
 
 # --- nobody waits ----------------------------------------------------------------------------------------------------
+HURRIED = """
+import os, sys
+from cloudjob.cli.dispatch import main
+from cloudjob.hpc import distributed, watch
+watch.SILENCE_S, watch.GRACE_S = 6.0, 2.0
+"""
+
+
+def hurried(*lines: str) -> tuple[str, ...]:
+    """cloudjob, after these lines, with ranks that are found lost sooner."""
+    return sys.executable, "-c", HURRIED + "\n".join((*lines, "sys.exit(main())"))
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_rank_ends_all_within_a_minute_and_is_named(tmp_path, rank, what):
+def test_a_lost_rank_ends_all_and_is_named(tmp_path, rank, what):
     space = workspace(tmp_path / "run")
-    with Ranks(space, 2, *LONG, "train.epochs=10000") as ranks:
+    with Ranks(space, 2, *LONG, "train.epochs=10000", program=hurried()) as ranks:
         ranks.until(lambda: last_seen(space) > 8)
         lost = ranks.processes[rank]
         lost.send_signal(what)
@@ -102,22 +119,13 @@ def test_a_lost_rank_ends_all_within_a_minute_and_is_named(tmp_path, rank, what)
     assert "Traceback" not in said
 
 
-STRUCK = """
-import os, sys
-from cloudjob.cli.dispatch import main
-from cloudjob.hpc import distributed
-if os.environ["RANK"] == "1":
-    distributed.{moment} = lambda *_, **__: os.kill(os.getpid(), {number})
-sys.exit(main())
-"""
-
-
 @pytest.mark.parametrize(
     ("moment", "number"),
     [("Watch", signal.SIGKILL), ("Watch", signal.SIGSTOP), ("_device", signal.SIGKILL)],  # on its way, on its way, met
 )
 def test_a_rank_lost_before_the_first_step_ends_all_and_is_named(tmp_path, moment, number):
-    program = (sys.executable, "-c", STRUCK.format(moment=moment, number=int(number)))
+    struck = f"distributed.{moment} = lambda *_, **__: os.kill(os.getpid(), {int(number)})"
+    program = hurried(f"if os.environ['RANK'] == '1': {struck}")
     with Ranks(workspace(tmp_path / "run"), 2, *LONG, program=program) as ranks:
         assert ranks.wait(60) == [76, -signal.SIGKILL], ranks.text()
         named = f"rank 1 of 2 on {socket.gethostname()} (process {ranks.processes[1].pid})"

@@ -16,6 +16,8 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.stages import train
 from cloudjob.training import logs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -164,7 +166,6 @@ def test_tensorboard_is_an_extra(tmp_path):
     assert losses == [(row["seen"], pytest.approx(row["loss"])) for row in logs.rows(space.metrics)]
 
 
-@pytest.mark.slow
 def test_a_full_disk_at_the_end_costs_no_checkpoint(trained, disk):
     folder = disk(200)
     space = begun(folder, 5)
@@ -179,16 +180,15 @@ def test_a_full_disk_at_the_end_costs_no_checkpoint(trained, disk):
     assert weights(space) == weights(trained)
 
 
-@pytest.mark.slow
-def test_memory_does_not_grow_over_two_thousand_steps(tmp_path):
+def test_memory_does_not_grow_over_five_hundred_steps(tmp_path):
     """Of rank 0, in which the loader's threads are."""
     space = workspace(tmp_path / "run")
-    chosen = ("train.samples=4000", "train.batch_size=2", "train.log_s=0.2", "train.loader_threads=2")
+    chosen = ("train.samples=1000", "train.batch_size=2", "train.log_s=0.2", "train.loader_threads=2")
     assert train.run(settings(*chosen, "evaluate.members=1"), space).done == ["run"]
-    memory = [row["memory_gib"] for row in logs.rows(space.metrics) if row["step"] > 200]
+    memory = [row["memory_gib"] for row in logs.rows(space.metrics) if row["step"] > 100]
     quarter = len(memory) // 4
     assert quarter > 2
-    assert max(memory[-quarter:]) < max(memory[:quarter]) + 0.02
+    assert max(memory[-quarter:]) < max(memory[:quarter]) + 0.004  # 14 KB a step
 
 
 def test_the_settings_of_the_pace_are_not_part_of_what_comes_out():
