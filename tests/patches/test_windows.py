@@ -176,14 +176,14 @@ def test_no_window_that_is_left_touches_ground_of_another_split(seed, count):
     transform = Affine(10, 0, 500000, 0, -10, 7800000)
     found = some_windows(rng, count, (400, 500), 64)
     corners = rng.uniform((500000, 7796000), (505000, 7800000), (2, 3, 2))
-    taken = [Polygon(triangle) for triangle in corners]
-    assume(all(polygon.is_valid for polygon in taken))
+    excluded = [Polygon(triangle) for triangle in corners]
+    assume(all(polygon.is_valid for polygon in excluded))
     kept = windows.off_ground(found, transform=transform, excluded=excluded)
 
     def distance(row, col):
         left, top = 500000 + 10 * col, 7800000 - 10 * row
         square = box(left, top - 640, left + 640, top)
-        return min(square.distance(polygon) for polygon in taken)
+        return min(square.distance(polygon) for polygon in excluded)
 
     left_out = set(places(found)) - set(places(kept))
     assert all(distance(*place) > 95 for place in places(kept))  # the margin's corners are drawn with 16 segments
