@@ -52,7 +52,7 @@ def compose(
     out = cloudy.copy()
     for band, ground in zip(out, restored, strict=True):
         blended = band + alpha * (np.clip(ground, EMPTY_DN + 1, 65535) - band)
-        band[inside] = np.clip(np.rint(blended[inside]), EMPTY_DN + 1, 65535)
+        band[inside] = np.maximum(np.rint(blended[inside]), EMPTY_DN + 1)
     flags = np.where(inside, np.where(alpha >= 1, RECONSTRUCTED, BLENDED_EDGE), OBSERVED).astype(np.uint8)
     flags[mask == NO_DATA] = NO_DATA
     return out, flags

@@ -181,7 +181,7 @@ def test_attributes_are_those_of_the_cf_conventions(h5):
 def test_the_grid_mapping_is_that_of_the_scene(h5):
     with h5py.File(h5) as file:
         grid = dict(file["spatial_ref"].attrs)
-        assert file["spatial_ref"].shape == ()
+        assert file["spatial_ref"][()] == 0  # a scalar, whose attributes count
     assert grid["grid_mapping_name"] == "transverse_mercator"
     assert grid["GeoTransform"] == f"{WEST} 10.0 0.0 {NORTH} 0.0 -10.0"
     assert CRS.from_wkt(grid["crs_wkt"]) == CRS.from_epsg(32605)
@@ -259,6 +259,8 @@ def item(scene, tmp_path_factory) -> dict:
         path.write_bytes(key.encode() * 100)
     output.write_item(folder / "item.json", scene, files)
     text = (folder / "item.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n "type"')
+    assert text.endswith("\n}\n")
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
 
 
@@ -274,8 +276,10 @@ def test_the_item_says_what_it_is_and_where(item, scene):
     lons, lats = warp("EPSG:32605", "EPSG:4326", *map(list, zip(*corners, strict=True)))
     assert item["geometry"]["type"] == "Polygon"
     (ring,) = item["geometry"]["coordinates"]
-    np.testing.assert_allclose(ring, list(zip([*lons, lons[0]], [*lats, lats[0]], strict=True)), atol=1e-6)
-    np.testing.assert_allclose(item["bbox"], [min(lons), min(lats), max(lons), max(lats)], atol=1e-6)
+    expected = list(zip([*lons, lons[0]], [*lats, lats[0]], strict=True))
+    np.testing.assert_allclose(ring, expected, atol=6e-8, rtol=0)  # 7 digits are a centimetre
+    assert ring == [[round(value, 7) for value in corner] for corner in ring]
+    np.testing.assert_allclose(item["bbox"], [min(lons), min(lats), max(lons), max(lats)], atol=6e-8, rtol=0)
 
 
 def test_the_properties_tell_how_it_was_made(item):
