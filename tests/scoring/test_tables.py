@@ -30,15 +30,16 @@ def scores(psnr: float | None, **others) -> dict:
 
 
 def test_the_best_on_cloud_pixels_comes_first():
-    """Those without a number there last, in the order given."""
+    """Those without a number there count as 0 dB, in the order given."""
     pooled = {
+        "noise": scores(-0.5),
         "unknown": scores(None),
         "worst": scores(3.0),
         "best": scores(30.0),
         "of no cloud": {"clear": {"psnr": 99.0}},
         "good": scores(12.5),
     }
-    assert list(tables.best_first(pooled)) == ["best", "good", "worst", "unknown", "of no cloud"]
+    assert list(tables.best_first(pooled)) == ["best", "good", "worst", "unknown", "of no cloud", "noise"]
     assert tables.best_first(pooled) == pooled
 
 
