@@ -19,7 +19,7 @@ def mosaic(
     `parts` are tiles with their .npy file (members, 4, size, size) uint16 DN. They are added in the order given, so
     the sum does not depend on who restored them. Weighted by a raised cosine over the overlap.
     """
-    sums = np.zeros((2 if spread else 1, len(BANDS), *shape), np.float32)
+    sums = np.zeros((1 + spread, len(BANDS), *shape), np.float32)
     weights = np.zeros(shape, np.float32)
     for tile, path in parts:
         members = np.load(path).astype(np.float32)
@@ -51,7 +51,7 @@ def compose(
     alpha = np.where(solid, 1, depth / (depth + outward)).astype(np.float32)
     out = cloudy.copy()
     for band, ground in zip(out, restored, strict=True):
-        blended = band + alpha * (np.clip(ground, EMPTY_DN + 1, 65535) - band)
+        blended = band + alpha * (ground.clip(EMPTY_DN + 1, 65535) - band)
         band[inside] = np.maximum(np.rint(blended[inside]), EMPTY_DN + 1)
     flags = np.where(inside, np.where(alpha >= 1, RECONSTRUCTED, BLENDED_EDGE), OBSERVED).astype(np.uint8)
     flags[mask == NO_DATA] = NO_DATA

@@ -44,8 +44,8 @@ def damage(path: Path) -> None:
 # --- splits ------------------------------------------------------------------------------------------------------
 def test_the_training_split_comes_first_then_what_is_held_out(shards):
     train, held_out = data.open_splits(shards, index(shards), PLAIN, ALONE, lambda line: None)
-    assert (len(train), len(held_out)) == (16, 8)
-    assert train[0]["cloudy"].shape == (4, 64, 64)
+    assert (len(train), len(held_out)) == (16, 4)
+    assert train[0]["cloudy"].shape == (4, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["train-00000.h5", "train-00001.h5", "val-00002.h5"])
@@ -75,8 +75,8 @@ def test_shards_are_copied_to_the_node_once(shards, tmp_path, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {"train-00000.h5", "train-00001.h5", "val-00002.h5"}
     assert len(said) == 1
     shutil.rmtree(shards)  # it is read from there
-    assert [len(split) for split in splits] == [16, 8]
-    assert splits[0][3]["mask"].shape == (64, 64)
+    assert [len(split) for split in splits] == [16, 4]
+    assert splits[0][3]["mask"].shape == (32, 32)
     data.open_splits(shards, content, local, ALONE, said.append)
     assert len(said) == 1
 

@@ -139,7 +139,7 @@ def test_what_is_done_after_which_share(shards, tmp_path):
     made = training(shards, tmp_path, replace(PLAIN, samples=80))
     outputs, facts = made.run()
     files, looks = made.files, made.held_out
-    assert looks.given == (8, 16, False)
+    assert looks.given == (4, 16, False)
     assert seen(files.checks) == [4, 8, 20, 40, 80]
     assert [share for _, share in looks.faults_after] == [0.05, 0.1, 0.25, 0.5, 1.0]
     assert {network for network, _ in looks.faults_after} == {made.state.network}  # as it is trained
