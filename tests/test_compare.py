@@ -41,16 +41,21 @@ def end_in(name: str, number: int, root: Path, *arguments) -> int:
     SIGKILL reaches the children too, as from a scheduler; other signals reach the parent alone."""
     command = [*CLOUDJOB, "compare", *map(str, arguments)]
     process = forked.Forked(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    end = time.monotonic() + 300
-    while not (root / name / "train" / "metrics.jsonl").exists():
-        assert process.poll() is None, "it ended before it could be stopped"
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    return process.wait(60)
+    try:
+        end = time.monotonic() + 300
+        while not (root / name / "train" / "metrics.jsonl").exists():
+            assert process.poll() is None, "it ended before it could be stopped"
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        return process.wait(60)
+    finally:
+        if process.poll() is None:  # the test has failed: nothing of it goes on
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def records(root: Path) -> dict[Path, int]:
