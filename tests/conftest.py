@@ -5,10 +5,13 @@ import os
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 from front_door import CLOUDJOB, CONFIG
 
 os.environ["OMP_NUM_THREADS"] = "1"
+hypothesis.settings.register_profile("machine", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("machine")
 LONGEST_FIRST = (
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
     *("stages/test_shard", "stages/test_train", "test_bench_train", "test_scripts", "test_real_places", "test_review"),

@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, one owner for each foreign library, files and functions of a readable size."""
+"""The rules of the house: who may import whom, one owner per foreign library, files and functions of readable size."""
 
 import ast
 from pathlib import Path

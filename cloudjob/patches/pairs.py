@@ -65,7 +65,7 @@ def prepare(
 ) -> PreparedPair:
     """Compares the dates of a pair by their small files and reduced bands, and selects its windows.
 
-    `excluded` is ground of other splits, in the map coordinates of the products; `seed` decides which windows are drawn.
+    `excluded` is ground of other splits, in the products' map coordinates; `seed` decides which windows are drawn.
     RejectedError where the clear date does not fit the cloudy one or no window is left.
     """
     height, width = products["cloudy"].shape

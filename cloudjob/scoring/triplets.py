@@ -1,5 +1,6 @@
 """Scores of the triplets of a held-out split: by method, by cloud fraction and sun, with intervals over pairs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +86,8 @@ def as_it_is(dn: NDArray, pair: dict[str, Any]) -> NDArray:
     return reflectance(np.where(dn > EMPTY_DN, before, EMPTY_DN).astype(np.uint16))
 
 
-_SHARES = {"below 10 %": (0, 0.1), "10 to 30 %": (0.1, 0.3), "30 to 60 %": (0.3, 0.6), "above 60 %": (0.6, 1.01)}
-_ELEVATIONS = {"sun below 15": (-90, 15), "15 to 25": (15, 25), "above 25 degrees": (25, 91)}
+_SHARES = {"below 10 %": (0, 0.1), "10 to 30 %": (0.1, 0.3), "30 to 60 %": (0.3, 0.6), "above 60 %": (0.6, math.inf)}
+_ELEVATIONS = {"sun below 15": (-math.inf, 15), "15 to 25": (15, 25), "above 25 degrees": (25, math.inf)}
 
 
 def pool(results: list[dict]) -> dict:

@@ -105,6 +105,7 @@ def test_milestones_and_what_was_noted_stay(tmp_path):
     assert set(names(tmp_path)) == kept
     assert checkpoint.facts(tmp_path / "step-00000006.pt") == {"energy_kwh": 0.75}
     assert checkpoint.facts(tmp_path / "step-00000009.pt") == {}
+    assert (tmp_path / "step-00000006.json").read_text() == '{\n "energy_kwh": 0.75\n}\n'
     (tmp_path / "step-00000006.json").write_text("{half")
     assert checkpoint.facts(tmp_path / "step-00000006.pt") == {}
 

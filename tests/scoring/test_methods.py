@@ -10,6 +10,7 @@ from cloudjob.diffusion.batch import Batch
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.scoring import baselines, ensembles, methods, metrics
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 SIZE, COUNT = 16, 3
 NUMBERS = [40, 41, 42]
 

@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cloudjob.scoring import metrics
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 RNG = np.random.default_rng(0)
 TRUTH = RNG.uniform(0, 1.2, (4, 48, 40)).astype(np.float32)
 PRED = (TRUTH + RNG.normal(0, 0.1, TRUTH.shape)).astype(np.float32)

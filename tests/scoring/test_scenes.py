@@ -8,6 +8,7 @@ from cloudjob.scoring import metrics, scenes
 from cloudjob.scoring.tables import finite
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 SHAPE = 4, 20, 24
 
 

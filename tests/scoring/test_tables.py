@@ -34,12 +34,13 @@ def test_the_best_on_cloud_pixels_comes_first():
     pooled = {
         "noise": scores(-0.5),
         "unknown": scores(None),
+        "poor": scores(0.5),
         "worst": scores(3.0),
         "best": scores(30.0),
         "of no cloud": {"clear": {"psnr": 99.0}},
         "good": scores(12.5),
     }
-    assert list(tables.best_first(pooled)) == ["best", "good", "worst", "unknown", "of no cloud", "noise"]
+    assert list(tables.best_first(pooled)) == ["best", "good", "worst", "poor", "unknown", "of no cloud", "noise"]
     assert tables.best_first(pooled) == pooled
 
 

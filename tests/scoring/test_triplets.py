@@ -11,6 +11,7 @@ from cloudjob.scoring import methods, metrics, triplets
 from cloudjob.scoring.tables import finite
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 COUNT, SIZE = 3, 16
 LINES = [{"gain": 2.0, "offset": -500.0}, {"gain": 0.5, "offset": 1000.0}, {"gain": 1.0, "offset": 0.0}]
 LINES.append({"gain": 1.25, "offset": 100.0})
