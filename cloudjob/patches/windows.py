@@ -152,7 +152,7 @@ def balance(windows: Windows, *, bins: int, cloud: tuple[float, float], limit: i
 
 
 def off_ground(windows: Windows, *, transform: Affine, excluded: list[BaseGeometry]) -> Windows:
-    """The windows farther than GROUND_MARGIN_M from the polygons `excluded`, another split's ground in map coordinates of
+    """The windows farther than GROUND_MARGIN_M from the polygons `excluded`, another split's ground in map coordinates
     the scene."""
     if not excluded or not len(windows):
         return windows

@@ -166,7 +166,7 @@ def test_no_ground_is_in_two_splits(corners, by, seed):
         taken = [footprints[other["tile"]] for other in pairs if assigned[other["pair"]] in above]
         row, col = rng.integers(0, 1098 - 64 + 1, (2, 80))
         every = windows.Windows(row, col, np.zeros(80, np.float32), 64)
-        kept = windows.off_ground(every, transform=transform, taken=taken)
+        kept = windows.off_ground(every, transform=transform, excluded=taken)
         left, top = transform.c + 10 * kept.col, transform.f - 10 * kept.row
         ground[split].append(shapely.union_all(shapely.box(left, top - 640, left + 640, top)))
         alone = all(footprints[pair["tile"]].disjoint(other) for other in taken)
