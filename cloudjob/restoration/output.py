@@ -86,8 +86,7 @@ def _centres(origin: float, step: float, count: int) -> np.ndarray:
 
 
 def _scale(file: h5py.File, name: str, values: np.ndarray, standard_name: str | None, units: str | None) -> None:
-    dtype = h5py.string_dtype() if values.dtype == object else None
-    data = file.create_dataset(name, data=values, dtype=dtype)
+    data = file.create_dataset(name, data=values)
     data.make_scale(name)
     if standard_name:
         data.attrs.update({"standard_name": standard_name, "units": units, "axis": name.upper()})
@@ -100,7 +99,6 @@ def _layer(file: h5py.File, name: str, values: np.ndarray, fill: int | None, att
         data=values,
         chunks=chunks,
         compression="gzip",
-        compression_opts=4,
         shuffle=True,
         fletcher32=True,
         fillvalue=fill,

@@ -136,7 +136,7 @@ def ranks(found: Findings) -> None:
 
     folder = small_run(WORK / "ranks", "tiny", 64)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    options = ["--set", "train.samples=64", "--set", "train.batch_size=8"]
+    options = ["--set", "train.samples=16", "--set", "train.batch_size=8"]
     code, said, seconds = found.call(*launcher, *CLOUDJOB, "train", folder.root, *options)
     lines = [line for line in said.splitlines() if "cloudjob:" in line or "NCCL" in line]
     found.keep(exit=code, seconds=seconds, traceback="Traceback" in said, lines=lines[:8])

@@ -89,6 +89,20 @@ def test_h5py_finds_the_numbers_as_they_were(h5, scene):
     assert facts["references"] == "Contains modified Copernicus Sentinel data 2024"
 
 
+def test_layers_have_their_axes_attached(h5):
+    """Readers guess them by their lengths where they are not."""
+    with h5py.File(h5) as file:
+        for name, axes in {
+            "reflectance": ("band", "y", "x"),
+            "uncertainty": ("band", "y", "x"),
+            "reconstructed": ("y", "x"),
+        }.items():
+            attached = [[scale.name for scale in dimension.values()] for dimension in file[name].dims]
+            assert attached == [[f"/{axis}"] for axis in axes]
+        for axis in ("band", "y", "x"):
+            assert h5py.h5ds.get_scale_name(file[axis].id) == axis.encode()
+
+
 def test_layers_are_chunked_compressed_and_checksummed(h5, tmp_path, scene):
     with h5py.File(h5) as file:
         for name, chunks in {
