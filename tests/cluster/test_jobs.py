@@ -136,11 +136,11 @@ def test_restarts_without_progress_come_to_an_end(cluster, tmp_path):
     assert "restarted 3 times without progress" in home.log(job)
 
 
-def test_a_rank_that_cannot_start_is_not_waited_for(chains, cluster, tmp_path):
+def test_a_rank_that_cannot_start_is_not_waited_for(cluster, plain, tmp_path):
     """As on a node that lacks the program, or the image: the others wait for it where nothing tells them."""
     home = Home(tmp_path, cluster, None)
     home.replace_program(f'[ "$SLURM_PROCID" = 1 ] && exit 9\nexec {sys.prefix}/bin/cloudjob "$@"')
-    home.copy(chains["venv"], "silent", without=("train", "infer", "evaluate", "report"))
+    home.copy(plain, "silent", without=("train", "infer", "evaluate", "report"))
     options = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--gres=gpu:2")
     job = home.sbatch(*options, "slurm/train.sh", "runs/silent", SLURM_WAIT="5")
     cluster.wait_for(lambda: "Exited with exit code 9" in home.log(job), "the end of rank 1")

@@ -1,8 +1,10 @@
 """What one step of a check finds: kept in a file as it comes, so that the end of its time loses the rest alone."""
 
+import contextlib
 import json
 import os
 import subprocess
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import machine
+
+OUT_OF_TIME = 124  # as the exit code of a program
 
 
 class Findings:
@@ -71,23 +75,22 @@ class Findings:
 
     def call(self, *command: Any, seconds: float | None = None, **options: Any) -> tuple[int, str, float]:
         """(exit code, what it printed, seconds) of a program; what it printed goes to the log too."""
-        begun = time.monotonic()
-        try:
-            done = subprocess.run(
-                [str(part) for part in command],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=seconds or max(self.left - 2, 1),
-                check=False,
-                **options,
-            )
-            code, said = done.returncode, done.stdout
-        except subprocess.TimeoutExpired as late:
-            code, said = 124, late.stdout or ""
-            if isinstance(said, bytes):
-                said = said.decode(errors="replace")
+        begun, code = time.monotonic(), OUT_OF_TIME
+        with tempfile.TemporaryFile(
+            "w+", errors="replace"
+        ) as log:  # a pipe would stay open as long as its grandchildren
+            words = [str(part) for part in command]
+            child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, **options)
+            try:
+                code = child.wait(seconds or max(self.left - 4, 1))
+            except subprocess.TimeoutExpired:
+                child.terminate()  # launchers pass it on to their ranks
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(1)
+                child.kill()
+                child.wait()
+            log.seek(0)
+            said = log.read()
         took = round(time.monotonic() - begun, 2)
         print(f"$ {' '.join(map(str, command))}   -> {code} after {took} s\n{said[-20000:]}", flush=True)
         return code, said, took
