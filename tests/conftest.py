@@ -10,7 +10,8 @@ import pytest
 from front_door import CLOUDJOB, CONFIG
 
 os.environ["OMP_NUM_THREADS"] = "1"
-hypothesis.settings.register_profile("machine", hypothesis.settings.default, deadline=None)  # a busy machine is no fault
+# A busy machine is no fault.
+hypothesis.settings.register_profile("machine", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("machine")
 LONGEST_FIRST = (
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
