@@ -76,9 +76,8 @@ class Findings:
     def call(self, *command: Any, seconds: float | None = None, **options: Any) -> tuple[int, str, float]:
         """(exit code, what it printed, seconds) of a program; what it printed goes to the log too."""
         begun, code = time.monotonic(), OUT_OF_TIME
-        with tempfile.TemporaryFile(
-            "w+", errors="replace"
-        ) as log:  # a pipe would stay open as long as its grandchildren
+        # A file: a pipe would stay open as long as any process that the program has started.
+        with tempfile.TemporaryFile("w+", errors="replace") as log:
             words = [str(part) for part in command]
             child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, **options)
             try:
