@@ -134,12 +134,25 @@ def test_some_samples_are_taken_with_all_that_is_theirs(places):
     assert bare.donor is None
 
 
-def test_it_moves_to_a_device_with_all_that_it_has():
-    moved = Batch.of(arrays()).to("meta")
-    assert all(getattr(moved, field.name).device.type == "meta" for field in dataclasses.fields(Batch))
-    assert dataclasses.replace(Batch.of(arrays()), target=None).to("meta").target is None
-    assert Batch.of(arrays(), "meta").cloudy.device.type == "meta"
-    assert same(Batch.of(arrays()).to("cpu"), Batch.of(arrays()))
+def test_it_moves_to_a_device_with_all_that_it_has(monkeypatch):
+    """Without waiting for it: a GPU copies while the processor goes on."""
+    asked, plain = [], torch.Tensor.to
+
+    def to(tensor, *where, **how):
+        if where != ("a gpu",):
+            return plain(tensor, *where, **how)
+        asked.append(how)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch = Batch.of(arrays())
+    assert asked == []
+    assert same(batch.to("a gpu"), batch)
+    assert asked == [{"non_blocking": True}] * len(dataclasses.fields(Batch))
+    assert dataclasses.replace(batch, target=None).to("a gpu").target is None
+    asked.clear()
+    assert same(Batch.of(arrays(), "a gpu"), batch)
+    assert asked == [{"non_blocking": True}] * len(arrays())
 
 
 def test_classes_are_no_data_where_the_cloudy_image_lacks_a_band():

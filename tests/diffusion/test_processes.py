@@ -62,18 +62,6 @@ def test_the_training_target_is_the_perfect_networks_output():
     assert torch.allclose(terms.prediction, terms.target, rtol=1e-2, atol=1e-2)
 
 
-def test_the_target_has_unit_variance_at_every_sigma():
-    """EDM's reason for its coefficients: the network's task is of the same size at all noise levels."""
-    image = torch.randn(2, 4, 64, 64)
-    for sigma in (0.05, 1.0, 30.0):
-        process = Residual(sigma_min=sigma, sigma_max=sigma * 1.0001)
-        mask = torch.ones(2, 64, 64, dtype=torch.uint8)
-        conditions = Conditions.of(batches.batch(torch.zeros_like(image), mask), norm=NORM)
-        (terms,) = process.loss_terms(lambda x, *_: x, image, conditions, seed=0, indices=[0, 1])
-        assert terms.target.std() == pytest.approx(1, abs=0.03)
-        assert terms.prediction.std() == pytest.approx(1, abs=0.03)  # the scaled input
-
-
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_perfect_network_gives_back_the_ground(steps):
     clean, conditions = batch()
@@ -116,21 +104,6 @@ def test_a_first_guess_out_of_range_is_mended_too():
     Corrective().sample(network, far, noise=normal_noise, steps=1, limits=limits)
     anchored = far.anchored(torch.full((2, 4, 8, 8), 0.5))
     assert torch.equal(told[-1][2], anchored.channels(far.choose(*Corrective().spread)))
-
-
-def test_the_spread_is_measured_for_each_kind_of_pixel():
-    torch.manual_seed(0)
-    ground = torch.randn(8, 4, 32, 32)
-    mask = torch.zeros(8, 32, 32, dtype=torch.uint8)
-    mask[:, :16] = 1
-    cloudy, reference = ground + 0.2 * torch.randn_like(ground), ground + 0.5 * torch.randn_like(ground)
-    valid = torch.ones(8, 1, 32, 32, dtype=torch.bool)
-    valid[..., 0] = False
-    ground[..., 0] = 1e6
-    with_reference = Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM)
-    assert measure_spread(ground, with_reference, valid) == pytest.approx((0.2, 0.5, 1), rel=0.03)
-    without = Conditions.of(batches.batch(cloudy, mask), norm=NORM)
-    assert measure_spread(2 * ground, without, valid)[1:] == pytest.approx((1, 2), rel=0.03)
 
 
 def kinds_of_pixels() -> tuple[torch.Tensor, Conditions, torch.Tensor]:
