@@ -9,6 +9,7 @@ from cloudjob.archive import metadata
 from cloudjob.names import ProductName
 
 
+@pytest.mark.slow
 def test_rule_of_the_percentages_gives_esas_own_numbers_for_a_real_product(shared_data):
     table = csv.DictReader((shared_data / "safe_T29UNU" / "ESA_percentages_vs_SCL20.csv").open())
     esa = {row["item"]: float(row["ESA_MTD_MSIL2A"]) for row in table}

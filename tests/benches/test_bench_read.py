@@ -6,6 +6,7 @@ from cloudjob.benches import read
 from cloudjob.errors import DiskFullError
 
 
+@pytest.mark.slow
 def test_bench_reads_the_same_pixels_and_leaves_nothing(tmp_path):
     found = read.run(tmp_path, triplets=40, say=lambda line: None)
     assert set(found) == {"ratios", "figures", "machine", "versions"}

@@ -72,6 +72,7 @@ def picture(document: dict, path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"), int)
 
 
+@pytest.mark.slow
 def test_the_figure_is_1200_wide_and_shows_points_intervals_and_near_baselines(document, tmp_path):
     whole = picture(document, tmp_path / "a.png")
     assert whole.shape[1] == 1200

@@ -88,6 +88,7 @@ def runner(tmp_path, monkeypatch):
 KEEP = "result.write_text(json.dumps({'ok': False, 'result': {'half': 1}})); "
 
 
+@pytest.mark.slow
 def test_a_step_that_runs_out_of_time_keeps_what_it_had_found_and_the_rest_goes_on(runner):
     good = "result.write_text(json.dumps({'ok': True, 'result': {'all': 2}}))"
     found = runner({"hangs": KEEP + "print('here it hangs', flush=True); time.sleep(120)", "good": good}, each=4)

@@ -137,6 +137,7 @@ def test_locks_are_what_the_constraints_say():
         assert {package.lower() for package in needed} <= pins.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck: apt-get install shellcheck")
 def test_shellcheck_has_nothing_to_say():
     files = [path for folder in ("slurm", "containers", "tests/cluster") for path in (ROOT / folder).glob("*.sh")]
