@@ -37,7 +37,7 @@ def test_a_broken_package_fails_the_build(build, image, tmp_path):
     is installed anew."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs"), symlinks=True)
-    source = folder / "cloudjob" / "archive" / "catalogue.py"
+    source = folder / "cloudjob" / "archive" / "queries.py"
     text = source.read_text()
     assert text.count('rule.get("direction") == "desc"') == 1
     source.write_text(text.replace('rule.get("direction") == "desc"', 'rule.get("direction") != "desc"'))

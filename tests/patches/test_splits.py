@@ -175,3 +175,14 @@ def test_no_ground_is_in_two_splits(corners, by, seed):
     for a, b in combinations(ground.values(), 2):
         assert shapely.union_all(a).intersection(shapely.union_all(b)).area == 0
     assert any(not polygon.is_empty for polygon in ground["test"])
+
+
+def test_the_fold_after_the_tested_one_validates():
+    """Whose turn a tile is comes from the folds before: what validates now is tested next."""
+    pairs = [{"pair": f"pair-{n}", "tile": f"05W{'MNPQRST'[n]}U"} for n in range(7)]
+    rule = RULE | {"by": "fold", "folds": 4}
+    runs = [splits.assign(pairs, **rule | {"fold": fold}) for fold in range(4)]
+    for here, following in zip(runs, [*runs[1:], runs[0]], strict=True):
+        assert {pair for pair in here if here[pair] == "val"} == {
+            pair for pair in following if following[pair] == "test"
+        }
