@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from importlib import metadata
 from types import TracebackType
 from typing import Any
 
@@ -52,6 +53,18 @@ class Communicator:
             self.abort(getattr(error, "exit_code", 1))
 
 
+def _settle_mpich() -> None:
+    """Settings without which MPI_Init of MPICH 5 fails or hangs now and then; those of the environment come first."""
+    # "Message truncated", it seems where a message by shared memory overtakes one by the network: in containers 2 of
+    # 108 worlds of two ranks, with it none of 660.
+    os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
+    # By UCX each rank tells its address in 4,096 bytes, most of them chance contents of memory. Where those are dense,
+    # a line of them is longer than the 1,024 bytes that SLURM's pmi2 reads, and the ranks wait for ever. An address of
+    # libfabric is short. MPICH's wheel is known to hold it; another MPICH may not, and would refuse.
+    if "MPI4PY_LIBMPI" not in os.environ and any(metadata.distributions(name="mpich")):
+        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
+
+
 def communicator() -> Communicator:
     """The world this process was launched into. mpi4py is imported only under mpiexec or an srun that speaks PMI.
 
@@ -59,9 +72,7 @@ def communicator() -> Communicator:
     """
     communicator = None
     if any(name in os.environ for name in _LAUNCHED):
-        # Without it MPI_Init of MPICH 5 fails now and then ("Message truncated"), it seems where a message by shared
-        # memory overtakes one by the network: in containers 2 of 108 worlds of two ranks, with it none of 660.
-        os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
+        _settle_mpich()
         from mpi4py import MPI
 
         communicator = MPI.COMM_WORLD

@@ -82,6 +82,23 @@ def test_a_failing_stage_cancels_what_follows_and_status_says_why(chains, homes,
     assert re.search(rf"job {jobs[4]} evaluate: CANCELLED \(Dependency", status)
 
 
+def test_ranks_meet_whatever_their_memory_holds(cluster):
+    """What lay in freed memory once became part of the address that a rank tells SLURM, too long for its pmi2."""
+    program = (
+        "import os\n"
+        "from cloudjob.hpc import mpi\n"
+        "junk = [os.urandom(size) for size in range(400, 4000) for _ in range(4)]\n"
+        "del junk[::2]\n"
+        "with mpi.communicator() as ranks:\n"
+        "    print(ranks.gather(ranks.rank))\n"
+    )
+    python = ("env", "CLOUDJOB_RANKS=2", sys.executable, "-c", program)
+    done = cluster.call("srun", "--nodes=2", "--ntasks=2", "--mpi=pmi2", "timeout", "40", *python, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[0, 1]" in done.stdout
+    assert "mpi/pmi2" not in done.stderr
+
+
 # --- preemption ------------------------------------------------------------------------------------------------
 def test_weights_survive_whatever_befalls_the_job(chains, homes, cluster, plain):
     """Warned three times, requeued by an operator, its node set down, its node crashed: it ends in the same bytes.
