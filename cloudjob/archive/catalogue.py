@@ -1,6 +1,6 @@
-"""What the SAFE folders of an archive say, as STAC items and OData rows.
+"""STAC items and OData rows made from the SAFE folders of an archive.
 
-Shapes follow recorded answers of stac.dataspace.copernicus.eu and catalogue.dataspace.copernicus.eu.
+Their structure follows recorded responses of stac.dataspace.copernicus.eu and catalogue.dataspace.copernicus.eu.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ _CONFORMS = ("core", "item-search", "item-search#filter", "item-search#query", "
 
 
 class Entry:
-    """One product of the archive, with what the catalogues say about it.
+    """One product of the archive, with its catalogue metadata.
 
-    CorruptFileError where one of its XML files is incomplete.
+    CorruptFileError if one of its XML files is incomplete.
     """
 
     def __init__(self, folder: Path):
@@ -53,13 +53,13 @@ class Entry:
         self.sun_azimuth = float(_text(folder / self.tile_metadata, "AZIMUTH_ANGLE"))
 
     def node_path(self, path: str) -> str:
-        """Path of the address of a file or folder; "" is the product's own folder."""
+        """URL path of a file or folder; "" is the product's own folder."""
         nodes = "".join(f"/Nodes({part})" for part in path.split("/") if part)
         return f"/odata/v1/Products({self.id})/Nodes({self.name}.SAFE){nodes}"
 
     @cached_property
     def properties(self) -> dict:
-        """The properties of the STAC item; nothing is known of the viewing angles."""
+        """The properties of the STAC item; the viewing angles are unknown."""
         name, percentages = self.product.name, self.product.percentages
         orbit = int(self.product.files["SCL_20m"].split("/")[1].split("_")[2][1:])  # GRANULE/L2A_T05WPS_A012345_...
         sensed = stamp(self.sensing)
@@ -162,7 +162,7 @@ def stac_catalogue(base: str) -> dict:
 
 
 def stac_collection(entries: list[Entry], base: str) -> dict:
-    """The one collection; `entries` are in the order of time."""
+    """The only collection; `entries` are sorted by time."""
     bounds = [shapely.union_all([entry.outline for entry in entries]).bounds] if entries else []
     times = [[_stamp(entries[0].sensing, 3), _stamp(entries[-1].sensing, 3)]] if entries else []
     return {
@@ -178,7 +178,7 @@ def stac_collection(entries: list[Entry], base: str) -> dict:
 
 
 def stac_item(entry: Entry, base: str) -> dict:
-    """The STAC item of a product, with the members of the Data Space's own."""
+    """The STAC item of a product, with the same members as the Data Space's items."""
     collection = f"{base}/v1/collections/{COLLECTION}"
     return {
         "id": entry.name,
@@ -227,7 +227,7 @@ def _assets(entry: Entry, base: str) -> dict:
             "proj:bbox": [left, top - metres * rows, left + metres * columns, top],
             "proj:transform": [float(metres), 0.0, left, 0.0, -float(metres), top],
         }
-        if key[:3] in _COLOURS:  # the offset is a constant there, true or not
+        if key[:3] in _COLOURS:  # the Data Space gives this offset for every product, right or wrong
             band = {"name": key[:3], "eo:common_name": _COLOURS[key[:3]]}
             assets[key] |= {"bands": [band], "raster:scale": 0.0001, "raster:offset": -0.1}
     return assets

@@ -1,5 +1,7 @@
-"""Fills an archive: with synthetic tiles or real places, whose ground below the clouds is kept as truth, or with pairs
-as they are."""
+"""Fills an archive with synthetic tiles, with real places below synthetic clouds, or with real pairs as they are.
+
+The ground below synthetic clouds is kept as truth.
+"""
 
 import hashlib
 from datetime import UTC, date, datetime, time, timedelta
@@ -37,10 +39,10 @@ def make_synthetic(
 ) -> list[str]:
     """Writes a product of `size` x `size` pixels per tile and date, and returns their names; existing ones are kept.
 
-    It lies in the tile's north-west corner. Cloudy dates get cloud fractions (of one) spread over `cloud`, clear ones
-    at most 0.4 %. About a third is of baseline 02.14 without BOA_ADD_OFFSET, the others of 05.10 with -1000. On
-    a date in both lists the cloudy overpass is one revolution earlier. The ground without clouds goes to
-    `<archive>/truth/<product>.tif` (our DN convention). ConfigError where the archive was begun with another size or
+    The pixels lie in the tile's north-west corner. Cloudy dates get cloud fractions (of one) spread over `cloud`, clear
+    ones at most 0.4 %. About a third of the products have baseline 02.14 without BOA_ADD_OFFSET, the others 05.10 with
+    -1000. On a date in both lists, the cloudy overpass is one revolution earlier. The cloud-free ground goes to
+    `<archive>/truth/<product>.tif` (our DN convention). ConfigError if the archive was begun with another size or
     seed: its grounds would not match.
     """
     low, high = cloud
@@ -72,7 +74,7 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
 
     A pair has `tile`, `cloudy` and `clear` (GeoTIFFs of B04, B03, B02, B08), `cloudy_date`, `clear_date`, `mask` (a
     raster, or None for a comparison of the two dates) and `offset` (BOA_ADD_OFFSET of both rasters). Scenes of one
-    tile and day are told apart by the second of their sensing.
+    tile and day differ in the second of their sensing time.
     """
     for path in (pair[key] for pair in pairs for key in ("cloudy", "clear", "mask") if pair[key]):
         if not Path(path).is_file():
@@ -103,10 +105,10 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
 def make_from_places(archive: Path, *, places: list[dict]) -> list[str]:
     """Writes a product for each date of each place, and returns their names; existing ones are kept.
 
-    A place has `tile`, `dates` (day -> GeoTIFF of B04, B03, B02, B08, clear, all of the same pixels) and their `offset`
-    (BOA_ADD_OFFSET). Clouds of `seed` are laid over the days in `cloudy`, each with a fraction of cloud within `cloud`
-    (two fractions of one); the ground below goes to `<archive>/truth/<product>.tif` (our DN convention), as it is.
-    ConfigError where a file is missing or is not of the pixels of the place's first one.
+    A place has `tile`, `dates` (day -> clear GeoTIFF of B04, B03, B02, B08, all on the same pixel grid) and their
+    `offset` (BOA_ADD_OFFSET). The days in `cloudy` get synthetic clouds drawn from `seed`, with a cloud fraction within
+    `cloud` (two fractions of one). The ground below goes unchanged to `<archive>/truth/<product>.tif` (our DN
+    convention). ConfigError if a file is missing or has another pixel grid than the place's first one.
     """
     for place in places:
         for day, path in place["dates"].items():
@@ -140,14 +142,14 @@ def _make_place(archive: Path, place: dict, used: _Used) -> list[str]:
 
 
 def _cloud(place: dict, day: date) -> float | None:
-    """The fraction of cloud, drawn for this place and day whatever the others are; None where the day stays clear."""
+    """The cloud fraction, drawn for this place and day independently of all others; None if the day stays clear."""
     low, high = place["cloud"]
     drawn = low + (high - low) * _hash(f"{place['seed']} {place['tile']} {day}") / 2**64
     return drawn if day in place["cloudy"] else None
 
 
 def _own_second(tile: str, overpass: datetime, content: bytes, used: _Used) -> datetime:
-    """A second of sensing that belongs to this digest of the scene's content alone, among those `used` by a tile."""
+    """A sensing time, to the second, that no other content (by its digest) of the tile has in `used`; it is added."""
     sensing = overpass + timedelta(seconds=int.from_bytes(content[:2], "big") % 1800)
     while used.setdefault((tile, sensing), content) != content:
         sensing += timedelta(seconds=1)
@@ -155,7 +157,7 @@ def _own_second(tile: str, overpass: datetime, content: bytes, used: _Used) -> d
 
 
 def _settle(path: Path, settings: dict) -> None:
-    """Keeps the settings that all products of an archive share; ConfigError where a later call asks for others."""
+    """Saves the settings that all products of an archive share; ConfigError if a later call asks for others."""
     if not path.exists():
         write_json(path, settings)
     elif (found := read_json(path)) != settings:
@@ -215,14 +217,14 @@ def _write_truth(path: Path, dn: np.ndarray, crs: str, transform: Affine) -> Non
 
 
 def _overpass(day: date, lon: float, lat: float) -> datetime:
-    """When Sentinel-2 passes: about 10:40 local solar time, and past noon at 70 degrees north."""
+    """Overpass time of Sentinel-2: about 10:40 local solar time, past noon at 70 degrees north."""
     hours = (12.4 if abs(lat) > 60 else 10.7) - lon / 15
     midnight = datetime.combine(day, time(), UTC)
     return midnight + timedelta(seconds=round((hours % 24) * 3600))
 
 
 def _name(tile: str, sensing: datetime, offset: int) -> str:
-    """A product name: the relative orbit belongs to the tile, satellites alternate, processing is three hours later."""
+    """A product name: the tile gives the relative orbit, satellites alternate, processing is three hours later."""
     if offset not in _BASELINES:
         raise ConfigError(f"offset = {offset}: BOA_ADD_OFFSET is 0 or -1000")
     orbit = _hash(tile) % 143 + 1

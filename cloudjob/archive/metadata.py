@@ -36,7 +36,7 @@ def granule(name: ProductName) -> str:
 
 
 def absolute_orbit(name: ProductName) -> int:
-    """The orbit with the name's relative number that is nearest in time, counted from a known one."""
+    """The absolute orbit nearest in time that has the name's relative orbit, counted from a known one."""
     day, absolute, relative = _ORBITS.get(name.satellite, _ORBITS["S2A"])
     near = absolute + round((name.sensing.date() - day).days * _ORBITS_PER_CYCLE / 10)
     ahead = (name.relative_orbit - relative - (near - absolute)) % _ORBITS_PER_CYCLE
@@ -57,7 +57,7 @@ def footprint_of(crs: str, transform: Affine, shape: tuple[int, int]) -> str:
 
 
 def percentages_of(scl: np.ndarray) -> dict[str, float]:
-    """ESA's percentages: no data of all pixels, everything else of the valid ones (true of real products)."""
+    """ESA's percentages: no data relative to all pixels, the others to the valid ones (as in real products)."""
     counts = np.bincount(scl.ravel(), minlength=12)
     valid = max(int(counts[1:].sum()), 1)
     shares = [100 * counts[0] / scl.size, *(100 * counts[1:] / valid)]
@@ -224,7 +224,7 @@ def tile_metadata(
 
 
 def _number(value: float) -> str:
-    """Whole where it is, else with all its digits: a georeference must come back exactly."""
+    """An integer if the value is whole, else all its digits: a georeference must survive the round trip exactly."""
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
@@ -233,7 +233,7 @@ def _crs_name(crs: str) -> str:
 
 
 def manifest(folder: Path, name: ProductName, footprint: str) -> str:
-    """manifest.safe of the files below the folder, but for the quicklook, which the Data Space adds."""
+    """manifest.safe of the files below the folder, except the quicklook, which the Data Space adds."""
     algorithm = "SHA3-256" if is_baseline_4(name) else "MD5"
     objects = []
     for path in sorted(folder.rglob("*")):

@@ -1,4 +1,4 @@
-"""Which products of an archive a query of STAC or OData asks for, and in which order."""
+"""Finds the products of an archive that match a STAC or OData query, in the order that it asks for."""
 
 import ast
 import operator
@@ -41,8 +41,8 @@ _CLAUSE = re.compile(
 def search_stac(entries: list[Entry], body: dict) -> list[Entry]:
     """The products that the body of POST /v1/search asks for, in its order.
 
-    This and `search_odata` raise ValueError, KeyError, TypeError, AttributeError or ShapelyError where the query is
-    not understood.
+    This and `search_odata` raise ValueError, KeyError, TypeError, AttributeError or ShapelyError for a query that they
+    do not understand.
     """
     query = _from_stac(body)
     found = [entry for entry in entries if _value(entry, query)]
@@ -79,7 +79,7 @@ def _from_stac(body: dict) -> dict:
 
 
 def _from_odata(text: str) -> dict:
-    """A $filter as a CQL2-JSON expression. Each clause becomes a name; what stands between names reads as in Python."""
+    """A $filter as a CQL2-JSON expression. Each clause is replaced by a name, and the rest is parsed as Python."""
     clauses: dict[str, dict] = {}
 
     def name_of(match: re.Match) -> str:
@@ -127,7 +127,7 @@ def _value(entry: Entry, term: Any) -> Any:
     if "type" in term:
         return shape(term)
     left, *right = (_value(entry, arg) for arg in term["args"])
-    if left is None:  # what a product does not have meets no condition
+    if left is None:  # a value that the product lacks meets no condition
         return False
     right = [_read_as(type(left), value) if isinstance(value, str) else value for value in right]
     return _OPERATIONS[term["op"]](left, *right)
@@ -139,5 +139,5 @@ def _instant(text: str) -> datetime:
 
 
 def _read_as(kind: type, text: str) -> Any:
-    """The text of a query as a value of the kind that it is compared with."""
+    """Converts the text of a query to the type of the value that it is compared with."""
     return _instant(text) if kind is datetime else kind(text)

@@ -1,4 +1,4 @@
-"""A GeoTIFF of four Sentinel-2 bands, cloudy or clear, becomes a Level-2A product of the archive."""
+"""Converts a GeoTIFF of four Sentinel-2 bands, cloudy or clear, to a Level-2A product of the archive."""
 
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from cloudjob.sentinel2.masks import (
 )
 from cloudjob.sentinel2.radiometry import reflectance, to_convention
 
-# Mask classes and their class in the scene classification; where several fall on one pixel, the last one counts.
+# Mask classes and their class in the scene classification; if several fall on one pixel, the last one counts.
 _CLASSES = ((SHADOW, SCL_SHADOW), (CIRRUS, SCL_CIRRUS), (CLOUD, SCL_HIGH))
 _CLOUD_PROBABILITY = {SCL_MEDIUM: 60, SCL_HIGH: 95, SCL_CIRRUS: 25}  # percent
 
@@ -44,9 +44,9 @@ def product_from_raster(
 ) -> Path:
     """Writes `<archive>/<name>.SAFE` from a GeoTIFF of B04, B03, B02, B08 (uint16 DN with BOA_ADD_OFFSET `offset`).
 
-    A pixel that is 0 in all bands is no data. `mask` is "clear", or a raster of the same size in which every value
-    but 0 is cloud, or, where a value above 1 occurs, 1 cloud, 2 shadow, 3 cirrus. With None the scene classification
-    comes from the brightness against `other`, the same ground on another date, by the rule of `compare`.
+    A pixel that is 0 in all bands is no data. `mask` is "clear" or a raster of the same size. Every non-zero value of
+    the raster is cloud; if it has values above 1, then 1 is cloud, 2 shadow, 3 cirrus. With None, `compare` derives
+    the scene classification from `other`, the same ground on another date.
     """
     bands, crs, transform = read_bands(raster, offset=offset)
     if mask == "clear":
@@ -112,11 +112,10 @@ def centre(crs: str, transform: Affine, shape: tuple[int, int]) -> tuple[float, 
 def compare(bands: np.ndarray, other: np.ndarray) -> np.ndarray:
     """SCL classes of cloud and shadow on the 20 m grid, 0 elsewhere, from two dates (4, H, W) in our DN.
 
-    On the mean over 60 m x 60 m, the visible brightness is compared: more than 0.04 above the other date is medium
+    It compares reflectances averaged over 60 m x 60 m. Visible brightness more than 0.04 above the other date is medium
     cloud, more than 0.15 high cloud. A loss of a third or more in B08 is shadow, except over water, which is too dark
-    to tell. This rule makes test scenes and is no cloud detection: fresh snow and muddy water count as cloud and melt
-    as shadow, a cloud over snow is missed unless it is brighter, cirrus counts as cloud, and the other date must be
-    clear.
+    to tell. This rule makes test scenes; it is not a cloud detector. Fresh snow, muddy water and cirrus count as cloud
+    and melt as shadow, a cloud over snow is missed unless it is brighter, and the other date must be clear.
     """
     visible, before = (np.nan_to_num(reflectance(dn[:3])).mean(0) for dn in (bands, other))
     infrared, infrared_before = (np.nan_to_num(reflectance(dn[3])) for dn in (bands, other))

@@ -117,7 +117,7 @@ def _write_images(
 
 
 def _as_esa(dn: np.ndarray, offset: int) -> np.ndarray:
-    """from_convention in stripes: it works in 32 bits, and a whole band has 120 million pixels."""
+    """from_convention in stripes, to save memory: it works in 32 bits, and a whole band has 120 million pixels."""
     out = np.empty_like(dn)
     for rows in (slice(top, top + 1024) for top in range(0, len(dn), 1024)):
         out[rows] = from_convention(dn[rows], offset=offset)
@@ -154,7 +154,7 @@ def _write_jp2(
 
 
 def pool(image: np.ndarray, factor: int, how: Callable[..., np.ndarray]) -> np.ndarray:
-    """`how` (np.mean, np.max, np.any) over `factor` x `factor` pixels; an incomplete block repeats its last ones."""
+    """`how` (np.mean, np.max, np.any) over `factor` x `factor` pixels; incomplete blocks repeat their edge pixels."""
     missing = [(0, -length % factor) for length in image.shape]
     padded = np.pad(image, missing, mode="edge") if np.any(missing) else image
     rows, columns = padded.shape
@@ -169,7 +169,7 @@ def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _mean_60m(dn: np.ndarray) -> np.ndarray:
-    """Mean of the valid pixels of each 6 x 6, EMPTY_DN where there is none."""
+    """Mean of the valid pixels of each 6 x 6 block, EMPTY_DN if it has none."""
     blocks = _blocks(dn, 6)
     total, valid = blocks.sum((1, 3), dtype=np.uint32), (blocks != EMPTY_DN).sum((1, 3))
     return np.rint(total / np.maximum(valid, 1)).astype(np.uint16)
@@ -187,7 +187,7 @@ def _true_colour(dn: np.ndarray) -> np.ndarray:
 
 
 def _flush(folder: Path) -> None:
-    """Brings all files and folders to the disk, before the final name says that they are there."""
+    """Syncs all files and folders to disk, before the rename to the final name."""
     for path in [folder, *folder.rglob("*")]:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)

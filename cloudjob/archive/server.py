@@ -1,6 +1,6 @@
 """Serves an archive over HTTP on this machine as the Copernicus Data Space does: tokens, STAC and OData search, files.
 
-Routes and error bodies follow recorded answers of stac., catalogue., download. and identity.dataspace.copernicus.eu.
+Routes and error bodies follow recorded responses of stac., catalogue., download. and identity.dataspace.copernicus.eu.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from cloudjob.archive.catalogue import COLLECTION, Entry
 
 TOKEN_SECONDS = 600
 REFRESH_SECONDS = 3600
-MAX_TRANSFERS = 4  # of one account at a time
+MAX_TRANSFERS = 4  # concurrent ones per account
 _PIECE = 65536
 _LOG = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class ArchiveServer(ThreadingHTTPServer):
     def __init__(self, archive: Path, *, port: int = 0, host: str = "127.0.0.1"):
         entries = [Entry(folder) for folder in Path(archive).glob("S2*.SAFE")]
         self.entries = sorted(entries, key=lambda entry: (entry.sensing, entry.name))
-        self.access: dict[str, tuple[str, float]] = {}  # token -> account, end of its life on the monotonic clock
+        self.access: dict[str, tuple[str, float]] = {}  # token -> account, expiry on the monotonic clock
         self.refresh: dict[str, tuple[str, float]] = {}
-        self.slots: dict[str, threading.Semaphore] = {}  # of an account's transfers
+        self.slots: dict[str, threading.Semaphore] = {}  # account -> its transfers
         self.connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         super().__init__((host, port), _Handler)
         self.url = f"http://{host}:{self.server_address[1]}"
@@ -64,7 +64,7 @@ class ArchiveServer(ThreadingHTTPServer):
         return connection, address
 
     def server_close(self) -> None:
-        """Kept-alive connections end too, else their threads would go on answering."""
+        """Closes kept-alive connections too; otherwise their threads would go on answering."""
         super().server_close()
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answers GET and POST."""
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)  # always, or the next request on this connection would start inside it
-        self.base = f"http://{self.headers['Host']}"  # links lead back the way the request came
+        self.base = f"http://{self.headers['Host']}"  # links use the host that the request named
         try:
             answer = self._route(urlsplit(self.path).query, body)
             if answer is not None:
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _route(self, query: str, body: bytes) -> dict | None:
-        """The JSON to answer; None where a file was sent."""
+        """The JSON of the response; None if a file was sent."""
         entries = self.server.entries
         match self.command, unquote(urlsplit(self.path).path).strip("/").split("/"):
             case "POST", ["auth", "realms", "CDSE", "protocol", "openid-connect", "token"]:
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Refusal(404, {"detail": "Not Found"})
 
     def _grant(self, form: dict[str, str]) -> dict:
-        """Password and refresh grants, in the words of the identity server (Keycloak)."""
+        """Password and refresh grants, with the error messages of the identity server (Keycloak)."""
         now = time.monotonic()
         if form.get("grant_type") == "password":
             account = form.get("username") if form.get("password") else None
@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
             tail = max(first, last + 1 - _PIECE)
             if tail > first:
                 self.connection.sendfile(file, first, tail - first)
-            held.close()  # before the last piece: who has read it all may start the next transfer at once
+            held.close()  # before the last piece: a client that has it all may start its next transfer at once
             if size:
                 self.connection.sendfile(file, tail, last + 1 - tail)
 
@@ -268,7 +268,7 @@ def _odata_page(entries: list[Entry], options: dict[str, list[str]], base: str) 
     if options.get("$count") == ["true"]:
         answer["@odata.count"] = len(found)
     answer["value"] = [catalogue.odata_row(entry, base, expand) for entry in found[skip : skip + top]]
-    if 0 < top == len(answer["value"]) and skip + 2 * top <= 10_000:  # left out, without a word, beyond 10,000
+    if 0 < top == len(answer["value"]) and skip + 2 * top <= 10_000:  # silently omitted beyond 10,000
         following = urlencode({**options, "$top": top, "$skip": skip + top}, doseq=True)
         answer["@odata.nextLink"] = f"{base}/odata/v1/Products?{following}"
     return answer

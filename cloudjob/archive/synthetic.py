@@ -25,17 +25,17 @@ WATER = (0.05, 0.06, 0.075, 0.035, 0.02)
 CLOUD = (1.0, 1.0, 1.01, 0.96, 0.5)
 SHADOW = (0.55, 0.52, 0.47, 0.60, 0.66)  # light lost below an opaque cloud: the sky still lights the ground in blue
 
-VISIBLE = 0.006  # opacity from which a pixel counts as cloud, cirrus or shadow: less drowns in the noise
+VISIBLE = 0.006  # opacity from which a pixel counts as cloud, cirrus or shadow: less is lost in the noise
 NOISE = 0.003  # standard deviation of the sensor noise at reflectance 0.5
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
-_B11 = 4  # its place in the tables
+_B11 = 4  # its index in the tables
 
 
 @dataclass(frozen=True)
 class Acquisition:
-    """One overpass. `bands` (4,H,W) uint16 DN as the sensor sees them; `truth` the same of the ground that day, without
-    clouds and noise; `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, two in percent;
-    `b11` (ceil(H/6), ceil(W/6)) uint16 DN, as the sensor sees it, or None where it is not known."""
+    """One overpass. `bands` (4,H,W) uint16 DN as the sensor sees them; `truth` the same without clouds and noise;
+    `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, the probabilities in percent; `b11`
+    (ceil(H/6), ceil(W/6)) uint16 DN as the sensor sees it, or None if unknown."""
 
     bands: np.ndarray
     truth: np.ndarray
@@ -74,11 +74,11 @@ def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) ->
 def overcast(
     ground: np.ndarray, classes: np.ndarray, *, key: str, cloud: float, sun: tuple[float, float]
 ) -> Acquisition:
-    """What Sentinel-2 would have seen of real ground (4, H, W) uint16 DN through clouds, which `key` tells apart.
+    """What Sentinel-2 would have seen of real ground (4, H, W) uint16 DN through synthetic clouds drawn from `key`.
 
     `classes` (ceil(H/2), ceil(W/2)) uint8 is the ground's scene classification, 0 where there are no data; `cloud` the
-    wanted fraction of the classes 8, 9 and 10; `sun` its elevation and azimuth in degrees. Pixels that neither cloud
-    nor shadow touches stay as they are: they have their noise already, and what lies over the others brings its own.
+    wanted fraction of the classes 8, 9 and 10; `sun` its elevation and azimuth in degrees. Pixels without cloud or
+    shadow stay unchanged, as they have their noise already; the others get noise in proportion to the opacity.
     """
     shape = ground.shape[1:]
     noise = _Noise(key, max(shape))
@@ -93,8 +93,8 @@ def overcast(
 
 @dataclass
 class _Ground:
-    """The surface, all (H, W) float32: brightness of snow and ice, how blue the ice is, fractions of bare tundra and
-    open water, brightness of the tundra; and how far the season has gone (0 mid-February, 1 mid-April)."""
+    """The surface, all (H, W) float32: brightness of snow and ice, blueness of the ice, fractions of bare tundra and
+    open water, brightness of the tundra; and the progress of the season (0 mid-February, 1 mid-April)."""
 
     brightness: np.ndarray
     blue: np.ndarray
@@ -126,7 +126,7 @@ class _Sky:
     tops: np.ndarray
 
     def seen(self, light: np.ndarray, band: int) -> np.ndarray:
-        """What of the ground's reflectance, and of the clouds above it, reaches the sensor."""
+        """The reflectance at the sensor of ground of reflectance `light` below these clouds."""
         light = light * (1 - SHADOW[band] * self.shadow)
         light += self.cirrus * (0.55 * CLOUD[band] - light)
         light += self.thick * (self.tops * CLOUD[band] - light)
@@ -142,7 +142,7 @@ class _Sky:
 
 
 class _Noise:
-    """Random numbers and fields named by a key: the same name gives the same field, whatever was asked before."""
+    """Random numbers and fields by key and name: the same name gives the same field, whatever was drawn before."""
 
     def __init__(self, key: str, size: int):
         self.key, self.size = key, size
@@ -163,8 +163,8 @@ class _Noise:
         stretch: float = 1.0,
         angle: float = 0.0,
     ) -> np.ndarray:
-        """(size, size) float32, mean 0, standard deviation 1, power ~ frequency**-slope between two wavelengths
-        (pixels); `stretch` times longer along `angle` (radians, from columns to rows). Wraps at the edges."""
+        """(size, size) float32, mean 0, standard deviation 1, power ~ frequency**-slope from `shortest` to `longest`
+        wavelength (pixels); `stretch` times longer along `angle` (radians, columns to rows). Wraps at the edges."""
         rng, shape = self.rng(name), (self.size, self.size // 2 + 1)
         row = fft.fftfreq(self.size)[:, None].astype(np.float32)
         col = fft.rfftfreq(self.size)[None].astype(np.float32)
@@ -263,7 +263,7 @@ def _add_lakes(noise: _Noise, rng: np.random.Generator, ground: _Ground, bright:
 
 
 def _lakes(noise: _Noise, rng: np.random.Generator, wind: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Oriented thaw lakes: fraction, brightness of their ice, and what the drift at the shore adds."""
+    """Oriented thaw lakes: fraction, brightness of their ice, and brightness that snow drifts add at the shore."""
     size = noise.size
     lake, ice, rim = (np.zeros((size, size), np.float32) for _ in range(3))
     ragged = 0.10 * noise.field("shore", 80, slope=3.4, shortest=9)
@@ -332,7 +332,7 @@ def _freeze_sea(noise: _Noise, ground: _Ground, sea: np.ndarray, bright: np.ndar
 
 
 def _sky(noise: _Noise, cloud: float, elevation: float, azimuth: float, shape: tuple[int, int] | None = None) -> _Sky:
-    """`cloud` is the fraction of the upper left part of `shape` (rows, columns) that is cloud, by default of all."""
+    """The sky over a scene; `cloud` is the cloud fraction of its upper left `shape` (rows, columns), or of all."""
     if cloud <= 0:
         return _Sky(*np.zeros((4, noise.size, noise.size), np.float32))
     rng = noise.rng("sky")
@@ -365,7 +365,7 @@ def _opacity(field: np.ndarray, density: float, fraction: float, among: np.ndarr
 
 
 def _masks(sky: _Sky, classes: np.ndarray, snow: np.ndarray) -> dict[str, np.ndarray]:
-    """The masks of an acquisition, on the 20 m grid; `classes` are Sen2Cor's of the ground, `snow` is its fraction."""
+    """The masks of an acquisition on the 20 m grid; `classes` are Sen2Cor's of the ground, `snow` its snow fraction."""
     opacity = pool(np.maximum(sky.thick, sky.cirrus), 2, np.mean)
     return {
         "scl": _scene_classification(sky, classes),
@@ -375,7 +375,7 @@ def _masks(sky: _Sky, classes: np.ndarray, snow: np.ndarray) -> dict[str, np.nda
 
 
 def _scene_classification(sky: _Sky, classes: np.ndarray) -> np.ndarray:
-    """Sen2Cor's classes, those of the ground below the clouds given."""
+    """Sen2Cor's classes of the scene; `classes` are those of the ground below the clouds."""
     scl = classes.copy()
     scl[pool(sky.shadow, 2, np.max) > VISIBLE] = masks.SCL_SHADOW
     scl[pool(sky.cirrus, 2, np.max) > VISIBLE] = masks.SCL_CIRRUS

@@ -29,8 +29,8 @@ def command(arguments: argparse.Namespace) -> int:
 def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> Iterator["Config"]:
     """The configuration to run these stages with.
 
-    With an embedded archive it names a server on this machine, which lives as long as the context. Its products are
-    made first, where they are missing. Nothing is made or served where no item needs the network.
+    With an embedded archive it names a server on this machine, which runs as long as the context. Missing products are
+    made first. Nothing is made or served if no item needs the network.
     """
     if config.archive is None or not _network_needed(config, folder, stages):
         yield config
@@ -62,7 +62,7 @@ def _network_needed(config: "Config", folder: RunFolder, stages: Sequence[str]) 
 
 
 def _fill(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -> list[str]:
-    """Makes what is missing of the products that the configuration describes; returns the names of them all."""
+    """Makes the missing products of those that the configuration describes; returns the names of all of them."""
     from cloudjob.archive import make
 
     begun, products = time.monotonic(), []

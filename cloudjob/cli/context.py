@@ -11,7 +11,7 @@ from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
 from cloudjob.run.folder import RunFolder
 
-if TYPE_CHECKING:  # pydantic takes its time, and --help does not need it
+if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
     from cloudjob.config.models import Config
     from cloudjob.config.source import Source
 
@@ -43,7 +43,7 @@ def open_run(arguments: argparse.Namespace) -> Context:
 
 
 def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
-    """The run folder at `root`, with the items that the command asks for; it speaks on standard error."""
+    """The run folder at `root`, with the items that the command asks for; it reports on standard error."""
     folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
     folder.say, folder.progress = say, Progress()
     return folder

@@ -1,4 +1,4 @@
-"""The front door: reads the command line, calls the command, and turns what went wrong into an exit code."""
+"""The entry point: reads the command line, calls the command, and turns errors into exit codes."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line, that of this process unless given, and returns its exit code (see `cloudjob.errors`)."""
+    """Runs a command line, by default that of this process, and returns its exit code (see `cloudjob.errors`)."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large tensors on huge pages, where the kernel lets it
     code = _call(parse(argv))
     distributed = sys.modules.get("torch.distributed")
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(arguments: argparse.Namespace) -> int:
-    """The exit code of a command; says its error in one message."""
+    """Runs a command and returns its exit code; prints an error as one message."""
     try:
         return COMMANDS[arguments.command](arguments)
     except DiskFullError as error:
@@ -50,7 +50,7 @@ def _call(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("cloudjob: interrupted; run the same command again")
         return InterruptedJob.exit_code
-    except BrokenPipeError:  # the reader of our output has gone (cloudjob plan ... | head)
+    except BrokenPipeError:  # the reader of our output has closed the pipe (cloudjob plan ... | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

@@ -42,7 +42,7 @@ def stage(arguments: argparse.Namespace) -> int:
 
 
 def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool) -> int:
-    """The exit code of these stages; `tidy` removes what killed processes left in the run folder."""
+    """Runs these stages and returns their exit code; `tidy` removes what killed processes left in the run folder."""
     context = open_run(arguments)
     config, folder, _ = context
     if arguments.dry_run:
@@ -63,17 +63,15 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
 
 
 def _listen(folder: RunFolder) -> None:
-    """From here on a signal, or a STOP file, ends the work in good order."""
+    """From here on, a signal or a STOP file stops the work cleanly."""
     from cloudjob.hpc import stop
 
-    stop.install(
-        Path(os.environ.get("CLOUDJOB_STOP_FILE", folder.root / "STOP"))
-    )  # each job of SLURM has one of its own
+    stop.install(Path(os.environ.get("CLOUDJOB_STOP_FILE", folder.root / "STOP")))  # each SLURM job has its own
     folder.stop_requested = stop.requested
 
 
 def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
-    """The first rank says what starts and keeps the configuration in the run folder; the others fall silent."""
+    """The first rank prints what starts and saves the configuration in the run folder; the others print nothing."""
     from cloudjob.config import source
 
     folder = context.folder
@@ -97,7 +95,7 @@ def _tell(summary: Summary, folder: RunFolder) -> None:
 
 
 def _first_rank() -> bool:
-    """Under mpiexec, srun or torchrun only the first process speaks and writes the configuration."""
+    """Whether this is the only process, or the first of mpiexec, srun or torchrun, which prints and saves for all."""
     from cloudjob.hpc import slurm
 
     task = slurm.task()

@@ -28,7 +28,7 @@ _DRY_RUN = "show what would be done, and touch nothing"
 
 
 class Parser:
-    """The parser of `cloudjob`, made command by command; `root` is what reads a command line."""
+    """The parser of `cloudjob`, built command by command; `root` parses a command line."""
 
     def __init__(self) -> None:
         self.root = argparse.ArgumentParser(
@@ -137,7 +137,7 @@ class Parser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """What a command line says; a mistake in it, and --help, end the process with argparse's own codes (2 and 0)."""
+    """The parsed command line; a mistake in it, or --help, ends the process with argparse's exit codes (2 and 0)."""
     return Parser().root.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""What people see on standard error while a command works: lines, and how far the work is."""
+"""Messages and progress on standard error while a command works."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ PACE = 30.0  # seconds between lines where there is no terminal
 
 
 def say(line: str) -> None:
-    """Prints a line; on a terminal it takes the place of the bar, which comes again below it."""
+    """Prints a line; on a terminal it replaces the bar, which the next update draws again below it."""
     print(f"{_clear()}{line}", file=sys.stderr, flush=True)
 
 
@@ -28,5 +28,5 @@ class Progress:
 
 
 def _clear() -> str:
-    """What takes the bar off a terminal's line."""
+    """The escape sequence that erases the bar on a terminal, "" elsewhere."""
     return "\r\x1b[K" if sys.stderr.isatty() else ""

@@ -1,4 +1,4 @@
-"""What is done, as people and batch scripts read it: cloudjob plan, cloudjob status, cloudjob items."""
+"""The state of a run, for people and batch scripts: cloudjob plan, cloudjob status, cloudjob items."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """cloudjob status: how far the stages, the training and the jobs are, and the commands that mend what failed."""
+    """cloudjob status: progress of the stages, the training and the jobs, and the commands that repeat what failed."""
     from cloudjob.hpc import queue
 
     config, folder, _ = open_run(arguments)
@@ -54,7 +54,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def items(arguments: argparse.Namespace) -> int:
-    """cloudjob items: the items of a stage with their indices, all or those that are left to do."""
+    """cloudjob items: the items of a stage with their indices, either all or those still to do."""
     config, folder, _ = open_run(arguments)
     chosen = []
     for index, item in enumerate(stage_module(arguments.stage).items(config, folder)):
@@ -131,7 +131,7 @@ def _print_jobs(jobs: Iterable["Job"]) -> None:
 
 
 def _again(row: dict, root: Path, *, done: int, failed: bool) -> str:
-    """The command for what failed, and for what is missing of a stage whose items are the tasks of an array."""
+    """The command that repeats what failed, and makes what is missing if the stage's items are tasks of a job array."""
     script = _ARRAYS.get(row["stage"])
     left = [index for index, state in enumerate(row["items"]) if state["why"]]
     if script and left and (done or failed):
@@ -140,7 +140,7 @@ def _again(row: dict, root: Path, *, done: int, failed: bool) -> str:
 
 
 def _training(folder: RunFolder) -> dict[str, Any] | None:
-    """How far the training is, how fast, when it should end, its last sign of life: by the last line of the metrics."""
+    """Progress, speed, time left and time since the last report of the training, from the last line of the metrics."""
     try:
         last = read_jsonl(folder.metrics)[-1]
     except (FileNotFoundError, IndexError, json.JSONDecodeError):

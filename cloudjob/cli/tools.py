@@ -53,7 +53,7 @@ def _with_origins(text: str, source: "Source") -> str:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """cloudjob bench: figures of this machine."""
+    """cloudjob bench: benchmarks of this machine."""
     if not arguments.dir.is_dir():
         raise ConfigError(f"--dir {arguments.dir}: no such folder")
     module = importlib.import_module(f"cloudjob.benches.{arguments.what}")
@@ -96,7 +96,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def model(arguments: argparse.Namespace) -> int:
-    """cloudjob model: what a network costs."""
+    """cloudjob model: the cost of a network."""
     from cloudjob.diffusion import networks
     from cloudjob.diffusion.conditions import CONDITION_CHANNELS
 

@@ -19,7 +19,7 @@ _CHECKED_ASSETS = ("B04_10m", "B03_10m", "B02_10m", "B08_10m", "SCL_20m")
 
 @dataclass(frozen=True)
 class Scene:
-    """A product as a catalogue describes it; percentages are 0..100, None where the catalogue does not know."""
+    """A product as a catalogue describes it; percentages are 0..100, None if the catalogue does not give them."""
 
     product: str  # without .SAFE
     id: str  # UUID, which the download needs
@@ -48,10 +48,10 @@ def search_stac(
     cloud: tuple[float, float],
     page_size: int = 100,
 ) -> list[Scene]:
-    """All products that meet the closed ring of (longitude, latitude), from `start` to before `end`.
+    """All products that intersect `polygon`, a closed ring of (longitude, latitude), from `start` to before `end`.
 
     `cloud` is the range of cloud cover in percent. Sorted by (datetime, product), each product once.
-    ItemError where an answer is not what it should be, or the service gives less than it says to have.
+    ItemError if a response is malformed, or if the service returns fewer products than it announces.
     """
     body = {
         "collections": ["sentinel-2-l2a"],
@@ -83,7 +83,7 @@ def search_odata(
     cloud: tuple[float, float],
     page_size: int = 100,
 ) -> list[Scene]:
-    """As `search_stac`, from OData: no snow, sun, no data and checksums, and at most 10000 products."""
+    """As `search_stac`, from OData: without snow, sun, no-data share and checksums; at most 10000 products."""
     ring = ",".join(f"{lon} {lat}" for lon, lat in polygon)
     attribute = "Attributes/OData.CSC.{0}Attribute/any(att:att/Name eq '{1}' and att/OData.CSC.{0}Attribute/Value {2})"
     conditions = [
@@ -97,14 +97,14 @@ def search_odata(
     ]
     query = {
         "$filter": " and ".join(conditions),
-        "$orderby": "ContentDate/Start asc",  # without it, paging loses and repeats rows
+        "$orderby": "ContentDate/Start asc",  # without it, pagination loses and repeats rows
         "$top": str(page_size),
         "$count": "true",
         "$expand": "Attributes",
     }
 
     def following(page: dict, request: dict) -> dict | None:
-        link = page.get("@odata.nextLink")  # left out, without an error, where it would pass the 10000th row
+        link = page.get("@odata.nextLink")  # silently omitted beyond the 10000th row
         return {"method": "GET", "url": link} if link else None
 
     encoded = urlencode(query, quote_via=quote, safe="$'()/:,")
@@ -115,7 +115,7 @@ def search_odata(
 def digest_of(multihash: str) -> tuple[str, str]:
     """(algorithm, hexadecimal digest) of a STAC `file:checksum`.
 
-    By the length of the digest: the Data Space marks the SHA3-256 of XML files with the code of MD5.
+    The length of the digest decides, since the Data Space labels the SHA3-256 of XML files with the code of MD5.
     """
     for digits, algorithm in ((64, "SHA3-256"), (32, "MD5")):
         if re.fullmatch(rf"(16|d501){digits // 2:02x}[0-9a-f]{{{digits}}}", multihash):
@@ -132,7 +132,7 @@ def _collect(
     parse: Callable[[dict], Scene],
     following: Callable[[dict, dict], dict | None],
 ) -> list[Scene]:
-    """Follows the pages to the end; the last page has no next link, or no rows."""
+    """Follows the pagination to the end: the last page has no next link, or no rows."""
     request: dict | None = first
     host = host_of(first["url"])
     scenes: dict[str, Scene] = {}
@@ -210,5 +210,5 @@ def _from_name(product: str) -> dict:
 
 
 def _iso(moment: datetime) -> str:
-    """Milliseconds in UTC: the catalogues write three or six decimals, which would not sort as text."""
+    """ISO 8601 in UTC with milliseconds: the catalogues write three or six decimals, which do not sort as text."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

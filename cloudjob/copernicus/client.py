@@ -25,7 +25,7 @@ class Entry(Protocol):
 
 
 class Client:
-    """Fetches files. It asks nothing of the service, and needs no credentials, before the first file."""
+    """Fetches files. It sends no request, and needs no credentials, before the first file."""
 
     def __init__(self, endpoints: Endpoints, *, connections: int):
         self.endpoints = endpoints
@@ -35,7 +35,7 @@ class Client:
         self._token: TokenSource | None = None
 
     def file(self, product_id: str, product: str, path: str, folder: Path, **expected: Any) -> Path:
-        """Fetches `path` of the product (name without .SAFE) below its SAFE folder; `expected` is size and digest."""
+        """Fetches `path` of the product (name without .SAFE) into its SAFE `folder`; `expected` is size and digest."""
         with self._lock:
             self._token = self._token or from_environment(self.endpoints, open_session())
         if not hasattr(self._local, "session"):
@@ -46,7 +46,7 @@ class Client:
         return target
 
     def files(self, product_id: str, product: str, entries: Iterable[Entry], folder: Path) -> list[Path]:
-        """Fetches what these manifest entries (path, size, algorithm, digest) name, verified; whole files are kept."""
+        """Fetches and verifies the files of manifest entries (path, size, algorithm, digest); intact files are kept."""
 
         def one(entry: Entry) -> Path:
             expected: dict[str, Any] = {"size": entry.size, "digest": (entry.algorithm, entry.digest)}

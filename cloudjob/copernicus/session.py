@@ -1,4 +1,4 @@
-"""Requests to the Copernicus Data Space: addresses, retries with back-off, time limits, errors."""
+"""Requests to the Copernicus Data Space: addresses, retries with back-off, time-outs, errors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from urllib3.util.retry import Retry
 from cloudjob.errors import ItemError
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
-_LONGEST_WAIT = 300  # seconds, whatever Retry-After says: a batch job pays for them
+_LONGEST_WAIT = 300  # seconds, even if Retry-After asks for more: a batch job pays for the wait
 _DATA_SPACE = ".dataspace.copernicus.eu"
 
 
@@ -27,17 +27,17 @@ class Endpoints:
 
 class _Retry(Retry):
     def get_backoff_time(self) -> float:
-        """Seconds to wait, the first time too: urllib3 repeats at once, which a rate limit counts again."""
+        """Seconds to wait, before the first retry too: urllib3 retries at once, which counts against a rate limit."""
         return min(self.backoff_factor * 2 ** (len(self.history) - 1), _LONGEST_WAIT)
 
     def parse_retry_after(self, retry_after: str) -> float:
-        """Seconds that the service asks for, within a limit."""
+        """Seconds that the service asks for, at most _LONGEST_WAIT."""
         return min(super().parse_retry_after(retry_after), _LONGEST_WAIT)
 
 
 class _Session(requests.Session):
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        """The token follows a redirect within the Data Space (catalogue to download), and nowhere else."""
+        """Keeps the token on a redirect within the Data Space (catalogue to download); requests decides on others."""
         old, new = urlsplit(str(response.request.url)), urlsplit(str(prepared_request.url))
         within = new.scheme == "https" and all((url.hostname or "").endswith(_DATA_SPACE) for url in (old, new))
         if not within and self.should_strip_auth(response.request.url, prepared_request.url):
@@ -45,19 +45,19 @@ class _Session(requests.Session):
 
 
 def open_session(*, retries: int = 5, backoff: float = 8.0) -> requests.Session:
-    """A session, to be used by one thread each, that repeats a request after 429, 5xx and broken connections.
+    """A session for one thread, which retries a request after HTTP 429, 5xx and broken connections.
 
-    It waits as long as Retry-After says, otherwise `backoff` seconds, then twice as long each time; with the
-    defaults four minutes in all. Proxies of the environment are used, passwords of a .netrc file are not.
+    It waits as long as Retry-After says, otherwise `backoff` seconds, then twice as long each time: with the
+    defaults four minutes in all. It uses the proxies of the environment, but no passwords of a .netrc file.
     """
     session = _Session()
-    session.auth = lambda request: request  # any auth keeps requests from putting that of .netrc over our token
+    session.auth = lambda request: request  # without an auth, requests replaces our token by the one of .netrc
     session.headers.update({"User-Agent": "cloudjob", "Accept-Encoding": "identity"})
     retry = _Retry(
         total=retries,
         backoff_factor=backoff,
         status_forcelist=(429, 500, 502, 503, 504),
-        allowed_methods=None,  # POST too: searches and token requests can be repeated
+        allowed_methods=None,  # POST too: searches and token requests are safe to retry
         raise_on_status=False,
     )
     session.mount("https://", HTTPAdapter(max_retries=retry))
@@ -66,12 +66,12 @@ def open_session(*, retries: int = 5, backoff: float = 8.0) -> requests.Session:
 
 
 def host_of(url: str) -> str:
-    """Host and port: what error messages name, as whole addresses are long."""
+    """Host and port, which error messages name instead of the long address."""
     return urlsplit(url).netloc
 
 
 def ask(session: requests.Session, method: str, url: str, **arguments: Any) -> requests.Response:
-    """The answer whatever its status; ItemError where there is none."""
+    """The response, whatever its status; ItemError if there is none."""
     try:
         return session.request(method, url, timeout=_TIMEOUT, **arguments)
     except requests.RequestException as error:
@@ -79,7 +79,7 @@ def ask(session: requests.Session, method: str, url: str, **arguments: Any) -> r
 
 
 def get_json(session: requests.Session, method: str, url: str, **arguments: Any) -> dict:
-    """The JSON object that the service answers; ItemError with its own words where it refuses."""
+    """The JSON object of the response; ItemError with the service's own message if it refuses."""
     response = ask(session, method, url, **arguments)
     if not response.ok:
         raise ItemError(refusal(response))
@@ -93,7 +93,7 @@ def get_json(session: requests.Session, method: str, url: str, **arguments: Any)
 
 
 def refusal(response: requests.Response) -> str:
-    """Host, status, code and message of an error answer; the services word them in four different ways."""
+    """Host, status, code and message of an error response, for which the services use four different formats."""
     try:
         body = response.json()
     except requests.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Access tokens of the Copernicus Data Space: one sign-in, then refreshed; never in a log or an address."""
+"""Access tokens of the Copernicus Data Space: one sign-in, then refreshes; never in a log or a URL."""
 
 import json
 import os
@@ -17,8 +17,8 @@ class TokenSource:
     """Bearer tokens for any number of threads.
 
     A token lives 10 minutes and is refreshed at 80 % of that. The password is sent once, and again only when
-    the service no longer takes the refresh token: every sign-in opens one of the account's 100 sessions. What
-    the service has refused is not tried again, as that can lock the account.
+    the service no longer accepts the refresh token, since every sign-in takes one of the account's 100 sessions.
+    Refused credentials are not tried again, as that can lock the account.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TokenSource:
 
     @classmethod
     def from_file(cls, endpoints: Endpoints, session: requests.Session, path: Path) -> "TokenSource":
-        """From a saved answer of the token service (JSON with `refresh_token`), which is renewed in place."""
+        """From a saved response of the token service (JSON with `refresh_token`); each renewal rewrites the file."""
         try:
             if path.stat().st_mode & 0o077:
                 raise ConfigError(f"{path}: others can read this token file; do: chmod 600 {path}")
@@ -53,9 +53,9 @@ class TokenSource:
         return source
 
     def bearer(self, *, rejected: str = "") -> str:
-        """A living access token; `rejected` is one that the service has just answered 401 to.
+        """A valid access token; `rejected` is one that the service has just refused with 401.
 
-        ConfigError where the service refuses the credentials, ItemError where it does not answer.
+        ConfigError if the service refuses the credentials, ItemError if it does not answer.
         """
         with self._lock:
             if self._access in ("", rejected) or time.monotonic() >= self._renew_at:
@@ -80,7 +80,7 @@ class TokenSource:
             raise self._refused
 
     def _request(self, grant: dict) -> requests.Response:
-        """The answer to a grant: a token, which is taken over, or a refusal (400, 401); ItemError for others."""
+        """The response to a grant: a token, which is stored, or a refusal (400, 401); ItemError for other statuses."""
         asked = time.monotonic()
         answer = ask(self._session, "POST", self._url, data={"client_id": "cdse-public", **grant})
         if answer.status_code in (400, 401):
@@ -100,7 +100,7 @@ class TokenSource:
 
 
 def from_environment(endpoints: Endpoints, session: requests.Session) -> TokenSource:
-    """By CDSE_TOKEN_FILE, or CDSE_USERNAME and CDSE_PASSWORD (and CDSE_TOTP); ConfigError without either."""
+    """From CDSE_TOKEN_FILE, or CDSE_USERNAME and CDSE_PASSWORD (and CDSE_TOTP); ConfigError without either."""
     if path := os.environ.get("CDSE_TOKEN_FILE"):
         return TokenSource.from_file(endpoints, session, Path(path))
     username, password = os.environ.get("CDSE_USERNAME"), os.environ.get("CDSE_PASSWORD")

@@ -1,4 +1,4 @@
-"""Files of a product from the Copernicus Data Space: resumed where broken off, verified before they get their name."""
+"""Downloads files of a product from the Copernicus Data Space: resumable, and verified before the final rename."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
 from cloudjob.files import is_disk_full
 
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}
-_CHUNK = 1 << 16  # what is lost of a connection that breaks
-_BREAKS = 5  # connections in a row that may end early without bringing a byte
+_CHUNK = 1 << 16  # bytes; at most this much is lost when a connection breaks
+_BREAKS = 5  # consecutive connections that may break without delivering a byte
 
 
 def node_url(endpoints: Endpoints, product_id: str, product: str, relative_path: str = "") -> str:
@@ -35,7 +35,7 @@ def file_url(endpoints: Endpoints, product_id: str, product: str, relative_path:
 def list_nodes(
     session: requests.Session, endpoints: Endpoints, product_id: str, product: str, relative_path: str = ""
 ) -> list[tuple[str, int]]:
-    """(name, bytes) of what lies in a folder of the product; needs no token. Folders have 0 bytes."""
+    """(name, bytes) of each entry of a folder of the product; needs no token. Folders have 0 bytes."""
     url = node_url(endpoints, product_id, product, relative_path) + "/Nodes"
     body = get_json(session, "GET", url)
     try:
@@ -56,12 +56,12 @@ def fetch(
 ) -> None:
     """Downloads one file; `target` exists afterwards whole, or not at all.
 
-    What has arrived lies in `<target>.part`, from where a later call goes on. `size` in bytes and `digest`
+    Received bytes are kept in `<target>.part`, from which a later call resumes. `size` in bytes and `digest`
     (algorithm "SHA3-256" or "MD5", hexadecimal) are checked; a file that fails is fetched once more from its
-    beginning. `progress` is told of bytes as they come, of a negative number where some are thrown away.
+    beginning. `progress` gets the number of bytes as they arrive, and a negative number when some are discarded.
 
-    ItemError with the service's own words where it refuses or breaks off; CorruptFileError where the bytes
-    are wrong twice; DiskFullError.
+    ItemError if the service refuses (with its own message) or the connection keeps breaking; CorruptFileError if
+    the bytes are wrong twice; DiskFullError.
     """
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def fetch(
 def _complete(
     get: Callable[[int], requests.Response], part: Path, size: int | None, tell: Callable[[int], None]
 ) -> None:
-    """Asks again where the connection breaks, as long as that brings bytes."""
+    """Retries after a broken connection, as long as that delivers bytes."""
     breaks = 0
     while not size or _length(part) < size:
         before = _length(part)
@@ -102,13 +102,13 @@ def _complete(
 
 
 def _append(get: Callable[[int], requests.Response], part: Path, size: int | None, tell: Callable[[int], None]) -> None:
-    """One request for what is missing, written to the part file; from zero where it does not fit on."""
+    """Requests the missing bytes and appends them to the part file; starts anew if they do not continue it."""
     have = _length(part)
     response = get(have)
     if have and response.status_code in (200, 206, 416) and not _continues(response, have, size):
         tell(-have)
         part.unlink()
-        if response.status_code != 200:  # 200 is the file from its beginning, the others are of no use
+        if response.status_code != 200:  # 200 sends the file from its beginning, the others are useless
             response.close()
             response = get(0)
     name = part.name.removesuffix(".part")
@@ -140,13 +140,13 @@ def _get(session: requests.Session, url: str, token: TokenSource | None, start: 
             bearer = token.bearer(rejected=bearer)
             headers["Authorization"] = f"Bearer {bearer}"
         response = ask(session, "GET", url, headers=headers, stream=True)
-        if response.status_code != 401:  # a token can end earlier than announced: one new one
+        if response.status_code != 401:  # a token can expire earlier than announced: one retry with a new one
             break
     return response
 
 
 def mismatch(part: Path, size: int | None, digest: tuple[str, str] | None) -> str | None:
-    """What is wrong with the size in bytes or the digest (algorithm, hexadecimal) of a file; None where it is right."""
+    """What is wrong with the size in bytes or the digest (algorithm, hexadecimal) of a file; None if both are right."""
     if size is not None and _length(part) != size:
         return f"{_length(part)} bytes instead of {size}"
     if digest is not None:

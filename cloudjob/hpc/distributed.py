@@ -1,6 +1,6 @@
 """Data-parallel training over several processes; the only user of torch.distributed.
 
-One process a device, started by torchrun (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) or by srun.
+One process per device, started by torchrun (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) or by srun.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from cloudjob.hpc import launch, slurm
 from cloudjob.hpc.watch import Member, Watch
 
 T = TypeVar("T")
-MEET_S = 300  # until all ranks have come: a cold file system takes its time to give each of them torch
-COLLECTIVE_S = 1800  # until a collective call fails: longer than rank 0 ever looks at pictures while the others wait
+MEET_S = 300  # time-out for all ranks to connect: importing torch from a cold file system is slow
+COLLECTIVE_S = 1800  # time-out of a collective call: longer than rank 0 ever evaluates while the others wait
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a training, as one of them sees them."""
+    """The processes of a training run, as seen by one of them."""
 
     rank: int
     size: int
@@ -39,15 +39,15 @@ class ProcessGroup:
     watch: Watch | None = None  # only with several ranks
 
     def note(self, seen: int) -> None:
-        """How far this rank is: said where another one waits for it in vain."""
+        """Records the samples seen by this rank: after a time-out they show which rank was behind."""
         if self.watch:
             self.watch.seen = seen
 
     @contextlib.contextmanager
     def reporting_failures(self) -> Iterator[None]:
-        """What fails within on this rank ends the others too, by one message that names it: rank 0's.
+        """A context in which a failure on this rank ends all ranks; rank 0 prints one message that names this rank.
 
-        An error of `raised_on_all_ranks` is said by rank 0 alone; the others leave without a word.
+        An error of `raised_on_all_ranks` is printed by rank 0 alone; the others exit silently.
         """
         if self.watch is None:
             yield
@@ -65,7 +65,7 @@ class ProcessGroup:
             raise
 
     def _report(self, error: CloudjobError, watch: Watch) -> None:
-        """Tells the other ranks; who says it is marked on the error."""
+        """Reports the error to the other ranks, and marks it as `said` if rank 0 prints it."""
         if error.on_all_ranks:
             watch.close()
             error.said = self.rank > 0
@@ -75,10 +75,10 @@ class ProcessGroup:
 
 
 def _explain(error: Exception, watch: Watch) -> NoReturn:
-    """A collective call failed because of another rank: LostRankError says which one, and why."""
+    """Raises LostRankError for a collective call that failed because of another rank: which one, and why."""
     if verdict := watch.settle():
         lost = LostRankError(verdict.text)
-        lost.exit_code = verdict.code  # that of the rank which could not go on, if it could say why
+        lost.exit_code = verdict.code  # that of the rank that failed, if it reported why
         lost.said = not watch.tells
         raise lost from error
     waited_for = ", ".join(map(str, watch.behind())) or "none in particular"
@@ -94,13 +94,13 @@ def raised_on_all_ranks(error: CloudjobError) -> CloudjobError:
 
 
 def _of_a_collective(error: Exception) -> bool:
-    """gloo raises plain RuntimeErrors."""
+    """Whether a collective call raised this error; gloo raises plain RuntimeErrors."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """Meets the other processes; a world of one, without torch.distributed, where no launcher started several."""
+    """Connects to the other processes; a world of one, without torch.distributed, where no launcher started several."""
     rank, size, local_rank, host, port = _launched()
     launch.check_ranks(size)
     if size == 1:
@@ -110,7 +110,7 @@ def process_group() -> Iterator[ProcessGroup]:
     watch = _meet(store, rank, size, local_rank, host)
     here = ProcessGroup(rank, size, local_rank, torch.device("cpu"), watch)
     with here.reporting_failures():
-        device = _device(local_rank)  # not before the meeting: it may fail on one node alone
+        device = _device(local_rank)  # only once all are connected: it may fail on one node alone
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
@@ -119,15 +119,15 @@ def process_group() -> Iterator[ProcessGroup]:
             timeout=timedelta(seconds=COLLECTIVE_S),
             device_id=device if device.type == "cuda" else None,
         )
-        dist.barrier()  # nobody leaves, by an error of its own, while others are still connecting
+        dist.barrier()  # no rank may exit with an error of its own while others are still connecting
     yield ProcessGroup(rank, size, local_rank, device, watch)
-    if watch.stands:  # after an error it would wait for ranks that are no more
+    if watch.stands:  # after an error it would wait for ranks that have exited
         dist.destroy_process_group()
         watch.close()
 
 
 def _launched() -> tuple[int, int, int, str, int]:
-    """(rank, size, local rank, host and port to meet at) from torchrun's variables, srun's, or for a world of one."""
+    """(rank, size, local rank, rendezvous host, its port) from torchrun's or srun's variables, else a world of one."""
     get = os.environ.get
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         rank, size, local_rank = (int(get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -140,7 +140,7 @@ def _launched() -> tuple[int, int, int, str, int]:
 
 
 def _store(rank: int, size: int, host: str, port: int) -> dist.Store:
-    """Where the ranks leave each other their addresses: in rank 0's process, or in torchrun's."""
+    """The key-value store through which the ranks exchange addresses, hosted by rank 0's process or by torchrun's."""
     torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         store = dist.TCPStore(
@@ -159,12 +159,12 @@ def _store(rank: int, size: int, host: str, port: int) -> dist.Store:
         raise LostRankError(
             f"rank {rank} of {size} on {socket.gethostname()}: rank 0 was not met at {host}:{port} within {MEET_S} s"
         ) from None
-    # torchrun's store outlives a restart: what the dead ranks left there is not for the living.
+    # torchrun's store outlives a restart: the prefix hides the keys of the earlier ranks.
     return dist.PrefixStore("attempt-" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 def _meet(store: dist.Store, rank: int, size: int, local_rank: int, host: str) -> Watch:
-    """The watch of this rank, when all ranks have come to it."""
+    """The watch of this rank, connected to rank 0's; rank 0 waits for all ranks."""
     code = LostRankError.exit_code
     if rank == 0:
         watch = Watch(0, size, code=code)
@@ -185,7 +185,7 @@ def _meet(store: dist.Store, rank: int, size: int, local_rank: int, host: str) -
 
 
 def _await(watch: Watch, store: dist.Store) -> None:
-    """Rank 0: until all ranks have come. Who has reached the store is expected at the watch soon after."""
+    """Rank 0: waits until all ranks have connected. A rank that has reached the store must do so soon after."""
     end = time.monotonic() + MEET_S
     while missing := watch.all_here(1):
         for rank in missing:
@@ -206,7 +206,7 @@ def _first_line(error: Exception) -> str:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 pays on this device: on a processor without units for it, it is slower than float32."""
+    """Whether bfloat16 is the faster type on this device: without hardware for it, a processor is slower with it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     try:
@@ -229,7 +229,7 @@ def _device(local_rank: int) -> torch.device:
 
 
 def cores() -> int:
-    """Processor cores for this rank: those it may run on, over the ranks of this node that may run on the same ones."""
+    """Processor cores for this rank: those of its CPU affinity, divided by the ranks of this node that share them."""
     mine = sorted(os.sched_getaffinity(0))
     every = gather((socket.gethostname(), mine))
     return max(len(mine) // every.count((socket.gethostname(), mine)), 1)
@@ -245,12 +245,12 @@ def wrap(module: nn.Module) -> nn.Module:
 
 
 def unsynced(module: nn.Module) -> contextlib.AbstractContextManager:
-    """A context in which the gradients of a wrapped module are summed up here, and not averaged over the ranks yet."""
+    """A context in which a wrapped module accumulates gradients locally, without averaging them over the ranks."""
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
 
 
 def max_over_ranks(values: Tensor) -> Tensor:
-    """(N,) the largest of each value among the ranks, in place."""
+    """(N,) the maximum of each value over the ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
@@ -266,7 +266,7 @@ def gather(value: T) -> list[T]:
 
 
 def run_on_all_ranks(task: Callable[[], T]) -> T:
-    """What `task` returns, on each rank its own; where it fails on some rank, that error is raised on every rank."""
+    """Runs `task` on every rank and returns this rank's result; if one rank fails, every rank raises its error."""
     results: list[T] = []
     failure = None
     try:
@@ -279,7 +279,7 @@ def run_on_all_ranks(task: Callable[[], T]) -> T:
             kind, message, facts = failed
             if len(failures) > 1:
                 message = f"rank {rank} of {len(failures)}: {message}"
-            again = kind.__new__(kind, message)  # not kind(message): some take other arguments
+            again = kind.__new__(kind, message)  # not kind(message): some constructors take other arguments
             again.__dict__.update(facts)
             raise raised_on_all_ranks(again)
     return results[0]

@@ -1,7 +1,7 @@
-"""What a job draws from the socket: counted where the machine lets it be counted, else estimated, and said which.
+"""Energy use of a job: measured where the machine has counters, otherwise estimated; the result names its source.
 
-In this order: codecarbon (the extra `energy`), offline; the counters of this rank's GPU (NVML) and of the node (those
-that SLURM's accounting reads too: Cray's, RAPL); for what has no counter an estimate.
+Sources, in this order: codecarbon (the extra `energy`), offline; the counters of this rank's GPU (NVML) and of the node
+(Cray's or RAPL, which SLURM's accounting reads too); an estimate for what has no counter.
 """
 
 import ctypes
@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 
-CORE_W = 10.0  # a busy core of a server with its share of memory and fans: 200 to 400 W for 24 to 40 of them
+CORE_W = 10.0  # a busy server core with its share of memory and fans: 200 to 400 W for 24 to 40 cores
 _CRAY = Path("/sys/cray/pm_counters/energy")
 _RAPL = Path("/sys/class/powercap")
 JOULES_PER_KWH = 3.6e6
 
-Counter = Callable[[], float]  # joules since some moment; it never runs backwards
+Counter = Callable[[], float]  # joules since some moment; never decreases
 
 
 class Energy:
-    """Joules of this rank's share of the machine since this was made. The first rank of a node counts the node too."""
+    """Joules used by this rank's share of the machine since creation. The first rank of a node counts the node too."""
 
     def __init__(self, device: torch.device, *, cores: int, first_on_node: bool):
         sources = []  # (name, counter, whether it counts the whole node, whether it measures)
-        if find_spec("codecarbon"):  # guesses at least the memory
+        if find_spec("codecarbon"):  # it estimates at least the memory
             sources.append(("codecarbon", _codecarbon() if first_on_node else None, True, False))
         elif node := cray():
             sources.append(("node counters", node, True, True))
@@ -47,13 +47,12 @@ class Energy:
 
 
 def cray(path: Path = _CRAY) -> Counter | None:
-    """The whole node with its GPUs; `1234567 J 1700000000 us`."""
+    """Counter of the whole node with its GPUs, from a file that reads `1234567 J 1700000000 us`."""
     return _readable(lambda: float(path.read_text().split()[0]))
 
 
 def rapl(folder: Path = _RAPL) -> Counter | None:
-    """The processors of this node. Their counters start anew from 0 at a limit; they must be read more often than that
-    (minutes)."""
+    """Counter of this node's processors. RAPL wraps to 0 at a limit; read it more often than it wraps (minutes)."""
     packages = [path for path in folder.glob("intel-rapl:*") if path.name.count(":") == 1]
     parts = [part for path in packages if (part := _readable(_Wrapping(path)))]
     return (lambda: sum(part() for part in parts)) if parts and len(parts) == len(packages) else None
@@ -80,11 +79,11 @@ def _readable(counter: Counter) -> Counter | None:
 
 
 def nvml(device: torch.device) -> Counter | None:
-    """This GPU since its driver was loaded (Volta and later)."""
+    """Counter of this GPU since its driver was loaded (Volta and later)."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
         handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
-        identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # NVML knows no CUDA_VISIBLE_DEVICES
+        identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # NVML ignores CUDA_VISIBLE_DEVICES
         failed = library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(identity, ctypes.byref(handle))
     except (OSError, AttributeError):
         return None
@@ -98,7 +97,7 @@ def nvml(device: torch.device) -> Counter | None:
 
 
 def _codecarbon() -> Counter:
-    """The whole node as codecarbon has it. The country is a formality: the grid's intensity is in the configuration."""
+    """Counter of the whole node by codecarbon. It requires a country; the configured grid intensity is used instead."""
     from codecarbon import OfflineEmissionsTracker
     from codecarbon.output_methods.base_output import BaseOutput
 
@@ -121,6 +120,6 @@ def _codecarbon() -> Counter:
 
 
 def carbon(joules: float, grams_per_kwh: float) -> dict[str, float]:
-    """{"energy_kwh", "co2_g"} of this energy on a grid of this intensity."""
+    """{"energy_kwh", "co2_g"} of this energy, for a grid that emits `grams_per_kwh` of CO2."""
     kwh = joules / JOULES_PER_KWH
     return {"energy_kwh": round(kwh, 6), "co2_g": round(kwh * grams_per_kwh, 3)}

@@ -1,7 +1,7 @@
-"""What the batch script promised this process, compared with what it finds.
+"""Compares what the batch script promised this process with what the process finds.
 
-A wrong kind of MPI, or variables lost on the way into a container, make every rank believe to be alone: each would do
-all of the work, and overwrite that of the others.
+With the wrong kind of MPI, or with variables lost on the way into a container, every rank would run as a world of one:
+each would do all of the work and overwrite the output of the others.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What this is: the machine, the versions and the commit, beside every figure and every training."""
+"""The machine, the package versions and the commit, recorded with every benchmark and every training run."""
 
 import os
 import platform
@@ -36,7 +36,7 @@ def device_name(device: "torch.device") -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit that this code is of, with a + where it was changed since; None outside a checkout."""
+    """The commit of this code, with a + if it has uncommitted changes; None outside a checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""The MPI world, or a world of one where no MPI launcher started us; the only user of mpi4py."""
+"""The MPI world, or a world of one without an MPI launcher; the only user of mpi4py."""
 
 import os
 import sys
@@ -14,8 +14,8 @@ _LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 class Communicator:
-    """`with mpi.communicator() as ranks:` - leaving the block by an error takes the other ranks down too, or they would
-    wait for ever in the next collective call."""
+    """`with mpi.communicator() as ranks:` - an error that leaves the block aborts the other ranks too, which would
+    otherwise deadlock in the next collective call."""
 
     def __init__(self, communicator: Any = None):
         self._communicator = communicator
@@ -35,11 +35,11 @@ class Communicator:
         return self._communicator.gather(value) if self._communicator else [value]
 
     def abort(self, code: int = 1) -> None:
-        """End every rank at once with this exit code; returns in a world of one."""
+        """Ends every rank at once with this exit code; returns in a world of one."""
         if self.size > 1:
             sys.stdout.flush()
             sys.stderr.flush()
-            time.sleep(0.2)  # when it ends the world, mpiexec drops what it has not read yet
+            time.sleep(0.2)  # on an abort, mpiexec drops the output that it has not read yet
             self._communicator.Abort(code)
 
     def __enter__(self) -> "Communicator":
@@ -54,13 +54,13 @@ class Communicator:
 
 
 def _settle_mpich() -> None:
-    """Settings without which MPI_Init of MPICH 5 fails or hangs now and then; those of the environment come first."""
-    # "Message truncated", it seems where a message by shared memory overtakes one by the network: in containers 2 of
-    # 108 worlds of two ranks, with it none of 660.
+    """Settings without which MPI_Init of MPICH 5 occasionally fails or hangs; values already set take precedence."""
+    # Prevents "Message truncated", probably a shared-memory message that overtakes one over the network: in containers
+    # 2 of 108 runs of two ranks failed without this setting, and none of 660 with it.
     os.environ.setdefault("MPIR_CVAR_NOLOCAL", "1")
-    # By UCX each rank tells its address in 4,096 bytes, most of them chance contents of memory. Where those are dense,
-    # a line of them is longer than the 1,024 bytes that SLURM's pmi2 reads, and the ranks wait for ever. An address of
-    # libfabric is short. MPICH's wheel is known to hold it; another MPICH may not, and would refuse.
+    # With UCX, each rank publishes its address in 4,096 bytes, mostly uninitialised memory. Where that is dense,
+    # one line exceeds the 1,024 bytes that SLURM's pmi2 reads, and the ranks deadlock. A libfabric address is short.
+    # MPICH's wheel is known to include libfabric; another MPICH may not, and would reject the setting.
     if "MPI4PY_LIBMPI" not in os.environ and any(metadata.distributions(name="mpich")):
         os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 

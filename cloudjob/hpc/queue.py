@@ -1,4 +1,4 @@
-"""What became of the jobs that slurm/*.sh noted in a run folder, one line an event: time, job, name, event."""
+"""State of the jobs that slurm/*.sh logged in a run folder, one line per event: time, job, name, event."""
 
 import subprocess
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from pathlib import Path
 class Job:
     id: str
     name: str
-    state: str  # as SLURM says it, or as it was noted
-    log: str  # "" while it has not started
-    said: str  # the last message of ours in the log
+    state: str  # as SLURM reports it, or as it was logged
+    log: str  # path, "" before the job has started
+    said: str  # the last error message in the log
 
 
 def unfinished(log: Path) -> list[Job]:
-    """The jobs that have not ended at 0, in the order of their submission; of each name (and number in its array) only
-    the newest."""
+    """The jobs that have not ended with exit code 0, in order of submission; only the newest of each name (and array
+    index)."""
     newest: dict[tuple, dict] = {}
     lines = log.read_text().splitlines() if log.exists() else []
-    for _, job, name, event in (line.split("\t") for line in lines if line.count("\t") == 3):  # a torn line is none
+    for _, job, name, event in (line.split("\t") for line in lines if line.count("\t") == 3):  # skips a torn line
         entry = newest.setdefault((name, job.partition("_")[2]), {})
         if entry.get("id") != job:
             entry.clear()
@@ -42,7 +42,7 @@ def unfinished(log: Path) -> list[Job]:
 
 
 def _states(jobs: list[str]) -> dict[str, str]:
-    """What squeue says of these jobs, and sacct of those that it has forgotten; nothing where neither is there."""
+    """States of these jobs from squeue, or from sacct if squeue no longer lists them; empty without both commands."""
     states: dict[str, str] = {}
     for command in (
         ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", "--jobs"],
@@ -52,7 +52,7 @@ def _states(jobs: list[str]) -> dict[str, str]:
             for line in _lines([*command, ",".join(missing)]):
                 job, state, reason = line.split("|")
                 states[job] = state if reason in ("None", "0:0") else f"{state} ({reason})"
-                states.setdefault(job.partition("_")[0], states[job])  # an array of which no task has started
+                states.setdefault(job.partition("_")[0], states[job])  # an array none of whose tasks has started
     return states
 
 
@@ -64,7 +64,7 @@ def _lines(command: list[str]) -> list[str]:
 
 
 def _last_message(log: str) -> str:
-    """The last line in which the program or its batch script says what is wrong."""
+    """The last error message of the program or its batch script in a log; "" if there is none."""
     try:
         lines = Path(log).read_text(errors="replace").splitlines()
     except OSError:

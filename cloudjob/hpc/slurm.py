@@ -17,7 +17,7 @@ class Task:
 
 
 def task() -> Task | None:
-    """This process as a task of an srun step; None outside one (a batch script has SLURM_PROCID, and is no step)."""
+    """This process as a task of an srun step; None outside a step (a batch script has SLURM_PROCID, but is not one)."""
     get = os.environ.get
     if "SLURM_PROCID" not in os.environ or "SLURM_STEP_NUM_TASKS" not in os.environ:
         return None
@@ -35,8 +35,8 @@ def job_id() -> str | None:
 
 
 def deadline() -> float | None:
-    """When this job ends (seconds since 1970): as newer SLURM says itself, else as the batch script says in
-    CLOUDJOB_DEADLINE; None where nobody does."""
+    """When this job ends (seconds since 1970): SLURM_JOB_END_TIME of newer SLURM, else CLOUDJOB_DEADLINE, which the
+    batch script sets; None without either."""
     for name in ("SLURM_JOB_END_TIME", "CLOUDJOB_DEADLINE"):
         try:
             return float(os.environ[name])
@@ -46,6 +46,6 @@ def deadline() -> float | None:
 
 
 def first_host(nodelist: str) -> str:
-    """`node[07-09,12],gpu1` -> `node07`: the scontrol that knows better is not inside the container."""
+    """`node[07-09,12],gpu1` -> `node07`; scontrol, which parses every form, is not available inside the container."""
     head = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", nodelist)
     return "".join(part or "" for part in head.groups()) if head else nodelist

@@ -1,6 +1,6 @@
-"""The wish to stop: a flag, set by a signal or by a STOP file, polled by the stages between two steps.
+"""A stop request: a flag that a signal or a STOP file sets and that the stages poll between two steps.
 
-Nothing is saved inside a signal handler. A second Ctrl-C does interrupt at once.
+Nothing is saved inside a signal handler. A second Ctrl-C interrupts at once.
 """
 
 import signal
@@ -12,14 +12,14 @@ _state: dict = {"signalled": False, "file": None}
 
 
 def install(stop_file: Path | None = None) -> None:
-    """Listen from now on, in the main thread. Again: looks for another file, and forgets no signal."""
+    """Installs the signal handlers, in the main thread. A second call changes the file and keeps signals received."""
     _state["file"] = stop_file
     for number in _SIGNALS:
         signal.signal(number, _note)
 
 
 def requested() -> bool:
-    """Whether somebody asked this process to stop in good order."""
+    """Whether this process has been asked to stop cleanly."""
     return _state["signalled"] or (_state["file"] is not None and _state["file"].exists())
 
 

@@ -1,12 +1,13 @@
-"""Who is still there: a thread on each rank that holds a line to rank 0 and says a word on it each second.
+"""Detects lost ranks: a thread on each rank keeps a connection to rank 0 and sends a heartbeat every second.
 
-A rank that fails says why before it goes. A line that breaks without a goodbye is a rank that was killed; one that is
-silent for SILENCE_S is a rank that was stopped, or whose node is gone. Rank 0 tells the others, and every process ends:
-by its main thread where that notices by itself (see `settle`), else, GRACE_S later, by this one, since a main thread
-that waits in a collective call hears nothing. So one lost rank ends all within SILENCE_S + GRACE_S and a second or two.
+A rank that fails reports why before it exits. A connection that breaks without a goodbye means a rank that was killed;
+no heartbeat for SILENCE_S means a rank that was stopped, or whose node is down. Rank 0 tells the others, and every
+process ends. Its main thread ends it if it notices the failure (see `settle`). Otherwise the watch thread does so after
+GRACE_S, since a main thread that waits in a collective call does not react. One lost rank thus ends all ranks within
+SILENCE_S + GRACE_S and a second or two.
 
-Not seen from here: a rank whose main thread alone hangs, in a file system or a driver, goes on answering. The time-out
-of the collective calls ends it, and `behind` names who was waited for.
+The watch does not detect a rank of which only the main thread hangs, in a file system or a driver, because its
+heartbeats go on. The time-out of the collective calls ends it, and `behind` names the ranks that the others waited for.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SILENCE_S = 20.0  # a busy machine, or a library that holds Python's lock, may keep the thread from its word for seconds
+SILENCE_S = 20.0  # a busy machine, or a library that holds Python's lock, may delay heartbeats for seconds
 GRACE_S = 5.0
 _BEAT_S = 1.0
 _POLL_S = 0.2
@@ -29,7 +30,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Member:
-    """A rank as it introduces itself; `started` (clock ticks since boot) tells its process from a later one."""
+    """Identity of a rank; `started` (clock ticks since boot) tells its process from a later one of the same number."""
 
     rank: int
     host: str
@@ -41,7 +42,7 @@ class Member:
         return cls(rank, socket.gethostname(), os.getpid(), _started(os.getpid()))
 
     def kill(self) -> None:
-        """Ends a process of this machine that no longer answers: nobody else may."""
+        """Kills the rank's process if it runs on this machine, as it no longer answers."""
         if self.host == socket.gethostname() and self.started and _started(self.pid) == self.started:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -49,7 +50,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why all ranks end; `lost`, a Member as a dictionary, hangs and cannot end by itself."""
+    """Why all ranks end; `lost` (a Member as a dictionary) is a rank that may hang and be unable to end by itself."""
 
     text: str
     code: int
@@ -57,16 +58,16 @@ class Verdict:
 
 
 class Watch:
-    """The line of one rank. `address` is what rank 0's `address` says, None for rank 0 itself; `code` the exit code for
-    a lost rank; `speaks` whether this rank may say why all end where rank 0 is lost."""
+    """The watch of one rank. `address` is the result of rank 0's `address`, None on rank 0 itself; `code` the exit code
+    for a lost rank; `speaks` whether this rank may print why all end if rank 0 is lost."""
 
     def __init__(self, rank: int, size: int, *, code: int, address: str | None = None, speaks: bool = True):
         self.rank, self.size, self.code, self.speaks = rank, size, code, speaks
         self.verdict: Verdict | None = None
-        self.seen = 0  # samples; the main thread says how far it is
+        self.seen = 0  # samples; set by the main thread
         self._known, self._leaving, self._told, self._all = (threading.Event() for _ in range(4))
         self._own: Verdict | None = None
-        self._found = False  # that another rank is lost: found out by this one, not told
+        self._found = False  # whether this rank itself detected that another one is lost
         self._goodbye = False
         self._lines: dict[int, _Line] = {}
         self._expected: dict[int, tuple[Member, float]] = {}
@@ -88,50 +89,50 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
-    # --- what the main thread asks ------------------------------------------------------------------------------
+    # --- called by the main thread --------------------------------------------------------------------------------
     def address(self, host: str) -> str:
-        """Rank 0: what the other ranks need to reach it, by this name of its machine."""
+        """Rank 0: the address at which the other ranks connect to it; `host` is the name of its machine."""
         return json.dumps([host, self._port, asdict(Member.here(0))])
 
     def expect(self, member: Member) -> None:
-        """Rank 0: a rank is on its way, so it is missed if it does not say its first word soon."""
+        """Rank 0: a rank is about to connect, and counts as lost if it does not within SILENCE_S."""
         self._expected.setdefault(member.rank, (member, time.monotonic()))
 
     def all_here(self, timeout_s: float) -> list[int]:
-        """Rank 0: waits until every rank has come; the ranks that have not."""
+        """Rank 0: waits until every rank has connected; returns the ranks that have not."""
         self._all.wait(timeout_s)
         return [rank for rank in range(1, self.size) if rank not in self._lines]
 
     def fail(self, text: str, code: int) -> bool:
-        """Says that this rank cannot go on, and waits until that is passed on; whether it was."""
+        """Reports that this rank cannot go on, and waits until the report is delivered; returns whether it was."""
         self._leaving.set()
         self._own = Verdict(f"rank {self.rank} of {self.size} on {socket.gethostname()}: {text}", code)
         return self._told.wait(GRACE_S)
 
     def settle(self) -> Verdict | None:
-        """For a main thread whose collective call has failed: why, as soon as it is known. It then has to leave."""
+        """Waits for the reason why a collective call failed, and returns it. The calling main thread must then exit."""
         self._known.wait(SILENCE_S + GRACE_S)
         if self.verdict:
             self._leaving.set()
         return self.verdict
 
     def behind(self) -> list[int]:
-        """Rank 0: the ranks that have seen fewer samples than others, as they said last."""
+        """Rank 0: the ranks that have seen fewer samples than others, by their last heartbeats."""
         seen = {0: self.seen} | {rank: line.seen for rank, line in list(self._lines.items())}
         return [rank for rank, count in seen.items() if count < max(seen.values())]
 
     @property
     def tells(self) -> bool:
-        """Whether it is for this rank to say why all end: rank 0's voice is that of all while it is there."""
+        """Whether this rank prints why all end: rank 0 does, or one that `speaks` and detected the loss of rank 0."""
         return self.rank == 0 or (self._found and self.speaks)
 
     @property
     def stands(self) -> bool:
-        """Whether all is well, and nobody has said goodbye."""
+        """Whether no failure is known, and this rank has not begun to leave."""
         return not (self.verdict or self._leaving.is_set() or self._goodbye)
 
     def close(self) -> None:
-        """In good order: the others are not to miss this rank."""
+        """Says goodbye, so that the others do not count this rank as lost."""
         self._goodbye = True
         self._thread.join(GRACE_S)
 
@@ -169,7 +170,7 @@ class Watch:
                 self._lines[member.rank] = line
                 if len(self._lines) == self.size - 1:
                     self._all.set()
-            if not line.member:  # somebody who knocked at the wrong door
+            if not line.member:  # not a peer: it has not introduced itself
                 continue
             line.seen = word.get("seen", line.seen)
             line.left |= "bye" in word
@@ -182,7 +183,7 @@ class Watch:
                 self._lose(line.member, "has ended without a word: it was killed, or its memory ran out")
 
     def _miss(self) -> None:
-        """Notices who has not spoken for too long."""
+        """Finds the ranks whose heartbeat, or whose connection, is overdue."""
         for line in self._lines.values():
             if line.member and not line.left and time.monotonic() - line.heard > SILENCE_S:
                 self._lose(line.member, f"has not answered for {SILENCE_S:.0f} s: it was stopped, or its node was")
@@ -200,7 +201,7 @@ class Watch:
             self.verdict = verdict
 
     def _end(self) -> None:
-        """Ends this process, by its main thread if that comes by."""
+        """Ends this process, through its main thread if that reacts within GRACE_S."""
         verdict = self.verdict
         assert verdict is not None
         if self.rank == 0:
@@ -209,10 +210,10 @@ class Watch:
         leaving = self._leaving.wait(GRACE_S)
         if self.tells and not leaving:
             print(f"cloudjob: {verdict.text}", file=sys.stderr, flush=True)
-        if verdict.lost:  # not before: to a rank that has not noticed yet it would look like one that was killed
+        if verdict.lost:  # not earlier: a rank that has not noticed yet would report it as killed
             Member(**verdict.lost).kill()
         if leaving:
-            time.sleep(SILENCE_S)  # long enough for any exit that does not hang itself
+            time.sleep(SILENCE_S)  # long enough for any exit that does not hang
         os._exit(verdict.code)
 
     def _pass_on(self, word: dict) -> None:
@@ -221,21 +222,21 @@ class Watch:
 
 
 class _Line:
-    """One end of a connection: JSON, a word a line."""
+    """One end of a connection: JSON messages, one per line."""
 
     def __init__(self, connection: socket.socket):
         connection.setblocking(False)
         self.socket = connection
-        self.member: Member | None = None  # None until it has introduced itself
+        self.member: Member | None = None  # None until the peer has introduced itself
         self.heard, self.seen, self.left, self._rest = time.monotonic(), 0, False, b""
 
     def send(self, word: dict) -> None:
-        """A word that does not go through is not missed: whoever takes none is found silent, or gone."""
+        """Sends a message, or drops it if that fails: the watch then detects the peer as silent or gone."""
         with contextlib.suppress(OSError):
             self.socket.send(json.dumps(word).encode() + b"\n")
 
     def receive(self) -> tuple[list[dict], bool]:
-        """The words that have come, and whether the line still stands."""
+        """The messages received, and whether the connection still stands."""
         try:
             data = self.socket.recv(65536)
         except BlockingIOError:
@@ -245,13 +246,13 @@ class _Line:
         if data:
             self.heard = time.monotonic()
         *whole, self._rest = (self._rest + data).split(b"\n")
-        with contextlib.suppress(ValueError):  # not one of ours
+        with contextlib.suppress(ValueError):  # not JSON, so not a peer
             return [found for word in whole if isinstance(found := json.loads(word), dict)], bool(data)
         return [], False
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine began, '' where there is none."""
+    """Start time of a process of this machine (clock ticks since boot), '' if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

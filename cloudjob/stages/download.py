@@ -12,7 +12,7 @@ STAGE = "download"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """One item per product of an accepted pair, its reference too."""
+    """One item per product of an accepted pair, including its reference."""
     pairs = decisions.accepted_pairs(folder)
     products = sorted({pair[key] for pair in pairs for key in ("cloudy", "clear", "reference") if pair[key]})
     return [Item(STAGE, name, {}, {"preview": records.output_digest(folder, "preview", name)}) for name in products]

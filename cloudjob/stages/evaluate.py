@@ -21,7 +21,7 @@ STAGE = "evaluate"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """One item per restored product; of triplets one per pair of the held-out split."""
+    """One item per restored product; for triplets, one per pair of the held-out split."""
     return _scenes(config, folder) if config.evaluate.of == "scenes" else _triplets(config, folder)
 
 
@@ -115,7 +115,7 @@ def _triplets(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def _held_out(index: dict) -> list[dict]:
-    """The entries of shards/index.json of the test split; without one those of val, else of train."""
+    """The entries of shards/index.json of the test split; if it is empty, those of val, else of train."""
     splits = ([entry for entry in index["files"] if entry["split"] == split] for split in ("test", "val", "train"))
     return next((chosen for chosen in splits if chosen), [])
 
@@ -152,8 +152,8 @@ def _run_triplets(config: Config, folder: RunFolder, every: list[Item]) -> Summa
 
 
 def _open_model(config: Config, folder: RunFolder) -> "tuple[Restorer, list[float]]":
-    """The restorer, and the factors on its members' deviation: calibrated anew where the checkpoint's do not hold, on
-    the split that is held out from training and from test, as `train` does."""
+    """The restorer, and the factors on its members' deviation. If the checkpoint's do not apply, they are calibrated
+    anew on the val split, as `train` does."""
     import torch
 
     from cloudjob.diffusion import checkpoint
@@ -186,7 +186,7 @@ def _open_model(config: Config, folder: RunFolder) -> "tuple[Restorer, list[floa
 def _score_triplets(
     config: Config, folder: RunFolder, item: Item, entry: dict, restorer: "Restorer", factors: list[float]
 ) -> Made:
-    """Scores of some triplets of a pair, evenly from all of it, and a picture of the first ones."""
+    """Scores of some triplets of a pair, spread evenly over it, and a picture of the first ones."""
     from cloudjob.patches import shards
     from cloudjob.scoring import triplets
 
@@ -224,7 +224,7 @@ def _finish(
     headline: str,
     facts: dict[str, Any],
 ) -> Summary:
-    """Writes the rows and the summary, and puts the table of the headline split out."""
+    """Writes the rows and the summary, and outputs the table of the headline split."""
     from cloudjob.scoring.tables import DEFINITIONS, METHODS, table
 
     write_jsonl(folder.scores, rows)
@@ -235,7 +235,7 @@ def _finish(
 
 
 def _picture(config: Config, folder: RunFolder, item: str, lines: "Sequence[Sequence[NDArray]]") -> Path:
-    """Lines of images (4, H, W) uint16 DN beside each other, as evaluation/<item>.png."""
+    """Writes evaluation/<item>.png: rows of images (4, H, W) uint16 DN side by side."""
     from cloudjob.sentinel2.render import contact_sheet, encode_png
 
     path = folder.evaluation_picture(item)

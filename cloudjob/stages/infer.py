@@ -1,7 +1,7 @@
-"""infer: restores the ground under the clouds of every cloudy product; tiles are shared out over MPI ranks.
+"""infer: restores the ground under the clouds of every cloudy product; tiles are distributed over MPI ranks.
 
 MPI carries the names of products and the ranks' answers, never pixels: inputs and restored tiles lie as .npy files in
-a hidden folder beside the outputs, which is also what a killed job goes on from.
+a hidden folder beside the outputs, from which a killed job also resumes.
 """
 
 import os
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloudjob.restoration.restorer import Restorer
 
 STAGE = "infer"
-_KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}  # that a rank may answer with
+_KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}  # what a rank may answer with
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -41,7 +41,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def _references(config: Config, pair: dict) -> list[str]:
-    """Roles of the clear dates that the model is shown, the most wanted first."""
+    """Roles of the clear dates given to the model, in order of preference."""
     roles = {"other": ["reference"], "nearest": ["clear", "reference"], "none": []}[config.infer.reference]
     return [role for role in roles if pair[role]]
 
@@ -62,7 +62,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         try:
             summary = _lead(config, folder, every, ranks)
         except CloudjobError as error:
-            failure = error  # the other ranks wait for a name: send them home before it ends this one
+            failure = error  # raised only after the bcast, which ends the ranks that wait for a name
         ranks.bcast(None)
     if failure:
         raise failure
@@ -104,7 +104,7 @@ def _follow(config: Config, folder: RunFolder, ranks: "Communicator") -> Summary
 def _share(
     config: Config, folder: RunFolder, model: "_Model", work: Path, ranks: "Communicator"
 ) -> tuple[str, str] | None:
-    """Restores this rank's share. What goes wrong is an answer: an error would leave the others waiting for it."""
+    """Restores this rank's share. It returns an error instead of raising it, which would deadlock the other ranks."""
     from cloudjob.restoration import scene
     from cloudjob.restoration.conditions import SceneConditions
 

@@ -24,9 +24,9 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def apply(config: Config, folder: RunFolder, path: Path) -> list[str]:
-    """Takes a person's decisions from the CSV file `path` over into decisions.csv; returns what there is to say.
+    """Adds a person's decisions from the CSV file `path` to decisions.csv; returns messages for the user.
 
-    Each row stands alone: one that is for another version of its pair, or for none, is refused, and the others count.
+    Rows are independent: one for another version of its pair, or for an unknown pair, is refused; the others count.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the page {folder.review_page} exports one")
@@ -83,7 +83,7 @@ def _pictures(config: Config, folder: RunFolder) -> Callable[[Item], Made]:
 
 
 def _rule(pair: dict) -> dict:
-    """What counts for a pair while nobody has decided."""
+    """The automatic decision on a pair, which counts until a person decides."""
     decision, reason = ("accept", "") if pair["accepted"] else ("reject", "; ".join(pair["reasons"]))
     return {
         "pair": pair["pair"],
@@ -100,7 +100,7 @@ def _by_person(row: dict, pairs: dict[str, dict]) -> bool:
 
 
 def _refusal(row: dict, pairs: dict[str, dict]) -> str | None:
-    """Why a decision cannot count, if so."""
+    """Why a decision does not count; None if it does."""
     name = row["pair"]
     if name not in pairs:
         return f"review: the decision on {name} is refused: this run shows no such pair"
@@ -113,14 +113,14 @@ def _refusal(row: dict, pairs: dict[str, dict]) -> str | None:
 
 
 def _decided(folder: RunFolder, pairs: dict[str, dict]) -> dict[str, dict]:
-    """What persons decided on these very versions of the pairs: the last word on each."""
+    """Each pair's last decision by a person on its current version."""
     rows = [row for row in decisions.read(folder.decisions) if not _refusal(row, pairs)]
     return {row["pair"]: row for row in rows if _by_person(row, pairs)}
 
 
 def _outdated(folder: RunFolder, pairs: dict[str, dict], decided: dict[str, dict]) -> list[dict]:
-    """A person's rows that do not count today. They are kept, for settings may be set back; where the pair waits for
-    another decision, the run says so."""
+    """A person's rows that do not count today. They are kept, as settings may be changed back; the run reports those
+    whose pair has no other decision by a person."""
     rows = [
         row for row in decisions.read(folder.decisions) if row.get("reviewer") != review.RULE and _refusal(row, pairs)
     ]

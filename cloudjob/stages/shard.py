@@ -49,7 +49,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def _truth(folder: RunFolder, product: str) -> dict[str, str]:
-    """The digest of the ground of the day of a product, as an input; nothing where it is not known."""
+    """The digest of the known ground on the day of a product, as an input; empty if it is unknown."""
     path = folder.truth(product)
     if not path.exists():
         return {}
@@ -131,7 +131,7 @@ def _excluded_ground(folder: RunFolder, item: Item, crs: str) -> "list[BaseGeome
 def _write(
     config: Config, folder: RunFolder, item: Item, pair: "PreparedPair", facts: dict, reference_days: float | None
 ) -> dict:
-    """Writes the windows of a pair as they come by, and adds the shift of its dates to the facts."""
+    """Writes the windows of a pair as they arrive, and adds the shift between its dates to the facts."""
     from cloudjob.patches import cut, pairs, shard_writer
 
     kept = pair.windows
@@ -167,7 +167,7 @@ def _write(
 
 
 def _stripes(config: Config, folder: RunFolder, pair: "PreparedPair") -> "Iterator[tuple[int, dict[str, np.ndarray]]]":
-    """The images of a pair, until this process should end."""
+    """The images of a pair, stripe by stripe; InterruptedJob on a stop request."""
     from cloudjob.patches import pairs
 
     cores = len(os.sched_getaffinity(0))
@@ -178,7 +178,7 @@ def _stripes(config: Config, folder: RunFolder, pair: "PreparedPair") -> "Iterat
 
 
 def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[str, int]:
-    """Writes shards/index.json and removes shards of an earlier configuration; the number of triplets by split."""
+    """Writes shards/index.json and removes shards of an earlier configuration; returns the triplets per split."""
     from cloudjob.patches.shard_writer import normalisation
     from cloudjob.patches.shards import SCHEMA_VERSION
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from cloudjob.training.loop import Training
 
 STAGE = "train"
-# Keys of the section that say how the training is done, and not what comes out.
+# Keys of the section that affect how the training runs, but not its result.
 _EXECUTION = {
     *("micro_batch", "threads", "loader_threads", "local_dir", "compile", "max_skipped"),
     *("checkpoint_s", "failure_h", "log_s", "tensorboard", "grid_co2"),
 }
-_NEWER = {"train": {"betas": [0.9, 0.99], "weight_decay": 0.01}}  # keys that older records lack, as things were then
+_NEWER = {"train": {"betas": [0.9, 0.99], "weight_decay": 0.01}}  # keys that older records lack, with their values then
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -32,7 +32,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
-    """Trains, or goes on with the training of this run folder. Every rank calls this; rank 0's summary counts."""
+    """Trains, or resumes the training of this run folder. Every rank calls this; rank 0's summary counts."""
     (item,) = items(config, folder)
     index = folder.index()
     if index["normalisation"] is None:
@@ -46,7 +46,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     with distributed.process_group() as group:
 
         def train(item: Item) -> Made:
-            with group.reporting_failures():  # here too: what fails an item is no exception any more further out
+            with group.reporting_failures():  # here too: further out, a failed item is no longer an exception
                 return _training(config, folder, item, index, group).run()
 
         with group.reporting_failures():
