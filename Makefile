@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+export PYTHONDONTWRITEBYTECODE :=  # dozens of processes would each compile the package anew
 WORKERS := -n auto --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py: the longest files first
 
 .PHONY: demo test browser cluster-test cluster-tools gpu-check quick mutants lint format setup clean

@@ -59,7 +59,7 @@ def test_the_settings_are_in_the_shard(cut):
             settings = json.loads(file.attrs["settings"])
             (pair,) = json.loads(file.attrs["pairs"])
             assert settings["masks"]["cloud_m"] == 50
-            assert settings["shard"]["stride"] == 16
+            assert settings["shard"]["stride"] == 24
             assert set(pair["radiometric_match"]["clear"]["lines"][0]) == {"gain", "offset", "r2", "rmse", "pixels"}
             assert pair["windows"]["kept"] == len(file["row"]) == len(file["cloudy"])
             assert file["reference_days"][0] == (10 if pair["target"] == "clear date" else -6)
@@ -92,7 +92,7 @@ def test_the_match_can_be_left_out_or_vary_over_the_scene(run, radiometry):
         (pair,) = json.loads(file.attrs["pairs"])
         bands = read_bands(Product.open(run / "scenes" / f"{pair['products']['clear']}.SAFE"))
         row, col = file["row"][0], file["col"][0]
-        source = bands[:, row : row + 64, col : col + 64]
+        source = bands[:, row : row + 32, col : col + 32]
         assert np.array_equal(file["clear"][0], source) == (radiometry == "none")
         assert (pair["radiometric_match"]["clear"]["grid"] is None) == (radiometry == "none")
         assert np.abs(file["clear"][0].astype(int) - source).max() < 1500
@@ -207,7 +207,7 @@ def test_masks_of_ones_own_replace_those_of_esa(run, tmp_path):
             for row, col, mask in zip(file["row"][:], file["col"][:], file["mask"][:], strict=True):
                 expected = np.zeros((192, 192), np.uint8)
                 expected[40:100, 30:90] = 1
-                np.testing.assert_array_equal(mask, expected[row : row + 64, col : col + 64])
+                np.testing.assert_array_equal(mask, expected[row : row + 32, col : col + 32])
     with rasterio.open(next(folder.glob("*_20240310T*.tif")), "r+") as image:
         image.write(image.read(1) * 0, 1)
     assert "0 done, 2 skipped, 1 rejected" in good("pair", run, *options).stderr

@@ -12,7 +12,7 @@ import torch
 from small_runs import CLOUDJOB, TORCHRUN, Ranks, configure, last_seen, weights, workspace
 
 pytestmark = pytest.mark.slow
-LONG = ("train.epochs=24", "train.log_s=0.001", "train.checkpoint_s=0.1", "evaluate.members=1")  # 48 steps, 384 samples
+LONG = ("train.epochs=16", "train.log_s=0.001", "train.checkpoint_s=0.3", "evaluate.members=1")  # 32 steps, 256 samples
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_at_five_moments_and_once_while_saving_it_ends_in_the_same_weights(plain, tmp_path, size):
     space, chance = workspace(tmp_path / "run"), random.Random(size)
-    for moment in sorted(chance.sample(range(8, 320), 5)):
+    for moment in sorted(chance.sample(range(8, 216), 5)):
         with Ranks(space, size, *LONG) as ranks:
             ranks.until(lambda moment=moment: last_seen(space) >= moment)
             time.sleep(chance.uniform(0, 0.05))
