@@ -12,11 +12,16 @@ from front_door import CLOUDJOB, CONFIG
 os.environ["OMP_NUM_THREADS"] = "1"
 # A busy machine is no fault.
 hypothesis.settings.register_profile("machine", hypothesis.settings.default, deadline=None)
-hypothesis.settings.load_profile("machine")
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("machine"), max_examples=20)
 LONGEST_FIRST = (
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
     *("stages/test_shard", "stages/test_train", "test_bench_train", "test_scripts", "test_real_places", "test_review"),
 )
+
+
+def pytest_configure(config):
+    """`make quick` takes fewer examples of a property than `make test`."""
+    hypothesis.settings.load_profile("quick" if config.option.markexpr == "not slow" else "machine")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, one owner per foreign library, files and functions of readable size."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,16 @@ def room(path: Path) -> str:
     return place.parts[0] if len(place.parts) > 1 else place.stem
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Dotted names of all that a file imports, wherever in it."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -87,7 +94,7 @@ def test_no_file_of_a_room_needs_itself():
 def _at_import(path: Path) -> set[str]:
     """The files of the house that a file imports when it is imported itself."""
     found = set()
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cloudjob":
             for alias in node.names:
                 for dotted in (f"{node.module}.{alias.name}", node.module):
@@ -107,7 +114,7 @@ def test_foreign_libraries_have_one_owner(path):
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_only_one_file_reads_the_variables_of_slurm(path):
-    strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    strings = [node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)]
     reads = any(isinstance(text, str) and text.startswith("SLURM_") and text.isupper() for text in strings)
     assert not reads or name(path) == "hpc/slurm.py"
 
@@ -116,18 +123,18 @@ def test_only_one_file_reads_the_variables_of_slurm(path):
 def test_files_and_functions_are_short(path):
     text = path.read_text()
     assert text.count("\n") <= LONGEST_FILE
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_no_list_of_class_numbers_stands_for_their_names(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Tuple):
             assert [getattr(each, "value", None) for each in node.elts] != [1, 2, 3], f"line {node.lineno}"
 
 
 def test_every_room_says_what_it_is_for():
     for path in FILES:
-        assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text())), name(path)
+        assert path.name == "__init__.py" or ast.get_docstring(parsed(path)), name(path)

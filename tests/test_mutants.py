@@ -51,6 +51,7 @@ def contents(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_weak_test_lets_a_fault_survive_and_no_file_changes(tiny):
     before = contents(tiny)
     said = run(tiny, code=1)
@@ -62,6 +63,7 @@ def test_a_weak_test_lets_a_fault_survive_and_no_file_changes(tiny):
     assert contents(tiny) == before
 
 
+@pytest.mark.slow
 def test_a_survivor_with_a_reason_is_excused_as_long_as_its_code_is_there(tiny):
     table = tiny / "tests" / "mutants.md"
     table.write_text(WEAK_ROW.format(""))
@@ -74,6 +76,7 @@ def test_a_survivor_with_a_reason_is_excused_as_long_as_its_code_is_there(tiny):
     assert ["width * height" in line or "gone.py" in line for line in stale] == [True, True]
 
 
+@pytest.mark.slow
 def test_tests_that_fail_without_a_fault_are_named(tiny):
     (tiny / "tests" / "room" / "test_good.py").write_text("def test_nothing():\n    assert False\n")
     assert "tests/room/test_good.py" in run(tiny, "good", code=1)[-1]

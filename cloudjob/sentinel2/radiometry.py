@@ -17,6 +17,7 @@ _CHIPS = 3  # that must agree on a shift
 _CHANCE = 40.0  # divided by the side of a chip: twice the correlation that unrelated chips of 64 to 256 pixels reached
 
 _USABLE, _SPREAD = 0.9, 0.5  # share of a chip that must be clear; pixels by which chips may disagree
+_START_PIXELS = 1000  # that the repeated medians take: they compare each pair of them
 
 
 def to_convention(dn: np.ndarray, *, offset: int, quantification: float = 10000) -> np.ndarray:
@@ -182,7 +183,7 @@ def _repeated_medians(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def _huber(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Slope and intercept by iteratively reweighted least squares; half of the pixels cannot spoil its start."""
-    few = slice(None, None, -(-x.size // 1000))
+    few = slice(None, None, -(-x.size // _START_PIXELS))
     slope, intercept = _repeated_medians(x[few], y[few])
     for _ in range(50):
         weight = _weights(y - (slope * x + intercept))

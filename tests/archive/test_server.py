@@ -4,7 +4,8 @@ from datetime import date
 
 import pytest
 import requests
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from cloudjob.archive import server as module
@@ -108,7 +109,7 @@ def test_listing_has_the_members_of_a_real_one(served, shared_data):
     assert {"GRANULE", "MTD_MSIL2A.xml", "manifest.safe"} <= {node["Name"] for node in below}
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limit=st.integers(1, 9))
 def test_stac_pages_neither_lose_nor_repeat(served, limit):
     body, names = {"limit": limit, "sortby": [{"field": "datetime", "direction": "asc"}]}, []
@@ -122,7 +123,7 @@ def test_stac_pages_neither_lose_nor_repeat(served, limit):
     assert names == sorted(served[2], key=lambda name: (name[11:26], name))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(top=st.integers(1, 9))
 def test_odata_pages_neither_lose_nor_repeat(served, top):
     page, names = odata(served, top=top, count="true", orderby="ContentDate/Start asc").json(), []

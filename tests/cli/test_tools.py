@@ -13,6 +13,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEMO = str(CONFIGS / "demo.yaml")
 
 
+@pytest.mark.slow
 def test_notebook_has_exactly_its_parameters(capsys):
     assert main(["model", "notebook-2025", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

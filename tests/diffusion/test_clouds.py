@@ -4,7 +4,8 @@ import batches
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -150,7 +151,7 @@ def test_what_is_laid_is_pinned(batch):
     assert kept[:6].tolist() == [pytest.approx(each, abs=3e-6) for each in expected]
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.permutations(range(COUNT)), st.integers(1, COUNT), st.floats(0, 1), st.floats(0, 1))
 def test_what_is_laid_belongs_to_the_sample(batch, order, number, share, other):
     """Any composition and any order of the batch; so more ranks, and a resumed training, see the same images."""
@@ -225,7 +226,7 @@ def test_clouds_are_thin_at_the_edge_of_the_mask_and_thick_inside():
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.001, 0.3), st.integers(2, 40))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_distances_are_exact_up_to_their_reach(seed, density, size):
     to = np.random.default_rng(seed).random((1, 2, size, size)) < density
     found = clouds._distance(torch.from_numpy(to)).numpy()

@@ -21,6 +21,7 @@ from cloudjob.diffusion.networks import (
 )
 
 
+@pytest.mark.slow
 def test_the_notebooks_network_is_rebuilt_exactly():
     counted = describe("notebook-2025", 256, condition_channels=4)
     assert counted["parameters"] == 3_452_868
@@ -63,7 +64,9 @@ PINNED = {
 }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [pytest.param(preset, marks=pytest.mark.slow) if "base" in preset else preset for preset in PRESETS]
+)
 def test_a_checkpoint_of_today_means_the_same_tomorrow(preset):
     """Weights by their names and shapes alone are no proof: what is computed with them is pinned too."""
     parameters, macs, activations, rms, pixel = PINNED[preset]

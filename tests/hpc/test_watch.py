@@ -71,7 +71,7 @@ def three():
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_lost_rank_ends_all_and_is_named_once(three, lost, number):
     three.ranks[lost].send_signal(number)
     codes, said = three.end()
@@ -102,6 +102,7 @@ def test_a_failed_collective_call_learns_its_cause_and_leaves_by_itself(three):
     assert said == []
 
 
+@pytest.mark.slow
 def test_nobody_is_missed_who_said_goodbye_whoever_knocks(three):
     three.tell(0, "behind")
     assert three.ranks[0].stdout.readline() == "[0, 1]\n"

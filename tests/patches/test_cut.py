@@ -1,14 +1,15 @@
 """Windows cut from stripes are the windows of the whole scene."""
 
 import numpy as np
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.patches.cut import cut
 from cloudjob.patches.windows import Windows
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10**6), st.sampled_from([3, 8, 10]), st.sampled_from([4, 7, 16]), st.integers(0, 40))
 def test_windows_from_stripes_are_those_of_the_whole(seed, window, rows, count):
     rng = np.random.default_rng(seed)

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.errors import CorruptFileError, DiskFullError
@@ -135,7 +136,7 @@ def test_donors_do_not_follow_the_order():
     assert loader.donor(0, 3, 1) == 0  # there is no other
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     start=st.integers(0, 20),
     length=st.integers(0, 20),

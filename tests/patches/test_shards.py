@@ -12,7 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from shard_files import PAIR, index_of, triplets, write
 
@@ -223,7 +224,7 @@ def packed(tmp_path_factory):
 places, changes = st.integers(0, 2**32), st.integers(1, 255)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(place=places, change=changes)
 def test_check_reports_any_damaged_byte(plain, place, change):
     damaged = bytearray(plain.whole)
@@ -236,7 +237,7 @@ def test_check_reports_any_damaged_byte(plain, place, change):
         check(plain.path, sha256)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(place=places, change=changes)
 def test_damaged_structure_is_named_or_does_no_harm(plain, place, change):
     place, damaged = place % len(plain.whole), bytearray(plain.whole)
@@ -251,7 +252,7 @@ def test_damaged_structure_is_named_or_does_no_harm(plain, place, change):
     assert changed == (place in plain.pixels)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(place=places, change=changes)
 def test_read_back_notices_any_damaged_pixel(plain, place, change):
     place, damaged = sorted(plain.pixels)[place % len(plain.pixels)], bytearray(plain.whole)
@@ -261,7 +262,7 @@ def test_read_back_notices_any_damaged_pixel(plain, place, change):
         read_back(plain.path, plain.result)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(place=places, length=st.integers(1, 5000), what=st.sampled_from(["cut", "zeros", "flip"]), change=changes)
 @pytest.mark.parametrize("form", ["plain", "packed"])
 def test_no_damage_crashes_a_reader(form, place, length, what, change, request):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.errors import ConfigError
@@ -108,7 +109,7 @@ def grouped(draw):
     return found, assigned
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(grouped())
 def test_no_acquisition_is_in_two_splits_and_none_is_given_up_for_nothing(case):
     pairs, assigned = case
@@ -144,7 +145,7 @@ def test_the_reason_names_the_acquisition_and_who_uses_it():
     assert found["c"] == {"drop": None, "without": ["reference"]}
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     st.sets(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=9),
     st.sampled_from(["tile", "fold", "pair"]),

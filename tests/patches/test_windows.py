@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, box
 
@@ -35,7 +36,7 @@ def places(found: Windows) -> list[tuple[int, int]]:
     return list(zip(found.row.tolist(), found.col.tolist(), strict=True))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     SEEDS,
     st.tuples(st.integers(1, 70), st.integers(1, 70)),
@@ -71,7 +72,7 @@ def test_selection_equals_brute_force(seed, shape, factor, window, stride, cloud
     assert found.window == window
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(SEEDS, st.sampled_from([(20, 4), (20, 5), (40, 20), (20, 6)]), st.integers(60, 90), st.integers(60, 90))
 def test_the_preset_selects_what_the_notebook_did(seed, sizes, height, width):
     """Windows of 400 and 1600 pixels: shares of exactly 5 and 30 %, which are no binary fractions, come up often."""
@@ -100,7 +101,7 @@ def test_windows_of_more_rows_than_a_byte_counts():
     assert places(found) == [(row, col) for row in (0, 50, 100) for col in (0, 50)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(SEEDS, st.sampled_from([1, 2, 4]), st.integers(0, 30), st.floats(0, 1))
 def test_correlation_equals_that_of_the_cut_windows(seed, step, count, share):
     rng = np.random.default_rng(seed)
@@ -133,7 +134,7 @@ def test_correlation_of_snow_without_features_is_that_of_noise():
     assert np.isnan(windows.correlation(cloudy, clear, ~everywhere, found, step=8)).all()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(SEEDS, st.integers(0, 200), st.integers(0, 8), st.none() | st.integers(1, 220))
 def test_balance_fills_the_bins_evenly_and_keeps_the_order(seed, count, bins, limit):
     rng = np.random.default_rng(seed)
@@ -169,7 +170,7 @@ def test_a_range_of_cloud_that_is_a_point_can_be_balanced():
     assert len(windows.balance(whole, bins=4, cloud=(0.25, 0.25), limit=5, seed=0)) == 5
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(SEEDS, st.integers(0, 40))
 def test_no_window_that_is_left_touches_ground_of_another_split(seed, count):
     rng = np.random.default_rng(seed)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN
@@ -182,7 +183,7 @@ def test_distances_are_those_of_the_plane():
         assert flags[row, col] == (RECONSTRUCTED if outward == 0 else BLENDED_EDGE)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 10**6), st.floats(0, 6))
 def test_observed_clear_pixels_come_back_bit_for_bit(seed, grow):
     rng = np.random.default_rng(seed)

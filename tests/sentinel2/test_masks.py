@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 import xarray
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from rasterio.windows import Window
@@ -33,7 +34,7 @@ def test_plain_table_is_the_classification_alone():
     assert classes(np.arange(12, dtype=np.uint8)).tolist() == [255, 0, 0, 2, 0, 0, 0, 0, 1, 1, 3, 0]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 11)))
 def test_without_any_other_file_only_defective_pixels_differ_from_the_table(scl):
     assert np.array_equal(combine(scl, LIMITS), np.where(scl == 1, UNKNOWN, classes(scl)))
@@ -112,7 +113,7 @@ def test_odd_sizes_are_covered_by_the_60_m_grid():
     assert np.count_nonzero(mask) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=25)), st.floats(0, 30))
 def test_dilation_is_that_by_a_disk(mask, radius):
     reach = int(radius)
@@ -135,7 +136,7 @@ ANY_MASK = arrays(
 RADII = st.fixed_dictionaries({name: st.floats(0, 200) for name in ("cloud_m", "shadow_m", "cirrus_m")})
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(ANY_MASK, RADII, st.sampled_from([10, 20]))
 def test_each_class_grows_by_its_own_radius_into_clear_and_unknown_pixels_alone(mask, radii, pixel_m):
     grown = grow(mask, Settings(**radii), pixel_m=pixel_m)

@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.config.models import PairConfig
@@ -220,7 +221,7 @@ SCENES = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(SCENES, max_size=8, unique_by=lambda each: each.product.name.name))
 def test_one_row_is_shown_and_whatever_the_candidates_the_triplet_is_of_three_acquisitions(clear):
     found = rows(*clear)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -285,7 +286,7 @@ DIGITAL_NUMBERS = st.tuples(st.integers(16, 60), st.integers(16, 60)).flatmap(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("baseline", "offset"), BASELINES.items())
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(source=DIGITAL_NUMBERS)
 def test_digital_numbers_come_back_through_every_baseline(tmp_path_factory, baseline, offset, source):
     """`source`: what ESA stores, 1 to 31767 and 0 for no data, in bands and B11, whatever the offset."""

@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import fourier_shift
@@ -198,7 +199,7 @@ def test_shift_is_not_measurable_where_places_disagree_or_are_too_few_or_not_cle
     assert r.shift([])["row"] is None
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 10**6), st.integers(3, 80))
 def test_repeated_medians_are_those_of_scipy(seed, number):
     rng = np.random.default_rng(seed)

@@ -7,7 +7,8 @@ import pytest
 import rasterio
 import xarray
 from affine import Affine
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.archive.make import make_synthetic
@@ -193,7 +194,7 @@ def test_the_mask_is_the_grown_core():
     assert np.array_equal(found.mask, masks.grow(core, TUNED, pixel_m=20))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_any_rows_of_masks_at_10_m(data):
     factor = data.draw(st.sampled_from([1, 2]))

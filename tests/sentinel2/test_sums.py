@@ -3,7 +3,8 @@
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.sentinel2.sums import strip_sums, window_sums
@@ -21,7 +22,7 @@ def test_window_sums_equal_brute_force(height, width, size, stride, seed):
         assert found.shape == (len(rows), len(cols))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 300), st.integers(100, 280), st.integers(20, 400), st.integers(0, 10**6))
 def test_several_arrays_are_summed_from_strips_that_a_byte_can_count(more, size, stride, seed):
     arrays = np.random.default_rng(seed).random((3, size + more, 290)) < [[[0.9]], [[1.0]], [[0.1]]]

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from examples import examples
 from front_door import copied, good
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.config.source import load
@@ -51,7 +52,7 @@ def given_run(tmp_path_factory) -> RunFolder:
     return folder
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(ROWS, max_size=6), st.lists(ROWS, max_size=6))
 def test_the_last_word_of_a_person_on_this_very_pair_counts_and_nothing_else(given_run, before, new):
     folder, file = given_run, given_run.root / "new.csv"
