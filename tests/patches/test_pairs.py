@@ -256,6 +256,13 @@ def test_windows_have_the_clouds_of_the_cloudy_date_and_counts_say_what_each_rul
     assert prepare(products, replace(RULES, max_per_pair=5)).measures["windows"]["kept"] == 5
 
 
+def test_dates_are_reduced_as_the_windows_allow(products, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pairs.scene, "reduction", lambda shape, *, window: asked.append((shape, window)) or 1)
+    prepare(products)
+    assert asked == [((192, 192), RULES.window)]
+
+
 def test_a_grid_of_offsets_is_fitted_only_where_it_is_asked_for(products):
     for way in ("line", "grid", "none"):
         match = prepare(products, replace(RULES, radiometry=way)).matches["clear"]

@@ -162,6 +162,29 @@ def test_read_fills_the_given_slot_alone(shard_set):
         assert (buffers[name][[0, 2]] == 7).all()
 
 
+def test_a_filler_fills_as_read_does_one_batch_after_the_other(shard_set):
+    shapes = {name: (3, *array.shape) for name, array in shard_set[0].items() if name not in SCALARS}
+    plainly, filled = (
+        {name: np.zeros(shape, "u1" if name == "mask" else "u2") for name, shape in shapes.items()}
+        | {name: np.zeros(3, "f4") for name in SCALARS}
+        for _ in range(2)
+    )
+    filler = shards.Filler(shard_set, filled)
+    for positions in ([7, 0, 4], [5, 6, 1]):  # of both files
+        filler.fill(filler.plan(positions))
+        for slot, position in enumerate(positions):
+            shard_set.read(position, plainly, slot)
+        for name, buffer in filled.items():
+            np.testing.assert_array_equal(buffer, plainly[name], name)
+
+
+def test_an_array_that_comes_in_parts_is_read_to_its_end(shard_set, monkeypatch):
+    """A read may give less than it was asked for, on a network's file system above all."""
+    plainly = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, views, offset: plainly(file, [views[0][:100]], offset))
+    np.testing.assert_array_equal(shard_set[2]["cloudy"], list(triplets(5))[2]["cloudy"])
+
+
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_another_process_opens_the_files_for_itself(tmp_path, compression):
     write(tmp_path / "train_0.h5", 4, compression=compression)
