@@ -152,7 +152,7 @@ def _fill(values: Tensor, known: Tensor) -> Tensor:
     values, weight = values * known, known.float()
     guess = values.new_zeros(*values.shape[:2], 1, 1)
     for cell in _CELLS:
-        mean, share = (F.avg_pool2d(x, cell, ceil_mode=True, count_include_pad=False) for x in (values, weight))
+        mean, share = (F.avg_pool2d(x, cell, ceil_mode=True) for x in (values, weight))
         prior = F.interpolate(guess, size=mean.shape[-2:], mode="bilinear")
         guess = (mean + _PRIOR * prior) / (share + _PRIOR)
     return F.interpolate(guess, size=values.shape[-2:], mode="bilinear")

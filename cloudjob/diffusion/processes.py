@@ -116,7 +116,7 @@ class Residual:
     ) -> list[Terms]:
         """F and its target (eq. 8), where the weight lambda(sigma) c_out(sigma)^2 is 1."""
         pick, level = uniforms(seed, indices, "share"), uniforms(seed, indices, "sigma")
-        log_sigma = self.log_mean + self.log_std * torch.special.ndtri(level.clamp(1e-9, 1))
+        log_sigma = self.log_mean + self.log_std * torch.special.ndtri(level.clamp(min=1e-9))
         sigma = log_sigma.exp().clamp(self.sigma_min, self.sigma_max).where(pick >= self.share_at_max, self.sigma_max)
         sigma = sigma.float().to(clean.device)
 

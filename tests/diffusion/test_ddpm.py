@@ -165,6 +165,14 @@ def test_schedules_are_those_of_diffusers(schedule, zero):
     assert torch.allclose(process.alpha_bar(), peer.alphas_cumprod.double(), atol=2e-6)
 
 
+def test_zero_terminal_snr_is_that_of_its_paper():
+    """Lin et al. 2024, algorithm 1: the first square root stays, the last becomes 0, the others in proportion."""
+    before = Ddpm(prediction="v").alpha_bar().sqrt()
+    after = Ddpm(prediction="v", zero_terminal_snr=True).alpha_bar().sqrt()
+    assert after[[0, -1]].tolist() == pytest.approx([float(before[0]), 0])
+    assert torch.allclose((after[0] - after) / after[0], (before[0] - before) / (before[0] - before[-1]), atol=1e-12)
+
+
 def test_the_sigmoid_schedule_is_that_of_its_paper():
     """Chen 2023, algorithm 1, at its numbers: start -3, end 3, tau 1."""
 

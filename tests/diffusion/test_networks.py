@@ -100,6 +100,19 @@ def test_blocks_begin_as_the_identity():
     assert Attention(128).heads == 2
 
 
+def test_attention_gathers_by_head_from_every_cell():
+    """softmax(q k / 8) v by hand, for two heads of 64 channels; query, key and value come in this order."""
+    layer, x = Attention(128), torch.randn(3, 128, 2, 5)
+    nn.init.normal_(layer.out.weight, std=0.1)
+    with torch.no_grad():
+        found = layer(x) - x - layer.out.bias[:, None, None]
+        q, k, v = layer.qkv(layer.norm(x)).flatten(2).view(3, 3, 2, 64, 10).unbind(1)
+        share = torch.einsum("nhcq,nhck->nhqk", q, k).div(8).softmax(-1)
+        gathered = torch.einsum("nhqk,nhck->nhcq", share, v).reshape(3, 128, 2, 5)
+        expected = torch.einsum("oc,ncij->noij", layer.out.weight[..., 0, 0], gathered)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_any_size_divisible_by_the_stride(preset):
     network = build(preset, condition_channels=CONDITION_CHANNELS)

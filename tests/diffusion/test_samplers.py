@@ -115,10 +115,10 @@ def test_a_step_of_heun_by_hand():
     assert asked == [(2, 0), (pytest.approx(0.8 * there), 1), (pytest.approx(end), 1)]
 
 
-@pytest.mark.parametrize(("a", "asks"), [(0.0, 2), (0.001, 2), (0.00105, 3)])
-def test_heun_takes_the_first_step_of_euler_where_there_is_no_signal_to_speak_of(a, asks):
+@pytest.mark.parametrize(("a", "b", "asks"), [(0.0, 1, 2), (0.001, 1, 2), (0.00105, 1, 3), (0.00105, 1.2, 2)])
+def test_heun_takes_the_first_step_of_euler_where_there_is_no_signal_to_speak_of(a, b, asks):
     denoise, asked = estimates(*[0.5] * asks)
-    levels = Levels(*torch.tensor([[a, 0.8, 1.0], [1.0, 0.6, 0.0]], dtype=torch.float64))
+    levels = Levels(*torch.tensor([[a, 0.8, 1.0], [b, 0.6, 0.0]], dtype=torch.float64))
     heun(denoise, torch.tensor(2.0, dtype=torch.float64), levels, unasked)
     assert len(asked) == asks
 

@@ -23,6 +23,7 @@ def test_layout_is_the_contract(tmp_path):
         assert shapes["cloudy"] == shapes["clear"] == shapes["reference"] == ((3, 4, 16, 16), "<u2")
         assert shapes["mask"] == ((3, 16, 16), "|u1")
         assert {shapes[name] for name in ("row", "col", "pair")} == {((3,), "<i4")}
+        assert file["pair"][:].tolist() == [0, 0, 0]  # one pair per file: the first of its attribute `pairs`
         assert {shapes[name] for name in ("cloud_fraction", "reference_days")} == {((3,), "<f4")}
         assert file["cloudy"].chunks == (1, 4, 16, 16)
         assert file["cloudy"].id.get_num_chunks() == 3

@@ -39,6 +39,13 @@ def test_every_tile_is_in_one_split_and_training_is_never_empty(tiles, seed):
     assert found == splits.assign(pairs[::-1], **RULE | {"seed": seed})
 
 
+@pytest.mark.parametrize("share", ["val_share", "test_share"])
+def test_a_share_of_nothing_takes_nothing(share):
+    pairs = pairs_of([f"{number:02d}WPS" for number in range(1, 10)])
+    found = splits.assign(pairs, **RULE | {share: 0.0})
+    assert set(found.values()) == {"train", {"val_share": "test", "test_share": "val"}[share]}
+
+
 @given(TILES, st.integers(0, 5))
 def test_another_tile_moves_few_of_the_others(tiles, seed):
     """It moves the border of test by one tile, that of validation by two."""

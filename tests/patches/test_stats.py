@@ -120,6 +120,23 @@ def test_text_has_a_line_per_pair_and_the_histograms(shards):
     assert lines[-1].split() == ["B08", "0.50", "0.50", "0.50"]
 
 
+def test_a_bar_is_in_proportion_and_one_mark_at_least(shards):
+    found = stats.collect(*shards)
+    found["cloud_fraction"] = {"train": [100, 1, 0, 30]}
+    lines = stats.text(found).splitlines()
+    start = lines.index("cloud fraction, train (131 triplets)")
+    assert [line.split()[1] for line in lines[start + 1 : start + 4]] == ["#" * 50, "#", "#" * 15]
+
+
+def test_masks_need_not_hold_every_class(shards, monkeypatch):
+    sample = {
+        "mask": np.full((WINDOW, WINDOW), CLOUD, np.uint8),
+        "clear": np.full((4, WINDOW, WINDOW), 2200, np.uint16),
+    }
+    monkeypatch.setattr(stats, "spread", lambda *_: iter([sample]))
+    assert stats._pixels(*shards)[1]["cloud"] == 1
+
+
 def test_a_picture_shows_the_roles_side_by_side_and_fills_up_rows_without_a_reference(shards):
     picture = np.asarray(Image.open(io.BytesIO(stats.picture(*shards, number=4, gain=1.0))))
     gap = 8

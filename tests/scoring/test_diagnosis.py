@@ -44,6 +44,19 @@ def test_what_a_network_looks_at_is_found(batch):
     assert "another sample's cloudy does" in said
 
 
+def test_every_condition_is_exchanged_for_a_network_that_is_asked_as_in_training(batch):
+    """Images, noise levels and channels, in this order, whichever condition is another sample's."""
+    recipe = Recipe.of("tiny", "ddpm", mean=[0.5] * 4, std=[0.2] * 4, prediction="x0")
+    asked = []
+
+    def network(x, level, channels):
+        asked.append((x.shape[1:], level.ndim, channels.shape[1]))
+        return channels[:, 8:12]
+
+    diagnose(recipe, network, batch, seed=0, repeats=1)
+    assert asked == [((4, 16, 16), 1, CONDITION_CHANNELS)] * 4
+
+
 class Told:
     """A recipe of two terms, of which the first has the errors, scales, weights and levels that are given for its
     sample, and the second is right but at level 1."""
