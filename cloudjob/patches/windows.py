@@ -103,7 +103,7 @@ def correlation(
     )
 
     def sums(values: np.ndarray) -> np.ndarray:
-        blocks = np.add.reduceat(values[: rows[-1], : cols[-1]], rows[:-1], axis=0, dtype=np.float64)
+        blocks = np.add.reduceat(values[: rows[-1], : cols[-1]], rows[:-1], dtype=np.float64)
         table = np.add.reduceat(blocks, cols[:-1], axis=1).cumsum(0).cumsum(1)
         table = np.pad(table, ((1, 0), (1, 0)))
         return table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]

@@ -256,6 +256,15 @@ def test_windows_have_the_clouds_of_the_cloudy_date_and_counts_say_what_each_rul
     assert prepare(products, replace(RULES, max_per_pair=5)).measures["windows"]["kept"] == 5
 
 
+def test_masks_on_two_grids_are_compared_at_10_m():
+    coarse, fine = np.eye(2, dtype=np.uint8), np.eye(4, dtype=np.uint8)
+    found = {"cloudy": SceneMasks(coarse, coarse, 2), "clear": SceneMasks(fine, fine, 1)}
+    cloudy, clear, factor = pairs._cores(found, (4, 4))
+    np.testing.assert_array_equal(cloudy, coarse.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(clear, fine)
+    assert factor == 1
+
+
 def test_dates_are_reduced_as_the_windows_allow(products, monkeypatch):
     asked = []
     monkeypatch.setattr(pairs.scene, "reduction", lambda shape, *, window: asked.append((shape, window)) or 1)

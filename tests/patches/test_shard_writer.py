@@ -1,5 +1,7 @@
 """What is written is the contract of the files; misuse and a full disk are errors."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 from shard_files import WINDOW, triplets, write
 
-from cloudjob.errors import ItemError
+from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.patches.shard_writer import Writer, normalisation, read_back
+from cloudjob.patches.shards import columns
 
 NOWHERE = {"row": 0, "col": 0, "cloud_fraction": 0.0}
 
@@ -30,6 +33,21 @@ def test_layout_is_the_contract(tmp_path):
         assert file.attrs["schema_version"] == 1
         assert file.attrs["bands"].decode() == "B04,B03,B02,B08"
         assert (file.attrs["scale"], file.attrs["offset"]) == (1e-4, -0.1)
+    assert (tmp_path / "a.h5").read_bytes()[8] >= 2  # the superblock's version; older ones know no checksums
+
+
+def test_a_writer_that_is_given_no_triplet_makes_a_shard_of_none(tmp_path):
+    result = write(tmp_path / "a.h5", 0, capacity=3)
+    read_back(tmp_path / "a.h5", result)
+    assert len(columns(tmp_path / "a.h5")["row"]) == result["count"] == 0
+
+
+def test_reading_back_misses_a_column_that_is_not_there(tmp_path):
+    result = write(tmp_path / "a.h5", 2)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["cloud_fraction"]
+    with pytest.raises(CorruptFileError, match=r"a\.h5.*cloud_fraction"):
+        read_back(tmp_path / "a.h5", result)
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
@@ -41,6 +59,7 @@ def test_filters_make_real_masks_smaller(tmp_path, compression):
             for _ in range(2):
                 writer.add(cloudy=smooth, clear=smooth, mask=np.zeros((64, 64), np.uint8), **NOWHERE)
         sizes[name] = (tmp_path / name).stat().st_size
+        read_back(tmp_path / name, writer.result)
     assert sizes[compression] < sizes["none"] / 4
 
 
@@ -51,6 +70,7 @@ def test_normalisation_is_that_of_every_fourth_valid_pixel(tmp_path):
     found = normalisation(results)
     np.testing.assert_allclose(found["mean"], np.nanmean(values, (0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(found["std"], np.nanstd(values, (0, 2, 3)), atol=1e-6)
+    assert found == {name: np.round(numbers, 6).tolist() for name, numbers in found.items()}
 
 
 def test_pixels_without_data_do_not_count_in_the_normalisation(tmp_path):
@@ -78,6 +98,27 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(ValueError, match="made for 1"):
             writer.add(**given)
     read_back(tmp_path / "a", writer.result)
+
+
+@pytest.mark.parametrize("when", ["between triplets", "at the end"])
+def test_a_writer_that_fails_leaves_neither_pixels_nor_an_open_file(tmp_path, monkeypatch, when):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    def use(writer):
+        with writer:
+            writer.add(**given)
+            if when == "between triplets":
+                fail()
+
+    path, (given,) = tmp_path / "a", triplets(1, reference=False)
+    writer = Writer(path, 1, window=WINDOW, reference=False, pair={}, attributes={})
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(OSError, match="no space"):
+        use(writer)
+    assert given["cloudy"].tobytes() not in path.read_bytes()  # its room on the disk is free
+    assert str(path) not in [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert writer.result == {}
 
 
 FILL_THE_DISK = """

@@ -119,6 +119,12 @@ def test_a_zstd_shard_without_the_library_says_what_to_install(tmp_path, request
     assert not isinstance(caught.value, CorruptFileError)
 
 
+def test_a_zstd_shard_is_read_where_hdf5_has_the_filter_from_elsewhere(tmp_path, monkeypatch):
+    result = write(tmp_path / "train_0.h5", 2, compression="zstd")  # from now on this process has it
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    read_back(tmp_path / "train_0.h5", result)
+
+
 WRITE_AND_READ = """
 import sys
 from pathlib import Path
@@ -176,6 +182,33 @@ def test_a_filler_fills_as_read_does_one_batch_after_the_other(shard_set):
             shard_set.read(position, plainly, slot)
         for name, buffer in filled.items():
             np.testing.assert_array_equal(buffer, plainly[name], name)
+
+
+@pytest.mark.parametrize("names", [["mask"], ["clear", "sun_elevation"], ["cloudy", "clear", "reference"]])
+def test_a_filler_fills_some_of_the_arrays(shard_set, names):
+    """The reference does not follow the clear image in the file: the mask lies between them."""
+    filled = {name: buffer for name, buffer in shard_set.buffers(3).items() if name in names}  # one place is left
+    filler = shards.Filler(shard_set, filled)
+    filler.fill(filler.plan([3, 6]))
+    for slot, position in enumerate([3, 6]):
+        for name in names:
+            np.testing.assert_array_equal(filled[name][slot], shard_set[position][name], name)
+
+
+def test_a_filler_reads_a_triplet_without_a_filter_by_one_call(shard_set, monkeypatch):
+    filler, asked, plainly = shards.Filler(shard_set, shard_set.buffers(3)), [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *given: asked.append(given) or plainly(*given))
+    filler.fill(filler.plan([4, 0, 2]))
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(("compression", "number"), [("none", 1), ("gzip", 2)])
+def test_an_open_shard_takes_one_descriptor_and_one_more_for_hdf5_where_it_has_a_filter(tmp_path, compression, number):
+    write(tmp_path / "train_0.h5", 2, compression=compression)
+    found = ShardSet(tmp_path, index_of(train_0=2), "train")
+    assert found[1]
+    opened = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert opened.count(str(tmp_path / "train_0.h5")) == number
 
 
 def test_an_array_that_comes_in_parts_is_read_to_its_end(shard_set, monkeypatch):
@@ -362,6 +395,16 @@ def test_what_does_not_fit_the_contract_is_named(tmp_path, damage, reason):
     found = ShardSet(tmp_path, index_of(train_0=3), "train")
     with pytest.raises(CorruptFileError, match=rf"train_0\.h5: .*{reason}"):
         found[0]
+
+
+def test_a_triplet_without_pixels_is_named(tmp_path):
+    """As HDF5 shows what was never written: zeros that no place in the file holds."""
+    write(tmp_path / "train_0.h5", 3, capacity=4)
+    with h5py.File(tmp_path / "train_0.h5", "r+") as file:
+        for name in ("cloudy", "clear", "mask", "reference"):
+            file[name].resize(4, axis=0)
+    with pytest.raises(CorruptFileError, match=r"train_0\.h5: triplet 3 of /cloudy is not in the file"):
+        ShardSet(tmp_path, index_of(train_0=4), "train")[0]
 
 
 def test_an_index_of_another_count_or_window_is_noticed(tmp_path):

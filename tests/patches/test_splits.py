@@ -35,7 +35,7 @@ def test_every_tile_is_in_one_split_and_training_is_never_empty(tiles, seed):
     train, val, test = map(len, parts)
     assert train >= 1
     assert test == (0 if len(tiles) == 1 else max(1, round(0.15 * len(tiles))))
-    assert val >= (len(tiles) > 2)
+    assert val == min(test, len(tiles) - 1 - test)  # the shares are the same
     assert found == splits.assign(pairs[::-1], **RULE | {"seed": seed})
 
 
@@ -44,6 +44,15 @@ def test_a_share_of_nothing_takes_nothing(share):
     pairs = pairs_of([f"{number:02d}WPS" for number in range(1, 10)])
     found = splits.assign(pairs, **RULE | {share: 0.0})
     assert set(found.values()) == {"train", {"val_share": "test", "test_share": "val"}[share]}
+
+
+def test_tiles_are_divided_in_the_order_of_their_hashes_with_the_seed():
+    """As `echo -n "0 35VLG" | sha256sum` sorts them; shards made again get the splits that they had."""
+    pairs = pairs_of(["05WPS", "32TQM", "32TQN", "33TUM", "33UUP", "35VLG"], 1)
+    rule = RULE | {"test_share": 0.2, "val_share": 0.3}
+    for seed, test, val in ((0, "35VLG", {"32TQN", "05WPS"}), (1, "33UUP", {"32TQM", "35VLG"})):
+        found = splits.assign(pairs, **rule | {"seed": seed})
+        assert (tiles_of(pairs, found, "test"), tiles_of(pairs, found, "val")) == ({test}, val)
 
 
 @given(TILES, st.integers(0, 5))
@@ -96,6 +105,13 @@ def test_a_pair_that_is_not_there_cannot_be_held_out():
         splits.assign(pairs_of(["05WPS", "05WPT"]), **RULE | {"by": "pair", "held_out": "05WPT_7"})
     with pytest.raises(ConfigError, match="there are 05WPS_0, 05WPS_1"):
         splits.assign(pairs_of(["05WPS"]), **RULE | {"by": "pair", "held_out": "entirely different"})
+
+
+def test_three_names_that_are_half_alike_are_offered():
+    names = ["none like it", "abcdeVWXYZ", "abcdeVWXY1", "abcdeVWXY2", "abcdeVWXY3"]
+    pairs = [{"pair": name, "tile": "05WPS"} for name in names]
+    with pytest.raises(ConfigError, match=r"there are (abcdeVWXY\w, ){2}abcdeVWXY\w$"):
+        splits.assign(pairs, **RULE | {"by": "pair", "held_out": "abcdefghij"})
 
 
 @pytest.mark.parametrize("by", ["tile", "fold", "pair"])

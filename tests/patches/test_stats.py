@@ -63,6 +63,15 @@ def test_every_pair_has_its_row(shards):
     assert [row["shift"] for row in found] == [[0.25, -0.5], [None, None]]
 
 
+def test_a_pair_of_one_triplet_has_its_days(tmp_path, monkeypatch):
+    monkeypatch.setitem(COUNTS, "train", 1)
+    monkeypatch.setitem(FRACTIONS, "train", [0.05])
+    write(tmp_path, "train")
+    entry = {"file": "train.h5", "count": 1, "split": "train", "pair": "pair"}
+    (row,) = stats.collect(tmp_path, {"window": WINDOW, "counts": {"train": 1}, "files": [entry]})["pairs"]
+    assert (row["triplets"], row["reference_days"]) == (1, -7.5)
+
+
 def test_cloud_fractions_are_counted_by_split_in_twentieths(shards):
     found = stats.collect(*shards)["cloud_fraction"]
     assert {split: np.flatnonzero(counts).tolist() for split, counts in found.items()} == {
@@ -120,6 +129,12 @@ def test_text_has_a_line_per_pair_and_the_histograms(shards):
     assert lines[-1].split() == ["B08", "0.50", "0.50", "0.50"]
 
 
+def test_reflectance_is_told_by_where_5_50_and_95_percent_are_reached(shards):
+    found = stats.collect(*shards)
+    found["reflectance"] = {"B04": [0, 0.04, 0.02, 0.42, 0.03, 0.43, 0.02, 0.04] + [0] * 24}  # 0.05 each, from -0.1
+    assert stats.text(found).splitlines()[-1].split() == ["B04", "0.00", "0.10", "0.20"]
+
+
 def test_a_bar_is_in_proportion_and_one_mark_at_least(shards):
     found = stats.collect(*shards)
     found["cloud_fraction"] = {"train": [100, 1, 0, 30]}
@@ -148,7 +163,10 @@ def test_a_picture_shows_the_roles_side_by_side_and_fills_up_rows_without_a_refe
         np.testing.assert_allclose(inside[left + 3], expected, atol=1)
     cloud = picture[6]
     np.testing.assert_allclose(cloud[lefts[0] + 3], half, atol=1)
-    assert np.abs(cloud[lefts[1] + 3] - half).max() > 20  # the mask is drawn on the second image
+    magenta = np.array([255, 0, 255])  # the mask on the second image: faint within the cloud, opaque at its rim
+    np.testing.assert_allclose(cloud[lefts[1] + 3], (half * 225 + magenta * 30) / 255, atol=1)
+    assert picture[7, lefts[1] + 3].tolist() == magenta.tolist()
     np.testing.assert_allclose(cloud[lefts[2] + 3], full, atol=1)
+    assert (picture[WINDOW : WINDOW + gap] == 255).all()
     without = picture[3 * (WINDOW + gap) :]
     assert (without[:WINDOW, lefts[3] :] == 0).all()

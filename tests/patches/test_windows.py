@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from affine import Affine
 from examples import examples
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from shapely.geometry import Polygon, box
 
@@ -36,6 +36,8 @@ def places(found: Windows) -> list[tuple[int, int]]:
     return list(zip(found.row.tolist(), found.col.tolist(), strict=True))
 
 
+@example(0, (70, 61), 2, 15, 4, (0.0, 1.0), 1.0, 1.0)  # the grid does not part the window, or the stride
+@example(0, (70, 61), 2, 12, 3, (0.0, 1.0), 1.0, 1.0)
 @examples(150)
 @given(
     SEEDS,
@@ -165,6 +167,13 @@ def test_a_limit_draws_from_everywhere_and_the_seed_decides_what():
     assert max(first) >= 900
 
 
+@pytest.mark.parametrize(("bins", "kept"), [(0, [8, 2]), (1, [8, 2]), (2, [5, 2])])
+def test_without_a_limit_a_single_bin_keeps_all_and_two_bins_their_median_count(bins, kept):
+    whole = Windows(np.arange(10), np.arange(10), np.float32([0.1] * 8 + [0.9] * 2), 8)
+    found = windows.balance(whole, bins=bins, cloud=(0.0, 1.0), limit=None, seed=0)
+    assert [(found.row < 8).sum(), (found.row >= 8).sum()] == kept
+
+
 def test_a_range_of_cloud_that_is_a_point_can_be_balanced():
     whole = Windows(np.arange(9), np.arange(9), np.full(9, 0.25, np.float32), 8)
     assert len(windows.balance(whole, bins=4, cloud=(0.25, 0.25), limit=5, seed=0)) == 5
@@ -239,7 +248,7 @@ def test_either_date_may_lack_data_up_to_its_limit(pixels, selected):
     assert one_window({NO_DATA: 4, CLOUD: 40}, {NO_DATA: pixels}, max_no_data=0.02) == selected  # 4 lack both
 
 
-@pytest.mark.parametrize(("away", "kept"), [(0, 0), (90, 0), (100, 0), (110, 1), (500, 1)])
+@pytest.mark.parametrize(("away", "kept"), [(0, 0), (90, 0), (100, 0), (101, 1), (500, 1)])
 def test_windows_keep_more_than_the_margin_from_ground_of_another_split(away, kept):
     transform = Affine(10, 0, 500000, 0, -10, 7800000)
     one = Windows(np.array([10]), np.array([20]), np.array([0.2]), 64)
