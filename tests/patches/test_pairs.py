@@ -145,6 +145,20 @@ def test_without_normalisation_the_dates_are_as_they_are_and_stay_so(dates):
     np.testing.assert_equal(dates, before)  # they lie in the reader's memory
 
 
+def test_a_normalisation_is_told_the_row_and_the_height_of_the_scene(dates):
+    class Noted:
+        def apply(self, image, *, top, height):
+            asked.append((top, height))
+            return image
+
+    asked, width = [], SIDE - 4
+    for role in dates:
+        dates[role] = dates[role][..., :width]
+    wide = {role: SimpleNamespace(role=role, shape=(SIDE, width)) for role in pairs_of(2)}
+    whole(replace(prepared(2), products=wide, matches={"clear": Noted()}))
+    assert asked == [(0, SIDE), (10, SIDE), (20, SIDE)]
+
+
 def write_truth(path, pixels):
     count, height, width = pixels.shape
     facts = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
