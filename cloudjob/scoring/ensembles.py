@@ -34,7 +34,7 @@ def score(
     ranks = 2 * np.arange(count) - count + 1
     between = np.tensordot(ranks, np.sort(values, 0), 1) / (count * (count - 1))
     spread, skill = (float(np.sqrt(np.square(x).mean())) for x in (deviation, mean_error))
-    scaled = deviation * np.reshape(temperature, (-1, 1))
+    scaled = deviation * np.array(temperature)[:, None]
     return {
         "crps": float((np.abs(values - target).mean(0) - between).mean()),
         "spread": spread,

@@ -161,7 +161,7 @@ def _pooled_statistics(rows: list[dict], weights: NDArray) -> dict:
 def _pooled(values: list, weights: NDArray, power: int = 1) -> NDArray:
     """Power mean over the images (the first axis) that have a value; NaN where none has."""
     array = np.array(values, np.float64)  # None becomes NaN
-    weights = np.where(np.isnan(array), 0, weights.reshape(-1, *[1] * (array.ndim - 1)))
+    weights = np.where(np.isnan(array), 0, np.expand_dims(weights, tuple(range(1, array.ndim))))
     with np.errstate(invalid="ignore"):
         return ((weights * np.nan_to_num(array) ** power).sum(0) / weights.sum(0)) ** (1 / power)
 

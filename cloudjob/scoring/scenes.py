@@ -25,13 +25,12 @@ def images_of(
     """
     filled = baselines.mean_fill(radiometry.reflectance(cloudy.bands), cloudy.mask == CLEAR)
     images = {"ours": restored, "cloudy": cloudy.bands, "mean_fill": radiometry.digital_number(filled)}
-    matched = None if reference is None else cloudy.matched(reference)
     if ground is not None:
-        if matched is not None:
-            images["other_matched"] = matched
+        if reference is not None:
+            images["other_matched"] = cloudy.matched(reference)
         return images | {"nearest_clear": clear.bands, "nearest_matched": cloudy.matched(clear)}, ground
-    if reference is not None and matched is not None:
-        images |= {"nearest_clear": reference.bands, "nearest_matched": matched}
+    if reference is not None:
+        images |= {"nearest_clear": reference.bands, "nearest_matched": cloudy.matched(reference)}
     return images, clear.clear_only(cloudy.matched(clear))
 
 

@@ -48,7 +48,8 @@ def test_the_mean_is_that_of_the_known_in_each_band():
     image, known = scene(64)
     found = baselines.mean_fill(image, known)
     for band in range(4):
-        assert found[band, ~known] == pytest.approx(image[band, known].mean(dtype=np.float64))
+        mean = np.float32(image[band, known].mean(dtype=np.float64))  # summed in single precision, it is another
+        assert set(found[band, ~known]) == {mean}
     small = np.array([[[1.0, 9.0], [2.0, np.nan]], [[0.1, 9.0], [np.nan, 9.0]]], np.float32)
     filled = baselines.mean_fill(small, np.array([[True, False], [True, True]]))
     assert filled.tolist() == [[[1, 1], [1, 1]], [[pytest.approx(0.1)] * 2] * 2]

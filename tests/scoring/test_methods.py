@@ -66,10 +66,12 @@ def test_ours_with_members_and_a_reference(batch):
     assert asked == [*expected, (1, NUMBERS, 0, 1), (1, NUMBERS, 0, 7)]
 
 
-def test_ours_with_one_member_and_without_references(batch):
+def test_ours_with_one_member_or_two_and_without_references(batch):
     found, every = methods.ours(Known(), batch, NUMBERS, members=1, more_steps=[])
     assert list(found) == ["ours", "ours_without_reference"]
     assert every is None
+    found, _ = methods.ours(Known(), batch, NUMBERS, members=2, more_steps=[])
+    assert list(found) == ["ours", "ours_member", "ours_without_reference", "ours_member_without_reference"]
     found, every = methods.ours(Known(), batch.without_references(), NUMBERS, members=2, more_steps=[])
     assert list(found) == ["ours", "ours_member"]
     assert len(every) == 2

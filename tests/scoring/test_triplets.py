@@ -287,6 +287,13 @@ def test_differences_are_on_triplets_that_both_have(results):
     assert (low, high) == pytest.approx(sorted(pairs), abs=1e-3)
 
 
+def test_a_pair_without_any_error_counts_like_others(results):
+    perfect = {"rows": [[row("ours", "cloud", 0.0, 20), row("cloudy", "cloud", 0.3, 20)]]}
+    found = triplets.pool([*results, *results, perfect])["differences"]["cloudy"]
+    ours = psnr((0.1, 20), (0.2, 60), (0.05, 40), (0, 20))
+    assert found["psnr"] == pytest.approx(ours - psnr((0.4, 20), (0.5, 60), (0.3, 60)), abs=1e-3)
+
+
 def test_the_ensembles_scores_are_pooled_by_pixels(results):
     found = triplets.pool(results)["ensemble"]
     assert found == {
