@@ -132,7 +132,9 @@ def test_text_has_a_line_per_pair_and_the_histograms(shards):
 def test_reflectance_is_told_by_where_5_50_and_95_percent_are_reached(shards):
     found = stats.collect(*shards)
     found["reflectance"] = {"B04": [0, 0.04, 0.02, 0.42, 0.03, 0.43, 0.02, 0.04] + [0] * 24}  # 0.05 each, from -0.1
-    assert stats.text(found).splitlines()[-1].split() == ["B04", "0.00", "0.10", "0.20"]
+    found["reflectance"]["B08"] = [0] * 32  # all of it brighter than the histogram goes: its last step
+    lines = [line.split() for line in stats.text(found).splitlines()]
+    assert lines[-2:] == [["B04", "0.00", "0.10", "0.20"], ["B08", "1.45", "1.45", "1.45"]]
 
 
 def test_a_bar_is_in_proportion_and_one_mark_at_least(shards):
