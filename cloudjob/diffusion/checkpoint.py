@@ -57,7 +57,7 @@ class Checkpoint:
     cloudjob_version: str
     key: str
     schema_version: int = SCHEMA_VERSION
-    written_config: dict[str, Any] = field(default_factory=dict, compare=False)  # as the file has it; never saved
+    written_config: dict[str, Any] = field(default_factory=dict)  # as the file has it; never saved
 
     @property
     def weights(self) -> dict[str, Tensor]:

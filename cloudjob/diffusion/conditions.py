@@ -70,9 +70,9 @@ class Conditions:
         hole = cloudy.isnan().any(1, keepdim=True)
         present = ~reference.isnan().any(1, keepdim=True)
         return cls(
-            cloudy=norm.forward(cloudy).nan_to_num(0).masked_fill(hole, 0),
+            cloudy=norm.forward(cloudy).masked_fill(hole, 0),
             mask=batch.classes,
-            reference=norm.forward(reference).nan_to_num(0) * present,
+            reference=norm.forward(reference).masked_fill(~present, 0),
             present=present,
             sun_elevation=batch.sun_elevation,
             reference_days=days,

@@ -312,6 +312,15 @@ def test_without_its_mask_every_pixel_with_data_is_unknown(share):
     assert same(dataclasses.replace(dropped, mask=mask), batch)
 
 
+def test_a_share_ends_below_its_border():
+    """A sample whose draw is the share itself keeps what it has."""
+    batch = many(1)
+    for drop, use in (("drop_mask", "drop mask"), ("drop_references", "drop reference")):
+        draw = noise.uniforms(0, [5], use).item()
+        assert same(getattr(batch, drop)(draw, seed=0, samples=[5]), batch)
+        assert not same(getattr(batch, drop)(draw + 1e-9, seed=0, samples=[5]), batch)
+
+
 def test_mask_and_reference_are_dropped_independently():
     samples = list(range(200))
     both = chosen(0.5, "drop reference", 0, samples) & chosen(0.5, "drop mask", 0, samples)

@@ -95,6 +95,10 @@ def test_bytes_depend_on_the_content_alone(tmp_path):
     text, tensors = json.dumps(made(7).config), made(7)
     other = made(7, config=json.loads(text), chosen="".join(["0.", "10"]), model=dict(tensors.model))
     assert one == checkpoint.save(tmp_path / "b", other).read_bytes()
+    bands = ["B04", (1, "B08")]
+    apart = [["".join(["B", "04"]), (int("1"), "".join(["B", "08"]))] for _ in range(2)]
+    shared, equal = made(7, bands=bands, skipped=bands), made(7, bands=apart[0], skipped=apart[1])
+    assert len({checkpoint.save(tmp_path / "d", each).read_bytes() for each in (shared, equal)}) == 1
     assert one != checkpoint.save(tmp_path / "c", made(7, bands=["B03"])).read_bytes()
 
 
@@ -110,6 +114,16 @@ def test_milestones_and_what_was_noted_stay(tmp_path):
     assert checkpoint.facts(tmp_path / "step-00000006.pt") == {}
 
 
+def test_an_old_one_that_somebody_has_just_removed_is_not_missed(tmp_path):
+    def keep(seen: int) -> bool:
+        (tmp_path / checkpoint.file_name(seen)).unlink()
+        return False
+
+    for seen in (1, 2, 3):
+        checkpoint.save(tmp_path, made(seen), keep=keep)
+    assert names(tmp_path) == ["step-00000002.pt", "step-00000003.pt"]
+
+
 def test_nothing_noted_nothing_beside_it(tmp_path):
     checkpoint.save(tmp_path, made(1))
     checkpoint.save(tmp_path, made(2), {})
@@ -122,11 +136,23 @@ def test_torch_alone_can_read_it(tmp_path):
     assert set(state) == {field.name for field in dataclasses.fields(Checkpoint)} - {"written_config"}
 
 
+def test_what_a_gpu_wrote_is_read_without_one(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        path = checkpoint.save(tmp_path, made(7))
+    assert checkpoint.load(path).model["weight"].device == torch.device("cpu")
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path):
     checkpoint.save(tmp_path, made(1))
     (tmp_path / ".tmp-1-step-00000002.pt@elsewhere").write_bytes(b"half")
     checkpoint.sweep(tmp_path)
     assert names(tmp_path) == ["step-00000001.pt"]
+
+
+def test_what_somebody_else_has_just_removed_is_no_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [folder / ".tmp-1-step-00000002.pt@elsewhere"])
+    checkpoint.sweep(tmp_path)
 
 
 def test_the_interval_grows_with_the_cost_of_a_save():
@@ -302,19 +328,19 @@ def test_a_checkpoint_restores_as_the_network_that_it_was_made_of(process, tmp_p
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "reason"),
     [
-        {"preset": "small", "process": "regression", **NORMALS},  # other shapes
-        {"preset": "tiny", "process": "corrective", **NORMALS},  # other names
-        {"preset": "tiny", "process": "of tomorrow", **NORMALS},
-        {"preset": "huge", "process": "regression", **NORMALS},
-        {"preset": "tiny", "process": "regression", "unknown": 1, **NORMALS},
+        ({"preset": "small", "process": "regression", **NORMALS}, "Error(s) in loading state_dict for UNet:"),  # shapes
+        ({"preset": "tiny", "process": "corrective", **NORMALS}, "Error(s) in loading"),  # names
+        ({"preset": "tiny", "process": "of tomorrow", **NORMALS}, "'of tomorrow'"),
+        ({"preset": "huge", "process": "regression", **NORMALS}, "preset 'huge': must be one of tiny"),
+        ({"preset": "tiny", "process": "regression", "unknown": 1, **NORMALS}, "Regression.__init__() got an"),
     ],
 )
-def test_another_network_than_the_recipes_is_named_and_left_alone(recipe, tmp_path):
+def test_another_network_than_the_recipes_is_named_and_left_alone(recipe, reason, tmp_path):
     weights = Recipe.of("tiny", "regression", **NORMALS).network().state_dict()
     path = checkpoint.save(tmp_path, made(8, recipe=recipe, averages={"0.10": weights}))
-    with pytest.raises(CorruptFileError, match=re.escape(str(path)) + ": is not a checkpoint of this version"):
+    with pytest.raises(CorruptFileError, match=re.escape(f"{path}: is not a checkpoint of this version ({reason}")):
         checkpoint.open_network(path, "cpu")
     assert path.exists()
 

@@ -188,6 +188,16 @@ def test_the_share_of_the_samples_and_none(batch):
     assert not same(lay(batch), lay(batch, seed=1))
 
 
+def test_a_share_ends_below_its_border(batch):
+    """A sample whose draw is the share itself stays as it is; so does the light of its ground."""
+    one, draws = some(batch, [0]), [noise.uniforms(0, [5], use).item() for use in ("synthetic clouds", "other ground")]
+    assert same(lay(one, share=draws[0], samples=[5]), one)
+    assert not same(lay(one, share=draws[0] + 1e-9, samples=[5]), one)
+    plain = lay(one, samples=[5])
+    assert same(lay(one, other_ground=draws[1], samples=[5]), plain)
+    assert not same(lay(one, other_ground=draws[1] + 1e-9, samples=[5]), plain)
+
+
 def test_reflectances_are_those_of_clouds_and_shadows():
     """A core hides the ground, cirrus half of it at most, a shadow leaves a part of the light and the most in blue."""
     count, size = 40, 96

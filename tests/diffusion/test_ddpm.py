@@ -173,6 +173,26 @@ def test_zero_terminal_snr_is_that_of_its_paper():
     assert torch.allclose((after[0] - after) / after[0], (before[0] - before) / (before[0] - before[-1]), atol=1e-12)
 
 
+def test_the_linear_schedule_is_that_of_its_paper():
+    """Ho et al. 2020, section 4: betas from 1e-4 to 0.02 in equal steps."""
+    found = Ddpm().alpha_bar()
+    for t in (0, 250, 500, 999):
+        kept = [1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(t + 1)]
+        assert found[t].item() == pytest.approx(math.prod(kept), rel=1e-9)
+
+
+def test_the_cosine_schedule_is_that_of_its_paper():
+    """Nichol & Dhariwal 2021, equation 17 with s = 0.008; the last beta, which would be 1, is 0.999."""
+
+    def f(t):
+        return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    found = Ddpm(schedule="cosine").alpha_bar()
+    for t in (0, 250, 500, 998):
+        assert found[t].item() == pytest.approx(f(t + 1) / f(0), rel=1e-9)
+    assert (found[999] / found[998]).item() == pytest.approx(1e-3)
+
+
 def test_the_sigmoid_schedule_is_that_of_its_paper():
     """Chen 2023, algorithm 1, at its numbers: start -3, end 3, tau 1."""
 
@@ -213,14 +233,15 @@ def test_times_are_evenly_spaced_from_the_most_noise():
 
 
 def test_the_network_is_told_the_level_and_the_conditions_at_every_step():
-    process, told = Ddpm(timesteps=50, prediction="v"), []
+    process, told, asked = Ddpm(timesteps=50, prediction="v"), [], []
     process.sample(
         lambda x, level, channels: told.append((level, channels)) or 0 * x,
         CONDITIONS,
-        noise=noises(dtype=torch.float32),
+        noise=lambda step: asked.append(step) or torch.zeros(SHAPE),
         steps=4,
         limits=None,
     )
+    assert asked == [0, 1, 2, 3], "each draw of noise once, by its number"
     assert [level.tolist() for level, _ in told] == [pytest.approx([t / 50] * 2) for t in (49, 37, 24, 11)]
     assert all(torch.equal(channels, CONDITIONS.channels()) for _, channels in told)
 

@@ -71,6 +71,7 @@ def test_a_seed_of_any_size_and_the_first_member_and_step_by_default():
     assert torch.equal(noise.field(3, **key), noise.field(3, **key, member=0, step=0, device="cpu"))
     assert noise.field(3, **key).dtype == torch.float32
     assert noise.uniforms(3, [1], "x").dtype == torch.float64
+    assert noise.uniforms(3, [], "x").shape == (0,)
 
 
 def test_members_of_a_pair_are_antithetic():
