@@ -7,16 +7,16 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
-MODES = ("venv", "image")
-# Trained for seconds: 80 steps of 8 small samples, one thread a rank so that all sums have one order.
+# Trained for seconds: 48 steps of 8 small samples, one thread a rank so that all sums have one order.
 SETTINGS = {
-    "train.samples": "640",
+    "train.samples": "384",
     "train.warmup": "80",
     "train.checkpoint_s": "0.2",
     "infer.steps": "4",
@@ -48,9 +48,8 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
     """A function that builds Apptainer.def of a folder: (IMAGE, base, folder) -> CompletedProcess."""
-    missing = [name for name in ("apptainer", "debootstrap", "mksquashfs") if not shutil.which(name)]
-    if missing or os.geteuid():
-        pytest.skip(f"NO IMAGE: {f'no {missing}' if missing else 'not root'}; run tests/cluster/install.sh as root")
+    if reason := why_no_image():
+        pytest.skip(f"NO IMAGE: {reason}; run tests/cluster/install.sh as root")
     scratch = tmp_path_factory.mktemp("apptainer")
     env = {**os.environ, "APPTAINER_CACHEDIR": str(scratch / "cache"), "APPTAINER_TMPDIR": str(scratch)}
 
@@ -62,12 +61,45 @@ def build(tmp_path_factory):
     return build
 
 
+def why_no_image() -> str:
+    """What keeps an image from being built here; "" where it can be."""
+    missing = [name for name in ("apptainer", "debootstrap", "mksquashfs") if not shutil.which(name)]
+    return f"no {', '.join(missing)}" if missing else "not root" if os.geteuid() else ""
+
+
+def needs_image(item) -> bool:
+    return item.path.parent == Path(__file__).parent and "image" in item.fixturenames
+
+
+def pytest_collection_modifyitems(items):
+    """What needs no image comes first: meanwhile it is built."""
+    items.sort(key=needs_image)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def building(request, tmp_path_factory):
+    """The image of this checkout in the making: a Future of its path. None where nobody needs one built."""
+    with ThreadPoolExecutor(1) as pool:
+        ready = os.environ.get("CLOUDJOB_TEST_IMAGE") or why_no_image()
+        if ready or not any(map(needs_image, request.session.items)):
+            yield None
+        else:
+            build = request.getfixturevalue("build")
+            yield pool.submit(_built, build, tmp_path_factory.mktemp("image") / "cloudjob.sif")
+
+
 @pytest.fixture(scope="session")
-def image(build, tmp_path_factory) -> Path:
-    """The image of this checkout, on a Debian base kept in build/ (or what CLOUDJOB_TEST_IMAGE names)."""
+def image(request, building) -> Path:
+    """The image of this checkout, or what CLOUDJOB_TEST_IMAGE names."""
     if ready := os.environ.get("CLOUDJOB_TEST_IMAGE"):
         return Path(ready)
-    base, path = ROOT / "build" / "base", tmp_path_factory.mktemp("image") / "cloudjob.sif"
+    request.getfixturevalue("build")  # says what is missing
+    return building.result()
+
+
+def _built(build, path: Path) -> Path:
+    """On a Debian base that is kept in build/."""
+    base = ROOT / "build" / "base"
     begun = time.monotonic()
     if not base.exists():
         sources = Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list")
@@ -90,6 +122,7 @@ class Home:
 
     def __init__(self, folder: Path, cluster: Cluster, image: Path | None):
         self.folder, self.cluster = folder, cluster
+        folder.mkdir(exist_ok=True)
         shutil.copytree(ROOT / "slurm", folder / "slurm")
         shutil.copytree(ROOT / "configs", folder / "configs")
         (folder / ".venv").symlink_to(sys.prefix)
@@ -136,11 +169,13 @@ class Home:
 
 
 @pytest.fixture(scope="session")
-def homes(cluster, image, tmp_path_factory) -> dict[str, Home]:
-    folder = tmp_path_factory.mktemp("homes")
-    (folder / "image").mkdir()
-    (folder / "venv").mkdir()
-    return {mode: Home(folder / mode, cluster, image if mode == "image" else None) for mode in MODES}
+def home(cluster, tmp_path_factory) -> Home:
+    return Home(tmp_path_factory.mktemp("home") / "venv", cluster, None)
+
+
+@pytest.fixture(scope="session")
+def image_home(cluster, image, tmp_path_factory) -> Home:
+    return Home(tmp_path_factory.mktemp("home") / "image", cluster, image)
 
 
 def sets() -> list[str]:

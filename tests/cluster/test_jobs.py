@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MODES, Home, sets
+from conftest import Home, sets
 
 
 def weights(run: Path) -> bytes:
@@ -33,43 +33,57 @@ def job_ids(text: str) -> list[str]:
 
 
 # --- the chain -------------------------------------------------------------------------------------------------
+def chained(home: Home) -> Path:
+    """The run folder of slurm/pipeline.sh configs/test.yaml, from search to report."""
+    first = home.call("slurm/pipeline.sh", "configs/test.yaml", *sets()).stdout
+    print(first)
+    jobs = job_ids(first)
+    assert len(jobs) == 5
+    assert home.cluster.wait(*jobs) == ["COMPLETED"] * 5, home.log(jobs[-1])
+    rest = job_ids(home.log(jobs[-1]))
+    assert len(rest) == 6
+    states = home.cluster.wait(*rest)
+    assert states == ["COMPLETED"] * 6, "".join(home.log(job) for job in rest)[-6000:]
+    return home.folder / "runs" / "test"
+
+
 @pytest.fixture(scope="module")
-def chains(cluster, homes, plain) -> dict[str, Path]:
-    """slurm/pipeline.sh configs/test.yaml from search to report, in both ways at the same time: mode -> run folder."""
-    first = {mode: home.call("slurm/pipeline.sh", "configs/test.yaml", *sets()).stdout for mode, home in homes.items()}
-    for mode, home in homes.items():
-        print(mode, first[mode], sep="\n")
-        jobs = job_ids(first[mode])
-        assert len(jobs) == 5
-        assert cluster.wait(*jobs) == ["COMPLETED"] * 5, home.log(jobs[-1])
-        rest = job_ids(home.log(jobs[-1]))
-        assert len(rest) == 6
-        states = cluster.wait(*rest)
-        assert states == ["COMPLETED"] * 6, "".join(home.log(job) for job in rest)[-6000:]
-    return {mode: home.folder / "runs" / "test" for mode, home in homes.items()}
+def chain(home) -> Path:
+    return chained(home)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_chain_ends_in_the_bytes_of_the_plain_run(chains, homes, plain, mode):
-    """Weights of 2 nodes x 2 tasks as of 4 plain ranks; scenes restored by 2 MPI ranks as by one process."""
-    run = chains[mode]
+@pytest.fixture(scope="module")
+def image_chain(image_home) -> Path:
+    return chained(image_home)
+
+
+def ends_as(run: Path, plain: Path, home: Home) -> str:
+    """Weights of 2 nodes x 2 tasks as of 4 plain ranks; scenes restored by 2 MPI ranks as by one process. The job cards
+    of the training."""
     same(run, plain)
     assert (run / "evaluation" / "summary.json").read_bytes() == (plain / "evaluation" / "summary.json").read_bytes()
     assert (run / "report" / "index.html").exists()
-    text = homes[mode].status("runs/test")
+    text = home.status("runs/test")
     assert "job " not in text
     assert "again" not in text
-    cards = "".join(path.read_text() for path in homes[mode].folder.glob("cloudjob-train-*.out"))
+    cards = "".join(path.read_text() for path in home.folder.glob("cloudjob-train-*.out"))
     assert "4 tasks on n[1-2]" in cards
-    assert ("apptainer exec" in cards) == (mode == "image")
-    tasks = list(homes[mode].folder.glob("cloudjob-infer-*_*.out"))
+    tasks = list(home.folder.glob("cloudjob-infer-*_*.out"))
     assert len(tasks) == len(list((run / "outputs").iterdir()))
     assert all("2 ranks" in task.read_text() for task in tasks)
+    return cards
 
 
-def test_a_failing_stage_cancels_what_follows_and_status_says_why(chains, homes, cluster):
-    home = homes["venv"]
-    home.copy(chains["venv"], "failing", without=("train", "infer", "evaluate", "report"))
+def test_the_chain_ends_in_the_bytes_of_the_plain_run(chain, home, plain):
+    assert "apptainer exec" not in ends_as(chain, plain, home)
+
+
+def test_the_chain_in_the_image_ends_in_the_bytes_of_the_plain_run(image_chain, image_home, plain):
+    assert "apptainer exec" in ends_as(image_chain, plain, image_home)
+
+
+def test_a_failing_stage_cancels_what_follows_and_status_says_why(chain, home, cluster):
+    home.copy(chain, "failing", without=("train", "infer", "evaluate", "report"))
     text = home.call("slurm/pipeline.sh", "runs/failing", "--set", "train.lr=1e30", "--set", "train.warmup=0").stdout
     jobs = job_ids(text)
     states = cluster.wait(*jobs)
@@ -100,12 +114,12 @@ def test_ranks_meet_whatever_their_memory_holds(cluster):
 
 
 # --- preemption ------------------------------------------------------------------------------------------------
-def test_weights_survive_whatever_befalls_the_job(chains, homes, cluster, plain):
+def test_weights_survive_whatever_befalls_the_job(image_chain, image_home, cluster, plain):
     """Warned three times, requeued by an operator, its node set down, its node crashed: it ends in the same bytes.
 
     In the image, for what reaches its ranks there reaches those without one too."""
-    home = homes["image"]
-    run = home.copy(chains["image"], "disturbed", without=("train", "infer", "evaluate", "report"))
+    home = image_home
+    run = home.copy(image_chain, "disturbed", without=("train", "infer", "evaluate", "report"))
     job = home.submit("train.sh", "runs/disturbed")
 
     def newest() -> str:
@@ -169,9 +183,9 @@ def test_a_rank_that_cannot_start_is_not_waited_for(cluster, plain, tmp_path):
     assert "task 1: Exited with exit code 9" in home.log(job)
 
 
-def test_one_killed_task_of_an_array_is_run_again_by_the_printed_command(chains, homes, cluster, plain):
-    home = homes["image"]
-    run = home.copy(chains["image"], "killed", without=())
+def test_one_killed_task_of_an_array_is_run_again_by_the_printed_command(image_chain, image_home, cluster, plain):
+    home = image_home
+    run = home.copy(image_chain, "killed", without=())
     scenes = sorted(path.name for path in (run / "outputs").iterdir())
     items = [line.split("\t")[1] for line in listed(home, run)]
     assert sorted(items) == scenes
@@ -227,25 +241,24 @@ def ranks_of(job: str, number: int) -> list[int]:
         ("infer.sh", ["configs/demo.yaml"], {}, "Run: cloudjob pair"),
     ],
 )
-def test_mistakes_seen_at_submission(homes, script, arguments, env, cure):
+def test_mistakes_seen_at_submission(home, script, arguments, env, cure):
     if not any(argument.startswith("configs") for argument in arguments):
         arguments = [*arguments, "configs/demo.yaml"]
-    done = homes["venv"].call(f"slurm/{script}", *arguments, check=False, **env)
+    done = home.call(f"slurm/{script}", *arguments, check=False, **env)
     assert done.returncode in (2, 3)
     assert cure in done.stderr
     assert len(done.stderr.splitlines()) <= 3
 
 
-def test_mistakes_seen_in_the_job(chains, homes, cluster):
+def test_mistakes_seen_in_the_job(chain, home, cluster):
     """Each ends with its exit code and the cure in the log."""
-    home = homes["venv"]
     (home.folder / "configs" / "wrong.yaml").write_text("train: {batchsize: 3}\n")
     small = ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gres=gpu:2")
     site = home.folder / "slurm" / "sites"
     for name, line in (("mpi", "SITE_MPI=mpi9"), ("none", "SITE_MPI=none"), ("scratch", "SITE_SCRATCH=/proc/scratch")):
         (site / f"{name}.env").write_text(line + "\n")
-    home.copy(chains["venv"], "mistakes", without=("train",))
-    home.copy(chains["venv"], "scenes", without=("infer",))
+    home.copy(chain, "mistakes", without=("train",))
+    home.copy(chain, "scenes", without=("infer",))
     expected = {
         home.sbatch(*arguments, **env): cure
         for arguments, env, cure in [
@@ -274,18 +287,18 @@ def test_mistakes_seen_in_the_job(chains, homes, cluster):
         assert "ExitCode=2:0" in cluster.call("scontrol", "show", "job", "-o", job).stdout
 
 
-def test_a_container_that_hides_the_launcher_is_noticed(chains, homes, cluster):
-    home = homes["image"]
+def test_a_container_that_hides_the_launcher_is_noticed(image_chain, image_home, cluster):
+    home = image_home
     (home.folder / "slurm" / "sites" / "clean.env").write_text("SITE_APPTAINER=(--cleanenv)\n")
-    home.copy(chains["image"], "hidden", without=("train",))
+    home.copy(image_chain, "hidden", without=("train",))
     small = ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gres=gpu:2")
     job = home.sbatch(*small, "slurm/train.sh", "runs/hidden", CLOUDJOB_SITE="clean")
     assert cluster.wait(job) == ["FAILED"]
     assert "started 2 ranks, and this one sees 1" in home.log(job)
 
 
-def test_the_scripts_work_as_they_stand(cluster, homes):
+def test_the_scripts_work_as_they_stand(home):
     """sbatch slurm/X.sh without arguments is accepted as it is: the north_slope configuration, no site."""
     for script in ("fetch", "prepare", "train", "infer", "evaluate", "pipeline"):
-        done = homes["venv"].call("sbatch", "--test-only", f"slurm/{script}.sh", CLOUDJOB_SITE="")
+        done = home.call("sbatch", "--test-only", f"slurm/{script}.sh", CLOUDJOB_SITE="")
         assert "to start at" in done.stderr
