@@ -155,6 +155,7 @@ def test_clouds_over_a_real_place_leave_its_pixels_as_the_truth(tmp_path, place)
     assert difference[clear].max() < 100  # 0.01 of reflectance, at the edge of what counts as cloud
 
 
+@pytest.mark.slow
 def test_a_place_is_made_once_and_another_seed_has_other_clouds(tmp_path, place):
     place, _ = place
     folder = tmp_path / "archive"

@@ -93,6 +93,7 @@ def test_unusable_rasters_are_named(tmp_path, bands):
         convert(tmp_path, tmp_path / "d.tif", mask=mask)
 
 
+@pytest.mark.slow
 def test_pairs_of_one_tile_and_day_do_not_collide(tmp_path, bands):
     pairs = []
     for index in range(3):

@@ -265,6 +265,7 @@ def test_refusals_of_a_download(served, bearer, monkeypatch):
     assert (answer.status_code, answer.json()["code"]) == (401, "DAT-ZIP-109")
 
 
+@pytest.mark.slow
 def test_fifth_transfer_of_an_account_is_refused(served, bearer):
     url, _ = value_url(served, served[2][0], "MTD_MSIL2A.xml")
     large = url.replace("MTD_MSIL2A.xml", "large.bin")

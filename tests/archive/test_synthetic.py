@@ -92,6 +92,7 @@ def green_and_b11(seen):
     return green, reflectance(seen.b11)[: rows // 6, : columns // 6]
 
 
+@pytest.mark.slow
 def test_b11_shows_snow_dark_and_clouds_bright():
     clear, cloudy = (shot(size=600, cloud=cloud) for cloud in (0, 0.4))
     green, b11 = green_and_b11(clear)

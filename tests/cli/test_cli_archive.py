@@ -46,6 +46,7 @@ def needs(monkeypatch) -> dict[str, list[Item]]:
     return found
 
 
+@pytest.mark.slow
 def test_made_once_and_kept(config_file, tmp_path, capsys):
     command = ["archive", "make", str(config_file), "--run-dir", str(tmp_path / "run")]
     assert main(command) == 0

@@ -21,6 +21,7 @@ def test_notebook_has_exactly_its_parameters(capsys):
     assert facts["macs"] == pytest.approx(30.38e9, rel=0.001)
 
 
+@pytest.mark.slow
 def test_presets_keep_their_budgets(capsys):
     for preset, parameters, macs in [("tiny", 0.6e6, 3e9), ("small", 4e6, 30e9), ("base", 25e6, 60e9)]:
         main(["model", preset, "--json"])

@@ -87,6 +87,7 @@ def test_the_figure_is_1200_wide_and_shows_points_intervals_and_near_baselines(d
         assert changed[: int(0.7 * len(whole))].any()  # above the legend
 
 
+@pytest.mark.slow
 def test_a_baseline_far_off_does_not_squeeze_the_variants(document, tmp_path):
     whole = picture(document, tmp_path / "a.png")
     document["baselines"][0]["scores"]["cloudy"]["cloud"]["psnr"] = -40.0

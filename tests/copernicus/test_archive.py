@@ -41,6 +41,7 @@ def archive(tmp_path_factory):
         yield folder, sorted(names), running.url
 
 
+@pytest.mark.slow
 def test_search_and_fetch(archive, session, tmp_path):
     folder, names, url = archive
     endpoints = Endpoints(

@@ -24,6 +24,7 @@ def test_half_an_answer_is_no_answer(server, session):
         get_json(session, "GET", f"{server.url}/x")
 
 
+@pytest.mark.slow
 def test_retry_after_is_obeyed_and_otherwise_the_wait_doubles(server):
     with open_session(retries=3, backoff=0.05) as session:
         server.scripts["/x"] = [Answer(429, headers={"Retry-After": "1"}), Answer(200, b"{}")]

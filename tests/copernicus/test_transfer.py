@@ -74,6 +74,7 @@ def test_empty_file(server, session, tmp_path):
     assert (tmp_path / "f").read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_dropped_connections_are_resumed_where_they_ended(server, get):
     block = 1 << 16  # what is written at a time
     server.scripts["/f"] = [
@@ -140,6 +141,7 @@ def test_wrong_bytes_twice_are_an_error(server, get, body, reason):
     assert list(get.target.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_giving_up_keeps_the_part(server, get, monkeypatch):
     monkeypatch.setattr(transfer, "_BREAKS", 1)
     server.scripts["/f"] = [ranged(DATA, cut=1 << 16), ranged(DATA, cut=0)]

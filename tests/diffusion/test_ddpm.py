@@ -279,6 +279,7 @@ def peer(scheduler: str, process: Ddpm, steps: int, **options):
 VARIANTS = [Ddpm(), Ddpm(schedule="cosine", prediction="v"), Ddpm(prediction="v", zero_terminal_snr=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", VARIANTS, ids=str)
 @pytest.mark.parametrize("limits", [None, LIMITS])
 def test_euler_is_the_ddim_of_diffusers(process, limits):
@@ -309,6 +310,7 @@ def test_ancestral_sampling_is_that_of_diffusers(process, limits, steps, varianc
     assert torch.allclose(found, x, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", VARIANTS[:2], ids=str)  # they have no zero terminal SNR, but 2^-24
 @pytest.mark.parametrize("steps", [1, 2, 8, 20])
 def test_dpm_solver_is_that_of_diffusers(process, steps):
@@ -320,6 +322,7 @@ def test_dpm_solver_is_that_of_diffusers(process, steps):
     assert torch.allclose(found, x, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [Ddpm(), Ddpm(prediction="v")], ids=str)
 def test_heun_is_that_of_diffusers(process):
     scheduler = peer("HeunDiscreteScheduler", process, 20)

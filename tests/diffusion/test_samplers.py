@@ -172,6 +172,7 @@ def curved(x, sigma):
     return torch.tanh(x / (1 + sigma)) + 0.1 * sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "scheduler"), [(euler, "EulerDiscreteScheduler"), (heun, "HeunDiscreteScheduler")])
 @pytest.mark.parametrize("clip", [None, 0.8])
 def test_edm_steps_are_those_of_diffusers(sampler, scheduler, clip):

@@ -141,6 +141,7 @@ def test_one_measurement_that_fails_leaves_the_others(tmp_path):
     assert kept["error"] == "some of it failed"
 
 
+@pytest.mark.slow
 def test_a_program_that_takes_too_long_gives_what_it_had_said(tmp_path):
     found = Findings(tmp_path / "result.json", 60)
     code, said, seconds = found.call("sh", "-c", "echo begun; sleep 20 & wait", seconds=1)

@@ -30,6 +30,7 @@ def test_a_world_of_one_needs_no_mpi():
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
+@pytest.mark.slow
 @needs_mpiexec
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_exchange(tmp_path, ranks):
@@ -49,6 +50,7 @@ def test_ranks_exchange(tmp_path, ranks):
     assert others == [f"{ranks} ['plan'] None"] * (ranks - 1)
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_one_failing_rank_ends_the_others():
     done = mpiexec(

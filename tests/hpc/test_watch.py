@@ -70,8 +70,9 @@ def three():
         rank.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_ends_all_and_is_named_once(three, lost, number):
     three.ranks[lost].send_signal(number)
     codes, said = three.end()
@@ -86,6 +87,7 @@ def test_a_lost_rank_ends_a_job_within_half_a_minute():
     assert watch.SILENCE_S + watch.GRACE_S + 2 * watch._BEAT_S < 30
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_says_why_and_rank_0_passes_it_on(three):
     three.tell(2, "fail")
     codes, said = three.end()

@@ -91,6 +91,7 @@ def test_a_small_scene_starts_no_process(large):
         next(decode.stripes([small], rows=1024, processes=2))
 
 
+@pytest.mark.slow
 def test_a_pass_over_the_stripes_reads_the_file_once(large):
     def bytes_read() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
@@ -131,6 +132,7 @@ def test_stopping_in_the_middle_leaves_nothing(small, how):
     assert held() == before
 
 
+@pytest.mark.slow
 def test_the_pixels_outlive_the_processes(small):
     bands, expected = small
     reading = decode.stripes(bands, rows=32, processes=2)
@@ -139,6 +141,7 @@ def test_the_pixels_outlive_the_processes(small):
     assert np.array_equal(pixels, expected[:, :32])
 
 
+@pytest.mark.slow
 def test_the_processes_leave_stopping_to_their_parent(small):
     bands, expected = small
     for top, pixels in decode.stripes(bands, rows=64, processes=2):
@@ -148,6 +151,7 @@ def test_the_processes_leave_stopping_to_their_parent(small):
         assert np.array_equal(pixels, expected[:, top : top + 64])
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_is_an_error_with_the_file(small):
     bands, _ = small
     before = held()
@@ -196,6 +200,7 @@ def alive(pid: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_without_memfd_a_file_without_a_name_does(small, tmp_path, monkeypatch):
     bands, expected = small
     folder = tmp_path / "tmp"

@@ -248,6 +248,7 @@ def test_what_was_not_fetched_or_is_not_named_is_none(small):
         assert read(replace(product, files={})) is None
 
 
+@pytest.mark.slow
 def test_stripes_are_the_bands_from_north_to_south(small):
     folder, _ = small
     product = Product.open(folder)

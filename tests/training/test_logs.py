@@ -166,6 +166,7 @@ def test_what_earlier_jobs_of_the_training_used_is_not_forgotten(clock, tmp_path
     assert row["watts"] == 720000.0  # of this job alone
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_this_process():
     before = logs._resident_gib()
     kept = np.ones(2**25)  # 256 MiB

@@ -135,6 +135,7 @@ class Clock:
 
 
 # --- a whole training --------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_what_is_done_after_which_share(shards, tmp_path):
     made = training(shards, tmp_path, replace(PLAIN, samples=80))
     outputs, facts = made.run()
@@ -189,6 +190,7 @@ def test_the_process_is_measured_and_the_step_rehearsed_on_triplets_of_the_train
 
 
 # --- by the clock ------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_checkpoints_and_logs_come_by_the_clock(shards, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     made = training(shards, tmp_path, replace(PLAIN, samples=32, checkpoint_s=12, log_s=22))
@@ -246,6 +248,7 @@ def never_stopped(shards, tmp_path_factory) -> bytes:
         return made.run()[0][0].read_bytes()
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_leaves_and_goes_on_from_there(shards, tmp_path, never_stopped):
     settings, asked = replace(PLAIN, synthetic_clouds=0.5), itertools.count(1)
     made = training(shards, tmp_path, settings, stop=lambda: next(asked) in (3, 5))

@@ -11,7 +11,7 @@ from cloudjob.errors import ConfigError
 from cloudjob.training.settings import Settings
 from cloudjob.training.step import micro_batch
 
-# The default learning rate: the tests' own, 2.5 times larger, lets rounding grow beyond 1e-5 in 30 steps of 8 samples.
+# The default learning rate: the tests' own, 2.5 times larger, lets rounding grow beyond 1e-5 in 50 steps of 8 samples.
 AGREEING = ("train.lr=4e-4", "train.average=none", "evaluate.members=1", "train.decay=false")
 DOUBLE = (
     "import sys, torch; from cloudjob.cli.dispatch import main; torch.set_default_dtype(torch.float64); "

@@ -428,6 +428,7 @@ def test_weights_that_are_not_there_or_of_quite_another_network_are_a_mistake(tm
 
 
 # --- of an older version -----------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_training_of_schema_version_1_goes_on(tmp_path):
     """With its own optimizer and averages; a checkpoint that it writes is of the version of now, and goes on too."""
     packed = Path(__file__).parents[1] / "diffusion" / "checkpoint-schema-1.pt.xz"
