@@ -158,10 +158,11 @@ def test_weights_survive_whatever_befalls_the_job(image_chain, image_home, clust
 def test_restarts_without_progress_come_to_an_end(cluster, tmp_path):
     """The program makes nothing, as one that never gets to its first checkpoint."""
     home = Home(tmp_path, cluster, None)
-    home.replace_program("exec sleep 600")
+    home.replace_program('[ "$SLURM_PROCID" = 0 ] && echo "it sleeps"\nexec sleep 600')
     job = home.submit("train.sh", "configs/test.yaml")
     for number in range(3):
-        cluster.wait_for(lambda number=number: home.log(job).count("--- cloudjob-train") > number, "the job card")
+        # Not the job card: it comes before the script has counted this restart.
+        cluster.wait_for(lambda number=number: home.log(job).count("it sleeps") > number, "the program")
         cluster.call("scontrol", "requeue", job)
     assert cluster.wait(job) == ["FAILED"]
     assert "restarted 3 times without progress" in home.log(job)
