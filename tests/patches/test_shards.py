@@ -1,5 +1,6 @@
 """A shard keeps what is written to it, or names itself: no damage goes unnoticed, and none crashes the reader."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -53,6 +54,12 @@ def test_what_is_written_is_read(tmp_path, compression):
     for position, triplet in enumerate(triplets(4)):
         for name in ("cloudy", "clear", "mask", "reference"):
             np.testing.assert_array_equal(found[position][name], triplet[name])
+
+
+def test_the_schema_and_the_filters_are_those_of_the_contract():
+    assert shards.SCHEMA_VERSION == 1
+    assert shards.filters("zstd")["shuffle"]
+    assert shards.filters("gzip")["shuffle"]
 
 
 def test_positions_run_over_the_files_of_a_split(shard_set):
@@ -200,6 +207,19 @@ def test_a_filler_reads_a_triplet_without_a_filter_by_one_call(shard_set, monkey
     monkeypatch.setattr(os, "preadv", lambda *given: asked.append(given) or plainly(*given))
     filler.fill(filler.plan([4, 0, 2]))
     assert len(asked) == 3
+
+
+def test_a_triplet_that_cannot_be_read_by_one_call_is_read_array_by_array(shard_set, monkeypatch):
+    def one_view_alone(file, views, offset):
+        if len(views) > 1:
+            raise OSError(errno.EIO, "an error of the disk")
+        return plainly(file, views, offset)
+
+    filled, plainly = shard_set.buffers(1), os.preadv
+    filler = shards.Filler(shard_set, filled)
+    monkeypatch.setattr(os, "preadv", one_view_alone)
+    filler.fill(filler.plan([4]))
+    np.testing.assert_array_equal(filled["clear"][0], shard_set[4]["clear"])
 
 
 @pytest.mark.parametrize(("compression", "number"), [("none", 1), ("gzip", 2)])
