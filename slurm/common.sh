@@ -162,8 +162,8 @@ job_card() {
     facts=$(scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") # of an array it shows all tasks
     log=$(sed -n 's/.*StdOut=\([^ ]*\).*/\1/p' <<<"$facts")
     echo "--- $SLURM_JOB_NAME $job, restart ${SLURM_RESTART_COUNT:-0}, $(date -Is)"
-    echo "    ${SLURM_NTASKS:-1} tasks on $SLURM_JOB_NODELIST, ${SLURM_CPUS_PER_TASK:-1} cores a task," \
-        "GPUs a node: ${SLURM_GPUS_ON_NODE:-0}, until $(sed -n 's/.*EndTime=\([^ ]*\).*/\1/p' <<<"$facts")"
+    echo "    ${SLURM_NTASKS:-1} tasks on $SLURM_JOB_NODELIST, ${SLURM_CPUS_PER_TASK:-1} cores per task," \
+        "GPUs per node: ${SLURM_GPUS_ON_NODE:-0}, until $(sed -n 's/.*EndTime=\([^ ]*\).*/\1/p' <<<"$facts")"
     echo "    $config, run folder $run_dir, site ${site:-none}, ${cloudjob[*]}"
     note "$job" "$stage" "started $log"
     stop=$PWD/$run_dir/jobs/STOP-$SLURM_JOB_ID

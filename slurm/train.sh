@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains on one node with four GPUs, one task a GPU:
+# Trains on one node with four GPUs, one task per GPU:
 #   sbatch slurm/train.sh [CONFIG or run folder] [--set KEY=VALUE]       as it stands below
 #   slurm/train.sh --nodes=2 [CONFIG or run folder] ...                  with the options of the site and of sbatch
 # CLOUDJOB_SITE names a file of slurm/sites, CLOUDJOB_IMAGE an image. Warned by the clock or by preemption it saves, is

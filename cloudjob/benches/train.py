@@ -119,7 +119,7 @@ class Bench:
         return step
 
     def steps(self, preset: str) -> dict:
-        """Samples a second of the step alone, by precision and batch; and the operations of a sample."""
+        """Samples per second of the step alone, by precision and batch; and the operations of a sample."""
         fast = distributed.fast_bfloat16(self.device)
         found = []
         for precision in ("float32", "bfloat16") if fast else ("float32",):
@@ -183,7 +183,7 @@ class Bench:
         return loader.batches(self.shards, seed=0, start=0, stop=stop, batch=size, threads=threads, allocate=allocate)
 
     def reading(self, threads: int, number: int = 2048) -> int:
-        """Triplets a second from shards that are in memory to buffers that the device reads."""
+        """Triplets per second from shards that are in memory to buffers that the device reads."""
 
         def read() -> float:
             begun = time.perf_counter()
@@ -194,8 +194,8 @@ class Bench:
         return round(number / min(read() for _ in range(self.rounds)))
 
     def scaling(self, preset: str, best: dict) -> list[dict]:
-        """Whole trainings (`cloudjob train`) by 1, 2, 4, ... ranks: one a GPU, or one with one thread a core. In turn,
-        so that a change of the load meets all of them; the best step of each."""
+        """Whole trainings (`cloudjob train`) by 1, 2, 4, ... ranks: one per GPU, or one with one thread per core. In
+        turn, so that a change of the load meets all of them; the best step of each."""
         most = torch.cuda.device_count() if self.device.type == "cuda" else len(os.sched_getaffinity(0))
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= most]
         found: dict[int, list[dict]] = {size: [] for size in sizes}

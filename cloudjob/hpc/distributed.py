@@ -222,7 +222,7 @@ def _device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if 1 < visible <= local_rank:
-        raise ConfigError(f"local rank {local_rank} has no GPU of its own: {visible} are visible; start one task a GPU")
+        raise ConfigError(f"local rank {local_rank} has no GPU of its own: {visible} visible; start one task per GPU")
     device = torch.device("cuda", 0 if visible == 1 else local_rank)
     torch.cuda.set_device(device)
     return device

@@ -34,7 +34,7 @@ class Energy:
             if device.type == "cuda":
                 gpu = nvml(device)
                 sources.append(("NVML", gpu, False, True) if gpu else ("GPU not counted", None, False, False))
-            estimate = (f"{CORE_W:g} W a core", lambda: CORE_W * cores * time.monotonic(), False, False)
+            estimate = (f"{CORE_W:g} W per core", lambda: CORE_W * cores * time.monotonic(), False, False)
             processors = rapl()
             sources.append(("RAPL", processors, True, True) if processors else estimate)
         self.source = ", ".join(name for name, *_ in sources)

@@ -180,7 +180,7 @@ class Watch:
         if not stands:
             self._selector.unregister(line.socket)
             if line.member and not line.left:
-                self._lose(line.member, "has ended without a word: it was killed, or its memory ran out")
+                self._lose(line.member, "has ended without a message: it was killed, or its memory ran out")
 
     def _miss(self) -> None:
         """Finds the ranks whose heartbeat, or whose connection, is overdue."""

@@ -128,7 +128,7 @@ def _training(rows: list[dict]) -> str:
         return "<p>Too few lines of metrics for a curve.</p>"
     speed = sorted(row["samples_per_s"] for row in rows)[len(rows) // 2]
     last = rows[-1]
-    text = f"Loss by samples seen; {speed:.1f} samples a second (median), last loss {last['loss']:.4f}."
+    text = f"Loss by samples seen; {speed:.1f} samples per second (median), last loss {last['loss']:.4f}."
     curve = figures.curve(points, label="training loss", unit="samples")
     return f"{curve}<p>{text}</p>{_energy(last)}"
 

@@ -47,7 +47,7 @@ def test_without_counters_it_is_an_estimate_and_says_so(monkeypatch):
     begun = time.monotonic()
     time.sleep(0.1)
     assert found.joules() == pytest.approx(2 * energy.CORE_W * (time.monotonic() - begun), rel=0.1)
-    assert (found.measured, found.source) == (False, "10 W a core")
+    assert (found.measured, found.source) == (False, "10 W per core")
 
 
 def test_the_whole_node_is_counted_once(monkeypatch):

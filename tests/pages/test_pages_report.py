@@ -164,7 +164,7 @@ def test_no_more_pictures_than_a_page_bears(run):
 def test_the_training_with_its_curve_speed_and_use(run):
     text = report.page(run)
     assert text.count("<polyline") == 1
-    assert "7.0 samples a second (median), last loss 0.1000" in text
+    assert "7.0 samples per second (median), last loss 0.1000" in text
     assert "kWh" not in text
     used = {"energy_kwh": 0.012345, "energy": "estimated", "co2_g": 5.4936, "seconds": 5400.0}
     text = report.page(replace(run, metrics=[*run.metrics[:-1], run.metrics[-1] | used]))

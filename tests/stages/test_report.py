@@ -71,7 +71,7 @@ def test_metrics_validation_and_checks_are_read_where_the_training_wrote_them(fo
     write_jsonl(folder.checks, [checks | {"warnings": ["nothing is learned"]}])
     report.run(config, folder)
     page = folder.report.read_text()
-    assert "3.2 samples a second" in page
+    assert "3.2 samples per second" in page
     assert "0.1250" in page
     assert "nothing is learned" in page
 

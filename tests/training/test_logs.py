@@ -58,7 +58,7 @@ class Clock:
 
 
 class Joules:
-    source, measured = "10 W a core", True
+    source, measured = "10 W per core", True
 
     def __init__(self):
         self.total = 0.0
