@@ -6,7 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE :=  # dozens of processes would each compile the package anew
-WORKERS := -n auto --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py: the longest files first
+# One more than there are cores, for some tests wait; in the order of tests/conftest.py: the longest files first.
+WORKERS := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test browser cluster-test cluster-tools gpu-check quick mutants lint format setup clean
 
@@ -62,7 +63,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { \
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv .venv; \
 	  else echo "python3-venv is missing; ask for: apt-get install python3-venv"; exit 2; fi; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mpi,tensorboard,zstd,test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[mpi,tensorboard,zstd,test]"
 	@touch $@
 
 clean:
