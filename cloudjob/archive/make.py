@@ -12,7 +12,15 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from cloudjob.archive.rasters import centre, clear_classes, product_from_raster, read_bands, read_raster
+from cloudjob.archive import series
+from cloudjob.archive.rasters import (
+    centre,
+    clear_classes,
+    product_from_raster,
+    read_bands,
+    read_raster,
+    write_classified,
+)
 from cloudjob.archive.safe import write_product
 from cloudjob.archive.synthetic import Acquisition, acquire, overcast
 from cloudjob.errors import ConfigError
@@ -118,6 +126,36 @@ def make_from_places(archive: Path, *, places: list[dict]) -> list[str]:
     return [name for place in places for name in _make_place(Path(archive), place, used)]
 
 
+def make_from_series(archive: Path, *, places: list[dict]) -> list[str]:
+    """Writes products of real clouds over real ground, and returns their names; existing ones are kept.
+
+    Each place has `tile`, `folder` (see `series`), `offset` (BOA_ADD_OFFSET), `clouds` (how many cloudy dates are laid
+    over each clear one) and `seed`. Each clear date becomes a product as it is, and one under each of its clouds, whose
+    ground goes to `<archive>/truth/<product>.tif`.
+    """
+    used: _Used = {}
+    return [name for each in places for name in _make_series(Path(archive), each, used)]
+
+
+def _make_series(archive: Path, given: dict, used: _Used) -> list[str]:
+    days = series.read(Path(given["folder"]), offset=given["offset"])
+    wanted: list[tuple[series.Day, np.ndarray | None, np.ndarray, np.ndarray]]
+    wanted = [(truth, None, truth.bands, truth.scl) for truth in days if truth.is_clear]
+    for truth, cloudy, turn in series.draws(days, clouds=given["clouds"], seed=given["seed"]):
+        wanted.append((truth, truth.bands, *series.overlaid(truth, cloudy, turn)))
+    names: list[str] = []
+    for day, ground, bands, scl in wanted:
+        spot = centre(day.crs, day.transform, bands.shape[1:])
+        content = hashlib.sha256(bands.tobytes() + scl.tobytes()).digest()
+        sensing = _own_second(given["tile"], _overpass(day.day, *spot), content, used)
+        names.append(name := _name(given["tile"], sensing, given["offset"]))
+        if not (archive / f"{name}.SAFE").exists():
+            if ground is not None:
+                _write_raster(archive / "truth" / f"{name}.tif", ground, day.crs, day.transform, nodata=EMPTY_DN)
+            write_classified(archive, name, bands, scl, day.crs, day.transform, given["offset"])
+    return names
+
+
 def _make_place(archive: Path, place: dict, used: _Used) -> list[str]:
     names: list[str] = []
     first, grid = None, None
@@ -187,8 +225,9 @@ def _write(
     sun_elevation: float,
     sun_azimuth: float,
 ) -> None:
-    """Writes a product, and the ground below its clouds."""
-    _write_truth(archive / "truth" / f"{name}.tif", acquisition.truth, crs, transform)
+    """Writes a product, the ground below its clouds, and how much of it they hide."""
+    _write_raster(archive / "truth" / f"{name}.tif", acquisition.truth, crs, transform, nodata=EMPTY_DN)
+    _write_raster(archive / "truth" / f"{name}_seen.tif", acquisition.above, crs, transform, nodata=None)
     write_product(
         archive,
         name=name,
@@ -205,15 +244,15 @@ def _write(
     )
 
 
-def _write_truth(path: Path, dn: np.ndarray, crs: str, transform: Affine) -> None:
-    count, height, width = dn.shape
+def _write_raster(path: Path, pixels: np.ndarray, crs: str, transform: Affine, *, nodata: int | None) -> None:
+    count, height, width = pixels.shape
     storage = {"driver": "GTiff", "compress": "deflate", "predictor": 2, "tiled": True, "bigtiff": "if_safer"}
-    pixels = {"dtype": "uint16", "count": count, "height": height, "width": width, "nodata": EMPTY_DN}
+    form = {"dtype": pixels.dtype, "count": count, "height": height, "width": width, "nodata": nodata}
     with (
         atomic(path) as temporary,
-        rasterio.open(temporary, "w", **storage, **pixels, crs=crs, transform=transform) as image,
+        rasterio.open(temporary, "w", **storage, **form, crs=crs, transform=transform) as image,
     ):
-        image.write(dn)
+        image.write(pixels)
 
 
 def _overpass(day: date, lon: float, lat: float) -> datetime:

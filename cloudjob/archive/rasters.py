@@ -59,6 +59,14 @@ def product_from_raster(
         raise ConfigError(f"{raster}: give its cloud mask, the other date to compare it with, or 'clear'")
     ground = clear_classes(bands)
     scl = np.where((covered != SCL_NO_DATA) & (ground != SCL_NO_DATA), covered, ground)
+    return write_classified(archive, name, bands, scl, crs, transform, offset)
+
+
+def write_classified(
+    archive: Path, name: str, bands: np.ndarray, scl: np.ndarray, crs: str, transform: Affine, offset: int
+) -> Path:
+    """Writes a product of `bands` (4, H, W) uint16 in our convention and their scene classification, which gives the
+    probabilities of cloud and snow."""
     probability = np.zeros_like(scl)
     for value, percent in _CLOUD_PROBABILITY.items():
         probability[scl == value] = percent

@@ -35,7 +35,8 @@ _B11 = 4  # its index in the tables
 class Acquisition:
     """One overpass. `bands` (4,H,W) uint16 DN as the sensor sees them; `truth` the same without clouds and noise;
     `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, the probabilities in percent; `b11`
-    (ceil(H/6), ceil(W/6)) uint16 DN as the sensor sees it, or None if unknown."""
+    (ceil(H/6), ceil(W/6)) uint16 DN as the sensor sees it, or None if unknown; `above` (2,H,W) uint8: percent of the
+    ground's light that clouds, and their shadows, take away."""
 
     bands: np.ndarray
     truth: np.ndarray
@@ -43,6 +44,7 @@ class Acquisition:
     cloud_probability: np.ndarray
     snow_probability: np.ndarray
     b11: np.ndarray | None
+    above: np.ndarray
 
 
 def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) -> Acquisition:
@@ -68,7 +70,7 @@ def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float) ->
     water = pool(ground.water, 2, np.mean)
     ground_classes = [masks.SCL_WATER, masks.SCL_DARK, masks.SCL_SNOW]
     classes = np.select([water > 0.6, water > 0.3, snow > 0.4], ground_classes, default=masks.SCL_BARE)
-    return Acquisition(bands, truth, **_masks(sky, classes, snow), b11=digital_number(b11))
+    return Acquisition(bands, truth, **_masks(sky, classes, snow), b11=digital_number(b11), above=sky.above())
 
 
 def overcast(
@@ -88,7 +90,13 @@ def overcast(
         light = sky.seen(reflectance(dn), band)
         sensor = noise.rng(f"sensor {band}").standard_normal(shape, np.float32)
         bands[band] = digital_number(light + touched * sensor * (NOISE * (0.6 + 0.8 * light)))
-    return Acquisition(bands, ground, **_masks(sky, classes, (classes == masks.SCL_SNOW).astype(np.float32)), b11=None)
+    return Acquisition(
+        bands,
+        ground,
+        **_masks(sky, classes, (classes == masks.SCL_SNOW).astype(np.float32)),
+        b11=None,
+        above=sky.above(),
+    )
 
 
 @dataclass
@@ -131,6 +139,10 @@ class _Sky:
         light += self.cirrus * (0.55 * CLOUD[band] - light)
         light += self.thick * (self.tops * CLOUD[band] - light)
         return light
+
+    def above(self) -> np.ndarray:
+        opacity = 1 - (1 - self.thick) * (1 - self.cirrus)
+        return np.rint(100 * np.stack([opacity, self.shadow])).astype(np.uint8)
 
     def pooled(self, factor: int) -> "_Sky":
         fields = (self.thick, self.cirrus, self.shadow, self.tops)

@@ -72,6 +72,8 @@ def _fill(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -
         products += make.make_from_rasters(target, pairs=[dict(pair) for pair in archive.rasters])
     if archive.places:
         products += make.make_from_places(target, places=[dict(place) for place in archive.places])
+    if archive.series:
+        products += make.make_from_series(target, places=[dict(place) for place in archive.series])
     said(f"archive: {len(products)} products in {target}, {time.monotonic() - begun:.1f} s")
     return products
 

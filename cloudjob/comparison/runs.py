@@ -101,10 +101,13 @@ def _make(comparison: Comparison, folder: RunFolder, variant: Variant) -> Made:
         shared += ("shard",)
     _share(origin, target, shared)
     triplets = variant.config.evaluate.of == "triplets"
-    chain = [("run", "--from", "shard", "--until", "train"), ("evaluate",)]
+    trains = variant.config.infer.checkpoint is None and not (triplets and variant.config.evaluate.members == 0)
+    chain = [("run", "--from", "shard", "--until", "train" if trains else "shard"), ("evaluate",)]
     for verb, *limits in chain if triplets else [("run", "--from", "shard", "--until", "evaluate")]:
         if code := _cloudjob(folder, verb, comparison.base, target.root, variant.overrides, *limits):
             raise ItemError(f"cloudjob {verb} ended with {code}, for what it says above")
+    if not trains:
+        return [target.evaluation], {"samples": 0, "seconds": 0.0, "parameters": 0}
     return [target.evaluation, checkpoint.newest(target.checkpoints)], _training(origin if variant.source else target)
 
 

@@ -1,11 +1,13 @@
 """What may be configured of the embedded archive: scenes that it makes up, or makes from given rasters."""
 
+import os
+import re
 from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cloudjob.config.fields import ConfiguredPath, Fraction, Section, Tile, ascending
+from cloudjob.config.fields import ConfiguredPath, Count, Fraction, Section, Tile, ascending
 
 
 class SyntheticScenes(Section):
@@ -56,6 +58,30 @@ class Place(Section):
         return self
 
 
+class Series(Section):
+    """Dates of one place with their scene classification: clouds of the cloudy dates are laid over the clear ones.
+
+    The folder holds <YYYY-MM-DD>.tif (bands B04, B03, B02, B08, uint16) and <YYYY-MM-DD>_scl.tif (20 m).
+    """
+
+    tile: Tile
+    folder: ConfiguredPath
+    clouds: Count = Field(6, description="cloudy dates laid over each clear one")
+    offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
+    seed: int = 0
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _at_hand(cls, folder: object) -> object:
+        for name in re.findall(r"\$\{?(\w+)", str(folder)):
+            if name not in os.environ:
+                raise ValueError(
+                    f"${name} is not set: it names the folder of your series of real dates. Public ones: the test data "
+                    "of WorldCereal (github.com/WorldCereal/worldcereal-classification), L2A of the Data Space itself"
+                )
+        return os.path.expandvars(folder) if isinstance(folder, str) else folder
+
+
 class ArchiveConfig(Section):
     """The embedded archive. With it, the Data Space is a server on this machine."""
 
@@ -63,3 +89,4 @@ class ArchiveConfig(Section):
     synthetic: SyntheticScenes | None = None
     rasters: list[RasterPair] = Field([])
     places: list[Place] = Field([])
+    series: list[Series] = Field([])

@@ -119,6 +119,7 @@ class MasksConfig(Section):
 class PairConfig(Section):
     """Rules for a cloudy product and a clear one of the same tile; fractions are of the masks, over the overlap."""
 
+    min_days: float = Field(0, ge=0, description="a clear date nearer than this is none of another day")
     max_days: Count = 30
     reference_max_days: Count = Field(60, description="the same for the reference, another clear date")
     other_orbit_days: float = Field(3, ge=0, description="a date of another relative orbit counts as so much farther")
@@ -326,7 +327,9 @@ class EvaluateConfig(Section):
         "scenes", description="what is scored: restored scenes, or the triplets of the held-out split"
     )
     triplets: Count = Field(400, description="how many of the triplets, evenly from all pairs")
-    members: Annotated[int, Field(ge=1, le=64)] = Field(8, description="ensemble members of a triplet")
+    members: Annotated[int, Field(ge=0, le=64)] = Field(
+        8, description="ensemble members of a triplet; 0: no model, only what learns nothing"
+    )
     steps: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
         [1], description="sampling steps that one member is scored with, beside infer.steps"
     )

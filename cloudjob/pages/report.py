@@ -11,8 +11,7 @@ from cloudjob.patches import stats
 
 PICTURES = 24  # restored scenes or pairs that are shown at most
 _SPLITS = ("test", "val", "train")  # those held out come first
-_PIXELS = ("cloud", "clear", "all")
-_MEASURES = {"psnr": ("PSNR dB", ".2f"), "ssim": ("SSIM", ".4f"), "mae": ("MAE", ".4f")}
+_MEASURES = {"ssim": ("SSIM", ".4f"), "mae": ("MAE", ".4f"), "high_pass_ratio": ("texture", ".2f")}
 _VALIDATION = {"loss": ".4f", "cloud_psnr": ".2f", "cloud_ssim": ".4f", "cloud_mae": ".4f", "all_psnr": ".2f"}
 _LEVELS = ("least noise", "middle", "most noise")
 _EXCHANGED = ("cloudy", "mask", "reference")
@@ -46,9 +45,9 @@ def page(run: Run) -> str:
     summary = run.summary
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>cloudjob report</title><style>{_STYLE}</style>",
-        "<h1>Clouds removed</h1>",
+        f"<h1>{_title(summary)}</h1>",
         _headline(summary),
-        _score_table(summary["scores"][summary["headline_split"]], summary["methods"]),
+        _score_table(summary),
         f"<p>{escape(summary['definitions'])}</p><h2>Cloudy, restored, truth (or the clear date)</h2>",
         *_pictures(run.scores, run.pictures, of=summary.get("of", "scenes")),
         "<h2>Training</h2>",
@@ -80,21 +79,33 @@ def _headline(summary: dict) -> str:
             f" Steps across the edges of tiles over those elsewhere in clouds: <b>{found['ours']:.2f}</b>; "
             f"{found['truth']:.2f} in the truth."
         )
+    said = summary["verdict"]
     return (
+        f"<p><b>{escape(said[0].upper() + said[1:])}.</b></p>"
         f"<p>Scores on the split <b>{escape(split)}</b> ({held_out}), {summary['scenes'].get(split, 0)} scenes. "
         f"Clear pixels changed by the restoration: <b>{summary['changed_clear_pixels']}</b>.{seams}</p>"
     )
 
 
-def _score_table(scores: dict[str, dict], methods: dict[str, str]) -> str:
-    """One row per method; `methods` says in words what each one is."""
-    groups = "".join(f"<th colspan={len(_MEASURES)}>{pixels} pixels" for pixels in _PIXELS)
-    names = "".join(f"<th>{name}" for name, _ in _MEASURES.values()) * len(_PIXELS)
-    out = [f"<table><tr><th rowspan=2>method{groups}<th>", f"<tr>{names}<th>texture (cloud)"]
+def _title(summary: dict) -> str:
+    """What the run may claim."""
+    above = summary["best_fill"]["above_ours"]
+    if above is None:
+        return "Clouds removed, not compared"
+    return "Clouds removed" if above < 0 else "Clouds removed no better than without learning"
+
+
+def _score_table(summary: dict) -> str:
+    """One row per method: PSNR by stratum, and more measures of the stratum to judge by."""
+    scores, on = summary["scores"][summary["headline_split"]], summary["headline"]
+    methods, strata = summary["methods"], summary["strata"]
+    heads = "".join(f"<th title='{escape(text, quote=True)}'>{name}" for name, text in strata.items())
+    heads += "".join(f"<th>{name}" for name, _ in _MEASURES.values())
+    out = [f"<table><tr><th rowspan=2>method<th colspan={len(strata)}>PSNR dB on pixels of<th colspan=3>{on}"]
+    out.append(f"<tr>{heads}")
     for method, found in scores.items():
-        on = [found.get(pixels, {}) for pixels in _PIXELS]
-        cells = [_number(score.get(key), form) for score in on for key, (_, form) in _MEASURES.items()]
-        cells.append(_number(on[0].get("high_pass_ratio"), ".2f"))
+        cells = [_number(found.get(name, {}).get("psnr"), ".2f") for name in strata]
+        cells += [_number(found.get(on, {}).get(key), form) for key, (_, form) in _MEASURES.items()]
         name, title = escape(method), escape(methods.get(method, method))
         out.append(f"<tr class='{name}'><td title='{title}'>{name}" + "".join(f"<td>{cell}" for cell in cells))
     notes = [f"<b>{escape(name)}</b>: {escape(text)}" for name, text in methods.items() if name in scores]

@@ -57,6 +57,10 @@ class RunFolder:
         """The ground of a cloudy day, where it is known."""
         return self.root / "truth" / f"{product}.tif"
 
+    def seen(self, product: str) -> Path:
+        """How much of the ground is seen, where that is known: percent of its light that clouds and shadows take."""
+        return self.root / "truth" / f"{product}_seen.tif"
+
     def shard(self, split: str, number: int) -> Path:
         """The triplets of one pair; `number` is the pair's place among those that are shown."""
         return self.shards / f"{split}-{number:05d}.h5"

@@ -1,20 +1,16 @@
 """The methods that are compared, on triplets: what each makes of them, and the scores of each against the ground."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
-from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW
+from cloudjob.pixels import CLEAR, HIDDEN
 from cloudjob.restoration.restorer import Restorer
-from cloudjob.scoring import baselines, ensembles, metrics
+from cloudjob.scoring import baselines, ensembles, metrics, strata
 
-
-def regions(mask: NDArray) -> dict[str, NDArray]:
-    """Name -> pixels (H, W) of a mask (H, W) of classes: what scores are given on."""
-    named = {"cloud": np.isin(mask, HIDDEN), "clear": mask == CLEAR, "all": mask != NO_DATA}
-    return named | {"thick cloud": mask == CLOUD, "shadow": mask == SHADOW, "cirrus": mask == CIRRUS}
+_HIDDEN = ("thick", "veil", "shadow", "rim", "cloud")  # the strata in which members differ
 
 
 def ours(
@@ -48,25 +44,57 @@ def one_date(cloudy: NDArray, mask: NDArray) -> dict[str, NDArray]:
     return found
 
 
-def score(methods: dict[str, NDArray], truth: NDArray, mask: NDArray) -> list[list[dict]]:
-    """For each of N triplets the rows {"method", "on", scores...}, for every method and region that has pixels."""
+def from_another_date(cloudy: NDArray, reference: NDArray, mask: NDArray, numbers: Sequence[int]) -> dict[str, NDArray]:
+    """What the reference (N, 4, H, W), normalised to the cloudy date, gives without learning, by method.
+
+    The numbers of the triplets are the seeds of what is drawn. A triplet without a reference is NaN where it is hidden.
+    """
+    found: dict[str, list[NDArray]] = {}
+    for image, other, classes, number in zip(cloudy, reference, mask, numbers, strict=True):
+        clear = classes == CLEAR
+        similar = baselines.similar_pixels(image, other[None], clear, seed=number)
+        fills = {
+            "first_guess": np.where(np.isfinite(other).all(0), baselines.first_guess(image, other, classes), np.nan),
+            "poisson": baselines.poisson_fill(image, other, clear),
+            "similar_pixels": similar,
+            "similar_and_seen": baselines.see_through(image, similar, clear),
+        }
+        for name, fill in fills.items():
+            found.setdefault(name, []).append(np.where(np.isin(classes, HIDDEN), fill, image).astype(np.float32))
+    return {name: np.stack(images) for name, images in found.items()}
+
+
+def score(methods: dict[str, NDArray], truth: NDArray, mask: NDArray, core: NDArray) -> list[list[dict]]:
+    """For each of N triplets the rows {"method", "on", scores...}, for every method and stratum that has pixels.
+
+    All methods are scored on the same pixels: those for which each of them has a prediction. `missing` counts what a
+    method lacks.
+    """
     rows = []
     for number, classes in enumerate(mask):
-        where = regions(classes)
+        where = strata.regions(classes, core[number])
+        common = np.logical_and.reduce([np.isfinite(images[number]).all(0) for images in methods.values()])
         here = []
         for method, images in methods.items():
-            for on, values in metrics.scores(images[number], truth[number], where).items():
+            for on, values in metrics.scores(images[number], truth[number], where, common=common).items():
                 if values["pixels"]:
                     here.append({"method": method, "on": on} | values)
         rows.append(here)
     return rows
 
 
-def score_members(members: NDArray, truth: NDArray, where: NDArray, factors: list[float]) -> list[dict]:
-    """ensembles.score and the number of pixels of each of N triplets that has any `where` (N, H, W)."""
+def score_members(
+    members: NDArray, truth: NDArray, mask: NDArray, core: NDArray, factors: list[float]
+) -> list[dict[str, dict]]:
+    """For each of N triplets stratum -> ensembles.score and the number of pixels, where it has any."""
     found = []
-    for i, pixels in enumerate(where):
-        if pixels.any():
-            score = ensembles.score(members[:, i], truth[i], pixels, temperature=factors)
-            found.append({"pixels": int(pixels.sum())} | score)
+    for i, classes in enumerate(mask):
+        known = np.isfinite(truth[i]).all(0)
+        where = {name: pixels & known for name, pixels in strata.regions(classes, core[i]).items() if name in _HIDDEN}
+        scores = {
+            name: {"pixels": int(pixels.sum())} | ensembles.score(members[:, i], truth[i], pixels, temperature=factors)
+            for name, pixels in where.items()
+            if pixels.any()
+        }
+        found.append(scores)
     return found

@@ -27,9 +27,16 @@ def score(pred: NDArray, truth: NDArray, pixels: NDArray) -> dict:
     return scores(pred, truth, {"": pixels})[""]
 
 
-def scores(pred: NDArray, truth: NDArray, regions: dict[str, NDArray]) -> dict[str, dict]:
-    """`score` on several kinds of pixels, by name; the maps of the whole image are made once."""
-    valid = np.isfinite(pred).all(0) & np.isfinite(truth).all(0)
+def scores(
+    pred: NDArray, truth: NDArray, regions: dict[str, NDArray], *, common: NDArray | None = None
+) -> dict[str, dict]:
+    """`score` on several kinds of pixels, by name; the maps of the whole image are made once.
+
+    `common` (H, W) bool: where every method that this one is compared with has data, so that all are scored on the same
+    pixels. missing: the pixels of a region where there is a truth and this prediction has no data.
+    """
+    predicted, known = np.isfinite(pred).all(0), np.isfinite(truth).all(0)
+    valid = predicted & known if common is None else predicted & known & common
     inner = np.zeros_like(valid)
     inner[_SSIM_BORDER:-_SSIM_BORDER, _SSIM_BORDER:-_SSIM_BORDER] = True
     similarity, textures = ssim_map(pred, truth), (high_pass(pred), high_pass(truth))
@@ -41,6 +48,7 @@ def scores(pred: NDArray, truth: NDArray, regions: dict[str, NDArray]) -> dict[s
         octaves = {"pred": octave_amplitudes(pred, pixels), "truth": octave_amplitudes(truth, pixels)}
         found[name] = {
             "pixels": int(pixels.sum()),
+            "missing": int((region & known & ~predicted).sum()),
             **_statistics(*parts),
             "sam": spectral_angle(pred, truth, pixels),
             "bands": _by_key([_statistics(*band) for band in zip(*parts, strict=True)]),
@@ -128,7 +136,7 @@ def _decibels(pred: list[float], truth: list[float]) -> list[float]:
 
 
 def pool(rows: list[dict]) -> dict:
-    """What `score` says of each of one or more images -> the same of all their pixels together, and psnr_mean.
+    """What `score` says of each of one or more images -> the same of all their pixels together, missing and psnr_mean.
 
     Squared errors and the powers of the octaves are pooled before they become dB; mae, ssim, sam and high_pass_ratio
     are means over images weighted by pixels. NaN (None, as JSON has it) counts for nothing. psnr_mean: the mean of the
@@ -142,6 +150,7 @@ def pool(rows: list[dict]) -> dict:
     own = _psnr(np.square(np.array([row["rmse"] for row in rows], np.float64)))
     return {
         "pixels": int(weights.sum()),
+        "missing": sum(row["missing"] for row in rows),
         **_pooled_statistics(rows, weights),
         "sam": float(_pooled([row["sam"] for row in rows], weights)),
         "bands": _pooled_statistics([row["bands"] for row in rows], weights),

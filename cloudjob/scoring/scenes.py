@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudjob.pixels import CLEAR, HIDDEN, NO_DATA
+from cloudjob.pixels import CLEAR, EMPTY_DN, HIDDEN
 from cloudjob.restoration.tiles import tiles
-from cloudjob.scoring import baselines, metrics
-from cloudjob.scoring.tables import METHODS, PIXELS, best_first, finite
+from cloudjob.scoring import baselines, metrics, strata
+from cloudjob.scoring.tables import METHODS, best_first, finite
 from cloudjob.sentinel2 import radiometry
 from cloudjob.sentinel2.scene import Scene
 
+_SQUARE = 512  # pixels: a hole across the border is filled from both sides alike
 NO_TRUTH = "none, the clear date was shown to the model"
 
 
@@ -25,31 +26,57 @@ def images_of(
     """
     filled = baselines.mean_fill(radiometry.reflectance(cloudy.bands), cloudy.mask == CLEAR)
     images = {"ours": restored, "cloudy": cloudy.bands, "mean_fill": radiometry.digital_number(filled)}
-    if ground is not None:
-        if reference is not None:
-            images["other_matched"] = cloudy.matched(reference)
-        return images | {"nearest_clear": clear.bands, "nearest_matched": cloudy.matched(clear)}, ground
-    if reference is not None:
-        images |= {"nearest_clear": reference.bands, "nearest_matched": cloudy.matched(reference)}
-    return images, clear.clear_only(cloudy.matched(clear))
+    truth = ground if ground is not None else clear.clear_only(cloudy.matched(clear))
+    if ground is not None and reference is not None:
+        images["other_matched"] = cloudy.matched(reference)
+    nearest = clear if ground is not None else reference
+    if nearest is not None:
+        matched = cloudy.matched(nearest)
+        images |= {"nearest_clear": nearest.bands, "nearest_matched": matched}
+        images |= _fills(cloudy, nearest.clear_only(matched))
+    return images, truth
+
+
+def _fills(cloudy: Scene, reference: NDArray) -> dict[str, NDArray]:
+    """The quick ones of the fills from another date, by method, in squares of _SQUARE pixels; EMPTY_DN without one."""
+    found = {name: cloudy.bands.copy() for name in ("first_guess", "poisson")}
+    for tile in tiles(cloudy.mask.shape, size=_SQUARE, overlap=0):
+        mask = cloudy.mask[tile.slices]
+        if not (hidden := np.isin(mask, HIDDEN)).any():
+            continue
+        image, other = (radiometry.reflectance(each[:, *tile.slices]) for each in (cloudy.bands, reference))
+        guess = np.where(np.isfinite(other).all(0), baselines.first_guess(image, other, mask), np.nan)
+        for name, fill in (("first_guess", guess), ("poisson", baselines.poisson_fill(image, other, mask == CLEAR))):
+            part = found[name][:, *tile.slices]
+            part[:, hidden] = radiometry.digital_number(fill)[:, hidden]
+    return found
 
 
 def score(
-    images: dict[str, NDArray], truth: NDArray, mask: NDArray, *, kind: str, tile: int, overlap: int
+    images: dict[str, NDArray],
+    truth: NDArray,
+    mask: NDArray,
+    core: NDArray,
+    *,
+    kind: str,
+    tile: int,
+    overlap: int,
 ) -> list[dict]:
     """Rows {"method", "on", scores...} of a scene; the first also tells what was changed, and of the seams.
 
-    images and truth (4, H, W) uint16 DN, mask (H, W) uint8 classes. `kind` says in words what the truth is; with
+    images and truth (4, H, W) uint16 DN, mask and core (H, W) uint8 classes (see
+    `strata.regions`). `kind` says in words what the truth is; with
     NO_TRUTH nothing is scored against it. `tile` and `overlap` are those that the scene was restored with.
     """
     ground = radiometry.reflectance(truth)
     if kind == NO_TRUTH:
         ground[:] = np.nan  # what the model was shown is no judge of it
-    where = {"cloud": np.isin(mask, HIDDEN), "clear": mask == CLEAR, "all": mask != NO_DATA}
+    where = strata.regions(mask, core)
+    common = np.logical_and.reduce([(image != EMPTY_DN).all(0) for image in images.values()])
     rows = []
     for method, image in images.items():
-        for pixels, found in metrics.scores(radiometry.reflectance(image), ground, where).items():
-            rows.append({"method": method, "on": pixels} | finite(found))
+        found = metrics.scores(radiometry.reflectance(image), ground, where, common=common)
+        rows += [{"method": method, "on": pixels} | finite(values) for pixels, values in found.items()]
     changed = int((images["ours"] != images["cloudy"]).any(0)[~where["cloud"]].sum())
     seen = {"ours": radiometry.reflectance(images["ours"]), "truth": ground}
     seams = {name: seam_index(image, where["cloud"], tile=tile, overlap=overlap) for name, image in seen.items()}
@@ -75,7 +102,7 @@ def pool(rows: Sequence[dict]) -> dict:
     """method -> pixels -> scores over all pixels of these scenes (without those where a method could not be had)."""
     pooled: dict = {}
     for method in METHODS:
-        for on in PIXELS:
+        for on in strata.STRATA:
             chosen = [row for row in rows if row["method"] == method and row["on"] == on and row["pixels"]]
             if chosen:
                 pooled.setdefault(method, {})[on] = finite({"scenes": len(chosen)} | metrics.pool(chosen))

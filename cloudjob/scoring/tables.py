@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-PIXELS = ("cloud", "clear", "all")
+from cloudjob.scoring.strata import HEADLINE, STRATA
+
 METHODS = {
     "ours": "restored by this run; of triplets the mean of the ensemble",
     "ours_member": "one member of the ensemble",
@@ -14,13 +15,19 @@ METHODS = {
     "mean_fill": "clear pixels kept, the others set to the mean of the scene's clear pixels (sees one date)",
     "nearest_clear": "nearest clear date, the whole image as it is",
     "nearest_matched": "nearest clear date, each band radiometrically normalised to the cloudy date",
+    "first_guess": "the matched date, shifted to agree with the clear surroundings: what the model starts from",
+    "poisson": "the matched date, cloned seamlessly into the surroundings (Poisson blending)",
+    "similar_pixels": "the matched date, and what pixels near by and of like spectrum add (Gaussian process)",
+    "similar_and_seen": "that, with the detail that thin cloud lets through",
     "other_matched": "the next clear date, each band radiometrically normalised to the cloudy date",
 }
 DEFINITIONS = (
-    "Surface reflectance, data range 1.0, no clipping. cloud: cloud, shadow and cirrus of the dilated mask; "
-    "clear: what that mask calls clear; all: all pixels with data, those of unknown state too. Pooled: errors of all "
-    "pixels of all scenes together, SSIM (Gaussian 11 x 11) the mean over pixels. truth: the ground of the day, known "
-    "for synthetic clouds; else the pair's clear date, matched, which the model did not see."
+    "Surface reflectance, data range 1.0, no clipping. "
+    + " ".join(f"{name}: {text}." for name, text in STRATA.items())
+    + " All methods are scored on the same pixels, where each of them has a prediction; missing: how many one has none "
+    "for. Pooled: errors of all pixels of all scenes together, SSIM (Gaussian 11 x 11) the mean over pixels. truth: "
+    "the ground of the day, known for synthetic clouds; else the pair's clear date, matched, which the model did not "
+    "see."
 )
 
 
@@ -36,22 +43,62 @@ def finite(value: Any) -> Any:
 
 
 def best_first(pooled: dict) -> dict:
-    """By PSNR on cloud pixels, for the table and for the report."""
-    return dict(sorted(pooled.items(), key=lambda pair: -(pair[1].get("cloud", {}).get("psnr") or 0)))
+    """By PSNR on thick cloud, for the table and for the report; by that on all cloud pixels where nothing is thick."""
+    return dict(sorted(pooled.items(), key=lambda pair: -(_psnr(pair[1], headline(pooled)) or 0)))
+
+
+def headline(pooled: dict) -> str:
+    """The stratum to judge by."""
+    judged = [pooled["ours"]] if "ours" in pooled else pooled.values()
+    return HEADLINE if any(_psnr(scores, HEADLINE) is not None for scores in judged) else "cloud"
+
+
+def _psnr(scores: dict, on: str) -> float | None:
+    return scores.get(on, {}).get("psnr")
+
+
+def judged(pooled: dict) -> dict[str, Any]:
+    """{"headline", "best_fill", "verdict"}: the stratum to judge by; the best method that learns nothing there, and how
+    many dB it lies above ours; the same in a sentence."""
+    on = headline(pooled)
+    ours = _psnr(pooled.get("ours", {}), on)
+    fills = {name: psnr for name in pooled if name in _FILLS and (psnr := _psnr(pooled[name], on)) is not None}
+    if not fills:
+        nothing = "nothing to compare with: no truth is known"
+        return {"headline": on, "best_fill": {"method": None, "above_ours": None}, "verdict": nothing}
+    best = max(fills, key=lambda name: fills[name])
+    where = "under thick cloud" if on == HEADLINE else "on cloud pixels"
+    if ours is None:
+        said = f"{where} {best} is the best that learns nothing, at {fills[best]:.2f} dB; no model is scored"
+        return {"headline": on, "best_fill": {"method": best, "above_ours": None}, "verdict": said}
+    above = fills[best] - ours
+    said = f"{where} ours is {-above:.2f} dB above {best}, the best that learns nothing"
+    if above >= 0:
+        said = f"{where} {best}, which learns nothing, is {above:.2f} dB above ours"
+    return {"headline": on, "best_fill": {"method": best, "above_ours": above}, "verdict": said}
+
+
+_FILLS = [name for name in METHODS if not name.startswith("ours")]
 
 
 def table(pooled: dict, split: str) -> str:
-    """The scores as text."""
+    """The scores as text: PSNR in dB by stratum; SSIM and MAE of the stratum to judge by."""
+    on = headline(pooled)
     wide = max(map(len, (*pooled, "split: train"))) + 2
-    head = f"{'split: ' + split:<{wide}}" + "".join(f"{on + ' pixels':^27}" for on in PIXELS)
-    lines = [head, f"{'':<{wide}}" + f"{'PSNR dB':>9}{'SSIM':>9}{'MAE':>9}" * 3]
+    names = [*STRATA, f"SSIM, {on}", f"MAE, {on}"]
+    lines = [
+        f"{'split: ' + split:<{wide}}PSNR dB on pixels of",
+        " " * wide + "".join(f"{name:>{_width(name)}}" for name in names),
+    ]
     for method, scores in pooled.items():
-        cells = ""
-        for on in PIXELS:
-            score = scores.get(on, {"psnr": None, "ssim": None, "mae": None})
-            cells += "".join(
-                f"{'-' if score[key] is None else format(score[key], form):>9}"
-                for key, form in (("psnr", ".2f"), ("ssim", ".4f"), ("mae", ".4f"))
-            )
-        lines.append(f"{method:<{wide}}{cells}")
+        values = [(_psnr(scores, each), ".2f") for each in STRATA]
+        values += [(scores.get(on, {}).get(measure), ".4f") for measure in ("ssim", "mae")]
+        cells = ["-" if value is None else format(value, form) for value, form in values]
+        lines.append(
+            f"{method:<{wide}}" + "".join(f"{cell:>{_width(name)}}" for name, cell in zip(names, cells, strict=True))
+        )
     return "\n".join(lines)
+
+
+def _width(name: str) -> int:
+    return max(8, len(name) + 2)

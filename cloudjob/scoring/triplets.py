@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cloudjob.diffusion.batch import Batch
 from cloudjob.pixels import EMPTY_DN, HIDDEN
 from cloudjob.restoration.restorer import Restorer
-from cloudjob.scoring import methods, metrics
+from cloudjob.scoring import methods, metrics, strata
 from cloudjob.scoring.tables import best_first, finite
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
@@ -24,7 +24,7 @@ class PairScores:
 
     rows: list[list[dict]]  # of each triplet one per method and region
     changed_clear_pixels: int
-    ensemble: list[dict] | None  # of each triplet that has anything hidden; None where there is one member
+    ensemble: list[dict] | None  # of each triplet by stratum; None where not two members are independent
     shown: list[tuple[NDArray, ...]]  # lines of a picture, images (4, n, n) uint16 DN beside each other
 
     def result(self) -> dict[str, Any]:
@@ -34,8 +34,9 @@ class PairScores:
 
 
 def score_pair(
-    restorer: Restorer,
+    restorer: Restorer | None,
     arrays: dict[str, NDArray],
+    core: NDArray,
     *,
     places: Sequence[int],
     noise_key: int,
@@ -47,28 +48,36 @@ def score_pair(
 ) -> PairScores:
     """Restores triplets of a pair by all methods, and scores these against the clear image.
 
-    `arrays` are those of ShardSet.evenly, and `places` the positions of its triplets in the pair: the noise of a
-    triplet is that of `noise_key` + its place. `pair` are the facts of the shard, for the reference as it is; `known`
-    goes into each row.
+    Without a restorer, only by those that learn nothing.
+
+    `arrays` are those of ShardSet.evenly, `core` (N, H, W) uint8 classes of what lies above, and `places` the positions
+    of its triplets in the pair: the noise of a triplet is that of `noise_key` + its place. `pair` are the facts of the
+    shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over.
     """
     images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", "reference") if name in arrays}
     truth, mask = images.pop("clear"), arrays["mask"]
-    batch = Batch.of(arrays, restorer.device, scored=True)
     numbers = [noise_key + place for place in places]
-    members = 1 if restorer.single else members
-    found, every = methods.ours(restorer, batch, numbers, members=members, more_steps=more_steps)
+    found: dict[str, NDArray] = {}
+    every = None
+    if restorer is not None:
+        batch = Batch.of(arrays, restorer.device, scored=True)
+        members = 1 if restorer.single else members
+        found, every = methods.ours(restorer, batch, numbers, members=members, more_steps=more_steps)
     found |= methods.one_date(images["cloudy"], mask)
     if "reference" in images:
         found["nearest_matched"] = images["reference"]
         found["nearest_clear"] = as_it_is(arrays["reference"], pair)
+        found |= methods.from_another_date(images["cloudy"], images["reference"], mask, numbers)
     hidden = np.isin(mask, HIDDEN)
     rows = []
-    for i, triplet in enumerate(methods.score(found, truth, mask)):
+    for i, triplet in enumerate(methods.score(found, truth, mask, core)):
         facts = known | {"triplet": places[i], "cloud": hidden[i].mean()}
         facts |= {name: arrays[name][i] for name in ("sun_elevation", "reference_days")}
         rows.append([finite(facts | row) for row in triplet])
-    changed = (digital_number(found["ours"]) != arrays["cloudy"]).any(1)[~hidden].sum()
-    ensemble = None if every is None else methods.score_members(every, truth, hidden, factors)
+    changed = 0 if restorer is None else (digital_number(found["ours"]) != arrays["cloudy"]).any(1)[~hidden].sum()
+    ensemble = None
+    if every is not None and len(independent := every[::2]) > 1:  # the others are their antithetic twins
+        ensemble = methods.score_members(independent, truth, mask, core, factors)
     shown = [digital_number(each[:4]) for each in (*(found[name] for name in _SHOWN if name in found), truth)]
     return PairScores(rows, int(changed), ensemble, list(zip(*shown, strict=True)))
 
@@ -91,7 +100,7 @@ _ELEVATIONS = {"sun below 15": (-math.inf, 15), "15 to 25": (15, 25), "above 25 
 
 
 def pool(results: list[dict]) -> dict:
-    """Scores of all triplets together, with bootstrap intervals over pairs; by cloud fraction and by elevation of the
+    """Scores of all triplets together, with bootstrap intervals over places; by cloud fraction and by elevation of the
     sun; differences to ours; and the scores of the ensemble."""
     rows = [row for result in results for triplet in result["rows"] for row in triplet]
     scores: dict[str, dict] = {}
@@ -103,7 +112,7 @@ def pool(results: list[dict]) -> dict:
                 pooled = {"triplets": len(chosen)} | metrics.pool(chosen) | {"psnr_interval": [low, high]}
                 scores.setdefault(method, {})[on] = finite(pooled)
     scores = best_first(scores)
-    strata: dict[str, dict] = {}
+    groups: dict[str, dict] = {}
     for key, bins in (("cloud", _SHARES), ("sun_elevation", _ELEVATIONS)):
         for name, (low, high) in bins.items():
             inside = [row for row in rows if row["on"] == "cloud" and low <= (row[key] or 0) < high]
@@ -111,51 +120,63 @@ def pool(results: list[dict]) -> dict:
                 chosen = [row for row in inside if row["method"] == method]
                 pooled = {"triplets": len(chosen)} | metrics.pool(chosen)
                 kept = ("triplets", "pixels", "psnr", "ssim", "mae", "high_pass_ratio")
-                strata.setdefault(name, {})[method] = finite({measure: pooled[measure] for measure in kept})
-    return {"scores": scores, "strata": strata, "differences": _differences(results, scores), **_ensemble(results)}
+                groups.setdefault(name, {})[method] = finite({measure: pooled[measure] for measure in kept})
+    return {"scores": scores, "groups": groups, "differences": _differences(results, scores), **_ensemble(results)}
 
 
 def _sums(results: list[dict], on: str, *methods: str) -> NDArray:
-    """For each pair pixels and squared error of each of these methods, of the triplets that all of them have."""
-    sums = []
-    for result in results:
-        total = [0.0] * (2 * len(methods))
-        for triplet in result["rows"]:
-            found = {row["method"]: row for row in triplet if row["on"] == on}
-            if all(method in found for method in methods):
-                for i, method in enumerate(methods):
-                    total[2 * i] += found[method]["pixels"]
-                    total[2 * i + 1] += found[method]["pixels"] * found[method]["rmse"] ** 2
-        if total[0]:
-            sums.append(total)
-    return np.array(sums)
+    """For each place pixels and squared error of each of these methods, of the triplets that all of them have."""
+    sums: dict[str, NDArray] = {}
+    for triplet in (triplet for result in results for triplet in result["rows"]):
+        found = {row["method"]: row for row in triplet if row["on"] == on}
+        if all(method in found for method in methods):
+            parts = [(found[method]["pixels"], found[method]["rmse"]) for method in methods]
+            added = np.array([part for pixels, rmse in parts for part in (pixels, pixels * rmse**2)])
+            place = found[methods[0]]["place"]
+            sums[place] = sums.get(place, 0) + added
+    return np.array(list(sums.values()))
 
 
 def _differences(results: list[dict], scores: dict) -> dict:
-    """Method -> PSNR of ours on cloud pixels over that of the method, same triplets, with its bootstrap interval."""
+    """Stratum -> method -> PSNR of ours over that of the method, same triplets, with its bootstrap interval."""
 
     def gain(sums: NDArray) -> NDArray:
         return metrics.pooled_psnr(sums[..., :2]) - metrics.pooled_psnr(sums[..., 2:])
 
-    found = {}
-    for method in scores:
-        sums = _sums(results, "cloud", "ours", method)
-        if method != "ours" and len(sums):
-            low, high = metrics.bootstrap(sums, gain)
-            found[method] = finite({"psnr": float(gain(np.sum(sums, 0))), "interval": [low, high]})
+    found: dict[str, dict] = {}
+    for on in strata.STRATA:
+        for method in scores:
+            sums = _sums(results, on, "ours", method)
+            if method != "ours" and len(sums):
+                low, high = metrics.bootstrap(sums, gain)
+                found.setdefault(on, {})[method] = finite(
+                    {"psnr": float(gain(np.sum(sums, 0))), "interval": [low, high]}
+                )
     return found
 
 
 def _ensemble(results: list[dict]) -> dict:
-    """Means over pixels; spread and skill are pooled before their ratio."""
-    parts = [part for result in results for part in result.get("ensemble", [])]
-    if not parts:
-        return {}
-    weight = sum(part["pixels"] for part in parts)
+    """Stratum -> means over pixels; spread and skill are pooled before their ratio."""
+    triplets = [triplet for result in results for triplet in result.get("ensemble", [])]
+    found = {}
+    for on in strata.STRATA:
+        if parts := [triplet[on] for triplet in triplets if on in triplet]:
+            found[on] = finite(_pooled_ensemble(parts))
+    return {"ensemble": found} if found else {}
 
-    def mean(key: str, power: int = 1) -> float:
-        return (sum(part["pixels"] * part[key] ** power for part in parts) / weight) ** (1 / power)
 
-    pooled = {key: mean(key) for key in ("crps", "coverage_50", "coverage_90")}
+def _pooled_ensemble(parts: list[dict]) -> dict:
+    weights = np.array([part["pixels"] for part in parts], float)
+
+    def mean(key: str, power: int = 1) -> Any:
+        values = np.array([part[key] for part in parts], float)  # None, where there is no pair of pixels, becomes NaN
+        known = np.isfinite(values) if values.ndim == 1 else np.ones(len(values), bool)
+        if not known.any():
+            return np.nan
+        return (np.average(values[known] ** power, axis=0, weights=weights[known]) ** (1 / power)).tolist()
+
+    pooled = {key: mean(key) for key in ("crps", "coverage_50", "coverage_90", "ranks", "variogram")}
     pooled |= {key: mean(key, 2) for key in ("spread", "skill")}
-    return {"ensemble": finite(pooled)}
+    members = len(pooled["ranks"]) - 1
+    ratio = math.sqrt((members + 1) / members) * pooled["spread"] / pooled["skill"] if pooled["skill"] else np.nan
+    return pooled | {"members": members, "spread_skill": ratio}

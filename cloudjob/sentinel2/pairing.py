@@ -21,6 +21,7 @@ class Rules:
     """Limits that a pair must keep; the configuration explains each. Fractions are of the masks (not grown), over the
     overlap."""
 
+    min_days: float = 0
     max_days: float = 30
     reference_max_days: float = 60
     other_orbit_days: float = 3
@@ -109,6 +110,10 @@ def judge(measures: dict, rules: Rules) -> list[str]:
     low, high = rules.cloudy_range
     suns = measures["sun_elevation"]
     checks = [
+        (
+            abs(measures["days"]) < rules.min_days,
+            f"{measures['days']:+.1f} days apart, at least {rules.min_days:g}",
+        ),
         (
             abs(measures["days"]) > rules.max_days,
             f"{measures['days']:+.1f} days apart, at most {rules.max_days:g}",

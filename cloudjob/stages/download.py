@@ -41,10 +41,9 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 
 def _truth(archive: Path, folder: RunFolder, product: str) -> list[Path]:
-    """The ground below synthetic clouds, linked or copied from the archive. Evaluation needs it; no model sees it."""
-    source = archive / "truth" / f"{product}.tif"
-    if not source.exists():
-        return []
-    target = folder.truth(product)
-    link(source, target)
-    return [target]
+    """The ground below synthetic clouds and how much of it is seen, linked or copied from the archive. Evaluation needs
+    them; no model sees them."""
+    found = [path for path in (folder.truth(product), folder.seen(product)) if (archive / "truth" / path.name).exists()]
+    for path in found:
+        link(archive / "truth" / path.name, path)
+    return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudjob.config.models import Config
 from cloudjob.files import write_bytes, write_json, write_jsonl
+from cloudjob.names import ProductName
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cloudjob.restoration.restorer import Restorer
 
 STAGE = "evaluate"
+_MEASURE = {"measure": 2}  # what earlier versions scored is scored again: on common pixels, by stratum
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -41,7 +43,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
         for role in ("clear", "reference"):
             if pair[role]:
                 inputs[role] = records.output_digest(folder, "download", pair[role])
-        settings = config.section("masks") | {"preview_gain": config.infer.preview_gain}
+        settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
         settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs))
     return found
@@ -97,15 +99,22 @@ def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
     cloudy, reference = load("cloudy"), load("reference") if pair["reference"] else None
     images, truth = scenes.images_of(cloudy, load("clear"), reference, restored, ground)
     tiles = {"tile": config.infer.tile, "overlap": config.infer.overlap}
-    rows = scenes.score(images, truth, cloudy.mask, kind=kind, **tiles)
+    core = _core_of_ground(folder.seen(product)) if folder.seen(product).exists() else cloudy.core
+    rows = scenes.score(images, truth, cloudy.mask, core, kind=kind, **tiles)
     shown = scenes.thumbnail([images["cloudy"], images["ours"], truth])
     return [_picture(config, folder, product, [shown])], rows
 
 
 # --- triplets ----------------------------------------------------------------------------------------------------
 def _triplets(config: Config, folder: RunFolder) -> list[Item]:
-    settings = config.section("evaluate") | {"infer": {key: getattr(config.infer, key) for key in ("steps", "sampler")}}
-    model = {"checkpoint": records.checkpoint_digest(folder, config.infer.checkpoint)}
+    settings = (
+        _MEASURE
+        | config.section("evaluate")
+        | {"infer": {key: getattr(config.infer, key) for key in ("steps", "sampler")}}
+    )
+    model = {}
+    if config.evaluate.members:
+        model["checkpoint"] = records.checkpoint_digest(folder, config.infer.checkpoint)
     files = _held_out(folder.index())
     share = -(-config.evaluate.triplets // max(len(files), 1))
     return [
@@ -121,14 +130,15 @@ def _held_out(index: dict) -> list[dict]:
 
 
 def _run_triplets(config: Config, folder: RunFolder, every: list[Item]) -> Summary:
-    if config.infer.checkpoint is None:
+    if config.infer.checkpoint is None and config.evaluate.members:
         records.require(folder, "train", ["run"], reader=STAGE)
     entries = {entry["pair"]: entry for entry in _held_out(folder.index())}
     model = None
 
     def make(item: Item) -> Made:
         nonlocal model
-        model = model or _open_model(config, folder)  # not before there is something to do
+        if model is None:  # not before there is something to do
+            model = _open_model(config, folder) if config.evaluate.members else (None, [1.0] * 4)
         return _score_triplets(config, folder, item, entries[item.name], *model)
 
     summary = records.work(folder, STAGE, every, make)
@@ -152,8 +162,7 @@ def _run_triplets(config: Config, folder: RunFolder, every: list[Item]) -> Summa
 
 
 def _open_model(config: Config, folder: RunFolder) -> "tuple[Restorer, list[float]]":
-    """The restorer, and the factors on its members' deviation. If the checkpoint's do not apply, they are calibrated
-    anew on the val split, as `train` does."""
+    """The restorer, and the factors on the deviation of independent members, calibrated on the val split."""
     import torch
 
     from cloudjob.diffusion import checkpoint
@@ -166,7 +175,7 @@ def _open_model(config: Config, folder: RunFolder) -> "tuple[Restorer, list[floa
     settings, members = config.infer, config.evaluate.members
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = settings.checkpoint or checkpoint.newest(folder.checkpoints)
-    recipe, network, calibration = checkpoint.open_network(path, device)
+    recipe, network, _ = checkpoint.open_network(path, device)
     restorer = Restorer(
         recipe,
         network,
@@ -175,16 +184,15 @@ def _open_model(config: Config, folder: RunFolder) -> "tuple[Restorer, list[floa
         steps=settings.steps,
         low_precision=distributed.fast_bfloat16(device),
     )
-    factors = ensembles.factors(calibration, restorer.sampling)
     held_out = ShardSet(folder.shards, folder.index(), "val")
-    if factors is None and not restorer.single and members > 1 and len(held_out):
-        batch = Batch.of(held_out.evenly(64)[1], device)
-        factors = ensembles.calibrate(restorer, batch, members)["factors"]
-    return restorer, factors or [1.0] * 4
+    if restorer.single or members < 3 or not len(held_out):
+        return restorer, [1.0] * 4
+    batch = Batch.of(held_out.evenly(64)[1], device)
+    return restorer, ensembles.calibrate(restorer, batch, members, independent=True)["factors"]
 
 
 def _score_triplets(
-    config: Config, folder: RunFolder, item: Item, entry: dict, restorer: "Restorer", factors: list[float]
+    config: Config, folder: RunFolder, item: Item, entry: dict, restorer: "Restorer | None", factors: list[float]
 ) -> Made:
     """Scores of some triplets of a pair, spread evenly over it, and a picture of the first ones."""
     from cloudjob.patches import shards
@@ -194,10 +202,13 @@ def _score_triplets(
     places, arrays = shards.ShardSet(folder.shards, index | {"files": [entry]}, entry["split"]).evenly(
         item.config["triplets"]
     )
-    pair = json.loads(shards.columns(folder.shards / entry["file"])["attributes"]["pairs"])[0]
+    columns = shards.columns(folder.shards / entry["file"])
+    pair = json.loads(columns["attributes"]["pairs"])[0]
+    corners = [(columns["row"][place], columns["col"][place]) for place in places]
     found = triplets.score_pair(
         restorer,
         arrays,
+        _core_of_windows(config, folder, pair["products"], corners, arrays["mask"]),
         places=places,
         noise_key=int(entry["sha256"][:8], 16),
         pair=pair,
@@ -207,11 +218,38 @@ def _score_triplets(
         known={
             "product": pair["products"]["cloudy"],
             "pair": item.name,
+            "place": ProductName.parse(pair["products"]["cloudy"]).tile,
             "split": entry["split"],
             "truth": entry["target"],
         },
     )
     return [_picture(config, folder, item.name, found.shown)], found.result()
+
+
+def _core_of_windows(
+    config: Config, folder: RunFolder, products: dict[str, str], corners: list[tuple[int, int]], mask: "NDArray"
+) -> "NDArray":
+    """(N, n, n) classes of what lies above the ground in the windows with these upper left pixels, whose masks are
+    given: as it is known, or as the products' own masks say; the given masks, grown as they are, where neither lies in
+    the run folder."""
+    import numpy as np
+
+    from cloudjob.sentinel2 import masks, scene
+    from cloudjob.sentinel2.product import Product
+    from cloudjob.sentinel2.scene_masks import Preview
+
+    folders = {role: folder.safe(name) for role, name in products.items()}
+    if (seen := folder.seen(products["cloudy"])).exists():
+        whole = _core_of_ground(seen)
+    elif all(path.exists() for path in folders.values()):
+        settings = masks.Settings(**dict(config.masks))
+        opened = {role: Product.open(path) for role, path in folders.items()}
+        found = scene.masks_of_pair({role: Preview.open(each, settings) for role, each in opened.items()}, settings)
+        whole = found["cloudy"].at_10m("core", opened["cloudy"].shape)
+    else:
+        return mask
+    size = mask.shape[-1]
+    return np.stack([whole[row : row + size, col : col + size] for row, col in corners])
 
 
 # --- both --------------------------------------------------------------------------------------------------------
@@ -225,13 +263,25 @@ def _finish(
     facts: dict[str, Any],
 ) -> Summary:
     """Writes the rows and the summary, and outputs the table of the headline split."""
-    from cloudjob.scoring.tables import DEFINITIONS, METHODS, table
+    from cloudjob.scoring import strata
+    from cloudjob.scoring.tables import DEFINITIONS, METHODS, judged, table
 
     write_jsonl(folder.scores, rows)
-    document = {"of": config.evaluate.of, "definitions": DEFINITIONS, "methods": METHODS | more_methods}
+    document = {"of": config.evaluate.of, "definitions": DEFINITIONS, "strata": strata.STRATA}
+    document |= {"methods": METHODS | more_methods} | judged(facts["scores"][headline])
     write_json(folder.evaluation, document | {"headline_split": headline} | facts)
-    summary.output = table(facts["scores"][headline], headline)
+    summary.output = f"{table(facts['scores'][headline], headline)}\n{document['verdict']}"
     return summary
+
+
+def _core_of_ground(path: Path) -> "NDArray":
+    """(H, W) classes of what lies above the ground of a synthetic scene, where that is known."""
+    import rasterio
+
+    from cloudjob.scoring import strata
+
+    with rasterio.open(path) as source:
+        return strata.core(source.read())
 
 
 def _picture(config: Config, folder: RunFolder, item: str, lines: "Sequence[Sequence[NDArray]]") -> Path:

@@ -25,7 +25,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
             inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear]:
                 inputs |= {name: records.output_digest(folder, "preview", name)} | raster(name)
-            found.append(Item(STAGE, cloudy["product"], settings, inputs))
+            found.append(Item(STAGE, cloudy["product"], settings, inputs, newer={"pair": {"min_days": 0.0}}))
     return found
 
 

@@ -81,7 +81,7 @@ class HeldOut:
         if self._slow():
             return row, None
         restored = self._restorer(network).member(batch, list(range(len(batch))), 0)
-        scores = methods.score({"ours": restored}, batch.known_target.cpu().numpy(), arrays["mask"])
+        scores = methods.score({"ours": restored}, batch.known_target.cpu().numpy(), arrays["mask"], arrays["mask"])
         for on in ("cloud", "clear", "all"):
             chosen = [score for triplet in scores for score in triplet if score["on"] == on]
             if chosen:

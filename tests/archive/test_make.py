@@ -53,7 +53,8 @@ def test_cloud_is_asked_for_and_both_conventions_occur(archive):
 
 def test_truth_is_the_ground_of_the_product(archive):
     folder, names = archive
-    assert sorted(p.name for p in (folder / "truth").iterdir()) == sorted(f"{name}.tif" for name in names)
+    files = [f"{name}{end}.tif" for name in names for end in ("", "_seen")]
+    assert sorted(p.name for p in (folder / "truth").iterdir()) == sorted(files)
     for name in names:
         product = Product.open(folder / f"{name}.SAFE")
         with rasterio.open(folder / "truth" / f"{name}.tif") as image:
@@ -62,6 +63,26 @@ def test_truth_is_the_ground_of_the_product(archive):
         clear = ~np.isin(read_scl(product), (3, 8, 9, 10)).repeat(2, 0).repeat(2, 1)
         difference = (read_bands(product).astype(float) - truth)[:, clear]
         assert np.sqrt(np.mean(difference**2)) < 50  # 0.005 reflectance
+
+
+def test_how_much_is_seen_lies_beside_the_ground(archive):
+    folder, names = archive
+    for name in names:
+        product = Product.open(folder / f"{name}.SAFE")
+        with rasterio.open(folder / "truth" / f"{name}_seen.tif") as image:
+            assert (image.crs, image.transform, image.nodata) == (product.crs, product.transform, None)
+            assert (image.count, image.shape, set(image.dtypes)) == (2, (96, 96), {"uint8"})
+            opacity, shadow = image.read()
+        scl = read_scl(product).repeat(2, 0).repeat(2, 1)
+        assert opacity.max() <= 100
+        assert shadow.max() <= 100
+        assert (opacity[~np.isin(scl, (8, 9, 10))] == 0).mean() > 0.98
+        assert (shadow[~np.isin(scl, (3, 8, 9, 10))] == 0).mean() > 0.98
+        if product.percentages["Cloud_Coverage_Assessment"] > 2:
+            assert (opacity[scl == 9] > 50).mean() > 0.8
+            assert (opacity[np.isin(scl, (8, 9, 10))] > 0).mean() > 0.6
+        else:
+            assert (opacity > 0).mean() < 0.02
 
 
 def test_second_call_makes_nothing_and_more_dates_add_to_it(archive):
@@ -140,10 +161,12 @@ def test_clouds_over_a_real_place_leave_its_pixels_as_the_truth(tmp_path, place)
     for number in (0, 2):
         assert np.array_equal(read_bands(products[number]), pixels[number])
         assert products[number].percentages["Cloud_Coverage_Assessment"] == 0
-    (truth,) = (tmp_path / "archive" / "truth").iterdir()
-    assert truth.stem == names[1]
+    truth, above = sorted((tmp_path / "archive" / "truth").iterdir())
+    assert (truth.stem, above.stem) == (names[1], f"{names[1]}_seen")
     with rasterio.open(truth) as image:
         assert np.array_equal(image.read(), pixels[1])
+    with rasterio.open(above) as image:
+        above = image.read()
     scl, seen = read_scl(products[1]), read_bands(products[1])
     assert np.isin(scl, (8, 9, 10)).mean() == pytest.approx(0.3, abs=0.03)
     assert (scl[:4, :3] == 0).all()
@@ -153,6 +176,10 @@ def test_clouds_over_a_real_place_leave_its_pixels_as_the_truth(tmp_path, place)
     assert (difference[covered] > 0).mean() > 0.9
     assert (difference[clear] == 0).mean() > 0.8
     assert difference[clear].max() < 100  # 0.01 of reflectance, at the edge of what counts as cloud
+    nothing = ~above.any(0)
+    assert nothing.mean() > 0.2
+    assert difference[nothing].max() < 60  # half a percent of cloud, which rounds to none
+    assert (above[0][scl.repeat(2, 0).repeat(2, 1)[:70, :131] == 9] > 50).mean() > 0.8
 
 
 @pytest.mark.slow

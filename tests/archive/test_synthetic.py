@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from cloudjob.archive.synthetic import acquire, overcast
+from cloudjob.archive.synthetic import SHADOW, acquire, overcast
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
 
@@ -57,6 +57,47 @@ def test_flagged_cloud_hides_the_ground():
     assert np.median(difference[full_size(seen.scl == 9, 256)]) > 0.05
     assert np.median(difference[full_size(seen.scl == 3, 256)]) > 0.1
     assert (seen.cloud_probability[seen.scl == 9] > 60).all()
+
+
+@pytest.mark.parametrize("size", [201, 256])
+def test_what_lies_above_agrees_with_the_scene_classification(size):
+    seen = shot(cloud=0.4, size=size)
+    opacity, shadow = seen.above
+    scl = full_size(seen.scl, size)
+    assert (opacity[scl == 9] > 50).mean() > 0.95  # high probability of cloud
+    assert (opacity[scl == 10] <= 50).all()  # cirrus
+    assert (opacity[scl == 10] > 0).mean() > 0.7
+    assert (shadow[scl == 3] > 0).mean() > 0.8
+    assert (opacity[scl == 3] == 0).mean() > 0.99
+    assert (seen.above[:, ~np.isin(scl, COVERED)] == 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("days", [0, 7])
+def test_where_nothing_lies_above_the_ground_is_seen_within_sensor_noise(days):
+    seen = shot(days=days, cloud=0.4)
+    bare = ~seen.above.any(0)
+    difference = np.abs(reflectance(seen.bands) - reflectance(seen.truth))
+    assert 0.2 < bare.mean() < 0.8
+    assert difference[:, bare].max() < 0.02
+    assert np.median(difference.max(0)[seen.above[0] > 50]) > 0.05
+    assert not shot(days=days).above.any()
+
+
+def test_opacity_and_shadow_are_what_they_take_of_the_light():
+    """Of two grounds below the same sky, the difference that is left is what comes through."""
+    classes = np.full((100, 76), 4, np.uint8)
+    dark, bright = (
+        overcast(np.full((4, 200, 151), dn, np.uint16), classes, key="a", cloud=0.4, sun=(40, 150))
+        for dn in (2000, 6000)
+    )
+    through = (bright.bands.astype(float) - dark.bands) / 4000
+    opacity, shadow = dark.above / 100
+    lit = 1 - np.array(SHADOW[:4])[:, None, None] * shadow
+    assert np.abs(through - (1 - opacity) * lit).max() < 0.01
+    assert np.array_equal(dark.above, bright.above)
+    assert (opacity > 0.5).mean() > 0.1
+    assert ((opacity > 0) & (opacity < 0.5)).mean() > 0.1
+    assert ((shadow > 0.5) & (opacity == 0)).mean() > 0.1
 
 
 def test_same_arguments_give_the_same_pixels_and_others_do_not():
@@ -118,6 +159,7 @@ def test_shapes_of_an_odd_size():
     seen = shot(size=201, cloud=0.3)
     assert (seen.b11.shape, seen.b11.dtype) == ((34, 34), np.uint16)
     assert seen.bands.shape == seen.truth.shape == (4, 201, 201)
+    assert (seen.above.shape, seen.above.dtype) == ((2, 201, 201), np.uint8)
     assert seen.scl.shape == seen.cloud_probability.shape == seen.snow_probability.shape == (101, 101)
     assert {a.dtype for a in (seen.scl, seen.cloud_probability, seen.snow_probability)} == {np.dtype("uint8")}
     assert seen.bands.min() > 0

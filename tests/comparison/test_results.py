@@ -10,8 +10,9 @@ from cloudjob.comparison import results
 
 
 def scores(psnr: float, interval: bool = True) -> dict:
-    cloud = {"psnr": psnr, "ssim": 0.9, "mae": 0.01, "high_pass_ratio": 0.95, "spectrum": [1, 2]}
-    return {"cloud": cloud | ({"psnr_interval": [psnr - 1, psnr + 1]} if interval else {}), "clear": {"psnr": 48.123}}
+    thick = {"psnr": psnr, "ssim": 0.9, "mae": 0.01, "high_pass_ratio": 0.95, "spectrum": [1, 2]}
+    thick |= {"psnr_interval": [psnr - 1, psnr + 1] if interval else [None, None]}
+    return {"thick": thick, "cloud": {"psnr": psnr + 5}, "rim": {"psnr": psnr + 9}, "clear": {"psnr": 48.123}}
 
 
 def variant(name: str, given: dict) -> dict:
@@ -50,9 +51,20 @@ def test_a_row_a_variant_and_method_then_the_baselines_of_each_data_once(documen
         ["baseline of bare", "cloudy", "12.00"],
         ["baseline of bare", "nearest_matched", "27.00"],
     ]
-    assert body[0][3:] == ["29.00 to 31.00", "0.9000", "0.0100", "0.95", "48.12", "20,000", "61", "3,452,868"]
+    assert body[0][3:] == [
+        *("29.00 to 31.00", "0.9000", "0.0100", "0.95"),
+        *("-", "-", "39.00", "35.00", "48.12"),
+        *("20,000", "61", "3,452,868"),
+    ]
     assert body[2][3] == "-"
     assert "Missing: late (gone)." in results.table(document)
+
+
+def test_without_thick_cloud_all_cloud_pixels_are_judged_by(document):
+    given = document["variants"][1]["scores"]["ours"]
+    del given["thick"]
+    assert [row[2:4] for row in rows(document) if row[0] == "second"] == [["30.00", "-"]]
+    assert ("second", "ours", (30.0, 30.0, 30.0)) in results._points(document)
 
 
 def test_different_splits_are_said(document):
@@ -77,9 +89,9 @@ def test_the_figure_is_1200_wide_and_shows_points_intervals_and_near_baselines(d
     whole = picture(document, tmp_path / "a.png")
     assert whole.shape[1] == 1200
     for change in (
-        lambda d: d["variants"][0]["scores"]["ours"]["cloud"].update(psnr=30.5),
-        lambda d: d["variants"][0]["scores"]["ours"]["cloud"].update(psnr_interval=[28.5, 31]),
-        lambda d: d["baselines"][0]["scores"]["nearest_matched"]["cloud"].update(psnr=26.0),
+        lambda d: d["variants"][0]["scores"]["ours"]["thick"].update(psnr=30.5),
+        lambda d: d["variants"][0]["scores"]["ours"]["thick"].update(psnr_interval=[28.5, 31]),
+        lambda d: d["baselines"][0]["scores"]["nearest_matched"]["thick"].update(psnr=26.0),
     ):
         other = copy.deepcopy(document)
         change(other)
@@ -90,7 +102,7 @@ def test_the_figure_is_1200_wide_and_shows_points_intervals_and_near_baselines(d
 @pytest.mark.slow
 def test_a_baseline_far_off_does_not_squeeze_the_variants(document, tmp_path):
     whole = picture(document, tmp_path / "a.png")
-    document["baselines"][0]["scores"]["cloudy"]["cloud"]["psnr"] = -40.0
+    document["baselines"][0]["scores"]["cloudy"]["thick"]["psnr"] = -40.0
     changed = (picture(document, tmp_path / "b.png") != whole).any(-1)
     assert changed.any()  # the legend tells it
     assert not changed[: int(0.7 * len(whole))].any()

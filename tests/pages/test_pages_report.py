@@ -63,7 +63,12 @@ def pair(name: str, **more) -> dict:
 def run(tmp_path) -> report.Run:
     for name in ("A", "B", "C", "pair-A", "pair-B"):
         (tmp_path / f"{name}.png").write_bytes(name.encode())
-    ours = {"cloud": score(31.987, high_pass_ratio=0.8765), "clear": score(48.0), "all": score(33.0)}
+    ours = {
+        "thick": score(31.987, high_pass_ratio=0.8765),
+        "rim": score(41.0),
+        "cloud": score(34.0),
+        "all": score(33.0),
+    }
     checks = {"seen": 320, "against_zero": [0.1, 0.2, None], "x0_error": [0.4, 0.5, 0.6], "warnings": ["look at it"]}
     metrics = [
         {"seen": 32, "loss": 1.0, "samples_per_s": 5.0},
@@ -76,7 +81,11 @@ def run(tmp_path) -> report.Run:
             "scenes": {"test": 2, "train": 1},
             "changed_clear_pixels": 3,
             "seam_index": {"ours": 1.046, "truth": 0.99},
-            "scores": {"test": {"ours": ours, "cloudy": {"cloud": score(None)}}, "train": {}},
+            "scores": {"test": {"ours": ours, "cloudy": {"thick": score(None)}}, "train": {}},
+            "strata": {"thick": "much", "rim": "nothing", "cloud": "any of 'these'", "clear": "none", "all": "all"},
+            "headline": "thick",
+            "best_fill": {"method": "poisson", "above_ours": -1.5},
+            "verdict": "under thick cloud ours is 1.50 dB above poisson",
             "methods": {"ours": "restored by this run", "cloudy": "as it is", "smooth_fill": "not scored here"},
             "definitions": "Reflectance, range 1.0.",
             "of": "scenes",
@@ -106,15 +115,43 @@ def run(tmp_path) -> report.Run:
 
 def test_scores_stand_in_their_columns(run):
     head, names, ours, cloudy = Reader(report.page(run)).tables[0]
-    assert head == ["method", "cloud pixels", "clear pixels", "all pixels", ""]
-    assert names == ["PSNR dB", "SSIM", "MAE"] * 3 + ["texture (cloud)"]
-    others = ["0.9123", "0.0123"]  # SSIM, MAE
-    assert ours == ["ours", "31.99", *others, "48.00", *others, "33.00", *others, "0.88"]
-    assert cloudy == ["cloudy", "-", *others] + ["-"] * 7
+    assert head == ["method", "PSNR dB on pixels of", "thick"]
+    assert names == ["thick", "rim", "cloud", "clear", "all", "SSIM", "MAE", "texture"]
+    assert ours == ["ours", "31.99", "41.00", "34.00", "-", "33.00", "0.9123", "0.0123", "0.88"]
+    assert cloudy == ["cloudy", *["-"] * 5, "0.9123", "0.0123", "-"]
+
+
+def test_the_measures_are_of_the_pixels_to_judge_by(run):
+    ours = run.summary["scores"]["test"]["ours"]
+    ours["cloud"] |= {"ssim": 0.5, "mae": 0.25, "high_pass_ratio": 1.5}
+    head, _, line, _ = Reader(report.page(replace(run, summary=run.summary | {"headline": "cloud"}))).tables[0]
+    assert head[-1] == "cloud"
+    assert line[-3:] == ["0.5000", "0.2500", "1.50"]
+
+
+def test_the_heads_of_the_columns_span_them_and_tell_what_they_are(run):
+    text = report.page(run)
+    assert "<th rowspan=2>method<th colspan=5>PSNR dB on pixels of<th colspan=3>thick" in text
+    assert "<th title='any of &#x27;these&#x27;'>cloud" in text
+
+
+@pytest.mark.parametrize(
+    ("above", "title"),
+    [
+        (-0.01, "Clouds removed"),
+        (0.0, "Clouds removed no better than without learning"),
+        (2.5, "Clouds removed no better than without learning"),
+        (None, "Clouds removed, not compared"),
+    ],
+)
+def test_the_title_claims_no_more_than_the_scores_do(run, above, title):
+    text = report.page(replace(run, summary=run.summary | {"best_fill": {"method": "poisson", "above_ours": above}}))
+    assert f"<h1>{title}</h1>" in text
 
 
 def test_the_headline_says_what_the_scores_are_of(run):
     text = report.page(run)
+    assert "<p><b>Under thick cloud ours is 1.50 dB above poisson.</b></p>" in text
     assert "the split <b>test</b> (tiles that no triplet of the training came from), 2 scenes" in text
     assert "changed by the restoration: <b>3</b>" in text
     assert "<b>1.05</b>; 0.99 in the truth" in text
@@ -225,6 +262,8 @@ def test_nothing_that_a_run_holds_becomes_markup(run):
         "scores": {"test": {evil: {}}},
         "methods": {evil: evil},
         "definitions": evil,
+        "strata": {"thick": evil},
+        "verdict": evil,
     }
     checks = [run.checks[0] | {"warnings": [evil]}]
     (run.pictures / "<script>'&\".png").write_bytes(b"")
@@ -248,7 +287,7 @@ def test_nothing_that_a_run_holds_becomes_markup(run):
     assert "script" not in reader.tags
     assert reader.tables[0][2][0] == evil
     assert reader.captions[0].startswith(f"{evil} (test)")
-    assert text.count("&lt;script&gt;") >= 14
+    assert text.count("&lt;script&gt;") >= 16
 
 
 def test_a_page_needs_no_other_file(run):

@@ -144,8 +144,91 @@ def test_only_pixels_asked_for_that_have_data_count():
     known = ALL & some
     known[:8], known[9, 9], known[60] = False, False, False
     assert ensembles.score(spoilt, truth, ALL & some) == ensembles.score(members, truth, known)
-    assert np.isnan(list(ensembles.score(members, truth, ~ALL).values())).all()
-    assert set(ensembles.score(members, truth, ~ALL)) == set(ensembles.score(members, truth, ALL))
+    assert ensembles.score(members, truth, ~ALL) == ensembles.score(members * np.nan, truth, ALL) == {}
+
+
+def test_ranks_count_the_members_below_the_truth():
+    """One pixel, four bands, three members: a tie is halved between the lowest and the highest rank it may have."""
+    members = np.array([[0.1, 0.1, 0.5, 0.2], [0.2, 0.4, 0.5, 0.2], [0.3, 0.3, 0.5, 0.9]])[..., None, None]
+    truth = np.array([0.0, 0.35, 0.5, 0.2])[:, None, None]  # ranks 0; 2; 0 and 3; 0 and 2
+    found = ensembles.score(members, truth, np.ones((1, 1), bool))
+    assert found["ranks"] == pytest.approx([2 / 4, 0, 1.5 / 4, 0.5 / 4])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_ranks_are_those_of_loops_and_sum_to_1(count):
+    rng = np.random.default_rng(0)
+    members, truth = rng.integers(0, 4, (count, 4, 6, 5)) / 4, rng.integers(0, 4, (4, 6, 5)) / 4  # ties
+    pixels = rng.uniform(size=(6, 5)) < 0.7
+    expected = np.zeros(count + 1)
+    for band, row, col in np.ndindex(truth.shape):
+        if pixels[row, col]:
+            values = members[:, band, row, col].tolist()
+            expected[sum(value < truth[band, row, col] for value in values)] += 0.5
+            expected[sum(value <= truth[band, row, col] for value in values)] += 0.5
+    found = ensembles.score(members, truth, pixels)["ranks"]
+    assert found == pytest.approx(expected / (4 * pixels.sum()))
+    assert sum(found) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_ranks_are_flat_for_members_drawn_as_the_truth_and_not_for_narrow_ones(count):
+    flat = ensembles.score(*drawn(count), ALL)["ranks"]
+    assert flat == pytest.approx([1 / (count + 1)] * (count + 1), abs=0.015)
+    narrow = ensembles.score(*drawn(count, spread=0.01), ALL)["ranks"]
+    assert min(narrow[0], narrow[-1]) > 0.25
+
+
+def loops(members: np.ndarray, truth: np.ndarray, pixels: np.ndarray) -> float:
+    """The variogram score, pair by pair."""
+    rows, cols = pixels.shape
+    found = []
+    for row, col in np.argwhere(pixels):
+        for lag in (1, 2, 4):
+            for other in ((row + lag, col), (row, col + lag)):
+                if other[0] < rows and other[1] < cols and pixels[other]:
+                    for band in range(len(truth)):
+                        own = abs(truth[band, row, col] - truth[band, *other]) ** 0.5
+                        theirs = [abs(image[band, row, col] - image[band, *other]) ** 0.5 for image in members]
+                        found.append((own - np.mean(theirs)) ** 2)
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("size", [(7, 6), (3, 9), (1, 5)])
+def test_the_variogram_score_is_that_of_loops(size):
+    rng = np.random.default_rng(0)
+    members, truth = rng.uniform(size=(3, 4, *size)), rng.uniform(size=(4, *size))
+    some = rng.uniform(size=size) < 0.8
+    for pixels in (np.ones(size, bool), some):
+        found = ensembles.score(members, truth, pixels)["variogram"]
+        assert found == pytest.approx(loops(members, truth, pixels))
+    members[1, 2, 0, 1] = truth[3, 0, 3] = np.nan  # without data in one image is without data
+    known = np.ones(size, bool)
+    known[0, [1, 3]] = False
+    found = ensembles.score(members.astype("f4"), truth.astype("f4"), np.ones(size, bool))["variogram"]
+    assert found == pytest.approx(loops(members, truth, known), rel=1e-5)
+
+
+def test_the_variogram_score_needs_pairs():
+    """Pixels 3 apart in a row, or in neither one row nor one column, are no pair."""
+    members, truth = (image[..., :8, :8] for image in drawn(3))
+    pixels = np.zeros((8, 8), bool)
+    pixels[2, 2] = pixels[2, 5] = pixels[3, 3] = True
+    found = ensembles.score(members, truth, pixels)
+    assert np.isnan(found["variogram"])
+    assert found["crps"] > 0
+    pixels[6, 2] = True
+    expected = loops(members.astype(float), truth.astype(float), pixels)
+    assert ensembles.score(members, truth, pixels)["variogram"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_variogram_score_finds_texture_that_is_missing():
+    """Members that are smooth have a score above those drawn as the truth, which have some as well."""
+    rng = np.random.default_rng(0)
+    texture = rng.normal(0, 0.05, (5, 4, 64, 64))
+    right = ensembles.score(texture[1:], texture[0], ALL)["variogram"]
+    smooth = ensembles.score(texture[1:] * 0.3, texture[0], ALL)["variogram"]
+    assert 0 < right < smooth * 0.8
 
 
 @pytest.mark.parametrize(
@@ -184,6 +267,11 @@ def test_a_calibration_is_of_what_is_hidden_in_held_out_triplets():
     expected = ensembles.temperature((drawn[:, i], truth[i], hidden[i]) for i in range(3))
     assert found == {"sampler": "heun", "steps": 3, "factors": expected}
     assert found["factors"] != ensembles.temperature((drawn[:, i], truth[i], ~hidden[i]) for i in range(3))
+    every_second = ensembles.calibrate(restorer, batch, 5, independent=True)
+    assert asked[1] == asked[0]
+    expected = ensembles.temperature((drawn[[0, 2, 4], i], truth[i], hidden[i]) for i in range(3))
+    assert every_second == {"sampler": "heun", "steps": 3, "factors": expected}
+    assert every_second["factors"] != found["factors"]
 
 
 def test_one_member_is_no_ensemble():

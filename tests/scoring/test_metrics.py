@@ -135,10 +135,10 @@ def numbers(score) -> list[float]:
 
 def test_no_pixels_no_scores():
     found = metrics.score(PRED, TRUTH, ~ALL)
-    assert found.pop("pixels") == 0
+    assert (found.pop("pixels"), found.pop("missing")) == (0, 0)
     assert np.isnan(numbers(found)).all()
-    assert set(found) | {"pixels"} == set(metrics.score(PRED, TRUTH, ALL))
-    assert len(numbers(found)) == len(numbers(metrics.score(PRED, TRUTH, ALL))) - 1
+    assert set(found) | {"pixels", "missing"} == set(metrics.score(PRED, TRUTH, ALL))
+    assert len(numbers(found)) == len(numbers(metrics.score(PRED, TRUTH, ALL))) - 2
     edge = np.zeros_like(ALL)
     edge[0] = True
     assert np.isnan(metrics.score(PRED, TRUTH, edge)["ssim"])
@@ -208,7 +208,38 @@ def test_pooled_parts_are_the_whole():
         assert pooled["bands"][key] == pytest.approx(whole["bands"][key])
     assert pooled["psnr_mean"] == pytest.approx((rows[0]["psnr"] + rows[1]["psnr"]) / 2)
     assert pooled["spectrum"] == pytest.approx(whole["spectrum"], abs=0.3)  # the cut is an edge
-    assert numbers(metrics.pool([whole, whole]))[1:] == pytest.approx(numbers(metrics.pool([whole]))[1:])
+    assert numbers(metrics.pool([whole, whole]))[2:] == pytest.approx(numbers(metrics.pool([whole]))[2:])
+
+
+def test_methods_are_scored_on_the_pixels_that_all_have():
+    common = np.random.default_rng(1).uniform(size=ALL.shape) < 0.6
+    pred = PRED.copy()
+    pred[2, 20, 10:30] = np.nan
+    here = common & np.isfinite(pred[2])
+    found = metrics.scores(pred, TRUTH, halves(), common=common)
+    for name, region in halves().items():
+        expected = metrics.score(pred, TRUTH, region & here)
+        assert found[name]["pixels"] == (region & here).sum()
+        assert {**found[name], "missing": 0} == expected
+    spoilt = np.where(common, pred, pred + 1)
+    for key in ("mae", "rmse", "psnr", "sam"):
+        assert metrics.scores(spoilt, TRUTH, {"": ALL}, common=common)[""][key] == pytest.approx(
+            metrics.score(pred, TRUTH, here)[key]
+        )
+
+
+@pytest.mark.parametrize("common", [None, ALL, ~ALL, np.arange(40) + np.zeros((48, 1)) < 20])
+def test_missing_is_what_has_a_truth_and_no_prediction_whatever_the_others_have(common):
+    pred, truth = PRED.copy(), TRUTH.copy()
+    pred[2, 20, 10:30] = np.nan  # 5 in the left part, 15 in the right
+    pred[:, 30, 12:14] = np.nan  # 2 in the left part
+    truth[1, 20, 10:12] = np.nan  # 2 of these do not count
+    truth[:, 5] = np.nan
+    found = metrics.scores(pred, truth, halves() | {"nothing": ~ALL}, common=common)
+    assert {name: row["missing"] for name, row in found.items()} == {"left": 5, "right": 15, "nothing": 0}
+    pooled = metrics.pool([found["left"], json.loads(json.dumps(found["right"]).replace("NaN", "null"))])
+    assert pooled["missing"] == 20
+    assert isinstance(found["left"]["missing"], int)
 
 
 def test_pooling_weighs_by_pixels_and_pools_powers():
@@ -228,7 +259,9 @@ def test_pooling_leaves_out_what_could_not_be_measured():
     row = metrics.score(PRED, TRUTH, ALL)
     nothing = json.loads(json.dumps(metrics.score(PRED, TRUTH, ~ALL)).replace("NaN", "null"))
     assert metrics.pool([row, nothing]) == metrics.pool([row])
-    assert np.isnan(numbers({**metrics.pool([nothing]), "pixels": np.nan})).all()
+    pooled = metrics.pool([nothing])
+    assert (pooled.pop("pixels"), pooled.pop("missing")) == (0, 0)
+    assert np.isnan(numbers(pooled)).all()
     perfect = json.loads(json.dumps(metrics.score(TRUTH, TRUTH, ALL)).replace("Infinity", "null"))
     assert metrics.pool([perfect])["psnr"] == metrics.pool([perfect, row])["psnr_mean"] == np.inf
     assert metrics.pool([perfect, row])["psnr"] == pytest.approx(row["psnr"] + 10 * math.log10(2))

@@ -19,7 +19,11 @@ SUMMARY = {
     "headline_split": "test",
     "scenes": {"test": 1},
     "changed_clear_pixels": 0,
-    "scores": {"test": {"ours": {"cloud": {"psnr": 31.5, "ssim": 0.9, "mae": 0.01}}}},
+    "scores": {"test": {"ours": {"thick": {"psnr": 31.5, "ssim": 0.9, "mae": 0.01}}}},
+    "strata": {"thick": "below thick cloud"},
+    "headline": "thick",
+    "best_fill": {"method": "poisson", "above_ours": 0.5},
+    "verdict": "poisson is 0.50 dB above ours",
     "methods": {"ours": "restored"},
     "definitions": "What they mean.",
     "of": "triplets",
@@ -55,6 +59,8 @@ def test_the_page_holds_what_the_stages_wrote(folder, config):
     summary = report.run(config, folder)
     assert (summary.done, summary.output) == (["run"], f"report: {folder.report}")
     page = folder.report.read_text()
+    assert "<h1>Clouds removed no better than without learning</h1>" in page
+    assert "<b>Poisson is 0.50 dB above ours.</b>" in page
     assert "p-1 (test): 31.50 dB" in page
     assert "cGljdHVyZQ==" in page  # picture
     assert "c2hhcmRzIDEuNQ==" in page  # shards 1.5

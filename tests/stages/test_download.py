@@ -1,0 +1,33 @@
+"""download takes over from an embedded archive what is known of the ground, and how much of it is seen."""
+
+import pytest
+from front_door import call, copied
+
+from cloudjob.run.folder import RunFolder
+from cloudjob.stages import download
+
+
+@pytest.mark.parametrize("files", [("P.tif", "P_seen.tif"), ("P.tif",), ()], ids=["both", "ground alone", "neither"])
+def test_what_the_archive_knows_of_a_product_comes_into_the_run(tmp_path, files):
+    archive, folder = tmp_path / "archive", RunFolder(tmp_path / "run")
+    (archive / "truth").mkdir(parents=True)
+    for name in (*files, "Q.tif", "Q_seen.tif"):
+        (archive / "truth" / name).write_text(name)
+    taken = download._truth(archive, folder, "P")
+    assert [(path, path.read_text()) for path in taken] == [(folder.root / "truth" / name, name) for name in files]
+    assert sorted(path.name for path in folder.root.rglob("*.tif")) == sorted(files)
+
+
+@pytest.mark.slow
+def test_how_much_is_seen_is_an_output_that_is_fetched_again(finished, tmp_path):
+    run = copied(finished, tmp_path / "run", until="download")
+    seen = sorted((run / "truth").glob("*_seen.tif"))
+    assert seen
+    for path in seen:
+        assert path.read_bytes() == (finished / "archive" / "truth" / path.name).read_bytes()
+        assert path.with_name(path.name.replace("_seen", "")).exists()
+    seen[0].unlink()
+    done = call("download", run)
+    assert done.returncode == 0, done.stderr
+    assert "download: 1 done" in done.stderr
+    assert seen[0].exists()
