@@ -50,8 +50,8 @@ def make_synthetic(
     The pixels lie in the tile's north-west corner. Cloudy dates get cloud fractions (of one) spread over `cloud`, clear
     ones at most 0.4 %. About a third of the products have baseline 02.14 without BOA_ADD_OFFSET, the others 05.10 with
     -1000. On a date in both lists, the cloudy overpass is one revolution earlier. The cloud-free ground goes to
-    `<archive>/truth/<product>.tif` (our DN convention). ConfigError if the archive was begun with another size or
-    seed: its grounds would not match.
+    `<archive>/truth/<product>.tif` (our DN convention), how much of it is seen to `<product>_seen.tif` beside it.
+    ConfigError if the archive was begun with another size or seed: its grounds would not match.
     """
     low, high = cloud
     if not 0 <= low <= high <= 1:

@@ -36,7 +36,7 @@ class Acquisition:
     """One overpass. `bands` (4,H,W) uint16 DN as the sensor sees them; `truth` the same without clouds and noise;
     `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, the probabilities in percent; `b11`
     (ceil(H/6), ceil(W/6)) uint16 DN as the sensor sees it, or None if unknown; `above` (2,H,W) uint8: percent of the
-    ground's light that clouds, and their shadows, take away."""
+    ground's light that clouds take away, and percent of the deepest shadow."""
 
     bands: np.ndarray
     truth: np.ndarray

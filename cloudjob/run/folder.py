@@ -58,7 +58,7 @@ class RunFolder:
         return self.root / "truth" / f"{product}.tif"
 
     def seen(self, product: str) -> Path:
-        """How much of the ground is seen, where that is known: percent of its light that clouds and shadows take."""
+        """How much of the ground is seen, where that is known: opacity of clouds and depth of shadows in percent."""
         return self.root / "truth" / f"{product}_seen.tif"
 
     def shard(self, split: str, number: int) -> Path:

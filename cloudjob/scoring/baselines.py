@@ -132,6 +132,8 @@ def similar_pixels(cloudy: NDArray, references: NDArray, known: NDArray, *, seed
     result = np.where(known, cloudy, np.nan).astype(np.float32)
     if (wanted := ~known & present).any() and (known & present).any():
         result[:, wanted] = _process(cloudy, references, known & present, wanted, np.random.default_rng(seed))
+    elif len(references) == 1:  # nothing is known: nothing to add to it
+        result[:, wanted] = references[0][:, wanted]
     if len(references) > 1 and (missing := ~known & np.isnan(result).any(0)).any():
         result[:, missing] = similar_pixels(cloudy, references[:-1], known, seed=seed)[:, missing]
     return result

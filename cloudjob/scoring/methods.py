@@ -77,7 +77,7 @@ def score(methods: dict[str, NDArray], truth: NDArray, mask: NDArray, core: NDAr
         here = []
         for method, images in methods.items():
             for on, values in metrics.scores(images[number], truth[number], where, common=common).items():
-                if values["pixels"]:
+                if values["pixels"] or values["missing"]:
                     here.append({"method": method, "on": on} | values)
         rows.append(here)
     return rows

@@ -62,11 +62,11 @@ def score(
     tile: int,
     overlap: int,
 ) -> list[dict]:
-    """Rows {"method", "on", scores...} of a scene; the first also tells what was changed, and of the seams.
+    """Rows {"method", "on", "truth", scores...} of a scene; the first also tells what was changed, and of the seams.
 
-    images and truth (4, H, W) uint16 DN, mask and core (H, W) uint8 classes (see
-    `strata.regions`). `kind` says in words what the truth is; with
-    NO_TRUTH nothing is scored against it. `tile` and `overlap` are those that the scene was restored with.
+    images and truth (4, H, W) uint16 DN, mask and core (H, W) uint8 classes (see `strata.regions`). `kind` says in
+    words what the truth is; with NO_TRUTH nothing is scored against it. `tile` and `overlap` are those that the scene
+    was restored with.
     """
     ground = radiometry.reflectance(truth)
     if kind == NO_TRUTH:
@@ -76,11 +76,11 @@ def score(
     rows = []
     for method, image in images.items():
         found = metrics.scores(radiometry.reflectance(image), ground, where, common=common)
-        rows += [{"method": method, "on": pixels} | finite(values) for pixels, values in found.items()]
+        rows += [{"method": method, "on": on, "truth": kind} | finite(values) for on, values in found.items()]
     changed = int((images["ours"] != images["cloudy"]).any(0)[~where["cloud"]].sum())
     seen = {"ours": radiometry.reflectance(images["ours"]), "truth": ground}
     seams = {name: seam_index(image, where["cloud"], tile=tile, overlap=overlap) for name, image in seen.items()}
-    rows[0] |= {"changed_clear_pixels": changed, "truth": kind, "seam_index": finite(seams)}
+    rows[0] |= {"changed_clear_pixels": changed, "seam_index": finite(seams)}
     return rows
 
 
@@ -107,6 +107,22 @@ def pool(rows: Sequence[dict]) -> dict:
             if chosen:
                 pooled.setdefault(method, {})[on] = finite({"scenes": len(chosen)} | metrics.pool(chosen))
     return best_first(pooled)
+
+
+def differences(rows: Sequence[dict]) -> dict[str, dict]:
+    """Stratum -> method -> {"psnr"}: that of ours over that of the method, on the scenes that have both."""
+    found: dict[str, dict] = {}
+    for on in strata.STRATA:
+        known = {(row["product"], row["method"]): row for row in rows if row["on"] == on and row["pixels"]}
+        for method in dict.fromkeys(method for _, method in known if method != "ours"):
+            both = [(known[product, "ours"], row) for (product, name), row in known.items() if name == method]
+            sums = [
+                [part for row in pair for part in (row["pixels"], row["pixels"] * row["rmse"] ** 2)] for pair in both
+            ]
+            total = np.sum(sums, 0)
+            gain = metrics.pooled_psnr(total[:2]) - metrics.pooled_psnr(total[2:])
+            found.setdefault(on, {})[method] = finite({"psnr": float(gain)})
+    return found
 
 
 def thumbnail(images: Sequence[NDArray], *, side: int = 512) -> list[NDArray]:

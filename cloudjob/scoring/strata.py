@@ -21,7 +21,7 @@ _THICK = 50  # percent
 def core(above: NDArray) -> NDArray:
     """Classes (..., H, W) uint8 of what lies above pixels: CLOUD where thick, CIRRUS where thin, SHADOW, else CLEAR.
 
-    above: (2, ..., H, W) uint8, percent of the ground's light that cloud, and shadow, take away.
+    above: (2, ..., H, W) uint8, percent of the ground's light that cloud takes away, and percent of the deepest shadow.
     """
     opacity, shadow = above
     kinds = [opacity > _THICK, opacity > 0, shadow > 0]

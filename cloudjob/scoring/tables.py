@@ -57,24 +57,25 @@ def _psnr(scores: dict, on: str) -> float | None:
     return scores.get(on, {}).get("psnr")
 
 
-def judged(pooled: dict) -> dict[str, Any]:
+def judged(pooled: dict, differences: dict[str, dict]) -> dict[str, Any]:
     """{"headline", "best_fill", "verdict"}: the stratum to judge by; the best method that learns nothing there, and how
-    many dB it lies above ours; the same in a sentence."""
+    many dB it lies above ours, as `differences` of the same scenes or triplets say; the same in a sentence."""
     on = headline(pooled)
-    ours = _psnr(pooled.get("ours", {}), on)
     fills = {name: psnr for name in pooled if name in _FILLS and (psnr := _psnr(pooled[name], on)) is not None}
-    if not fills:
-        nothing = "nothing to compare with: no truth is known"
-        return {"headline": on, "best_fill": {"method": None, "above_ours": None}, "verdict": nothing}
-    best = max(fills, key=lambda name: fills[name])
+    gains = {name: found["psnr"] for name, found in differences.get(on, {}).items() if name in fills}
+    gains = {name: gain for name, gain in gains.items() if gain is not None}
     where = "under thick cloud" if on == HEADLINE else "on cloud pixels"
-    if ours is None:
+    if not fills:
+        best, above, said = None, None, "nothing to compare with: no truth is known"
+    elif not gains:
+        best, above = max(fills, key=lambda name: fills[name]), None
         said = f"{where} {best} is the best that learns nothing, at {fills[best]:.2f} dB; no model is scored"
-        return {"headline": on, "best_fill": {"method": best, "above_ours": None}, "verdict": said}
-    above = fills[best] - ours
-    said = f"{where} ours is {-above:.2f} dB above {best}, the best that learns nothing"
-    if above >= 0:
-        said = f"{where} {best}, which learns nothing, is {above:.2f} dB above ours"
+    else:
+        best = min(gains, key=lambda name: gains[name])
+        above = round(-gains[best], 6) + 0.0  # no -0
+        said = f"{where} ours is {-above:.2f} dB above {best}, the best that learns nothing"
+        if above >= 0:
+            said = f"{where} {best}, which learns nothing, is {above:.2f} dB above ours"
     return {"headline": on, "best_fill": {"method": best, "above_ours": above}, "verdict": said}
 
 

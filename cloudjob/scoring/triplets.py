@@ -129,7 +129,7 @@ def _sums(results: list[dict], on: str, *methods: str) -> NDArray:
     sums: dict[str, NDArray] = {}
     for triplet in (triplet for result in results for triplet in result["rows"]):
         found = {row["method"]: row for row in triplet if row["on"] == on}
-        if all(method in found for method in methods):
+        if all(method in found and found[method]["pixels"] for method in methods):
             parts = [(found[method]["pixels"], found[method]["rmse"]) for method in methods]
             added = np.array([part for pixels, rmse in parts for part in (pixels, pixels * rmse**2)])
             place = found[methods[0]]["place"]

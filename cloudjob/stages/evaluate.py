@@ -40,6 +40,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
     found = []
     for pair in decisions.accepted_pairs(folder):
         inputs = {"output": records.output_digest(folder, "infer", pair["cloudy"]), "pair": pair["version"]}
+        inputs["cloudy"] = records.output_digest(folder, "download", pair["cloudy"])  # and the truth beside it
         for role in ("clear", "reference"):
             if pair[role]:
                 inputs[role] = records.output_digest(folder, "download", pair[role])
@@ -75,6 +76,7 @@ def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary
         "changed_clear_pixels": sum(row.get("changed_clear_pixels", 0) for row in rows),
         "seam_index": scenes.mean_seams([row["seam_index"] for row in rows if "seam_index" in row]),
         "scores": pooled,
+        "differences": scenes.differences([row for row in rows if row["split"] == headline]),
     }
     return _finish(config, folder, summary, rows, {}, headline, facts)
 
@@ -268,7 +270,7 @@ def _finish(
 
     write_jsonl(folder.scores, rows)
     document = {"of": config.evaluate.of, "definitions": DEFINITIONS, "strata": strata.STRATA}
-    document |= {"methods": METHODS | more_methods} | judged(facts["scores"][headline])
+    document |= {"methods": METHODS | more_methods} | judged(facts["scores"][headline], facts["differences"])
     write_json(folder.evaluation, document | {"headline_split": headline} | facts)
     summary.output = f"{table(facts['scores'][headline], headline)}\n{document['verdict']}"
     return summary

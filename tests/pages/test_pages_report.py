@@ -5,9 +5,12 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from cloudjob.pages import report
+from cloudjob.pixels import CLOUD
+from cloudjob.scoring import scenes
 
 
 class Reader(HTMLParser):
@@ -173,6 +176,17 @@ def test_scenes_are_shown_held_out_ones_first_with_their_score_and_truth(run):
     ]
     shown = re.findall(r"base64,([^']+)", text)
     assert shown == ["QQ==", "Qg==", "Qw==", "ZXhhbXBsZXM="]  # A, B, C, the examples
+
+
+def test_a_scene_is_shown_as_it_is_scored(run):
+    images = {name: np.full((4, 24, 24), dn, np.uint16) for name, dn in (("ours", 3100), ("cloudy", 9000))}
+    truth, cloud = np.full((4, 24, 24), 3000, np.uint16), np.full((24, 24), CLOUD, np.uint8)
+    found = scenes.score(images, truth, cloud, cloud, kind="ground", tile=24, overlap=0)
+    rows = [{"product": "A", "pair": "pair-A", "split": "test"} | each for each in found]
+    assert (
+        Reader(report.page(replace(run, scores=rows))).captions[0]
+        == "A (test): 40.00 dB on cloud pixels; truth: ground"
+    )
 
 
 def test_triplets_are_shown_by_pair_with_their_mean(run):

@@ -65,6 +65,17 @@ def test_where_nothing_is_thick_the_best_on_all_cloud_pixels_comes_first():
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------
+def apart(pooled: dict) -> dict:
+    """The differences where all methods have the same triplets."""
+    found: dict = {}
+    for method, given in pooled.items():
+        for on, each in given.items():
+            ours = pooled.get("ours", {}).get(on, {}).get("psnr")
+            if method != "ours" and None not in (ours, each["psnr"]):
+                found.setdefault(on, {})[method] = {"psnr": ours - each["psnr"]}
+    return found
+
+
 def test_ours_above_the_best_that_learns_nothing():
     """One member and what sees no other date are ours too, and no rivals."""
     pooled = {
@@ -74,7 +85,7 @@ def test_ours_above_the_best_that_learns_nothing():
         "poisson": scores(30.25),
         "mean_fill": scores(12.0, cloud={"psnr": 50.0}),
     }
-    found = tables.judged(pooled)
+    found = tables.judged(pooled, apart(pooled))
     assert found["headline"] == "thick"
     assert found["best_fill"] == {"method": "poisson", "above_ours": -1.25}
     assert found["verdict"] == "under thick cloud ours is 1.25 dB above poisson, the best that learns nothing"
@@ -83,20 +94,21 @@ def test_ours_above_the_best_that_learns_nothing():
 @pytest.mark.parametrize("above", [0.0, 0.5])
 def test_ours_not_above_the_best_that_learns_nothing(above):
     pooled = {"ours": scores(30.0), "cloudy": scores(-3.0), "similar_pixels": scores(30.0 + above)}
-    found = tables.judged(pooled)
+    found = tables.judged(pooled, apart(pooled))
     assert found["best_fill"] == {"method": "similar_pixels", "above_ours": above}
     said = f"under thick cloud similar_pixels, which learns nothing, is {above:.2f} dB above ours"
     assert found["verdict"] == said
 
 
 def test_a_rival_of_0_db_is_one():
-    found = tables.judged({"ours": scores(-1.0), "cloudy": scores(0.0)})
+    pooled = {"ours": scores(-1.0), "cloudy": scores(0.0)}
+    found = tables.judged(pooled, apart(pooled))
     assert found["best_fill"] == {"method": "cloudy", "above_ours": 1.0}
 
 
 def test_without_thick_pixels_all_of_the_cloud_are_judged():
     pooled = {"ours": cloud(20.0), "first_guess": cloud(18.0) | scores(25.0), "cloudy": cloud(19.5)}
-    found = tables.judged(pooled)
+    found = tables.judged(pooled, apart(pooled))
     assert found["headline"] == "cloud"
     assert found["best_fill"] == {"method": "cloudy", "above_ours": -0.5}
     assert found["verdict"] == "on cloud pixels ours is 0.50 dB above cloudy, the best that learns nothing"
@@ -112,7 +124,7 @@ def test_without_thick_pixels_all_of_the_cloud_are_judged():
     ids=["nothing", "no rival", "no rival there"],
 )
 def test_without_a_rival_there_is_no_verdict(pooled, on):
-    assert tables.judged(pooled) == {
+    assert tables.judged(pooled, apart(pooled)) == {
         "headline": on,
         "best_fill": {"method": None, "above_ours": None},
         "verdict": "nothing to compare with: no truth is known",
@@ -121,11 +133,19 @@ def test_without_a_rival_there_is_no_verdict(pooled, on):
 
 @pytest.mark.parametrize("others", [{}, {"ours": cloud(None)}])
 def test_without_ours_the_best_that_learns_nothing_is_named(others):
-    found = tables.judged({"poisson": cloud(30.0), "cloudy": cloud(7.0)} | others)
+    found = tables.judged({"poisson": cloud(30.0), "cloudy": cloud(7.0)} | others, {})
     assert found["best_fill"] == {"method": "poisson", "above_ours": None}
     assert found["verdict"] == (
         "on cloud pixels poisson is the best that learns nothing, at 30.00 dB; no model is scored"
     )
+
+
+def test_a_fill_is_judged_on_the_triplets_that_it_has():
+    """Poisson has the easy ones alone: it is ahead by the pooled scores, and behind where both are."""
+    pooled = {"ours": scores(20.0), "poisson": scores(31.0), "cloudy": scores(9.0)}
+    found = tables.judged(pooled, {"thick": {"poisson": {"psnr": 6.0}, "cloudy": {"psnr": 11.0}}})
+    assert found["best_fill"] == {"method": "poisson", "above_ours": -6.0}
+    assert found["verdict"] == "under thick cloud ours is 6.00 dB above poisson, the best that learns nothing"
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
