@@ -32,6 +32,12 @@ def test_the_shipped_comparisons_are_good(name):
     assert {"ours", "regression"} <= set(variants.load(CONFIGS / f"{name}.yaml").variants)
 
 
+def test_the_real_benchmark_needs_no_training(monkeypatch):
+    monkeypatch.setenv("CLOUDJOB_REAL", "/series")
+    (fills,) = variants.load(CONFIGS / "real.yaml").variants.values()
+    assert (fills.config.evaluate.of, fills.config.evaluate.members) == ("triplets", 0)
+
+
 @given(
     st.fixed_dictionaries(
         {},

@@ -123,6 +123,12 @@ def test_where_none_is_acceptable_the_least_wrong_is_shown():
     assert not any(row["accepted"] for row in found)
 
 
+def test_a_clear_date_may_be_too_near():
+    found = rows(preview(1), preview(-2), rules=replace(RULES, min_days=2))
+    reasons = {row["days"]: row["reasons"] for row in found}
+    assert reasons == {1: ["+1.0 days apart, at least 2"], -2: []}
+
+
 @pytest.mark.parametrize(
     ("clear", "word"),
     [
