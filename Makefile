@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on the embedded archive.  make test: all tests.  make lint: style and types.
+# make demo: the whole pipeline on the embedded archive.  make test: the tests; make long: the long forms of some.
+# make lint: style and types.
 # make cluster-test: the batch scripts and the image on a real, throw-away SLURM.
 # make gpu-check: packs what a machine with one GPU and no network lacks, and says what to run there (tests/gpu/README.md).
 # Each sets up .venv by itself. PYTHON names another interpreter: make demo PYTHON=python3.12
@@ -9,17 +10,21 @@ export PYTHONDONTWRITEBYTECODE :=  # dozens of processes would each compile the 
 # One more than there are cores, for some tests wait; in the order of tests/conftest.py: the longest files first.
 WORKERS := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test browser cluster-test cluster-tools gpu-check quick mutants lint format setup clean
+.PHONY: demo test browser cluster-test cluster-tools long gpu-check quick mutants lint format setup clean
 
 demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
 
 test: $(READY) browser
-	$(BIN)/pytest --ignore=tests/cluster $(WORKERS)
+	$(BIN)/pytest -m "not long" --ignore=tests/cluster $(WORKERS)
 
 # Output as it comes: it shows the image's size and packages, and what the jobs say.
 cluster-test: $(READY) cluster-tools
-	$(BIN)/pytest -s --durations=10 tests/cluster
+	$(BIN)/pytest -s -m "not long" --durations=10 tests/cluster
+
+# The long forms of tests whose short forms the two above run.
+long: $(READY) cluster-tools
+	$(BIN)/pytest -m long
 
 # SLURM, Apptainer and what builds an image, where they may be installed; without them the tests say what they skip.
 cluster-tools:

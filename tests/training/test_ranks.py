@@ -34,7 +34,7 @@ def plain(tmp_path_factory):
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_at_five_moments_and_once_while_saving_it_ends_in_the_same_weights(plain, tmp_path, size):
     space, chance = workspace(tmp_path / "run"), random.Random(size)
     for moment in sorted(chance.sample(range(8, 216), 5)):

@@ -180,15 +180,16 @@ def test_a_full_disk_at_the_end_costs_no_checkpoint(trained, disk):
     assert weights(space) == weights(trained)
 
 
-def test_memory_does_not_grow_over_five_hundred_steps(tmp_path):
+@pytest.mark.parametrize("steps", [200, pytest.param(500, marks=pytest.mark.long)])
+def test_memory_does_not_grow_over_hundreds_of_steps(tmp_path, steps):
     """Of rank 0, in which the loader's threads are."""
     space = workspace(tmp_path / "run")
-    chosen = ("train.samples=1000", "train.batch_size=2", "train.log_s=0.2", "train.loader_threads=2")
+    chosen = (f"train.samples={2 * steps}", "train.batch_size=2", "train.log_s=0.2", "train.loader_threads=2")
     assert train.run(settings(*chosen, "evaluate.members=1"), space).done == ["run"]
     memory = [row["memory_gib"] for row in logs.rows(space.metrics) if row["step"] > 100]
     quarter = len(memory) // 4
     assert quarter > 2
-    assert max(memory[-quarter:]) < max(memory[:quarter]) + 0.004  # 14 KB a step
+    assert max(memory[-quarter:]) < max(memory[:quarter]) + 0.004  # 14 KB per step of five hundred
 
 
 def test_the_settings_of_the_pace_are_not_part_of_what_comes_out():
