@@ -443,3 +443,12 @@ def test_a_group_has_the_scores_of_its_methods_on_cloud():
 
 def test_nothing_at_all():
     assert triplets.pool([]) == {"scores": {}, "groups": {}, "differences": {}}
+
+
+def test_without_a_model_what_learns_nothing_is_scored():
+    pair = triplets.score_pair(None, arrays(), arrays()["mask"], **OPTIONS | {"members": 0})
+    found = {row["method"] for row in pair.rows[0]}
+    assert {"cloudy", "nearest_matched", "poisson", "similar_pixels"} <= found
+    assert not [method for method in found if method.startswith("ours")]
+    assert (pair.changed_clear_pixels, pair.ensemble) == (0, None)
+    assert [len(line) for line in pair.shown] == [2] * COUNT, "cloudy and truth"
