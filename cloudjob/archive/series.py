@@ -21,11 +21,8 @@ from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
 
 GROWTH = masks.Settings(cloud_m=50, shadow_m=50, cirrus_m=20)  # to where a cloud's pixels are laid over the ground
-_CLEAR, _SNOW, _BLUE = (
-    0.005,
-    0.02,
-    0.15,
-)  # a clear date: shares of hidden and of snowy pixels, median reflectance in B02
+# A clear date: shares of hidden and of snowy pixels, median reflectance in B02.
+_CLEAR, _SNOW, _BLUE = 0.005, 0.02, 0.15
 _CLOUDY, _COVERED = (0.08, 0.6), (0.05, 0.8)  # a cloudy date: share of hidden pixels, and when they have grown
 
 
@@ -40,8 +37,9 @@ class Day:
     transform: Affine
 
     @property
-    def hidden(self) -> float:
-        return float(masks.any_of(self.scl, masks.SCL_SHADOW, *masks.SCL_CLOUDS).mean())
+    def hidden(self) -> np.ndarray:
+        """(h, w) bool of `scl`: cloud, shadow and cirrus, not grown."""
+        return masks.any_of(self.scl, masks.SCL_SHADOW, *masks.SCL_CLOUDS)
 
     @property
     def covered(self) -> np.ndarray:
@@ -50,16 +48,18 @@ class Day:
         return masks.upsampled(masks.any_of(grown, *HIDDEN), 2, self.bands.shape[1:])
 
     @property
+    def is_whole(self) -> bool:
+        return bool((self.bands != EMPTY_DN).all() and (self.scl != masks.SCL_NO_DATA).all())
+
+    @property
     def is_clear(self) -> bool:
         snow, blue = np.mean(self.scl == masks.SCL_SNOW), np.median(reflectance(self.bands[2]))
-        whole = (self.bands != EMPTY_DN).all() and (self.scl != masks.SCL_NO_DATA).all()
-        return bool(whole and self.hidden < _CLEAR and snow < _SNOW and blue < _BLUE)
+        return bool(self.is_whole and self.hidden.mean() < _CLEAR and snow < _SNOW and blue < _BLUE)
 
     @property
     def is_cloudy(self) -> bool:
-        whole = (self.bands != EMPTY_DN).all() and (self.scl != masks.SCL_NO_DATA).all()
-        inside = _CLOUDY[0] <= self.hidden <= _CLOUDY[1]
-        return bool(whole and inside and _COVERED[0] <= self.covered.mean() <= _COVERED[1])
+        inside = _CLOUDY[0] <= self.hidden.mean() <= _CLOUDY[1]
+        return bool(self.is_whole and inside and _COVERED[0] <= self.covered.mean() <= _COVERED[1])
 
 
 def read(folder: Path, *, offset: int) -> list[Day]:
@@ -103,6 +103,5 @@ def overlaid(truth: Day, cloudy: Day, turn: int) -> tuple[np.ndarray, np.ndarray
         image = np.rot90(image, turn % 4, (-2, -1))
         return image[..., ::-1] if turn >= 4 else image
 
-    hidden = masks.any_of(cloudy.scl, masks.SCL_SHADOW, *masks.SCL_CLOUDS)
-    scl = np.where(turned(hidden), turned(cloudy.scl), truth.scl)
+    scl = np.where(turned(cloudy.hidden), turned(cloudy.scl), truth.scl)
     return np.where(turned(cloudy.covered), turned(cloudy.bands), truth.bands), scl

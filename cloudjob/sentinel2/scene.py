@@ -60,8 +60,13 @@ def open_pair(folders: dict[str, Path], settings: masks.Settings, *, processes: 
     """A function that opens the scene of a role, of a pair whose products lie in these folders by role (see
     `masks_of_pair`)."""
     products = {role: Product.open(folder) for role, folder in folders.items()}
-    found = masks_of_pair({role: Preview.open(product, settings) for role, product in products.items()}, settings)
+    found = open_masks(products, settings)
     return lambda role: Scene.open(products[role], found[role], processes=processes)
+
+
+def open_masks(products: dict[str, Product], settings: masks.Settings) -> dict[str, SceneMasks]:
+    """The masks of a pair's products by role (see `masks_of_pair`), from their small files."""
+    return masks_of_pair({role: Preview.open(product, settings) for role, product in products.items()}, settings)
 
 
 def reduction(shape: tuple[int, int], *, window: int = 256) -> int:

@@ -238,15 +238,13 @@ def _core_of_windows(
 
     from cloudjob.sentinel2 import masks, scene
     from cloudjob.sentinel2.product import Product
-    from cloudjob.sentinel2.scene_masks import Preview
 
     folders = {role: folder.safe(name) for role, name in products.items()}
     if (seen := folder.seen(products["cloudy"])).exists():
         whole = _core_of_ground(seen)
     elif all(path.exists() for path in folders.values()):
-        settings = masks.Settings(**dict(config.masks))
         opened = {role: Product.open(path) for role, path in folders.items()}
-        found = scene.masks_of_pair({role: Preview.open(each, settings) for role, each in opened.items()}, settings)
+        found = scene.open_masks(opened, masks.Settings(**dict(config.masks)))
         whole = found["cloudy"].at_10m("core", opened["cloudy"].shape)
     else:
         return mask
