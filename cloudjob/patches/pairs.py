@@ -16,7 +16,7 @@ from cloudjob.sentinel2 import masks, product, scene
 from cloudjob.sentinel2.product import Product
 from cloudjob.sentinel2.radiometry import Match
 from cloudjob.sentinel2.scene import ReducedScene, ShiftEstimator
-from cloudjob.sentinel2.scene_masks import Preview, SceneMasks
+from cloudjob.sentinel2.scene_masks import SceneMasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,7 @@ def prepare(
     height, width = products["cloudy"].shape
     if min(height, width) < rules.window:
         raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {rules.window}")
-    previews = {role: Preview.open(each, settings) for role, each in products.items()}
-    found = scene.masks_of_pair(previews, settings)
+    found = scene.open_masks(products, settings)
     step = scene.reduction((height, width), window=rules.window)
     reduced = {role: ReducedScene.open(each, found[role], step) for role, each in products.items()}
     matches = {
