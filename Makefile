@@ -7,8 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE :=  # dozens of processes would each compile the package anew
-# One more than there are cores, for some tests wait; in the order of tests/conftest.py: the longest files first.
-WORKERS := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
+# File by file in the order of tests/conftest.py: the longest first.
+WORKERS := --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test browser cluster-test cluster-tools long gpu-check quick mutants lint format setup clean
 
@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
 
 test: $(READY) browser
-	$(BIN)/pytest -m "not long" --ignore=tests/cluster $(WORKERS)
+	$(BIN)/pytest -m "not long" --ignore=tests/cluster -n $$(expr $$(nproc) + 1) $(WORKERS)  # one more than there are cores: some tests wait
 
 # Output as it comes: it shows the image's size and packages, and what the jobs say.
 cluster-test: $(READY) cluster-tools
@@ -45,7 +45,7 @@ browser:
 	  >/dev/null; } || echo "no chromium and chromium-driver (apt-get): the test of the review page will be skipped"
 
 quick: $(READY)
-	$(BIN)/pytest -m "not slow" --ignore=tests/cluster $(WORKERS)
+	$(BIN)/pytest -m "not slow" --ignore=tests/cluster -n $$(nproc) $(WORKERS)
 
 # How many of 200 small faults the unit tests miss: up to an hour, so not in CI. tests/mutants.md excuses some.
 mutants: $(READY)

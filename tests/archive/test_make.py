@@ -29,6 +29,7 @@ def archive(tmp_path_factory):
     return folder, make_synthetic(folder, **ASKED)
 
 
+@pytest.mark.slow
 def test_every_tile_and_date_has_a_product_of_its_zone(archive):
     folder, names = archive
     assert len(set(names)) == 8

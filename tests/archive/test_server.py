@@ -69,6 +69,7 @@ def value_url(served, name, path):
     return asset["alternate"]["https"]["href"], asset
 
 
+@pytest.mark.slow
 def test_items_have_the_members_of_real_ones(served, shared_data):
     real = json.loads(next(shared_data.glob("cdse_answers/xcube_stac/05_POST*")).read_text())
     ours = stac(served)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 
@@ -32,15 +33,31 @@ def test_what_runs_is_the_image_and_not_what_the_user_has_loaded(image, tmp_path
     assert done.stdout.startswith("/opt/venv/"), done.stderr
 
 
+def broken(source: Path) -> str:
+    """A catalogue in the wrong order, which the first tests see."""
+    text = source.read_text()
+    assert text.count('rule.get("direction") == "desc"') == 1
+    return text.replace('rule.get("direction") == "desc"', 'rule.get("direction") != "desc"')
+
+
+def test_a_broken_package_fails_the_test_of_the_image(image, tmp_path):
+    """What `apptainer build` runs last, with one file of the image replaced."""
+    (tmp_path / "queries.py").write_text(broken(ROOT / "cloudjob" / "archive" / "queries.py"))
+    command = ["apptainer", "exec", image, "python", "-c", "import cloudjob.archive.queries as m; print(m.__file__)"]
+    inside = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    command = ["apptainer", "test", "--bind", f"{tmp_path / 'queries.py'}:{inside}", image]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "1 failed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.long
 def test_a_broken_package_fails_the_build(build, image, tmp_path):
-    """A catalogue in the wrong order, which the first tests see; built upon the image itself, so that only the package
-    is installed anew."""
+    """Built upon the image itself, so that only the package is installed anew."""
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs"), symlinks=True)
     source = folder / "cloudjob" / "archive" / "queries.py"
-    text = source.read_text()
-    assert text.count('rule.get("direction") == "desc"') == 1
-    source.write_text(text.replace('rule.get("direction") == "desc"', 'rule.get("direction") != "desc"'))
+    source.write_text(broken(source))
     done = build(tmp_path / "broken.sif", image, folder)
     assert done.returncode != 0
     assert "failed to execute %test" in done.stdout + done.stderr

@@ -157,6 +157,7 @@ def test_what_is_done_after_which_share(shards, tmp_path):
     assert "train: WARNING: at 0.05" in made.said
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_has_the_chosen_average_and_its_calibration(shards, tmp_path):
     made = training(shards, tmp_path)
     made.run()
@@ -298,6 +299,7 @@ def test_before_the_job_ends_it_stops_by_itself(shards, tmp_path, monkeypatch, v
     assert checkpoints(made) == [4, 6]
 
 
+@pytest.mark.slow
 def test_a_job_that_lasts_is_not_stopped(shards, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     monkeypatch.setenv("CLOUDJOB_DEADLINE", str(clock.now + 1e6))
@@ -386,6 +388,7 @@ def test_a_bad_step_is_skipped_and_its_loss_left_out(shards, tmp_path):
 
 
 # --- another rank ------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_another_rank_writes_nothing_and_meets_rank_0_as_often(shards, tmp_path, monkeypatch):
     met = []
     monkeypatch.setattr(distributed, "barrier", lambda: met.append(1))

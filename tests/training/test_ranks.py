@@ -34,10 +34,12 @@ def plain(tmp_path_factory):
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_killed_at_five_moments_and_once_while_saving_it_ends_in_the_same_weights(plain, tmp_path, size):
+@pytest.mark.parametrize(
+    ("size", "kills"), [(2, 2), pytest.param(1, 5, marks=pytest.mark.long), pytest.param(2, 5, marks=pytest.mark.long)]
+)
+def test_killed_at_some_moments_and_once_while_saving_it_ends_in_the_same_weights(plain, tmp_path, size, kills):
     space, chance = workspace(tmp_path / "run"), random.Random(size)
-    for moment in sorted(chance.sample(range(8, 216), 5)):
+    for moment in sorted(chance.sample(range(8, 216), kills)):
         with Ranks(space, size, *LONG) as ranks:
             ranks.until(lambda moment=moment: last_seen(space) >= moment)
             time.sleep(chance.uniform(0, 0.05))
