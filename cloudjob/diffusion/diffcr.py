@@ -1,8 +1,8 @@
 """DiffCR's network, a rival: Zou et al. 2024, IEEE TGRS, doi:10.1109/TGRS.2024.3365806, arXiv 2308.04417.
 
-Two encoders of NAF blocks (Chen et al. 2022, arXiv 2204.04676), of the noisy image and of the other dates, whose features
-are added at each resolution. Two things of the authors' program are otherwise here: it tells the level as the sinusoids of
-a number in 0..1, which hardly change, and halves the dates' features once more than it uses them.
+Two encoders of NAF blocks (Chen et al. 2022, arXiv 2204.04676), one of the noisy image and one of the dates, whose
+features are added at each resolution. The authors' program differs in two points: it tells the level by sinusoids of a
+number in 0..1, which hardly vary, and its last convolution of the dates' features leads nowhere.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cloudjob.diffusion.conditions import BAND_COUNT, CHANNELS
 from cloudjob.diffusion.layers import check_size, noisy_or_empty, sinusoids
 
-WIDTHS = {"diffcr": 64, "diffcr-32": 32, "diffcr-16": 16}
+WIDTHS = {"diffcr": 64, "diffcr-32": 32}  # the published one, and one that costs about what `small` does
 DATES = ("cloudy", "reference")  # the channels that are the image of a date
 EMBEDDING = 256
 _LEVELS = 4  # times that the image is halved, each doubling the channels
@@ -34,7 +34,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def _gate(x: Tensor) -> Tensor:
-    """One half of the channels times the other: the only nonlinearity."""
+    """One half of the channels times the other, in place of an activation."""
     first, second = x.chunk(2, 1)
     return first * second
 
@@ -67,11 +67,10 @@ class Block(nn.Module):
 
 
 class DiffCR(nn.Module):
-    """(N, `bands`, H, W) from a noisy image of the same shape, its level (N,) and conditions (N, `condition_channels`, H,
-    W), in which the image of a date begins at each of `dates`.
+    """As all networks (see `networks`). In the conditions the image of a date begins at each of the channels `dates`.
 
-    Each date goes through the same encoder, as the paper has it, with all other channels beside it. A regression (x and
-    level None) is told an empty image and the most noise.
+    All dates go through one encoder, each with the channels that are no image of a date beside it; their features are
+    summed. So the order of the dates means nothing, as in the paper.
     """
 
     stride = 2**_LEVELS
@@ -79,7 +78,7 @@ class DiffCR(nn.Module):
     def __init__(self, width: int, *, condition_channels: int, dates: tuple[int, ...], bands: int = BAND_COUNT):
         super().__init__()
         self.images = [list(range(first, first + bands)) for first in dates]
-        self.shared = [channel for channel in range(condition_channels) if channel not in sum(self.images, [])]
+        self.shared = sorted(set(range(condition_channels)).difference(*self.images))
         widths = [width * 2**level for level in range(_LEVELS + 1)]
         *fine, coarsest = widths
         self.embed = nn.Sequential(nn.Linear(64, EMBEDDING), nn.SiLU(), nn.Linear(EMBEDDING, EMBEDDING))

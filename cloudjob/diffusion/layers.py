@@ -1,4 +1,4 @@
-"""What networks of several kinds begin with: the noise level as numbers, an image for a regression, the size of images."""
+"""What all networks begin with: the noise level as numbers, an empty image for a regression, the size of images."""
 
 import math
 

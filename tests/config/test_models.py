@@ -120,12 +120,14 @@ def test_settings_of_one_process_are_refused_with_another():
     assert config(train=drawn).train.options() == {"alpha": 1}
     learned = {"process": "ddpm", "prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}
     assert config(train=learned).train.options() == {key: learned[key] for key in list(learned)[1:]}
+    assert config(train=learned | {"process": "ddpm-residual"}).train.options() == config(train=learned).train.options()
     assert config().train.options() == {}
     assert mistake(train={"process": "ddpm", "alpha": 1}) == "train: alpha belongs to process residual"
     assert "belong to process ddpm" in mistake(train={"schedule": "cosine"})
     assert "belong to process ddpm" in mistake(train={"prediction": "x0"})
     assert "needs process ddpm with" in mistake(train={"process": "ddpm", "zero_terminal_snr": True})
     assert "needs process ddpm with" in mistake(train={"zero_terminal_snr": True})
+    assert "needs process ddpm" in mistake(train={"preset": "notebook-2025", "process": "ddpm-residual"})
     assert mistake(train={"preset": "notebook-2025"}) == "train: preset notebook-2025 needs process ddpm"
 
 
