@@ -268,6 +268,12 @@ class TrainConfig(Section):
     tensorboard: bool = Field(False, description="metrics for TensorBoard too, in train/tensorboard/")
     grid_co2: float = Field(445.0, ge=0, description="g CO2 per kWh of the grid; this is about the world's average")
 
+    @field_validator("average", mode="before")
+    @classmethod
+    def _average(cls, value: object) -> object:
+        """YAML reads 0.10 without quotes as a number."""
+        return {0.1: "0.10", 0.05: "0.05", 0.9999: "0.9999"}.get(value, value) if isinstance(value, float) else value
+
     @model_validator(mode="after")
     def _process(self) -> Self:
         wrong, ddpm = [], self.process in ("ddpm", "ddpm-residual")

@@ -133,8 +133,8 @@ class Ddpm:
 
 @dataclass(frozen=True)
 class ResidualDdpm(Ddpm):
-    """Ddpm on r = (x0 - anchor) / spread in place of x0, as a Residual is (see `processes`): so the two are told apart by
-    their processes alone. What Ddpm says of x0 is meant of r."""
+    """Ddpm on r = (x0 - anchor) / spread in place of x0, as a Residual is (see `processes`): so the two differ in the
+    process alone. What Ddpm says of x0 is meant of r."""
 
     spread: Spread = Residual.spread
 

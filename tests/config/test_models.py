@@ -131,6 +131,12 @@ def test_settings_of_one_process_are_refused_with_another():
     assert mistake(train={"preset": "notebook-2025"}) == "train: preset notebook-2025 needs process ddpm"
 
 
+@pytest.mark.parametrize(("given", "found"), [(0.1, "0.10"), ("0.10", "0.10"), (0.05, "0.05"), (0.9999, "0.9999")])
+def test_an_average_may_be_written_as_a_number(given, found):
+    assert config(train={"average": given}).train.average == found
+    assert "Input should be" in mistake(train={"average": 0.5})
+
+
 def test_noise_that_is_drawn_towards_the_cloudy_image_cannot_be_sampled_ancestrally():
     drawn, infer = {"process": "residual", "alpha": 1}, {"sampler": "ancestral"}
     said = mistake(train=drawn, infer=infer)

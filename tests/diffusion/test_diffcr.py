@@ -22,8 +22,8 @@ def tiny(dates: tuple[int, ...] = (0, 5), channels: int = 10) -> nn.Module:
     return awake(DiffCR(8, condition_channels=channels, dates=dates))
 
 
-# Parameters and billions of multiply-accumulates for 256 x 256 pixels of the authors' program, three dates of three bands:
-# the paper's 22.91 M and 45.86 G, and its table of widths.
+# Parameters and billions of multiply-accumulates of the authors' program for 256 x 256 pixels, three dates of three
+# bands; the paper says 22.91 M and 45.86 G.
 PUBLISHED = {64: (22_937_731, 45.84), 32: (6_019_907, 11.78), 16: (1_678_627, 3.11)}
 
 
