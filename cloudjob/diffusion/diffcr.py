@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cloudjob.diffusion.conditions import BAND_COUNT, CHANNELS
 from cloudjob.diffusion.layers import check_size, noisy_or_empty, sinusoids
 
-WIDTHS = {"diffcr": 64, "diffcr-32": 32}  # the published one, and one that costs about what `small` does
+WIDTHS = {"diffcr": 64, "diffcr-32": 32}  # as published, and with the multiply-accumulates of `small`
 DATES = ("cloudy", "reference")  # the channels that are the image of a date
 EMBEDDING = 256
 _LEVELS = 4  # times that the image is halved, each doubling the channels
