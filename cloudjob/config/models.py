@@ -18,7 +18,7 @@ from cloudjob.config.fields import (
     ascending,
 )
 
-Preset = Literal["notebook-2025", "tiny", "small", "base", "base-attention"]
+Preset = Literal["notebook-2025", "tiny", "small", "base", "base-attention", "diffcr", "diffcr-32"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 
@@ -209,10 +209,11 @@ class TrainConfig(Section):
     """What is trained, on what, how long, and by which optimizer."""
 
     preset: Preset = "small"
-    process: Literal["corrective", "residual", "regression", "ddpm"] = Field(
+    process: Literal["corrective", "residual", "regression", "ddpm", "ddpm-residual"] = Field(
         "corrective",
         description="corrective: a regression, and diffusion on what it leaves, each with a network of the preset; "
-        "residual: diffusion on the error of a first guess; regression: that error at once; ddpm: variance-preserving",
+        "residual: diffusion on the error of a first guess; regression: that error at once; ddpm: variance-preserving "
+        "diffusion; ddpm-residual: the same on that error",
     )
     alpha: float = Field(0.0, ge=0, le=10, description="residual: how strongly noise is drawn towards the cloudy image")
     prediction: Literal["noise", "x0", "v"] = Field("noise", description="ddpm: what the network puts out")
@@ -243,8 +244,10 @@ class TrainConfig(Section):
     other_ground: Fraction = Field(
         0.25, description="share of these samples whose ground is darkened at random, as soil, plants and water are"
     )
-    average: Literal["auto", "0.10", "0.05", "none"] = Field(
-        "auto", description="relative width of the moving average of the weights; auto: the better one on val"
+    average: Literal["auto", "0.10", "0.05", "0.9999", "none"] = Field(
+        "auto",
+        description="relative width of the moving average of the weights; auto: the better one on val; 0.9999: an "
+        "exponential one of this decay per step",
     )
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     max_skipped: Count = Field(10, description="steps in a row without a finite loss and gradient that end it")
@@ -265,16 +268,22 @@ class TrainConfig(Section):
     tensorboard: bool = Field(False, description="metrics for TensorBoard too, in train/tensorboard/")
     grid_co2: float = Field(445.0, ge=0, description="g CO2 per kWh of the grid; this is about the world's average")
 
+    @field_validator("average", mode="before")
+    @classmethod
+    def _average(cls, value: object) -> object:
+        """YAML reads 0.10 without quotes as a number."""
+        return {0.1: "0.10", 0.05: "0.05", 0.9999: "0.9999"}.get(value, value) if isinstance(value, float) else value
+
     @model_validator(mode="after")
     def _process(self) -> Self:
-        wrong = []
+        wrong, ddpm = [], self.process in ("ddpm", "ddpm-residual")
         if self.preset == "notebook-2025" and self.process != "ddpm":
             wrong.append("preset notebook-2025 needs process ddpm")
         if self.alpha and self.process != "residual":
             wrong.append("alpha belongs to process residual")
-        if self.process != "ddpm" and (self.prediction, self.schedule) != ("noise", "linear"):
+        if not ddpm and (self.prediction, self.schedule) != ("noise", "linear"):
             wrong.append("prediction and schedule belong to process ddpm")
-        if self.zero_terminal_snr and (self.process != "ddpm" or self.prediction == "noise"):
+        if self.zero_terminal_snr and (not ddpm or self.prediction == "noise"):
             wrong.append("zero_terminal_snr needs process ddpm with prediction x0 or v: pure noise tells nothing of x0")
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -287,6 +296,7 @@ class TrainConfig(Section):
             "residual": ["alpha"],
             "regression": [],
             "ddpm": ["prediction", "schedule", "zero_terminal_snr"],
+            "ddpm-residual": ["prediction", "schedule", "zero_terminal_snr"],
         }
         return {name: getattr(self, name) for name in names[self.process]}
 

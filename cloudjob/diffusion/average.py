@@ -1,29 +1,39 @@
-"""Moving average of the weights with a power-function profile (Karras et al. 2024, arXiv 2312.02696, section 3.1)."""
+"""Moving averages of weights: with a power-function profile (Karras et al. 2024, arXiv 2312.02696, section 3.1), which
+stretches with training, so that a short run is not dominated by its early weights; and an exponential one."""
 
 import torch
 from torch import Tensor, nn
 
 GAMMAS = {"0.10": 6.94, "0.05": 16.97}  # relative width of the profile -> its exponent (their eq. 122)
+DECAY = "0.9999"  # of the exponential one, per step; also what it is called
 
 
-class PowerAverage:
-    """theta_avg(t) = beta theta_avg(t-1) + (1 - beta) theta(t), beta(t) = (1 - 1/t)^(gamma + 1).
+def averages_of(network: nn.Module, choice: str) -> dict[str, "Average"]:
+    """The averages that a training keeps, by name: both power-function ones, unless the exponential one is chosen."""
+    if choice == DECAY:
+        return {DECAY: ExponentialAverage(network, decay=float(DECAY))}
+    return {width: PowerAverage(network, gamma=gamma) for width, gamma in GAMMAS.items()}
 
-    The profile stretches with training, so that a short run is not dominated by its initial weights. Parameters are
-    averaged in float32; buffers are copied.
+
+class Average:
+    """theta_avg(t) = beta(t) theta_avg(t-1) + (1 - beta(t)) theta(t), with beta(1) = 0: initial weights have no share.
+
+    Parameters are averaged in float32; buffers are copied.
     """
 
-    def __init__(self, network: nn.Module, *, gamma: float):
-        self.gamma = gamma
+    def __init__(self, network: nn.Module):
         self.average = {name: value.detach().float().clone() for name, value in network.named_parameters()}
         self.buffers = {name: value.detach().clone() for name, value in network.named_buffers()}
+
+    def beta(self, step: float) -> float:
+        raise NotImplementedError
 
     @torch.no_grad()
     def update(self, network: nn.Module, *, step: float) -> None:
         """Take in the weights after `step` >= 1 optimizer steps (samples seen / batch size)."""
-        beta = (1 - 1 / max(step, 1)) ** (self.gamma + 1)
         theta = dict(network.named_parameters())
-        torch._foreach_lerp_(list(self.average.values()), [theta[name].float() for name in self.average], 1 - beta)
+        share = 1 - self.beta(max(step, 1))
+        torch._foreach_lerp_(list(self.average.values()), [theta[name].float() for name in self.average], share)
         for name, value in network.named_buffers():
             self.buffers[name].copy_(value)
 
@@ -40,3 +50,25 @@ class PowerAverage:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in [*self.average.items(), *self.buffers.items()]:
             value.copy_(state[name])
+
+
+class PowerAverage(Average):
+    """beta(t) = (1 - 1/t)^(gamma + 1)."""
+
+    def __init__(self, network: nn.Module, *, gamma: float):
+        super().__init__(network)
+        self.gamma = gamma
+
+    def beta(self, step: float) -> float:
+        return (1 - 1 / step) ** (self.gamma + 1)
+
+
+class ExponentialAverage(Average):
+    """Weights of `decay`^age, which sum up to 1 from the first step on, as Adam's do (Kingma & Ba 2015, section 3)."""
+
+    def __init__(self, network: nn.Module, *, decay: float):
+        super().__init__(network)
+        self.decay = decay
+
+    def beta(self, step: float) -> float:
+        return 1 - (1 - self.decay) / (1 - self.decay**step)

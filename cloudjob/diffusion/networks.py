@@ -1,11 +1,10 @@
-"""The networks: dense residual-convolution U-Nets of three sizes, and the U-Net of the notebook of 2025.
+"""The networks: dense residual-convolution U-Nets of three sizes, DiffCR's, and the U-Net of the notebook of 2025.
 
 All map `network(x, level, conditions)` to (N, 4, H, W): x (N, 4, H, W) the scaled noisy image, level (N,) in 0..1 where
 the process stands between least and most noise, both None for a regression, which has no noisy image; conditions
 (N, C, H, W), the last four the difference of cloudy image and first guess. Any height and width divisible by `stride`.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cloudjob.diffusion import diffcr
 from cloudjob.diffusion.conditions import BAND_COUNT
+from cloudjob.diffusion.layers import check_size, noisy_or_empty, sinusoids
 
 EMBEDDING = 128
 CELL = 2  # pixels folded into channels by the stem: full resolution costs no convolution
@@ -36,7 +37,7 @@ SIZES = {
     "base": Size(widths=(96, 192, 256, 384), blocks=2),
     "base-attention": Size(widths=(96, 192, 256, 384), blocks=2, attention=True),
 }
-PRESETS = (*SIZES, "notebook-2025")
+PRESETS = (*SIZES, *diffcr.WIDTHS, "notebook-2025")
 
 
 def build(preset: str, *, condition_channels: int) -> nn.Module:
@@ -45,6 +46,8 @@ def build(preset: str, *, condition_channels: int) -> nn.Module:
         raise ValueError(f"preset {preset!r}: must be one of {', '.join(PRESETS)}")
     if preset == "notebook-2025":
         return NotebookUNet()
+    if preset in diffcr.WIDTHS:
+        return diffcr.build(preset, condition_channels=condition_channels)
     return UNet(SIZES[preset], condition_channels=condition_channels)
 
 
@@ -72,19 +75,6 @@ def describe(preset: str, size: int, *, condition_channels: int) -> dict[str, in
         "macs": counter.get_total_flops() // 2,
         "activation_bytes": sum(storage.nbytes() for storage in kept.values()),
     }
-
-
-def sinusoids(level: Tensor, channels: int) -> Tensor:
-    """(N, channels) sines and cosines of 1000 * level, wavelengths 2 pi to 2e4 pi (Vaswani et al. 2017, 3.5)."""
-    frequency = torch.exp(torch.arange(channels // 2, device=level.device) * (-math.log(1e4) / (channels // 2 - 1)))
-    angle = 1000 * level.float()[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], 1)
-
-
-def check_size(x: Tensor, stride: int) -> None:
-    height, width = x.shape[-2:]
-    if height % stride or width % stride:
-        raise ValueError(f"image of {height} x {width} pixels: both must be divisible by the network's stride {stride}")
 
 
 class Fold(nn.Module):
@@ -215,9 +205,7 @@ class UNet(nn.Module):
         _zero(self.head)
 
     def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
-        if x is None or level is None:
-            x = conditions.new_zeros(len(conditions), BAND_COUNT, *conditions.shape[-2:])
-            level = x.new_ones(len(x))
+        x, level = noisy_or_empty(x, level, conditions)
         check_size(x, self.stride)
         embedding = self.embed(sinusoids(level, EMBEDDING))
         seen = torch.cat([x.to(embedding.dtype), conditions.to(embedding.dtype)], 1)  # bfloat16 where autocast is on

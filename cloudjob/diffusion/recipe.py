@@ -8,13 +8,19 @@ from torch import Tensor, nn
 from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
-from cloudjob.diffusion.ddpm import Ddpm
+from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise
 from cloudjob.errors import ConfigError
 
 Process = Residual | Corrective | Regression | Ddpm
-PROCESSES = {"corrective": Corrective, "residual": Residual, "regression": Regression, "ddpm": Ddpm}
+PROCESSES = {
+    "corrective": Corrective,
+    "residual": Residual,
+    "regression": Regression,
+    "ddpm": Ddpm,
+    "ddpm-residual": ResidualDdpm,
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Recipe:
 
     def measure(self, batch: Batch) -> Self:
         """With the spread (and drift) of the process as they are in this batch, which has a target."""
-        if isinstance(self.process, Ddpm):
+        if type(self.process) is Ddpm:
             return self
         clean, valid, conditions = self._clean(batch), batch.target_valid, Conditions.of(batch, norm=self.norm)
         found: dict[str, Any] = {"spread": measure_spread(clean, conditions, valid)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cloudjob import __version__
 from cloudjob.diffusion import checkpoint
-from cloudjob.diffusion.average import GAMMAS, PowerAverage
+from cloudjob.diffusion.average import averages_of
 from cloudjob.diffusion.checkpoint import Checkpoint
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError, InputError, ItemError
@@ -32,7 +32,7 @@ class State:
         self.network: nn.Module = recipe.network().to(group.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = distributed.run_on_all_ranks(lambda: Step(recipe, self.network, settings, ranks=group.size))
-        self.averages = {width: PowerAverage(self.network, gamma=gamma) for width, gamma in GAMMAS.items()}
+        self.averages = averages_of(self.network, settings.average)
         self.seen, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.chosen = "0.10" if settings.average == "auto" else settings.average  # until the end of training
         self.calibration: dict[str, Any] = {}  # until the end of training

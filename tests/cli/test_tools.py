@@ -31,7 +31,7 @@ def test_presets_keep_their_budgets(capsys):
     main(["model", "tiny"])
     assert any(line.split()[:1] == ["parameters"] and "," in line for line in capsys.readouterr().out.splitlines())
     assert main(["model", "huge"]) == 2
-    assert "there are tiny, small, base, base-attention, notebook-2025" in capsys.readouterr().err
+    assert "there are tiny, small, base, base-attention, diffcr, diffcr-32, notebook-2025" in capsys.readouterr().err
 
 
 def test_config_show_says_where_each_value_came_from(capsys):

@@ -120,13 +120,21 @@ def test_settings_of_one_process_are_refused_with_another():
     assert config(train=drawn).train.options() == {"alpha": 1}
     learned = {"process": "ddpm", "prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}
     assert config(train=learned).train.options() == {key: learned[key] for key in list(learned)[1:]}
+    assert config(train=learned | {"process": "ddpm-residual"}).train.options() == config(train=learned).train.options()
     assert config().train.options() == {}
     assert mistake(train={"process": "ddpm", "alpha": 1}) == "train: alpha belongs to process residual"
     assert "belong to process ddpm" in mistake(train={"schedule": "cosine"})
     assert "belong to process ddpm" in mistake(train={"prediction": "x0"})
     assert "needs process ddpm with" in mistake(train={"process": "ddpm", "zero_terminal_snr": True})
     assert "needs process ddpm with" in mistake(train={"zero_terminal_snr": True})
+    assert "needs process ddpm" in mistake(train={"preset": "notebook-2025", "process": "ddpm-residual"})
     assert mistake(train={"preset": "notebook-2025"}) == "train: preset notebook-2025 needs process ddpm"
+
+
+@pytest.mark.parametrize(("given", "found"), [(0.1, "0.10"), ("0.10", "0.10"), (0.05, "0.05"), (0.9999, "0.9999")])
+def test_an_average_may_be_written_as_a_number(given, found):
+    assert config(train={"average": given}).train.average == found
+    assert "Input should be" in mistake(train={"average": 0.5})
 
 
 def test_noise_that_is_drawn_towards_the_cloudy_image_cannot_be_sampled_ancestrally():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from cloudjob.diffusion.average import GAMMAS, PowerAverage
+from cloudjob.diffusion.average import GAMMAS, ExponentialAverage, PowerAverage, averages_of
 
 
 def one_weight(value: float) -> nn.Linear:
@@ -34,6 +34,27 @@ def test_two_steps_by_hand():
     assert average.state_dict()["weight"].item() == pytest.approx(1 / 16 + 3 * 15 / 16)
 
 
+def test_the_exponential_average_by_its_definition():
+    """Each step's weights by decay^age, over the sum of these; after many steps its usual recursion."""
+    network = one_weight(7)
+    average, values = ExponentialAverage(network, decay=0.9), [3.0, -1.0, 4.0, 1.0, -5.0]
+    for step, value in enumerate(values, 1):
+        nn.init.constant_(network.weight, value)
+        average.update(network, step=step)
+        ages = [0.9 ** (step - number) for number in range(1, step + 1)]
+        expected = np.average(values[:step], weights=ages)
+        assert average.state_dict()["weight"].item() == pytest.approx(expected, abs=1e-6)
+    assert ExponentialAverage(network, decay=0.9999).beta(10**6) == pytest.approx(0.9999)
+
+
+@pytest.mark.parametrize("choice", ["auto", "0.10", "0.05", "none"])
+def test_a_training_keeps_both_widths_or_the_exponential_one_alone(choice):
+    found = averages_of(one_weight(7), choice)
+    assert {width: average.gamma for width, average in found.items()} == GAMMAS
+    ((name, average),) = averages_of(one_weight(7), "0.9999").items()
+    assert (name, average.decay) == ("0.9999", 0.9999)
+
+
 @pytest.mark.parametrize(("width", "gamma"), GAMMAS.items())
 def test_the_exponents_give_the_widths_that_name_them(width, gamma):
     """The relative standard deviation of a profile tau^gamma on 0..1, from its first two moments."""
@@ -42,9 +63,10 @@ def test_the_exponents_give_the_widths_that_name_them(width, gamma):
 
 
 @pytest.mark.parametrize("step", [0.25, 1])
-def test_the_first_step_forgets_the_initial_weights(step):
+@pytest.mark.parametrize("choice", ["0.05", "0.9999"])
+def test_the_first_step_forgets_the_initial_weights(step, choice):
     network = nn.Linear(3, 3)
-    average = PowerAverage(network, gamma=6.94)
+    average = averages_of(network, choice)[choice]
     nn.init.ones_(network.weight)
     average.update(network, step=step)
     assert torch.equal(average.state_dict()["weight"], torch.ones(3, 3))

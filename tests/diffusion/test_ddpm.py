@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudjob.diffusion.conditions import Conditions, Normalisation
-from cloudjob.diffusion.ddpm import Ddpm
+from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
 from cloudjob.diffusion.noise import normals, uniforms
+from cloudjob.pixels import CLOUD
 
 SHAPE = (2, 4, 8, 8)
 CONDITIONS = Conditions.of(
@@ -32,15 +33,15 @@ def curved(x, level, channels=None):
     return torch.tanh(x) * (0.5 + level[:, None, None, None])
 
 
-def true_network(process: Ddpm):
+def true_network(process: Ddpm, clean=CLEAN):
     """What a network that knows the clean image says at any level."""
     bars = process.alpha_bar()
 
     def network(x, level, channels):
         alpha_bar = bars[(level * process.timesteps).round().long()][:, None, None, None]
         a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        noise = (x - a * CLEAN) / b
-        return {"noise": noise, "x0": CLEAN.expand_as(x), "v": a * noise - b * CLEAN}[process.prediction]
+        noise = (x - a * clean) / b
+        return {"noise": noise, "x0": clean.expand_as(x), "v": a * noise - b * clean}[process.prediction]
 
     return network
 
@@ -248,6 +249,99 @@ def test_the_network_is_told_the_level_and_the_conditions_at_every_step():
 
 def test_it_is_the_recipe_of_the_notebook_unless_told_otherwise():
     assert Ddpm() == Ddpm(1000, "linear", "noise", False)
+
+
+# --- on the error of the first guess ------------------------------------------------------------------------------
+SPREAD = (0.5, 2.0, 3.0)
+
+
+def hidden() -> Conditions:
+    """Half under cloud; a quarter with a reference."""
+    generator = torch.Generator().manual_seed(6)
+    mask = torch.zeros(len(CLEAN), 8, 8, dtype=torch.uint8)
+    mask[:, 4:] = CLOUD
+    reference = torch.randn(SHAPE, generator=generator)
+    reference[..., :4] = torch.nan
+    return Conditions.of(
+        batches.batch(torch.randn(SHAPE, generator=generator), mask, reference=reference),
+        norm=Normalisation((0.0,) * 4, (1.0,) * 4),
+    )
+
+
+def test_on_the_first_guess_a_ddpm_learns_what_is_left_of_it():
+    """The same as a Ddpm whose clean image is r, which is told the difference in units of the spread."""
+    for prediction in NAMES:
+        conditions, told = hidden(), []
+        spread = conditions.choose(*SPREAD)
+        assert spread.unique().tolist() == sorted(SPREAD)
+
+        def network(x, level, channels, told=told):
+            told.append(channels)
+            return curved(x, level)
+
+        key = {"seed": 3, "indices": [4, 7]}
+        (found,) = ResidualDdpm(prediction=prediction, spread=SPREAD).loss_terms(network, CLEAN, conditions, **key)
+        residual = (CLEAN - conditions.anchor) / spread
+        (expected,) = Ddpm(prediction=prediction).loss_terms(curved, residual, conditions, **key)
+        assert torch.equal(found.prediction, expected.prediction)
+        assert torch.equal(found.target, expected.target)
+        assert torch.equal(torch.as_tensor(found.weight), torch.as_tensor(expected.weight))
+        torch.testing.assert_close(found.scale, expected.scale * spread)
+        assert torch.equal(told[0], conditions.channels(spread))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver_2m", "ancestral"])
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("limits", [None, (torch.tensor(-9.0), torch.tensor(9.0))])
+def test_on_the_first_guess_a_network_that_knows_gives_back_the_ground(prediction, sampler, limits):
+    conditions = hidden()
+    process = ResidualDdpm(schedule="sigmoid", prediction=prediction, zero_terminal_snr=True, spread=SPREAD)
+    residual = (CLEAN - conditions.anchor) / conditions.choose(*SPREAD)
+    network = true_network(process, residual)
+    found = process.sample(network, conditions, noise=noises(), steps=5, limits=limits, sampler=sampler)
+    assert torch.allclose(found, CLEAN.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_on_the_first_guess_a_network_that_says_nothing_gives_it_back(steps):
+    conditions, heard = hidden(), []
+
+    def network(x, level, channels):
+        heard.append(channels)
+        return 0 * x
+
+    process = ResidualDdpm(prediction="x0", spread=SPREAD)
+    found = process.sample(network, conditions, noise=noises(), steps=steps, limits=LIMITS, sampler="dpm_solver_2m")
+    assert torch.allclose(found, conditions.anchor.double().clamp(*LIMITS), atol=1e-6)
+    assert all(torch.equal(channels, conditions.channels(conditions.choose(*SPREAD))) for channels in heard)
+    unlimited = process.sample(network, conditions, noise=noises(), steps=steps, limits=None, sampler="dpm_solver_2m")
+    assert torch.equal(unlimited, conditions.anchor.double())
+
+
+def test_every_estimate_on_the_first_guess_is_kept_in_the_limits_of_the_ground():
+    conditions, seen = hidden(), []
+    process = ResidualDdpm(prediction="x0", zero_terminal_snr=True, spread=SPREAD)
+
+    def network(x, level, channels):
+        seen.append(x)
+        return torch.full_like(x, 1e6)
+
+    found = process.sample(
+        network, conditions, noise=lambda step: torch.zeros(SHAPE), steps=2, limits=LIMITS, sampler="euler"
+    )
+    assert torch.allclose(found, LIMITS[1].expand(SHAPE))
+    highest = (LIMITS[1] - conditions.anchor) / conditions.choose(*SPREAD)
+    assert torch.allclose(seen[1], process.alpha_bar()[499].sqrt().float() * highest, atol=1e-5)
+
+
+def test_nothing_else_is_changed_by_the_first_guess():
+    """With a guess of 0 and a spread of 1, as where nothing is known, it is a Ddpm."""
+    conditions = CONDITIONS.anchored(torch.zeros(SHAPE))
+    options = {"noise": noises(), "steps": 6, "limits": LIMITS, "sampler": "euler"}
+    expected = Ddpm(prediction="v").sample(curved, conditions, **options)
+    options["noise"] = noises()
+    found = ResidualDdpm(prediction="v", spread=(1.0, 1.0, 1.0)).sample(curved, conditions, **options)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("steps", [0, 51])

@@ -10,7 +10,7 @@ import torch
 from cloudjob.diffusion import clouds, losses
 from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import NOTEBOOK_2025, Conditions, Normalisation
-from cloudjob.diffusion.ddpm import Ddpm
+from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
 from cloudjob.diffusion.networks import MeanAndDetail, NotebookUNet
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.recipe import PROCESSES, Recipe
@@ -59,6 +59,7 @@ def normal_noise(step: int) -> torch.Tensor:
         ("regression", {}, Regression((0.1, 0.4, 1.0))),
         ("regression", {"spread": [1.0, 2.0, 3.0]}, Regression((1.0, 2.0, 3.0))),
         ("ddpm", {"timesteps": 50}, Ddpm(50)),
+        ("ddpm-residual", {"spread": [1.0, 2.0, 3.0]}, ResidualDdpm(spread=(1.0, 2.0, 3.0))),
     ],
 )
 def test_a_recipe_by_the_names_of_a_configuration(process, options, expected):
@@ -92,7 +93,7 @@ def test_spread_and_drift_are_measured_in_normalised_units(recipe, batch):
     batch = dataclasses.replace(batch, target=batch.target.masked_fill(torch.rand(4, 1, 16, 16) < 0.1, torch.nan))
     measured = recipe.measure(batch)
     assert (measured.preset, measured.norm) == (recipe.preset, recipe.norm)
-    if isinstance(recipe.process, Ddpm):
+    if type(recipe.process) is Ddpm:
         assert measured is recipe
         return
     conditions, valid = Conditions.of(batch, norm=NORM), batch.target_valid
@@ -117,6 +118,7 @@ def test_spread_and_drift_are_measured_in_normalised_units(recipe, batch):
         ("ddpm", ("auto", 7), ("ancestral", 1000)),
         ("ddpm", ("ancestral", 7), ("ancestral", 1000)),
         ("ddpm", ("euler", 7), ("euler", 7)),
+        ("ddpm-residual", ("auto", 7), ("ancestral", 1000)),
     ],
 )
 def test_sampler_and_steps_that_are_taken(process, wanted, expected):
@@ -246,7 +248,7 @@ def test_a_restoration_is_told_the_batch_and_comes_back_as_reflectance(batch, pr
 @pytest.mark.parametrize("process", PROCESSES)
 def test_whatever_a_network_says_a_restoration_stays_in_the_physical_range(process, batch):
     """Reflectance -0.1 to 2."""
-    options = {"timesteps": 20} if process == "ddpm" else {}
+    options = {"timesteps": 20} if "ddpm" in process else {}
     recipe = Recipe.of("tiny", process, **NORMALS, **options)
     wild = torch.where(torch.rand(4, 4, 16, 16) < 0.5, -1e6, 1e6)
     found = recipe.restore(lambda x, level, channels: wild, batch, noise=normal_noise, steps=3)

@@ -22,7 +22,7 @@ def batch():
 
 
 # --- what is measured --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("process", ["corrective", "residual", "ddpm", "regression"])
+@pytest.mark.parametrize("process", ["corrective", "residual", "ddpm", "ddpm-residual", "regression"])
 def test_an_untrained_network_is_as_good_as_zero_and_looks_at_nothing(batch, process):
     recipe = Recipe.of("tiny", process, mean=[0.5] * 4, std=[0.2] * 4)
     found = diagnose(recipe, lambda x, level, channels: 0 * channels[:, :4], batch, seed=0)

@@ -103,7 +103,8 @@ def test_a_new_training_follows_from_its_seed():
 
 
 @pytest.mark.parametrize(
-    ("setting", "chosen"), [("auto", "0.10"), ("0.05", "0.05"), ("0.10", "0.10"), ("none", "none")]
+    ("setting", "chosen"),
+    [("auto", "0.10"), ("0.05", "0.05"), ("0.10", "0.10"), ("0.9999", "0.9999"), ("none", "none")],
 )
 def test_until_the_end_a_fixed_or_the_wider_average_counts(setting, chosen):
     assert state(replace(PLAIN, average=setting)).chosen == chosen
@@ -123,6 +124,19 @@ def test_a_step_takes_the_rate_of_the_samples_seen_before_it(monkeypatch):
         made.advance(bad=False, say=print)
     assert rates == [learning_rate(PLAIN, seen=seen, total=16) for seen in (0, 2, 4)]
     assert made.seen == 6
+
+
+def test_the_exponential_average_goes_through_a_checkpoint(tmp_path):
+    settings = replace(PLAIN, average="0.9999")
+    made = state(settings)
+    train(made, 2)
+    made.save(files(tmp_path), IDENTITY, {}, milestones=())
+    again = state(settings)
+    again.resume(files(tmp_path), IDENTITY, Talk(), anew=False)
+    assert list(again.averages) == ["0.9999"]
+    assert everything(again) == everything(made)
+    assert torch.equal(again.averaged("0.9999").stem.weight, made.averages["0.9999"].average["stem.weight"])
+    assert not torch.equal(again.averaged("0.9999").stem.weight, made.network.stem.weight)
 
 
 def test_averages_take_in_the_weights_after_the_step():
