@@ -27,7 +27,7 @@ from cloudjob.patches.shards import SCALARS, ShardSet, check, columns
 @pytest.fixture
 def shard_set(tmp_path):
     write(tmp_path / "train_0.h5", 5)
-    write(tmp_path / "train_2.h5", 3, reference=False, seed=1)
+    write(tmp_path / "train_2.h5", 3, references=0, seed=1)
     return ShardSet(tmp_path, index_of(train_0=5, val_1=2, train_2=3), "train")
 
 
@@ -42,7 +42,7 @@ def test_columns_and_attributes_come_back(tmp_path):
     assert json.loads(found["attributes"]["pairs"]) == [PAIR]
     assert json.loads(found["attributes"]["settings"]) == {"masks": {"cloud_m": 100}}
     assert found["attributes"]["config_sha256"] == "abc"
-    write(tmp_path / "b.h5", 3, reference=False)
+    write(tmp_path / "b.h5", 3, references=0)
     assert "reference_days" not in columns(tmp_path / "b.h5")
 
 
@@ -57,20 +57,20 @@ def test_what_is_written_is_read(tmp_path, compression):
 
 
 def test_the_schema_and_the_filters_are_those_of_the_contract():
-    assert shards.SCHEMA_VERSION == 1
+    assert shards.SCHEMA_VERSION == 2
     assert shards.filters("zstd")["shuffle"]
     assert shards.filters("gzip")["shuffle"]
 
 
 def test_positions_run_over_the_files_of_a_split(shard_set):
     assert len(shard_set) == 8
-    assert shard_set.has_reference
-    expected = [*triplets(5), *triplets(3, seed=1, reference=False)]
+    assert shard_set.references == 1
+    expected = [*triplets(5), *triplets(3, seed=1, references=0)]
     for position, triplet in enumerate(expected):
         sample = shard_set[position]
         for name in ("cloudy", "clear", "mask"):
             np.testing.assert_array_equal(sample[name], triplet[name])
-        np.testing.assert_array_equal(sample["reference"], 0 if triplet["reference"] is None else triplet["reference"])
+        np.testing.assert_array_equal(sample["reference"], triplet.get("reference", 0))
     for outside in (-1, 8):
         with pytest.raises(IndexError):
             shard_set[outside]
@@ -153,16 +153,16 @@ def test_shards_are_read_and_written_without_the_library_where_none_is_compresse
 
 
 def test_without_any_reference_there_is_none(tmp_path):
-    write(tmp_path / "train_0.h5", 2, reference=False)
+    write(tmp_path / "train_0.h5", 2, references=0)
     found = ShardSet(tmp_path, index_of(train_0=2), "train")
-    assert not found.has_reference
+    assert found.references == 0
     assert set(found[0]) == {"cloudy", "clear", "mask", *SCALARS}
 
 
 def test_a_split_without_files_is_empty(tmp_path):
     empty = ShardSet(tmp_path, index_of(train_0=5), "test")
     assert len(empty) == 0
-    assert not empty.has_reference
+    assert empty.references == 0
 
 
 def test_read_fills_the_given_slot_alone(shard_set):
