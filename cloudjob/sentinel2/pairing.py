@@ -230,16 +230,17 @@ def _further(first: dict, day: float, used: set[str], rows: list[dict], rules: R
     """The references after the `first`, as products and days, for a truth so many days after the cloudy date.
 
     Of the rows, nearest first, the second reference is the first one on the other side of the truth in time, so that
-    the two enclose it; without such a date, and for the third, the nearest is taken. None is nearer to
-    the truth or to the cloudy date than `min_days`: it might be the truth itself. `used` are acquisitions (datatakes)
-    that are none of theirs.
+    the two enclose it; without such a date, and for the third, the nearest is taken. All are of acquisitions (datatakes)
+    that are not `used`, and `min_days` from each other, from the truth and from the cloudy date.
     """
-    used = used | {_datatake(first)}
-    rows = [row for row in rows if min(abs(row["days"]), abs(row["days"] - day)) >= rules.min_days]
+    used, days = {*used, _datatake(first)}, [0, day, first["days"]]
     found: list[dict] = []
-    while len(found) < rules.references - 1 and (left := _references(rows, used, rules)):
+    for _ in range(rules.references - 1):
+        left = _references(rows, used, rules)
+        left = [row for row in left if all(abs(row["days"] - other) >= rules.min_days for other in days)]
         across = [row for row in left if (row["days"] - day) * (first["days"] - day) < 0]
-        chosen = (across if across and not found else left)[0]
-        found.append({"product": chosen["clear"], "days": chosen["days"]})
-        used = used | {_datatake(chosen)}
+        if chosen := next(iter(across if across and not found else left), None):
+            found.append({"product": chosen["clear"], "days": chosen["days"]})
+            used.add(_datatake(chosen))
+            days.append(chosen["days"])
     return found
