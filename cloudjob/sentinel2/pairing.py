@@ -230,8 +230,8 @@ def _further(first: dict, day: float, used: set[str], rows: list[dict], rules: R
     """The references after the `first`, as products and days, for a truth so many days after the cloudy date.
 
     Of the rows, nearest first, the second reference is the first one on the other side of the truth in time, so that
-    the two enclose it; without such a date, and for the third, the nearest is taken. All are of acquisitions (datatakes)
-    that are not `used`, and `min_days` from each other, from the truth and from the cloudy date.
+    the two enclose it; without such a date, and for the third, the nearest is taken. All are of acquisitions
+    (datatakes) that are not `used`, and `min_days` from each other, from the truth and from the cloudy date.
     """
     used, days = {*used, _datatake(first)}, [0, day, first["days"]]
     found: list[dict] = []
