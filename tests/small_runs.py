@@ -32,16 +32,14 @@ def write_shard(path: Path, seed: int, count: int, *, reference: bool) -> dict:
     """`count` triplets of smooth ground below a round cloud with a shadow beside it."""
     rng = np.random.default_rng(seed)
     grid = row, col = np.mgrid[:WINDOW, :WINDOW]
-    days = 9.0 if reference else None
     with shard_writer.Writer(
         path,
         count,
         window=WINDOW,
-        reference=reference,
         compression="none",
         pair={"pair": path.stem},
         attributes={},
-        reference_days=days,
+        reference_days=[9.0] if reference else [],
     ) as writer:
         for number in range(count):
             waves = rng.uniform(0.05, 0.3, (4, 2, 1, 1))
@@ -50,9 +48,10 @@ def write_shard(path: Path, seed: int, count: int, *, reference: bool) -> dict:
             for value in (2, 1):
                 mask[np.hypot(*(grid - rng.uniform(0.15, 0.8, (2, 1, 1)) * WINDOW)) < WINDOW / 4] = value
             cloudy = np.where(mask == 1, 8000, np.where(mask == 2, clear // 2, clear)).astype(np.uint16)
-            other = (clear + 100).astype(np.uint16) if reference else None
+            images = {"cloudy": cloudy, "clear": clear, "mask": mask}
+            images |= {"reference": (clear + 100).astype(np.uint16)} if reference else {}
             place = {"row": number, "col": 0, "cloud_fraction": float((mask == 1).mean())}
-            writer.add(cloudy=cloudy, clear=clear, mask=mask, reference=other, **place)
+            writer.add(**images, **place)
     return writer.result
 
 

@@ -132,7 +132,7 @@ def _write(work: Path, triplets: int) -> tuple[notebook.Loader, shards.ShardSet]
     each = triplets // SHARDS
     for number in range(SHARDS):
         name = f"train-{number:05d}.h5"
-        with shard_writer.Writer(work / name, each, window=WINDOW, reference=False, pair={}, attributes={}) as writer:
+        with shard_writer.Writer(work / name, each, window=WINDOW, pair={}, attributes={}) as writer:
             for row, col in places[number * each : (number + 1) * each]:
                 here = np.s_[..., row : row + WINDOW, col : col + WINDOW]
                 images = {"cloudy": cloudy[here], "clear": clear[here], "mask": mask[here]}

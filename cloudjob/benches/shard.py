@@ -226,7 +226,6 @@ def compare(run_folder: Path, work: Path) -> dict:
             work / "bench.h5",
             len(found),
             window=found.window,
-            reference=False,
             compression="none",
             pair={},
             attributes={},

@@ -282,7 +282,7 @@ def make_run(work: Path, window: int, preset: str) -> RunFolder:
 def _write(path: Path, window: int, count: int, seed: int) -> dict:
     rng = np.random.default_rng(seed)
     row, col = np.mgrid[:window, :window]
-    with shard_writer.Writer(path, count, window=window, reference=False, pair={}, attributes={}) as writer:
+    with shard_writer.Writer(path, count, window=window, pair={}, attributes={}) as writer:
         for number in range(count):
             waves = rng.uniform(0.02, 0.2, (4, 2, 1, 1))
             clear = (3000 + 800 * np.sin(waves[:, 0] * row + waves[:, 1] * col)).astype(np.uint16)

@@ -121,7 +121,8 @@ class PairConfig(Section):
 
     min_days: float = Field(0, ge=0, description="a clear date nearer than this is none of another day")
     max_days: Count = 30
-    reference_max_days: Count = Field(60, description="the same for the reference, another clear date")
+    reference_max_days: Count = Field(60, description="the same for the references, other clear dates")
+    references: int = Field(1, ge=1, le=3, description="other clear dates; the model sees one, the fills up to three")
     other_orbit_days: float = Field(3, ge=0, description="a date of another relative orbit counts as so much farther")
     min_overlap: Fraction = Field(0.5, description="area with data on both dates over the smaller area with data")
     clear_max_cloud: Fraction = Field(0.05, description="cloud, shadow and cirrus of the clear product")

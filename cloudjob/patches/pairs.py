@@ -10,6 +10,7 @@ from shapely.geometry.base import BaseGeometry
 
 from cloudjob.errors import CorruptFileError, ItemError, RejectedError
 from cloudjob.patches import windows
+from cloudjob.patches.splits import REFERENCES
 from cloudjob.patches.windows import Windows
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
 from cloudjob.sentinel2 import masks, product, scene
@@ -41,8 +42,8 @@ class Rules:
 class PreparedPair:
     """A pair whose dates are compared and whose windows are selected, before its bands are decoded.
 
-    The keys are the roles of its dates: cloudy, clear and, where there is one, reference. With `truth`, a file with the
-    ground of the cloudy day, there are the first two alone: the ground is the target and the clear date the reference.
+    The keys are the roles of its dates: cloudy, clear and those of REFERENCES that it has. With `truth`, a file with
+    the ground of the cloudy day, that ground is the target and the clear date the reference: there is none beside it.
     """
 
     products: dict[str, Product]
@@ -134,10 +135,10 @@ def _narrowed(
 
 
 def stripes(pair: PreparedPair, *, radiometry: str, processes: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """(first row, images by role) of full rows, from north to south: cloudy, clear (the target) and, if there is one,
-    reference (4, r, W) uint16 DN, and mask (r, W) uint8.
+    """(first row, images by role) of full rows, from north to south: cloudy, clear (the target) and the references that
+    there are (4, r, W) uint16 DN, and mask (r, W) uint8.
 
-    The clear dates are radiometrically normalised to the cloudy one; the reference has data only where it is clear.
+    The clear dates are radiometrically normalised to the cloudy one; references have data only where they are clear.
     Each JPEG 2000 tile is decoded once; the pair's `shift` takes its chips in passing.
     """
     height = pair.products["cloudy"].shape[0]
@@ -152,15 +153,13 @@ def stripes(pair: PreparedPair, *, radiometry: str, processes: int) -> Iterator[
 def _images(pair: PreparedPair, dates: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
     """The images of triplets, by role, from the bands of the dates in these rows."""
     shape = pair.products["cloudy"].shape
-    if pair.truth is None:
-        images = dict(dates)
-        reference_masks = pair.masks.get("reference")
-    else:
-        images = {"cloudy": dates["cloudy"], "clear": _ground(pair.truth, shape, rows), "reference": dates["clear"]}
-        reference_masks = pair.masks["clear"]
-    if reference_masks is not None:
-        clear = reference_masks.at_10m("mask", shape, rows) == CLEAR
-        images["reference"] = np.where(clear, images["reference"], EMPTY_DN)
+    target = dates["clear"] if pair.truth is None else _ground(pair.truth, shape, rows)
+    images = {"cloudy": dates["cloudy"], "clear": target}
+    for role in REFERENCES:
+        source = "clear" if role == "reference" and pair.truth is not None else role
+        if source in dates:
+            clear = pair.masks[source].at_10m("mask", shape, rows) == CLEAR
+            images[role] = np.where(clear, dates[source], EMPTY_DN)
     mask = pair.masks["cloudy"].at_10m("mask", shape, rows)
     mask[(images["cloudy"] == EMPTY_DN).any(0) | (images["clear"] == EMPTY_DN).any(0)] = NO_DATA
     return images | {"mask": mask}

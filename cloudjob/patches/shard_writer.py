@@ -3,6 +3,7 @@
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 
 from cloudjob.errors import CorruptFileError, ItemError
-from cloudjob.patches.shards import COLUMNS, DAMAGE, SCHEMA_VERSION, ShardFile, columns, filters, layout
+from cloudjob.patches.shards import COLUMNS, DAMAGE, DAYS, ShardFile, columns, filters, layout
 from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
 
 _THIN = 4  # the normalisation comes from every 4th pixel of every 4th row: windows overlap more than that
@@ -23,7 +24,8 @@ class Writer:
     """Writes the triplets of one pair as they come; one at a time is in memory.
 
     There is one chunk per triplet, by default without a filter, so that one `preadv` reads a triplet. At most
-    `capacity` triplets may be added. `pair`, facts such as products, baselines, offsets and radiometric gains, becomes
+    `capacity` triplets may be added. `reference_days` are signed days to each of their references, up to three, the
+    nearest first. `pair`, facts such as products, baselines, offsets and radiometric gains, becomes
     the attribute `pairs`; it may still be changed until the writer is closed. `attributes` are plain values. Dicts and
     lists become JSON; strings have a fixed length (HDF5 keeps others in a heap without a checksum, and hangs where that
     is damaged). After a clean exit `result` holds what `normalisation` and `read_back` need. The caller flushes the
@@ -36,14 +38,13 @@ class Writer:
         capacity: int,
         *,
         window: int,
-        reference: bool,
         pair: dict,
         attributes: dict,
         compression: str = "none",
-        reference_days: float | None = None,
+        reference_days: Sequence[float] = (),
     ):
         self.path, self.capacity, self.window = Path(path), capacity, window
-        self.layout = layout(window, reference=reference)
+        self.layout = layout(window, references=len(reference_days))
         self.filters, self.reference_days = filters(compression), reference_days
         self.pair, self.attributes = pair, attributes
         self.result: dict = {}
@@ -62,28 +63,15 @@ class Writer:
             )
         return self
 
-    def add(
-        self,
-        *,
-        cloudy: np.ndarray,
-        clear: np.ndarray,
-        mask: np.ndarray,
-        reference: np.ndarray | None = None,
-        row: int,
-        col: int,
-        cloud_fraction: float,
-    ) -> None:
-        """Adds a triplet: cloudy, clear, reference (4, n, n) uint16 DN and mask (n, n) uint8 classes, maybe views of a
-        whole scene.
-
-        `reference` is None where the shard has none; row and col are the upper left pixel of the window.
+    def add(self, *, row: int, col: int, cloud_fraction: float, **images: np.ndarray) -> None:
+        """Adds a triplet: cloudy, clear, its references (4, n, n) uint16 DN and mask (n, n) uint8 classes, maybe views
+        of a whole scene. row and col are the upper left pixel of the window.
         """
-        given = {"cloudy": cloudy, "clear": clear, "mask": mask, "reference": reference}
         number, checksum = len(self._places), 0
         if number == self.capacity:
             raise ValueError(f"{self.path}: made for {self.capacity} triplets")
         for name, (shape, dtype) in self.layout.items():
-            array = np.ascontiguousarray(given[name])  # a strided view is written 12 times slower
+            array = np.ascontiguousarray(images[name])  # a strided view is written 12 times slower
             if (array.shape, array.dtype) != (shape, dtype):
                 raise ValueError(f"{name}: {array.shape} {array.dtype}, expected {shape} {dtype}")
             if self.filters:
@@ -93,7 +81,7 @@ class Writer:
             checksum = zlib.crc32(array.data, checksum)
         self._checksums.append(checksum)
         self._places.append((row, col, cloud_fraction))
-        self._sums += _sums(clear)
+        self._sums += _sums(images["clear"])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
@@ -121,12 +109,11 @@ class Writer:
             data.resize(count, axis=0)
         row, col, fraction = zip(*self._places, strict=True) if count else ((), (), ())
         columns = {"row": row, "col": col, "pair": np.zeros(count), "cloud_fraction": fraction}
-        if self.reference_days is not None:
-            columns["reference_days"] = np.full(count, self.reference_days)
+        columns |= {name: np.full(count, days) for name, days in zip(DAYS, self.reference_days, strict=False)}
         for name, values in columns.items():
             file[name] = np.asarray(values, COLUMNS[name])
         facts: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 2 if len(self.reference_days) > 1 else 1,
             "bands": ",".join(BANDS),
             "scale": SCALE,
             "offset": OFFSET,
@@ -138,7 +125,7 @@ class Writer:
         self.result = {
             "count": count,
             "window": self.window,
-            "reference": "reference" in self.layout,
+            "references": len(self.reference_days),
             "pixels": pixels,
             "sum": total,
             "sum2": squares,
@@ -166,7 +153,8 @@ def normalisation(parts: list[dict]) -> dict:
 def read_back(path: Path, result: dict) -> None:
     """CorruptFileError unless a reader finds in the file just written every triplet that the writer was given."""
     shard = ShardFile(path, result["count"], result["window"])
-    buffers = {name: np.empty(*form) for name, form in layout(result["window"], reference=result["reference"]).items()}
+    arrays = layout(result["window"], references=result["references"])
+    buffers = {name: np.empty(*form) for name, form in arrays.items()}
     if set(shard.names) != set(buffers):
         raise CorruptFileError(path, f"holds {', '.join(shard.names)}; written were {', '.join(buffers)}")
     for number, written in enumerate(result["checksums"]):

@@ -19,28 +19,32 @@ import numpy as np
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.names import days_between
-from cloudjob.patches.splits import GROUND
+from cloudjob.patches.splits import GROUND, REFERENCES
 from cloudjob.pixels import BANDS, EMPTY_DN
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # the newest that is read; 1 knows no reference but the first
 COMPRESSIONS = ("none", "zstd", "gzip")
 _ZSTD = 32015  # the number of the filter, as registered with the HDF Group
-COLUMNS = {"row": "i4", "col": "i4", "pair": "i4", "cloud_fraction": "f4", "reference_days": "f4"}
+DAYS = tuple(f"{name}_days" for name in REFERENCES)
+COLUMNS = {"row": "i4", "col": "i4", "pair": "i4", "cloud_fraction": "f4"} | dict.fromkeys(DAYS, "f4")
 SCALARS = ("sun_elevation", "reference_days", "clear_days")  # float32, one number per triplet
+_NUMBERS = (*SCALARS, *DAYS[1:])  # those of the further references too, where they are asked for
 DAMAGE = (OSError, LookupError, ValueError, TypeError, RuntimeError)  # what h5py raises over a broken file
 
 
-def layout(window: int, *, reference: bool) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Name -> shape and dtype of one triplet's arrays, in the order in which they are written."""
+def layout(window: int, *, references: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Name -> shape and dtype of one triplet's arrays, in the order in which they are written: what the model is shown
+    lies together, before the further references."""
     image = ((len(BANDS), window, window), np.dtype("<u2"))
     arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {"cloudy": image, "clear": image}
     arrays["mask"] = ((window, window), np.dtype("u1"))
-    return arrays | ({"reference": image} if reference else {})
+    return arrays | dict.fromkeys(REFERENCES[:references], image)
 
 
 def scalars(pair: dict) -> dict[str, float]:
     """SCALARS of the triplets of a pair, from its facts: the sun's elevation on the cloudy date (degrees), and signed
-    days from the cloudy date to the dates of the reference and of the clear image. NaN where a date or fact is missing.
+    days from the cloudy date to the dates of the reference and of the clear image; and the days to the further
+    references. NaN where a date or fact is missing.
 
     Where the clear image is the ground of the cloudy day itself (`target` is GROUND), it is 0 days away, and the pair's
     clear date is the reference.
@@ -55,6 +59,7 @@ def scalars(pair: dict) -> dict[str, float]:
         "sun_elevation": pair.get("sun_elevation", {}).get("cloudy", math.nan),
         "reference_days": days("clear") if on_the_day else days("reference"),
         "clear_days": 0.0 if on_the_day else days("clear"),
+        **{f"{role}_days": days(role) for role in REFERENCES[1:]},
     }
 
 
@@ -96,9 +101,9 @@ def check(path: Path, sha256: str) -> None:
 
 
 def columns(path: Path) -> dict:
-    """row, col, pair, cloud_fraction and, where there is a reference, reference_days: (N,) each; and `attributes`."""
+    """row, col, pair, cloud_fraction and, for each reference that there is, its days: (N,) each; and `attributes`."""
     with _named(path), h5py.File(path, "r", locking=False) as file:
-        found = {name: file[name][:] for name in COLUMNS if name in file or name != "reference_days"}
+        found = {name: file[name][:] for name in COLUMNS if name in file or name not in DAYS}
         attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in file.attrs.items()}
         return found | {"attributes": attributes}
 
@@ -121,14 +126,20 @@ class ShardSet:
         return self.__dict__ | {"_open": {}}
 
     @cached_property
-    def has_reference(self) -> bool:
-        """Whether any of the files holds a reference; in triplets of the other files it is EMPTY_DN, no data."""
-        return any("reference" in self._shard(number).names for number in range(len(self.files)))
+    def references(self) -> int:
+        """The most references that a file holds; in triplets of the other files they are EMPTY_DN, no data."""
+        return max((self._shard(number).references for number in range(len(self.files))), default=0)
 
-    def buffers(self, batch: int, allocate: Callable = np.empty) -> dict[str, np.ndarray]:
-        """Buffers of a batch: cloudy, clear (batch, 4, n, n) uint16, mask (batch, n, n) uint8, reference as cloudy
-        if the split has any, and each of SCALARS (batch,) float32."""
-        arrays = layout(self.window, reference=self.has_reference) | dict.fromkeys(SCALARS, ((), np.dtype("f4")))
+    def buffers(
+        self, batch: int, allocate: Callable = np.empty, *, references: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Buffers of a batch: cloudy, clear (batch, 4, n, n) uint16, mask (batch, n, n) uint8, so many `references` as
+        cloudy (by default the first, if the split has any), SCALARS and the further references' days (batch,) float32.
+        """
+        if references is None:
+            references = min(self.references, 1)
+        numbers = dict.fromkeys((*SCALARS, *DAYS[1:references]), ((), np.dtype("f4")))
+        arrays = layout(self.window, references=references) | numbers
         return {name: allocate((batch, *shape), dtype) for name, (shape, dtype) in arrays.items()}
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
@@ -137,11 +148,12 @@ class ShardSet:
         self.read(position, arrays, 0)
         return {name: array[0] for name, array in arrays.items()}
 
-    def evenly(self, number: int) -> tuple[list[int], dict[str, np.ndarray]]:
-        """Positions and arrays of up to `number` triplets, evenly spread over the split: the same ones each time."""
+    def evenly(self, number: int, *, references: int | None = None) -> tuple[list[int], dict[str, np.ndarray]]:
+        """Positions and arrays (see `buffers`) of up to `number` triplets, evenly spread over the split: the same ones
+        each time."""
         number = min(number, len(self))
         positions = [place * len(self) // number for place in range(number)]
-        arrays = self.buffers(number)
+        arrays = self.buffers(number, references=references)
         for slot, position in enumerate(positions):
             self.read(position, arrays, slot)
         return positions, arrays
@@ -154,7 +166,7 @@ class ShardSet:
         shard = self._shard(number)
         row = position - self._ends[number] + shard.count
         for name, buffer in buffers.items():
-            if name in SCALARS:
+            if name in _NUMBERS:
                 buffer[slot] = shard.scalars[name]
             else:
                 shard.read(name, row, buffer[slot])
@@ -179,10 +191,10 @@ class Filler:
         files = [shards._shard(number) for number in range(len(shards.files))]
         self._scalars = {
             name: np.repeat(np.array([file.scalars[name] for file in files], "f4"), [file.count for file in files])
-            for name in SCALARS
+            for name in _NUMBERS
             if name in buffers
         }
-        images = {name: buffer for name, buffer in buffers.items() if name not in SCALARS}
+        images = {name: buffer for name, buffer in buffers.items() if name not in _NUMBERS}
         self._places = np.concatenate([file.at_once(tuple(images)) for file in files], axis=1)
         self._views = [
             [memoryview(image).cast("B") for image in triplet] for triplet in zip(*images.values(), strict=True)
@@ -220,10 +232,11 @@ class ShardFile:
         with _named(path):
             self._hdf5 = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
             version = self._hdf5.attrs["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise CorruptFileError(path, f"schema_version is {version}, this cloudjob reads {SCHEMA_VERSION}")
+            if not 1 <= version <= SCHEMA_VERSION:
+                raise CorruptFileError(path, f"schema_version is {version}, this cloudjob reads 1 to {SCHEMA_VERSION}")
             self.scalars = scalars(json.loads(self._hdf5.attrs["pairs"])[0])
-            arrays = layout(window, reference="reference" in self._hdf5)
+            self.references = sum(name in self._hdf5 for name in REFERENCES)
+            arrays = layout(window, references=self.references)
             self.names = tuple(arrays)
             for name, (shape, dtype) in arrays.items():
                 self._locate(name, shape, dtype)
@@ -271,7 +284,7 @@ class ShardFile:
         return np.stack([np.full(self.count, self._file.fileno()), np.where(adjacent, offsets[0], -1)])
 
     def read(self, name: str, row: int, out: np.ndarray) -> None:
-        """Fills `out` (contiguous) with an array of triplet `row`, or with EMPTY_DN where the file has no reference."""
+        """Fills `out` (contiguous) with an array of triplet `row`, or with EMPTY_DN if it is a reference that lacks."""
         if name not in self.names:
             out[...] = EMPTY_DN
         elif name in self._filtered:

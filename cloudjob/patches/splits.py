@@ -6,8 +6,9 @@ import hashlib
 from cloudjob.errors import ConfigError
 
 ORDER = ("test", "val", "train")  # where two splits want the same acquisition, the earlier one gets it
-ROLES = ("cloudy", "clear", "reference")  # the dates of a pair
+REFERENCES = ("reference", "reference2", "reference3")  # the dates of a pair beside its cloudy and its clear one
 GROUND, CLEAR_DATE = "ground", "clear date"  # targets of a pair; the ground is that of the cloudy day itself
+FURTHER = {CLEAR_DATE: "further", GROUND: "further_of_ground"}  # the references after the first, in a pair's row
 
 
 def assign(
@@ -74,7 +75,7 @@ def conflicts(pairs: list[dict], splits: dict[str, str]) -> dict[str, dict]:
 
     Each pair knows its `acquisitions` (role -> datatake). No two splits use the same acquisition, in whatever role: the
     test split comes first, then val, then train. A pair that loses its cloudy or its clear date is left out; a pair
-    that loses its reference does without it.
+    that loses a reference does without it.
     """
     found: dict[str, dict] = {}
     users: dict[str, tuple[str, str]] = {}  # datatake -> (pair, split), of the splits done
@@ -85,7 +86,7 @@ def conflicts(pairs: list[dict], splits: dict[str, str]) -> dict[str, dict]:
             drop = [
                 f"its {role} acquisition {pair['acquisitions'][role]} is used by {other}, in split {above}"
                 for role, (other, above) in lost.items()
-                if role != "reference"
+                if role not in REFERENCES
             ]
             found[pair["pair"]] = {"drop": "; ".join(drop) or None, "without": [] if drop else list(lost)}
             if not drop:

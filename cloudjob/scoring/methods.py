@@ -64,6 +64,25 @@ def from_another_date(cloudy: NDArray, reference: NDArray, mask: NDArray, number
     return {name: np.stack(images) for name, images in found.items()}
 
 
+def from_more_dates(
+    cloudy: NDArray, references: NDArray, mask: NDArray, numbers: Sequence[int], first: NDArray
+) -> dict[str, NDArray]:
+    """What similar pixels of the first two, three, ... of the references (N, R, 4, H, W) give, as `from_another_date`.
+
+    `first` (N, 4, H, W) is what they give of the first alone. A triplet that lacks a date is left with the others.
+    """
+    found: dict[str, NDArray] = {}
+    present = np.isfinite(references).all(2).any((2, 3))
+    for count in range(2, references.shape[1] + 1):
+        first = first.copy()
+        for i in np.flatnonzero(present[:, count - 1]).tolist():
+            dates = references[i, :count][present[i, :count]]
+            fill = baselines.similar_pixels(cloudy[i], dates, mask[i] == CLEAR, seed=numbers[i])
+            first[i] = np.where(np.isin(mask[i], HIDDEN), fill, cloudy[i])
+        found[f"similar_{count}_dates"] = first
+    return found
+
+
 def score(methods: dict[str, NDArray], truth: NDArray, mask: NDArray, core: NDArray) -> list[list[dict]]:
     """For each of N triplets the rows {"method", "on", scores...}, for every method and stratum that has pixels.
 

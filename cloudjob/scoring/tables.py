@@ -19,6 +19,8 @@ METHODS = {
     "poisson": "the matched date, cloned seamlessly into the surroundings (Poisson blending)",
     "similar_pixels": "the matched date, and what pixels near by and of like spectrum add (Gaussian process)",
     "similar_and_seen": "that, with the detail that thin cloud lets through",
+    "similar_2_dates": "similar pixels of two clear dates, of one where there is no other",
+    "similar_3_dates": "similar pixels of three clear dates, of fewer where there are not so many",
     "other_matched": "the next clear date, each band radiometrically normalised to the cloudy date",
 }
 DEFINITIONS = (

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
+from cloudjob.patches.shards import DAYS
+from cloudjob.patches.splits import REFERENCES
 from cloudjob.pixels import EMPTY_DN, HIDDEN
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.scoring import methods, metrics, strata
@@ -52,15 +54,17 @@ def score_pair(
 
     `arrays` are those of ShardSet.evenly, `core` (N, H, W) uint8 classes of what lies above, and `places` the positions
     of its triplets in the pair: the noise of a triplet is that of `noise_key` + its place. `pair` are the facts of the
-    shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over.
+    shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over. The
+    model is shown the first reference alone.
     """
-    images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", "reference") if name in arrays}
+    images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", *REFERENCES) if name in arrays}
     truth, mask = images.pop("clear"), arrays["mask"]
     numbers = [noise_key + place for place in places]
     found: dict[str, NDArray] = {}
     every = None
     if restorer is not None:
-        batch = Batch.of(arrays, restorer.device, scored=True)
+        given = {name: array for name, array in arrays.items() if not name.startswith(REFERENCES[1:])}
+        batch = Batch.of(given, restorer.device, scored=True)
         members = 1 if restorer.single else members
         found, every = methods.ours(restorer, batch, numbers, members=members, more_steps=more_steps)
     found |= methods.one_date(images["cloudy"], mask)
@@ -68,11 +72,13 @@ def score_pair(
         found["nearest_matched"] = images["reference"]
         found["nearest_clear"] = as_it_is(arrays["reference"], pair)
         found |= methods.from_another_date(images["cloudy"], images["reference"], mask, numbers)
+        references = np.stack([images[name] for name in REFERENCES if name in images], 1)
+        found |= methods.from_more_dates(images["cloudy"], references, mask, numbers, found["similar_pixels"])
     hidden = np.isin(mask, HIDDEN)
     rows = []
     for i, triplet in enumerate(methods.score(found, truth, mask, core)):
         facts = known | {"triplet": places[i], "cloud": hidden[i].mean()}
-        facts |= {name: arrays[name][i] for name in ("sun_elevation", "reference_days")}
+        facts |= {name: arrays[name][i] for name in ("sun_elevation", *DAYS) if name in arrays}
         rows.append([finite(facts | row) for row in triplet])
     changed = 0 if restorer is None else (digital_number(found["ours"]) != arrays["cloudy"]).any(1)[~hidden].sum()
     ensemble = None

@@ -1,4 +1,4 @@
-"""Pairs: which clear product goes with a cloudy one, and which other clear one is the reference; measures and rules."""
+"""Pairs: which clear product goes with a cloudy one, and which other clear ones are references; measures and rules."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ class Rules:
     min_days: float = 0
     max_days: float = 30
     reference_max_days: float = 60
+    references: int = 1
     other_orbit_days: float = 3
     min_overlap: float = 0.5
     clear_max_cloud: float = 0.05
@@ -162,7 +163,9 @@ def candidates(cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings
     Distance is in days; a date of another relative orbit counts as `other_orbit_days` farther. The nearest acceptable
     row is `accepted` and `shown` to a person; where none is acceptable, the one with the fewest reasons is shown. The
     shown row names its `reference`, the third image of the triplet: the nearest product of yet another acquisition
-    that is as clear. Every row that is not accepted says why.
+    that is as clear. Where the rules ask for more `references`, it lists them too, as products and days: `further`, for
+    a truth on the clear date, and `further_of_ground`, for the ground of the cloudy day, where the clear date is the
+    first reference. Every row that is not accepted says why.
     """
     clear = [preview for preview in clear if _may_pair(cloudy.product, preview.product)]
     rows = [_row(cloudy, preview, _witnesses(preview, clear, rules), rules, settings) for preview in clear]
@@ -174,11 +177,14 @@ def candidates(cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings
         orbit = "" if good[0]["same_orbit"] and row["same_orbit"] else f", {rules.other_orbit_days:g} for another orbit"
         row["reasons"] = [f"{good[0]['clear']} is nearer: {near} days against {far}{orbit}"]
     for row in rows:
-        reference = _reference(row, rows, rules) if row is shown else None
+        reference = next(iter(_references(rows, {_datatake(row)}, rules)), None) if row is shown else None
         row["accepted"] = row is shown and bool(good)
         row["shown"] = row is shown
         row["reference"] = reference and reference["clear"]
         row["reference_days"] = reference and reference["days"]
+        if row is shown and rules.references > 1:
+            row["further"] = _further(reference, row["days"], {_datatake(row)}, rows, rules) if reference else []
+            row["further_of_ground"] = _further(row, 0, set(), rows, rules)
     return rows
 
 
@@ -210,11 +216,31 @@ def _distance(row: dict, rules: Rules) -> float:
     return abs(row["days"]) + (0 if row["same_orbit"] else rules.other_orbit_days)
 
 
-def _reference(target: dict, rows: list[dict], rules: Rules) -> dict | None:
-    """The first of the rows, nearest first, that may be the reference of the pair with this target."""
-    for row in rows:
-        near = abs(row["days"]) <= rules.reference_max_days
-        datatakes = {ProductName.parse(each["clear"]).datatake for each in (row, target)}
-        if near and len(datatakes) == 2 and not _faults(row, rules):
-            return row
-    return None
+def _datatake(row: dict) -> str:
+    return ProductName.parse(row["clear"]).datatake
+
+
+def _references(rows: list[dict], used: set[str], rules: Rules) -> list[dict]:
+    """Those of the rows that may be a reference, of acquisitions (datatakes) that are not `used`."""
+    near = [row for row in rows if abs(row["days"]) <= rules.reference_max_days and _datatake(row) not in used]
+    return [row for row in near if not _faults(row, rules)]
+
+
+def _further(first: dict, day: float, used: set[str], rows: list[dict], rules: Rules) -> list[dict]:
+    """The references after the `first`, as products and days, for a truth so many days after the cloudy date.
+
+    Of the rows, nearest first, the second reference is the first one on the other side of the truth in time, so that
+    the two enclose it; without such a date, and for the third, the nearest is taken. All are of acquisitions
+    (datatakes) that are not `used`, and `min_days` from each other, from the truth and from the cloudy date.
+    """
+    used, days = {*used, _datatake(first)}, [0, day, first["days"]]
+    found: list[dict] = []
+    for _ in range(rules.references - 1):
+        left = _references(rows, used, rules)
+        left = [row for row in left if all(abs(row["days"] - other) >= rules.min_days for other in days)]
+        across = [row for row in left if (row["days"] - day) * (first["days"] - day) < 0]
+        if chosen := next(iter(across if across and not found else left), None):
+            found.append({"product": chosen["clear"], "days": chosen["days"]})
+            used.add(_datatake(chosen))
+            days.append(chosen["days"])
+    return found

@@ -17,14 +17,13 @@ from cloudjob.sentinel2.sums import window_sums
 _TILE = 1024  # rows and columns of a JPEG 2000 tile, which is decoded whole: a chip lies within one
 _CHIPS = 3  # chips along a side of the scene: 3 x 3 of them settle two numbers
 _CLEAR_SHARE = 0.95  # of the pixels of a chip
-# Which other date revises the masks of a date. The cloudy date and the reference are held against the clear one.
-REVISED_BY = {"cloudy": "clear", "clear": "cloudy", "reference": "clear"}
 
 
 def masks_of_pair(previews: dict[str, Preview], settings: masks.Settings) -> dict[str, SceneMasks]:
-    """Masks of the dates of a pair by role (cloudy, clear and, where there is one, reference), each revised by the
-    other date that REVISED_BY names."""
-    return {role: revised_masks(date, previews[REVISED_BY[role]], settings) for role, date in previews.items()}
+    """Masks of the dates of a pair by role (cloudy, clear and any references), each held against the clear date, and
+    that against the cloudy one."""
+    others = {role: previews["cloudy" if role == "clear" else "clear"] for role in previews}
+    return {role: revised_masks(date, others[role], settings) for role, date in previews.items()}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cloudjob.config.models import Config
 from cloudjob.files import link
+from cloudjob.patches.splits import FURTHER
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -12,10 +13,13 @@ STAGE = "download"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """One item per product of an accepted pair, including its reference."""
+    """One item per product of an accepted pair, including its references."""
     pairs = decisions.accepted_pairs(folder)
-    products = sorted({pair[key] for pair in pairs for key in ("cloudy", "clear", "reference") if pair[key]})
-    return [Item(STAGE, name, {}, {"preview": records.output_digest(folder, "preview", name)}) for name in products]
+    products = {pair[key] for pair in pairs for key in ("cloudy", "clear", "reference") if pair[key]}
+    products |= {each["product"] for pair in pairs for key in FURTHER.values() for each in pair.get(key, [])}
+    return [
+        Item(STAGE, name, {}, {"preview": records.output_digest(folder, "preview", name)}) for name in sorted(products)
+    ]
 
 
 def run(config: Config, folder: RunFolder) -> Summary:

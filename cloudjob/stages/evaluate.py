@@ -118,6 +118,7 @@ def _triplets(config: Config, folder: RunFolder) -> list[Item]:
     if config.evaluate.members:
         model["checkpoint"] = records.checkpoint_digest(folder, config.infer.checkpoint)
     files = _held_out(folder.index())
+    settings |= {"references": number} if (number := _references(files)) > 1 else {}
     share = -(-config.evaluate.triplets // max(len(files), 1))
     return [
         Item(STAGE, entry["pair"], settings | {"triplets": share}, model | {"shard": entry["sha256"]})
@@ -129,6 +130,11 @@ def _held_out(index: dict) -> list[dict]:
     """The entries of shards/index.json of the test split; if it is empty, those of val, else of train."""
     splits = ([entry for entry in index["files"] if entry["split"] == split] for split in ("test", "val", "train"))
     return next((chosen for chosen in splits if chosen), [])
+
+
+def _references(files: list[dict]) -> int:
+    """The most references that a pair among these entries of the index has; 1 where it does not tell."""
+    return max((entry.get("references", 1) for entry in files), default=1)
 
 
 def _run_triplets(config: Config, folder: RunFolder, every: list[Item]) -> Summary:
@@ -200,10 +206,9 @@ def _score_triplets(
     from cloudjob.patches import shards
     from cloudjob.scoring import triplets
 
-    index = folder.index()
-    places, arrays = shards.ShardSet(folder.shards, index | {"files": [entry]}, entry["split"]).evenly(
-        item.config["triplets"]
-    )
+    own = shards.ShardSet(folder.shards, folder.index() | {"files": [entry]}, entry["split"])
+    references = item.config.get("references", 1) if own.references else 0
+    places, arrays = own.evenly(item.config["triplets"], references=references)
     columns = shards.columns(folder.shards / entry["file"])
     pair = json.loads(columns["attributes"]["pairs"])[0]
     corners = [(columns["row"][place], columns["col"][place]) for place in places]

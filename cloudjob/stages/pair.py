@@ -10,6 +10,7 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
 STAGE = "pair"
+_NEWER = {"pair": {"min_days": 0.0, "references": 1}}
 PREVIEWS = 32  # kept in memory, 30 MB each for a whole scene: more than the clear dates of a tile in a season
 
 
@@ -25,7 +26,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
             inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear]:
                 inputs |= {name: records.output_digest(folder, "preview", name)} | raster(name)
-            found.append(Item(STAGE, cloudy["product"], settings, inputs, newer={"pair": {"min_days": 0.0}}))
+            found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=_NEWER))
     return found
 
 
@@ -80,5 +81,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 def _version(row: dict, inputs: dict[str, str]) -> str:
     """A digest that changes with the measures, with the decision, and with a user's own mask of one of the products."""
-    rasters = [inputs.get(f"{row[role]}.tif") for role in ("cloudy", "clear", "reference")]
+    further = [each["product"] for name in ("further", "further_of_ground") for each in row.get(name, [])]
+    products = [row[role] for role in ("cloudy", "clear", "reference")] + further
+    rasters = [inputs.get(f"{product}.tif") for product in products]
     return digest([row, rasters])

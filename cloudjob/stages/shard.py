@@ -11,7 +11,7 @@ from cloudjob.errors import ConfigError, InterruptedJob, RejectedError
 from cloudjob.files import atomic, digest, file_sha256, write_json
 from cloudjob.names import ProductName, tile_of_pair
 from cloudjob.patches import splits
-from cloudjob.patches.splits import CLEAR_DATE, GROUND, ROLES
+from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND, REFERENCES
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -23,28 +23,31 @@ if TYPE_CHECKING:
     from cloudjob.patches.pairs import PreparedPair
 
 STAGE = "shard"
+_INDEX_VERSION = 1  # of shards/index.json
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per accepted pair: its split, the ground and acquisitions that it leaves to other splits, its target."""
     pairs = decisions.accepted_pairs(folder)
-    grouped = [
-        {"pair": pair["pair"], "tile": tile_of_pair(pair["pair"]), "acquisitions": _acquisitions(pair)}
-        for pair in pairs
-    ]
+    grouped: list[dict] = [{"pair": pair["pair"], "tile": tile_of_pair(pair["pair"])} for pair in pairs]
     assigned = splits.assign(grouped, seed=config.seed, **dict(config.shard.split))
+    for pair, group in zip(pairs, grouped, strict=True):
+        held_out = config.shard.truth and assigned[pair["pair"]] != "train"
+        group["truth"] = _truth(folder, pair["cloudy"]) if held_out else {}
+        group["target"] = GROUND if group["truth"] else CLEAR_DATE
+        group["dates"] = _dates(pair, group["target"])
+        group["acquisitions"] = {role: ProductName.parse(name).datatake for role, (name, _) in group["dates"].items()}
     conflicts = splits.conflicts(grouped, assigned)
     settings = config.section("shard", "masks")
     found = []
-    for pair in pairs:
+    for pair, group in zip(pairs, grouped, strict=True):
         split = assigned[pair["pair"]]
         above = {"train": ("val", "test"), "val": ("test",), "test": ()}[split]
         taken = sorted({tile_of_pair(name) for name, other in assigned.items() if other in above})
         place = {"split": split, "number": pair["number"], "taken_tiles": taken} | conflicts[pair["pair"]]
-        inputs = {pair[role]: records.output_digest(folder, "download", pair[role]) for role in ROLES if pair[role]}
-        truth = _truth(folder, pair["cloudy"]) if config.shard.truth and split != "train" else {}
-        place["target"] = GROUND if truth else CLEAR_DATE
-        found.append(Item(STAGE, pair["pair"], settings | place, inputs | truth | {"pair": pair["version"]}))
+        place["target"] = group["target"]
+        inputs = {name: records.output_digest(folder, "download", name) for name, _ in group["dates"].values()}
+        found.append(Item(STAGE, pair["pair"], settings | place, inputs | group["truth"] | {"pair": pair["version"]}))
     return found
 
 
@@ -58,9 +61,24 @@ def _truth(folder: RunFolder, product: str) -> dict[str, str]:
     return {"truth": kept["sha256"] if kept else file_sha256(path)}
 
 
-def _acquisitions(pair: dict) -> dict[str, str]:
-    """Role -> datatake: what two tiles of one overpass share."""
-    return {role: ProductName.parse(pair[role]).datatake for role in ROLES if pair[role]}
+def _dates(pair: dict, target: str) -> dict[str, tuple[str, float]]:
+    """Role -> product and signed days from the cloudy date, of all dates of a pair with this target."""
+    further = [(each["product"], each["days"]) for each in pair.get(FURTHER[target], [])]
+    references = [(pair["reference"], pair["reference_days"]), *further] if pair["reference"] else []
+    found = {"cloudy": (pair["cloudy"], 0.0), "clear": (pair["clear"], pair["days"])}
+    return found | dict(zip(REFERENCES, references, strict=False))
+
+
+def _shown(pair: dict, target: str, without: list[str]) -> dict[str, tuple[str, float]]:
+    """The dates that are decoded, as of `_dates`: where the pair does without a reference, the next ones move up.
+
+    Where the ground is the target, the clear date is the first reference, and what else would be it is not needed.
+    """
+    dates = _dates(pair, target)
+    first = target == GROUND
+    references = [dates[role] for role in REFERENCES[first:] if role in dates and role not in without]
+    found = {role: dates[role] for role in ("cloudy", "clear")}
+    return found | dict(zip(REFERENCES[first:], references, strict=False))
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
@@ -70,7 +88,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     shards.filters(config.shard.compression)  # a missing library is an error now, not after the first pair
     every = items(config, folder)
     pairs = {pair["pair"]: pair for pair in decisions.accepted_pairs(folder)}
-    products = {pair[role] for pair in pairs.values() for role in ROLES if pair[role]}
+    products = {name for item in every for name in item.inputs} - {"truth", "pair"}
     records.require(folder, "download", sorted(products), reader=STAGE)
     if unknown := set(config.shard.split.test_tiles) - {tile_of_pair(pair) for pair in pairs}:
         folder.say(f"shard.split.test_tiles: no accepted pair is of {', '.join(sorted(unknown))}")
@@ -91,8 +109,8 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
     if item.config["drop"]:
         raise RejectedError(item.config["drop"])
     on_the_day = item.config["target"] == GROUND
-    without = ["reference"] if on_the_day else item.config["without"]  # the clear date is the reference then
-    products = {role: Product.open(folder.safe(pair[role])) for role in ROLES if pair[role] and role not in without}
+    dates = _shown(pair, item.config["target"], item.config["without"])
+    products = {role: Product.open(folder.safe(name)) for role, (name, _) in dates.items()}
     prepared = pairs.prepare(
         products,
         masks.Settings(**dict(config.masks)),
@@ -105,13 +123,14 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         "pair": pair["pair"],
         "target": item.config["target"],
         "radiometry": config.shard.radiometry,
-        "products": {role: pair[role] for role in products},
+        "products": {role: name for role, (name, _) in dates.items()},
         "baselines": {role: product.baseline for role, product in products.items()},
         "offsets": {role: product.offsets for role, product in products.items()},
         "sun_elevation": {role: product.sun_elevation for role, product in products.items()},
         **prepared.measures,
     }
-    days = pair["days"] if on_the_day else pair["reference_days"] if "reference" in products else None
+    days = [pair["days"]] if on_the_day else []
+    days += [dates[role][1] for role in REFERENCES if role in dates]
     result = _write(config, folder, item, prepared, facts, days)
     measures = prepared.measures | {"shift": facts["shift"]}
     return [folder.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
@@ -129,7 +148,7 @@ def _excluded_ground(folder: RunFolder, item: Item, crs: str) -> "list[BaseGeome
 
 
 def _write(
-    config: Config, folder: RunFolder, item: Item, pair: "PreparedPair", facts: dict, reference_days: float | None
+    config: Config, folder: RunFolder, item: Item, pair: "PreparedPair", facts: dict, reference_days: list[float]
 ) -> dict:
     """Writes the windows of a pair as they arrive, and adds the shift between its dates to the facts."""
     from cloudjob.patches import cut, pairs, shard_writer
@@ -145,7 +164,6 @@ def _write(
             temporary,
             len(kept),
             window=kept.window,
-            reference=reference_days is not None,
             compression=config.shard.compression,
             pair=facts,
             reference_days=reference_days,
@@ -153,10 +171,7 @@ def _write(
         ) as writer:
             for number, images in cut.cut(_stripes(config, folder, pair), kept):
                 writer.add(
-                    cloudy=images["cloudy"],
-                    clear=images["clear"],
-                    mask=images["mask"],
-                    reference=images.get("reference"),
+                    **images,
                     row=int(kept.row[number]),
                     col=int(kept.col[number]),
                     cloud_fraction=float(kept.cloud_fraction[number]),
@@ -180,7 +195,6 @@ def _stripes(config: Config, folder: RunFolder, pair: "PreparedPair") -> "Iterat
 def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[str, int]:
     """Writes shards/index.json and removes shards of an earlier configuration; returns the triplets per split."""
     from cloudjob.patches.shard_writer import normalisation
-    from cloudjob.patches.shards import SCHEMA_VERSION
 
     files: list[dict] = []
     parts: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
@@ -189,6 +203,8 @@ def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[s
         for name, kept in record["outputs"].items():
             split = item.config["split"]
             entry = {"file": name.removeprefix("shards/"), "count": record["result"]["count"], **kept}
+            references = record["result"].get("references", 1)
+            entry |= {"references": references} if references > 1 else {}
             files.append(entry | {"split": split, "pair": item.name, "target": item.config["target"]})
             parts[split].append(record["result"])
     if not files:
@@ -197,7 +213,7 @@ def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[s
         stray.unlink()
     counts = {split: sum(part["count"] for part in found) for split, found in parts.items()}
     index = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": _INDEX_VERSION,
         "window": config.shard.window,
         "counts": counts,
         "files": files,

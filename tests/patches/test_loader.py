@@ -40,13 +40,14 @@ def facts(name, sun, reference):
 def write(path, count, *, reference, compression, seed):
     rng = np.random.default_rng(seed)
     pair = facts(path.stem, 20.5 + seed, reference)
+    days = [-10.0] if reference else []
     with Writer(
-        path, count, window=WINDOW, reference=reference, compression=compression, pair=pair, attributes={}
+        path, count, window=WINDOW, compression=compression, pair=pair, reference_days=days, attributes={}
     ) as writer:
         for _ in range(count):
             images = rng.integers(1, 65536, (3, 4, WINDOW, WINDOW)).astype(np.uint16)
             mask = rng.integers(0, 4, (WINDOW, WINDOW)).astype(np.uint8)
-            given = {"cloudy": images[0], "clear": images[1], "reference": images[2] if reference else None}
+            given = {"cloudy": images[0], "clear": images[1], "reference": images[2]}
             writer.add(**given, mask=mask, row=0, col=0, cloud_fraction=0.1)
 
 

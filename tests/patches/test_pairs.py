@@ -25,7 +25,7 @@ from cloudjob.sentinel2.scene_masks import Preview, SceneMasks
 SIDE, ROWS = 24, 10  # pixels of the scene, rows of a stripe
 RULES = pairs.Rules(window=64, stride=16, cloud=(0.05, 0.6))
 SETTINGS = masks.Settings(cloud_m=50, shadow_m=50, cirrus_m=20)
-ADDED = {"clear": 100, "reference": 300}  # DN, by the normalisation of each date
+ADDED = {"clear": 100, "reference": 300, "reference2": 500, "reference3": 700}  # DN, by the normalisation of each date
 
 
 def test_the_rules_are_those_of_the_configuration():
@@ -58,7 +58,7 @@ def mask_with(value, rows, cols):
 def dates(monkeypatch):
     """(4, SIDE, SIDE) DN by role, all different; read in stripes of ROWS rows."""
     rng = np.random.default_rng(0)
-    found = {role: rng.integers(1000, 9000, (4, SIDE, SIDE)).astype(np.uint16) for role in pairs_of(3)}
+    found = {role: rng.integers(1000, 9000, (4, SIDE, SIDE)).astype(np.uint16) for role in pairs_of(5)}
     found["cloudy"][2, 3, 5] = EMPTY_DN
     found["clear"][1, 20, 7] = EMPTY_DN
     found["reference"][0, 0, 0] = EMPTY_DN
@@ -73,22 +73,26 @@ def dates(monkeypatch):
 
 
 def pairs_of(number):
-    return ("cloudy", "clear", "reference")[:number]
+    return ("cloudy", "clear", "reference", "reference2", "reference3")[:number]
 
 
-def prepared(number=3, *, truth=None, shift=None):
-    """A pair of two or three dates whose masks differ: the cores are not the masks, and no two masks are the same."""
+def prepared(number=3, *, roles=None, truth=None, shift=None):
+    """A pair of so many dates, or of these roles, whose masks differ: the cores are not the masks, and no two masks are
+    the same."""
     grown = {
         "cloudy": mask_with(CLOUD, slice(0, 4), slice(0, 4)),
         "clear": mask_with(CLOUD, slice(4, 6), slice(4, 6)),
         "reference": mask_with(UNKNOWN, slice(8, 10), slice(8, 10)),
+        "reference2": mask_with(CLOUD, slice(0, 3), slice(9, 11)),
+        "reference3": mask_with(NO_DATA, slice(2, 5), slice(2, 5)),
     }
+    roles = roles or pairs_of(number)
     core = mask_with(CLOUD, slice(11, 12), slice(11, 12))
     line = {"gain": 1.0, "r2": 1.0, "rmse": 0.0, "pixels": 1}
     return pairs.PreparedPair(
-        products={role: SimpleNamespace(role=role, shape=(SIDE, SIDE)) for role in pairs_of(number)},
-        masks={role: SceneMasks(core, grown[role], 2) for role in pairs_of(number)},
-        matches={role: Match([line | {"offset": ADDED[role]}] * 4) for role in pairs_of(number)[1:]},
+        products={role: SimpleNamespace(role=role, shape=(SIDE, SIDE)) for role in roles},
+        masks={role: SceneMasks(core, grown[role], 2) for role in roles},
+        matches={role: Match([line | {"offset": ADDED[role]}] * 4) for role in roles[1:]},
         windows=Windows(np.zeros(1, "i4"), np.zeros(1, "i4"), np.zeros(1, "f4"), 8),
         shift=shift or Shift(),
         measures={"radiometric_match": {}, "windows": {"kept": 1}},
@@ -122,6 +126,25 @@ def test_each_date_gets_its_own_normalisation_and_masks(dates):
     np.testing.assert_array_equal(found["clear"], normalised(dates, "clear"))
     expected = only_clear(normalised(dates, "reference"), (slice(8, 10), slice(8, 10)))
     np.testing.assert_array_equal(found["reference"], expected)
+
+
+BLOCKS = {"reference2": (slice(0, 3), slice(9, 11)), "reference3": (slice(2, 5), slice(2, 5))}
+
+
+def test_further_references_are_treated_as_the_first(dates, tmp_path):
+    found, fewer = whole(prepared(5)), whole(prepared())
+    assert list(found) == ["cloudy", "clear", "reference", "reference2", "reference3", "mask"]
+    for role, image in fewer.items():
+        np.testing.assert_array_equal(found[role], image)
+    ground = np.full((4, SIDE, SIDE), 7, np.uint16)
+    roles = ("cloudy", "clear", "reference2", "reference3")
+    on_the_day = whole(prepared(roles=roles, truth=write_truth(tmp_path / "truth.tif", ground)))
+    assert list(on_the_day) == list(found)
+    for role, block in BLOCKS.items():
+        np.testing.assert_array_equal(found[role], only_clear(normalised(dates, role), block))
+        np.testing.assert_array_equal(on_the_day[role], found[role])
+    clear = only_clear(normalised(dates, "clear"), (slice(4, 6), slice(4, 6)))
+    np.testing.assert_array_equal(on_the_day["reference"], clear)
 
 
 def test_the_mask_is_the_cloudy_dates_and_no_data_where_it_or_the_target_has_none(dates):

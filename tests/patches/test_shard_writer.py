@@ -55,7 +55,7 @@ def test_filters_make_real_masks_smaller(tmp_path, compression):
     smooth = np.broadcast_to(np.arange(64, dtype=np.uint16), (4, 64, 64))
     sizes = {}
     for name in ("none", compression):
-        with Writer(tmp_path / name, 2, window=64, reference=False, pair={}, attributes={}, compression=name) as writer:
+        with Writer(tmp_path / name, 2, window=64, pair={}, attributes={}, compression=name) as writer:
             for _ in range(2):
                 writer.add(cloudy=smooth, clear=smooth, mask=np.zeros((64, 64), np.uint8), **NOWHERE)
         sizes[name] = (tmp_path / name).stat().st_size
@@ -76,7 +76,7 @@ def test_normalisation_is_that_of_every_fourth_valid_pixel(tmp_path):
 def test_pixels_without_data_do_not_count_in_the_normalisation(tmp_path):
     clear = np.full((4, WINDOW, WINDOW), 3000, np.uint16)
     clear[:, :8] = 0
-    with Writer(tmp_path / "a", 1, window=WINDOW, reference=False, pair={}, attributes={}) as writer:
+    with Writer(tmp_path / "a", 1, window=WINDOW, pair={}, attributes={}) as writer:
         writer.add(cloudy=clear, clear=clear, mask=clear[0].astype(np.uint8), **NOWHERE)
     assert normalisation([writer.result])["mean"] == pytest.approx([0.2] * 4)
     assert normalisation([writer.result])["std"] == [0.0001] * 4  # of one level alone: that of one DN
@@ -86,8 +86,8 @@ def test_pixels_without_data_do_not_count_in_the_normalisation(tmp_path):
 
 
 def test_arrays_that_do_not_fit_are_refused(tmp_path):
-    (given,) = triplets(1, reference=False)
-    with Writer(tmp_path / "a", 1, window=WINDOW, reference=False, pair={}, attributes={}) as writer:
+    (given,) = triplets(1, references=0)
+    with Writer(tmp_path / "a", 1, window=WINDOW, pair={}, attributes={}) as writer:
         for wrong in (
             {"cloudy": given["cloudy"][:3]},
             {"clear": given["clear"].astype(np.int32)},
@@ -112,8 +112,8 @@ def test_a_writer_that_fails_leaves_neither_pixels_nor_an_open_file(tmp_path, mo
             if when == "between triplets":
                 fail()
 
-    path, (given,) = tmp_path / "a", triplets(1, reference=False)
-    writer = Writer(path, 1, window=WINDOW, reference=False, pair={}, attributes={})
+    path, (given,) = tmp_path / "a", triplets(1, references=0)
+    writer = Writer(path, 1, window=WINDOW, pair={}, attributes={})
     if when == "at the end":
         monkeypatch.setattr(os, "posix_fallocate", fail)
     with pytest.raises(OSError, match="no space"):
@@ -130,7 +130,7 @@ image = np.random.default_rng(0).integers(0, 65536, (4, 64, 64)).astype(np.uint1
 mask = image[0].astype(np.uint8)
 try:
     with Writer(
-        sys.argv[1], 100, window=64, reference=False, pair={}, attributes={}, compression=sys.argv[2]
+        sys.argv[1], 100, window=64, pair={}, attributes={}, compression=sys.argv[2]
     ) as writer:
         for number in range(100):
             writer.add(cloudy=image, clear=image, mask=mask, row=0, col=0, cloud_fraction=0.0)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import lzma
 import multiprocessing
 import os
 import pickle
@@ -16,18 +17,19 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from shard_files import PAIR, index_of, triplets, write
+from shard_files import PAIR, REFERENCE_DAYS, index_of, triplets, write
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.patches import shards
 from cloudjob.patches.shard_writer import read_back
-from cloudjob.patches.shards import SCALARS, ShardSet, check, columns
+from cloudjob.patches.shards import DAYS, SCALARS, ShardSet, check, columns
+from cloudjob.patches.splits import REFERENCES
 
 
 @pytest.fixture
 def shard_set(tmp_path):
     write(tmp_path / "train_0.h5", 5)
-    write(tmp_path / "train_2.h5", 3, reference=False, seed=1)
+    write(tmp_path / "train_2.h5", 3, references=0, seed=1)
     return ShardSet(tmp_path, index_of(train_0=5, val_1=2, train_2=3), "train")
 
 
@@ -42,7 +44,7 @@ def test_columns_and_attributes_come_back(tmp_path):
     assert json.loads(found["attributes"]["pairs"]) == [PAIR]
     assert json.loads(found["attributes"]["settings"]) == {"masks": {"cloud_m": 100}}
     assert found["attributes"]["config_sha256"] == "abc"
-    write(tmp_path / "b.h5", 3, reference=False)
+    write(tmp_path / "b.h5", 3, references=0)
     assert "reference_days" not in columns(tmp_path / "b.h5")
 
 
@@ -56,21 +58,76 @@ def test_what_is_written_is_read(tmp_path, compression):
             np.testing.assert_array_equal(found[position][name], triplet[name])
 
 
+@examples(30)
+@given(written=st.integers(0, 3), asked=st.integers(0, 3), compression=st.sampled_from(("none", "gzip")))
+def test_any_number_of_references_is_written_and_any_number_read(tmp_path_factory, written, asked, compression):
+    folder = tmp_path_factory.mktemp("shards")
+    path = folder / "train_0.h5"
+    read_back(path, write(path, 3, references=written, compression=compression))
+    found = columns(path)
+    assert found["attributes"]["schema_version"] == (2 if written > 1 else 1)
+    assert {name: found[name].tolist() for name in DAYS if name in found} == {
+        name: [days] * 3 for name, days in zip(DAYS, REFERENCE_DAYS[:written], strict=False)
+    }
+    shard_set = ShardSet(folder, index_of(train_0=3), "train")
+    assert shard_set.references == written
+    _, arrays = shard_set.evenly(3, references=asked)
+    assert list(arrays) == ["cloudy", "clear", "mask", *REFERENCES[:asked], *SCALARS, *DAYS[1:asked]]
+    for slot, triplet in enumerate(triplets(3, references=written)):
+        for name in ("cloudy", "clear", "mask", *REFERENCES[:asked]):
+            np.testing.assert_array_equal(arrays[name][slot], triplet.get(name, 0))
+    for number, name in enumerate(DAYS[1:asked], start=1):
+        np.testing.assert_array_equal(arrays[name], [[10, -14][number - 1] if number < written else np.nan] * 3)
+
+
+def test_what_nobody_asks_for_is_not_read(tmp_path, monkeypatch):
+    """What the model is shown lies together, and is read by one call."""
+    write(tmp_path / "train_0.h5", 3, references=3)
+    shard_set = ShardSet(tmp_path, index_of(train_0=3), "train")
+    buffers, plainly, sizes = shard_set.buffers(2), os.preadv, []
+    assert not set(REFERENCES[1:]) & set(buffers)
+    filler = shards.Filler(shard_set, buffers)
+    monkeypatch.setattr(os, "preadv", lambda *given: sizes.append(plainly(*given)) or sizes[-1])
+    filler.fill(filler.plan([2, 1]))
+    assert sizes == [3 * 4 * 16 * 16 * 2 + 16 * 16] * 2
+    expected = list(triplets(3, references=3))
+    for slot, position in enumerate((2, 1)):
+        np.testing.assert_array_equal(buffers["reference"][slot], expected[position]["reference"])
+
+
+def test_a_shard_of_schema_version_1_is_read(tmp_path):
+    """Two triplets that a version before wrote."""
+    packed = Path(__file__).with_name("shard-schema-1.h5.xz").read_bytes()
+    (tmp_path / "train_0.h5").write_bytes(lzma.decompress(packed))
+    found = columns(tmp_path / "train_0.h5")
+    assert (found["attributes"]["schema_version"], found["reference_days"].tolist()) == (1, [-3.5] * 2)
+    assert json.loads(found["attributes"]["pairs"]) == [PAIR]
+    _, arrays = ShardSet(tmp_path, index_of(train_0=2) | {"window": 4}, "train").evenly(2, references=2)
+    for number in range(2):
+        image = 1000 * (number + 1) + np.arange(64).reshape(4, 4, 4)
+        for name, more in {"cloudy": 0, "clear": 100, "reference": 200}.items():
+            assert np.array_equal(arrays[name][number], image + more)
+        assert np.array_equal(arrays["mask"][number].ravel(), np.arange(16) % 5)
+    assert not arrays["reference2"].any()
+    assert np.isnan(arrays["reference2_days"]).all()
+    assert arrays["reference_days"].tolist() == [-10] * 2  # by the products
+
+
 def test_the_schema_and_the_filters_are_those_of_the_contract():
-    assert shards.SCHEMA_VERSION == 1
+    assert shards.SCHEMA_VERSION == 2
     assert shards.filters("zstd")["shuffle"]
     assert shards.filters("gzip")["shuffle"]
 
 
 def test_positions_run_over_the_files_of_a_split(shard_set):
     assert len(shard_set) == 8
-    assert shard_set.has_reference
-    expected = [*triplets(5), *triplets(3, seed=1, reference=False)]
+    assert shard_set.references == 1
+    expected = [*triplets(5), *triplets(3, seed=1, references=0)]
     for position, triplet in enumerate(expected):
         sample = shard_set[position]
         for name in ("cloudy", "clear", "mask"):
             np.testing.assert_array_equal(sample[name], triplet[name])
-        np.testing.assert_array_equal(sample["reference"], 0 if triplet["reference"] is None else triplet["reference"])
+        np.testing.assert_array_equal(sample["reference"], triplet.get("reference", 0))
     for outside in (-1, 8):
         with pytest.raises(IndexError):
             shard_set[outside]
@@ -153,16 +210,16 @@ def test_shards_are_read_and_written_without_the_library_where_none_is_compresse
 
 
 def test_without_any_reference_there_is_none(tmp_path):
-    write(tmp_path / "train_0.h5", 2, reference=False)
+    write(tmp_path / "train_0.h5", 2, references=0)
     found = ShardSet(tmp_path, index_of(train_0=2), "train")
-    assert not found.has_reference
+    assert found.references == 0
     assert set(found[0]) == {"cloudy", "clear", "mask", *SCALARS}
 
 
 def test_a_split_without_files_is_empty(tmp_path):
     empty = ShardSet(tmp_path, index_of(train_0=5), "test")
     assert len(empty) == 0
-    assert not empty.has_reference
+    assert empty.references == 0
 
 
 def test_read_fills_the_given_slot_alone(shard_set):

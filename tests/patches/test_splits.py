@@ -121,11 +121,11 @@ def test_no_pairs_no_splits(by):
 
 @st.composite
 def grouped(draw):
-    """Pairs in splits, of few acquisitions, so that many are shared; a pair's own three differ."""
+    """Pairs in splits, of few acquisitions, so that many are shared; a pair's own differ."""
     found, assigned = [], {}
     for number in range(draw(st.integers(0, 12))):
-        dates = draw(st.permutations([f"S2A_{day:02d}" for day in range(draw(st.integers(3, 20)))]))
-        roles = ("cloudy", "clear", "reference")[: draw(st.integers(2, 3))]
+        dates = draw(st.permutations([f"S2A_{day:02d}" for day in range(draw(st.integers(5, 20)))]))
+        roles = ("cloudy", "clear", *splits.REFERENCES)[: draw(st.integers(2, 5))]
         name = f"pair{number}"
         found.append({"pair": name, "tile": "05WPS", "acquisitions": dict(zip(roles, dates, strict=False))})
         assigned[name] = draw(st.sampled_from(["train", "val", "test"]))
@@ -141,7 +141,7 @@ def test_no_acquisition_is_in_two_splits_and_none_is_given_up_for_nothing(case):
     used = {"test": set(), "val": set(), "train": set()}
     for pair in pairs:
         answer = found[pair["pair"]]
-        assert set(answer["without"]) <= {"reference"}
+        assert set(answer["without"]) <= set(splits.REFERENCES)
         if not answer["drop"]:
             kept = {take for role, take in pair["acquisitions"].items() if role not in answer["without"]}
             used[assigned[pair["pair"]]] |= kept
@@ -153,7 +153,7 @@ def test_no_acquisition_is_in_two_splits_and_none_is_given_up_for_nothing(case):
         answer = found[pair["pair"]]
         lost = take["cloudy"] in taken or take["clear"] in taken
         assert bool(answer["drop"]) == lost
-        assert answer["without"] == ([] if lost or take.get("reference") not in taken else ["reference"])
+        assert answer["without"] == [role for role in splits.REFERENCES if take.get(role) in taken and not lost]
 
 
 def test_the_reason_names_the_acquisition_and_who_uses_it():

@@ -32,13 +32,12 @@ def write(folder, split):
         folder / f"{split}.h5",
         COUNTS[split],
         window=WINDOW,
-        reference=reference,
         pair=facts,
         attributes={},
-        reference_days=-7.5 if reference else None,
+        reference_days=[-7.5] if reference else [],
     ) as writer:
         for row, fraction in enumerate(FRACTIONS[split]):
-            images = {"cloudy": clear // 2, "clear": clear, "reference": other if reference else None, "mask": mask}
+            images = {"cloudy": clear // 2, "clear": clear, "reference": other, "mask": mask}
             writer.add(**images, row=row, col=0, cloud_fraction=fraction)
 
 

@@ -176,6 +176,30 @@ def test_what_is_drawn_depends_on_the_number_alone():
         assert (first == second).all() == (name in ("first_guess", "poisson"))
 
 
+def test_more_dates_are_all_that_a_triplet_has():
+    """Three triplets: of three dates, of a first and a third alone, and of the first."""
+    rng = np.random.default_rng(1)
+    cloudy, *dates = rng.uniform(0.1, 0.5, (4, 3, 4, 16, 16)).astype("f4")
+    references = np.stack(dates, 1)
+    references[1, 1] = references[2, 1:] = np.nan
+    references[0, 1, 2, 3:6] = np.nan  # some rows of the second
+    mask = np.full((3, 16, 16), CLEAR, np.uint8)
+    mask[:, 3:9, 4:12], mask[:, 12:] = CLOUD, UNKNOWN
+    first = methods.from_another_date(cloudy, references[:, 0], mask, NUMBERS)["similar_pixels"]
+    kept = first.copy()
+    found = methods.from_more_dates(cloudy, references, mask, NUMBERS, first)
+    assert np.array_equal(first, kept)
+    assert list(found) == ["similar_2_dates", "similar_3_dates"]
+    expected = {"similar_2_dates": [[0, 1], [0], [0]], "similar_3_dates": [[0, 1, 2], [0, 2], [0]]}
+    for name, dates_of in expected.items():
+        for i, which in enumerate(dates_of):
+            known = mask[i] == CLEAR
+            fill = baselines.similar_pixels(cloudy[i], references[i, which], known, seed=NUMBERS[i])
+            assert np.array_equal(found[name][i], np.where(mask[i] == CLOUD, fill, cloudy[i]))
+    assert not np.array_equal(found["similar_2_dates"][0], found["similar_3_dates"][0])
+    assert methods.from_more_dates(cloudy, references[:, :1], mask, NUMBERS, first) == {}
+
+
 # --- scores ------------------------------------------------------------------------------------------------------
 def by_name(triplet: list[dict]) -> dict[tuple[str, str], dict]:
     return {(row["method"], row["on"]): row for row in triplet}

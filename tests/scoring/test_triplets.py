@@ -7,7 +7,7 @@ from restored import Known
 
 from cloudjob.diffusion.batch import Batch
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, SHADOW, UNKNOWN
-from cloudjob.scoring import methods, metrics, strata, triplets
+from cloudjob.scoring import baselines, methods, metrics, strata, triplets
 from cloudjob.scoring.tables import finite
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
@@ -240,6 +240,34 @@ def test_without_another_date_there_is_none_to_be_compared_with():
     found = {row["method"] for row in pair.rows[0]}
     assert found == {"ours", "ours_member", "ours_2_steps", "cloudy", "mean_fill", "smooth_fill"}
     assert [image.shape for image in pair.shown[0]] == [(4, SIZE, SIZE)] * 4
+
+
+def test_further_dates_are_for_the_fills_alone(scored):
+    """The first triplet has a second date, the second has none; the model is shown what it was shown before."""
+    rng = np.random.default_rng(3)
+    given = arrays()
+    given["reference2"] = (given["clear"] + rng.integers(0, 900, given["clear"].shape)).astype(np.uint16)
+    given["reference2"][1:] = EMPTY_DN
+    given["reference2_days"] = np.array([-8, np.nan, np.nan], np.float32)
+    restorer = Known()
+    more = triplets.score_pair(restorer, given, **OPTIONS)
+    for batch, *_ in restorer.asked:
+        assert batch.references.shape[1] <= 1
+    truth, mask, cloudy = reflectance(given["clear"]), given["mask"], reflectance(given["cloudy"])
+    dates = reflectance(np.stack([given["reference"], given["reference2"]], 1))
+    for number, (triplet, before) in enumerate(zip(more.rows, scored[0].rows, strict=True)):
+        of = {name: [row for row in triplet if row["method"] == name] for name in ("similar_pixels", "similar_2_dates")}
+        assert {row["reference2_days"] for row in triplet} == {[-8, None, None][number]}
+        plain = [{key: value for key, value in row.items() if key != "reference2_days"} for row in triplet]
+        assert [row for row in plain if row["method"] != "similar_2_dates"] == before
+        assert len(of["similar_2_dates"]) == len(of["similar_pixels"]) > 0
+        if number:
+            assert of["similar_2_dates"] == [row | {"method": "similar_2_dates"} for row in of["similar_pixels"]]
+        else:
+            fill = baselines.similar_pixels(cloudy[0], dates[0], mask[0] == CLEAR, seed=1004)
+            (thick,) = (row for row in of["similar_2_dates"] if row["on"] == "thick")
+            where = strata.regions(mask[0], core()[0])["thick"] & np.isfinite(dates[0, 0]).all(0)
+            assert thick["mae"] == pytest.approx(np.abs(fill - truth[0])[:, where].mean(), abs=2e-6)
 
 
 # --- the reference as it is --------------------------------------------------------------------------------------

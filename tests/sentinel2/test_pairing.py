@@ -246,6 +246,65 @@ def test_one_row_is_shown_and_whatever_the_candidates_the_triplet_is_of_three_ac
             assert not any("clear date has" in reason for reason in other["reasons"])
 
 
+def brute_force(found, first, day, used, rules):
+    """The second and third reference after the first, for a truth at `day`, by trying all rows each time."""
+    chosen, days = [], [0, day, first["days"]]
+    used = [ProductName.parse(name).datatake for name in (*used, first["clear"])]
+    for number in range(rules.references - 1):
+        best = None
+        for row in found:
+            name, orbit = ProductName.parse(row["clear"]), 0 if row["same_orbit"] else rules.other_orbit_days
+            bad = row["clear_cloud"] > 0.05 or min(row["sun_elevation"]) < 5 or abs(row["days"]) > 60
+            if bad or name.datatake in used or min(abs(row["days"] - other) for other in days) < rules.min_days:
+                continue
+            between = min(row["days"], first["days"]) < day < max(row["days"], first["days"])
+            key = (number == 0 and not between, abs(row["days"]) + orbit, row["clear"])
+            if best is None or key < best[0]:
+                best = key, row
+        if best:
+            used.append(ProductName.parse(best[1]["clear"]).datatake)
+            days.append(best[1]["days"])
+            chosen.append({"product": best[1]["clear"], "days": best[1]["days"]})
+    return chosen
+
+
+@examples(200)
+@given(st.lists(SCENES, max_size=9, unique_by=lambda each: each.product.name.name), st.integers(2, 3), st.booleans())
+def test_further_references_are_the_nearest_but_the_second_lies_beyond_the_truth(clear, references, apart):
+    plain = replace(RULES, min_days=2 if apart else 0)
+    rules = replace(plain, references=references)
+    before, found = rows(*clear, rules=plain), rows(*clear, rules=rules)
+    further = ("further", "further_of_ground")
+    assert [{key: value for key, value in row.items() if key not in further} for row in found] == before
+    assert not any(name in row for row in (*before, *(row for row in found if not row["shown"])) for name in further)
+    for row in (row for row in found if row["shown"]):
+        first = next((other for other in found if other["clear"] == row["reference"]), None)
+        expected = brute_force(found, first, row["days"], [row["clear"]], rules) if first else []
+        assert row["further"] == expected
+        assert row["further_of_ground"] == brute_force(found, row, 0, [], rules)
+
+
+def test_of_three_references_the_second_is_on_the_other_side():
+    dates = [preview(day) for day in (-5, 8, 9, 12, -20)]
+    row = accepted(rows(*dates, rules=replace(RULES, references=3)))
+    assert (row["days"], row["reference_days"]) == (-5, 8)
+    assert [each["days"] for each in row["further"]] == [-20, 9]  # the truth is the clear date
+    assert [each["days"] for each in row["further_of_ground"]] == [8, 9]
+    assert row["further"][0]["product"] == dates[4].product.name.name
+    row = accepted(rows(preview(3), preview(4), preview(6), preview(-9), rules=replace(RULES, references=3)))
+    assert [each["days"] for each in row["further_of_ground"]] == [-9, 4]
+    row = accepted(rows(preview(3), preview(4), rules=replace(RULES, references=3)))
+    assert (row["further"], [each["days"] for each in row["further_of_ground"]]) == ([], [4])
+
+
+def test_further_references_are_of_other_days_than_the_truth():
+    """In an archive of clouds over real dates a day is there more than once: its clear ground, and cloudy ones."""
+    dates = [preview(day, satellite=name) for day in (0, -5, 7, 12) for name in ("S2A", "S2B")]
+    row = accepted(rows(*dates, rules=replace(RULES, references=3, min_days=2)))
+    assert (row["days"], row["reference_days"]) == (-5, 0)
+    assert [each["days"] for each in row["further_of_ground"]] == [7, 12]
+
+
 @pytest.fixture(scope="module")
 def series(shared_data):
     """A year of real dates of one place (T31UDS): a preview per date, named by its day."""

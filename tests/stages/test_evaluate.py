@@ -17,11 +17,13 @@ from skimage.metrics import peak_signal_noise_ratio
 from cloudjob.archive.make import make_synthetic
 from cloudjob.config import source
 from cloudjob.diffusion import checkpoint
-from cloudjob.files import read_jsonl
+from cloudjob.files import read_jsonl, write_json
+from cloudjob.patches.shard_writer import Writer
 from cloudjob.patches.shards import ShardSet
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, SHADOW
 from cloudjob.run import decisions
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.product import Product, read_scl
 from cloudjob.sentinel2.radiometry import reflectance
@@ -47,6 +49,7 @@ def folder(archive, tmp_path) -> RunFolder:
     return found
 
 
+PRODUCT = "S2A_MSIL2A_20240315T222541_N0510_R029_T05WPS_20240331T001122"
 CORNERS = [(0, 0), (40, 33), (64, 64)]
 MASK = np.random.default_rng(0).choice(np.array([*HIDDEN, CLEAR], np.uint8), (3, 32, 32))  # of the shard
 
@@ -101,6 +104,32 @@ def test_else_what_lies_above_is_what_the_shard_says(folder, archive, missing):
 
 
 # --- triplets ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("days", [[], [3.0]], ids=["no date", "one date"])
+def test_a_pair_with_fewer_dates_than_others_is_scored_with_what_it_has(tmp_path, days):
+    folder, rng = RunFolder(tmp_path), np.random.default_rng(0)
+    products = {"cloudy": PRODUCT, "clear": PRODUCT.replace("20240315", "20240311")}
+    match = {"reference": {"lines": [{"gain": 1.0, "offset": 0.0}] * 4}}
+    facts = {"products": products, "radiometry": "line", "target": "clear date", "radiometric_match": match}
+    folder.shards.mkdir()
+    path, names = folder.shard("test", 0), ["cloudy", "clear", "reference"][: 2 + len(days)]
+    with Writer(path, 1, window=16, pair=facts, attributes={}, reference_days=days) as writer:
+        images = dict(zip(names, rng.integers(1500, 3000, (3, 4, 16, 16), np.uint16), strict=False))
+        mask = np.zeros((16, 16), np.uint8)
+        mask[4:9, 4:12] = CLOUD
+        writer.add(**images, mask=mask, row=0, col=0, cloud_fraction=0.2)
+    entry = {"file": path.name, "count": 1, "split": "test", "pair": "P", "target": "clear date", "sha256": "0" * 64}
+    write_json(folder.shard_index, {"window": 16, "files": [entry]})
+    others = [entry, entry | {"references": 3}]
+    item = Item("evaluate", "P", {"triplets": 1, "references": evaluate._references(others)}, {})
+    config = source.load(CONFIG, ["evaluate.members=0"])[0]
+    _, result = evaluate._score_triplets(config, folder, item, entry, None, [1.0] * 4)
+    found = {row["method"]: row["psnr"] for row in result["rows"][0] if row["on"] == "cloud"}
+    assert all(psnr is not None for psnr in found.values())
+    assert ("nearest_clear" in found) == ("similar_3_dates" in found) == bool(days)
+    if days:
+        assert found["similar_3_dates"] == found["similar_2_dates"] == found["similar_pixels"]
+
+
 def cloudjob(*arguments, code: int = 0):
     done = call(*arguments)
     assert done.returncode == code, done.stderr

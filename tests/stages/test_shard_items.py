@@ -7,7 +7,7 @@ import pytest
 from cloudjob import files
 from cloudjob.config import source
 from cloudjob.run.folder import RunFolder
-from cloudjob.stages import shard
+from cloudjob.stages import download, shard
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 TILES = ("04WFD", "05WMU", "05WPS", "06WVC")
@@ -62,6 +62,45 @@ def test_an_acquisition_that_two_tiles_share_is_of_one_split_alone(folder):
         twin = [row | ({role: shared.replace("S2A", "S2B")} if row["pair"].startswith(other) else {}) for row in rows]
         config = items(folder, twin)[other].config
         assert (config["drop"], config["without"]) == (None, [])
+
+
+FURTHER = {
+    "further": [{"product": product("05WPS", 1), "days": -9}, {"product": product("05WPS", 24), "days": 14}],
+    "further_of_ground": [{"product": product("05WPS", 27), "days": 17}, {"product": product("05WPS", 20), "days": 10}],
+}
+
+
+def shown(row, target, without=()):
+    return {role: int(name[17:19]) for role, (name, _) in shard._shown(row, target, list(without)).items()}
+
+
+def test_a_reference_that_is_left_out_is_followed_by_the_next():
+    row = pair("05WPS", **FURTHER)
+    dates = {"cloudy": 10, "clear": 4}
+    assert shown(row, "clear date") == dates | {"reference": 20, "reference2": 1, "reference3": 24}
+    assert shown(row, "clear date", ["reference"]) == dates | {"reference": 1, "reference2": 24}
+    assert shown(row, "clear date", ["reference2"]) == dates | {"reference": 20, "reference2": 24}
+    assert shown(row, "clear date", ["reference", "reference2", "reference3"]) == dates
+    assert shown(row, "ground") == dates | {"reference2": 27, "reference3": 20}
+    assert shown(row, "ground", ["reference", "reference2"]) == dates | {"reference2": 20}
+    assert shown(pair("05WPS"), "clear date") == dates | {"reference": 20}
+    assert shown(pair("05WPS"), "ground") == shown(pair("05WPS", reference=None), "clear date") == dates
+
+
+def test_further_references_are_fetched_and_belong_to_one_split(folder):
+    rows = [pair(tile) | (FURTHER if tile == "05WPS" else {}) for tile in TILES]
+    found = items(folder, rows)
+    names = {product("05WPS", day) for day in (10, 4, 20, 1, 24)}
+    assert set(found["05WPS"].inputs) == names | {"pair"}
+    cut = {name for item in found.values() for name in item.inputs if name != "pair"}
+    fetched = {item.name for item in download.items(source.load(CONFIG, [])[0], folder)}
+    assert fetched == cut | {product("05WPS", 27)}  # which target a pair has is not known yet
+    ranks = {tile: ("test", "val", "train").index(item.config["split"]) for tile, item in found.items()}
+    first, last = min(ranks, key=ranks.get), max(ranks, key=ranks.get)
+    shared = product(last, 2).replace(product(last, 2).split("_")[2], product(first, 20).split("_")[2])
+    further = {"further": [{"product": shared, "days": -8}, {"product": product(last, 24), "days": 14}]}
+    config = items(folder, [pair(tile) | (further if tile == last else {}) for tile in TILES])[last].config
+    assert (config["drop"], config["without"]) == (None, ["reference2"])
 
 
 def test_the_ground_of_the_day_is_the_target_where_it_is_known_of_what_is_held_out(folder):
