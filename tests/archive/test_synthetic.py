@@ -3,7 +3,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from cloudjob.archive.synthetic import SHADOW, acquire, overcast
+from cloudjob.archive.sky import SHADOW
+from cloudjob.archive.synthetic import acquire, overcast
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
 
