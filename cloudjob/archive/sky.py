@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -66,8 +66,8 @@ class Sky:
         return self._of(lambda field: field[: shape[0], : shape[1]])
 
     def _of(self, change: Callable[[np.ndarray], np.ndarray]) -> "Sky":
-        fields = {name: change(getattr(self, name)) for name in ("thick", "cirrus", "shadow", "tops")}
-        return replace(self, **fields, ice=None if self.ice is None else change(self.ice))
+        thick, cirrus, shadow, tops = map(change, (self.thick, self.cirrus, self.shadow, self.tops))
+        return Sky(thick, cirrus, shadow, tops, None if self.ice is None else change(self.ice), self.colours)
 
 
 def make_sky(noise: Noise, cloud: float, elevation: float, azimuth: float, shape: tuple[int, int] | None = None) -> Sky:

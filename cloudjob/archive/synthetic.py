@@ -43,41 +43,43 @@ class Acquisition:
     sensed: np.ndarray | None = None
 
 
-def acquire(*, tile: str, when: datetime, size: int, seed: int, cloud: float, other: bool = False) -> Acquisition:
+def acquire(
+    *, tile: str, when: datetime, size: int, seed: int, cloud: float, other_weather: bool = False
+) -> Acquisition:
     """What Sentinel-2 would have seen of `size` x `size` pixels of the tile at the (aware) time `when`.
 
     `cloud` is the wanted fraction of the scene-classification classes 8, 9 and 10; 0 makes a clear acquisition.
-    `other` makes all otherwise than training does: clouds and errors of the classification (`weather`), hills and
-    drifting ice (`ground`), noise that grows as the sun sinks (`light`).
+    `other_weather` makes what training does not show: other clouds and errors of the classification (`weather`), hills
+    and drifting ice (`ground`), noise that grows as the sun sinks (`light`).
     Takes 0.4 s at 512 pixels, other weather 0.5 s; a whole tile of 10980 takes minutes and 10 GB of memory.
     """
     elevation, azimuth = sun_position(when, *tile_centre(tile))
     place, day = Noise(f"{seed}/{tile}", size), (when - EPOCH).total_seconds() / 86400
-    ground = make_ground(place, day, azimuth, elevation=elevation if other else None)
+    ground = make_ground(place, day, azimuth, elevation=elevation if other_weather else None)
     noise = Noise(f"{seed}/{tile}/{when.isoformat()}", size)
-    sky = (weather.make_sky if other else make_sky)(noise, cloud, elevation, azimuth)
+    sky = (weather.make_sky if other_weather else make_sky)(noise, cloud, elevation, azimuth)
 
     def deviation(light: np.ndarray) -> np.ndarray:
-        return noise_deviation(light, elevation) if other else NOISE * (0.6 + 0.8 * light)
+        return noise_deviation(light, elevation) if other_weather else NOISE * (0.6 + 0.8 * light)
 
     bands, truth, sensed = np.empty((3, 4, size, size), np.uint16)
     for band in range(4):
         light = ground.reflectance(band)
         sensor = noise.rng(f"sensor {band}").standard_normal(light.shape, np.float32)
         truth[band] = digital_number(light)
-        if other:
+        if other_weather:
             sensed[band] = digital_number(light + sensor * deviation(light))
         light = sky.seen(light, band)
         bands[band] = digital_number(light + sensor * deviation(light))
     b11 = sky.pooled(6).seen(ground.pooled(6).reflectance(_B11), _B11)
     sensor = noise.rng("sensor B11").standard_normal(b11.shape, np.float32)
-    b11 += (deviation(b11) if other else NOISE) / 3 * sensor  # of the 9 pixels of 20 m
+    b11 += (deviation(b11) if other_weather else NOISE) / 3 * sensor  # of the 9 pixels of 20 m
     classes, snow = _ground_classes(ground)
     found = _masks(sky, classes, snow)
-    if other:
+    if other_weather:
         found = weather.misread(noise, found, classes)
     b11 = digital_number(b11)
-    return Acquisition(bands, truth, **found, b11=b11, above=sky.above(), sensed=sensed if other else None)
+    return Acquisition(bands, truth, **found, b11=b11, above=sky.above(), sensed=sensed if other_weather else None)
 
 
 def overcast(

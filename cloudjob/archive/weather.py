@@ -89,8 +89,8 @@ def _streaks(noise: Noise, rng: np.random.Generator) -> np.ndarray:
 
 
 def cast(deck: np.ndarray, height: float, elevation: float, azimuth: float) -> np.ndarray:
-    """The shadow of a deck `height` metres above: displaced by height over the tangent of the sun's elevation, blurred by
-    the sun's disc. What it loses at one edge comes in at the other, as from a like cloud beyond."""
+    """The shadow of a deck `height` metres above: displaced by height over the tangent of the sun's elevation, blurred
+    by the sun's disc. What leaves at one edge comes in at the other, as from a like cloud beyond."""
     rows, cols = light.shadow_offset(height, elevation, azimuth)
     moved = np.roll(deck, (round(rows), round(cols)), (0, 1))
     penumbra = light.SUN_RAD * height / math.sin(math.radians(elevation)) / light.PIXEL_M

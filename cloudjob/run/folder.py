@@ -61,6 +61,10 @@ class RunFolder:
         """How much of the ground is seen, where that is known: opacity of clouds and depth of shadows in percent."""
         return self.root / "truth" / f"{product}_seen.tif"
 
+    def sensed(self, product: str) -> Path:
+        """The ground of a cloudy day with the sensor's noise, where that is known."""
+        return self.root / "truth" / f"{product}_sensed.tif"
+
     def shard(self, split: str, number: int) -> Path:
         """The triplets of one pair; `number` is the pair's place among those that are shown."""
         return self.shards / f"{split}-{number:05d}.h5"

@@ -12,7 +12,7 @@ from cloudjob.diffusion.batch import Batch
 from cloudjob.pixels import EMPTY_DN, HIDDEN
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.scoring import methods, metrics, strata
-from cloudjob.scoring.tables import best_first, finite
+from cloudjob.scoring.tables import NOISE, best_first, finite
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
 _SHOWN = ("cloudy", "ours", "ours_member", "ours_without_reference")  # in a picture, before the truth
@@ -45,6 +45,7 @@ def score_pair(
     more_steps: list[int],
     factors: list[float],
     known: dict[str, Any],
+    sensed: NDArray | None = None,
 ) -> PairScores:
     """Restores triplets of a pair by all methods, and scores these against the clear image.
 
@@ -53,6 +54,7 @@ def score_pair(
     `arrays` are those of ShardSet.evenly, `core` (N, H, W) uint8 classes of what lies above, and `places` the positions
     of its triplets in the pair: the noise of a triplet is that of `noise_key` + its place. `pair` are the facts of the
     shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over.
+    `sensed` (N, 4, H, W) uint16 DN is the clear image with the sensor's noise, where that is known.
     """
     images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", "reference") if name in arrays}
     truth, mask = images.pop("clear"), arrays["mask"]
@@ -68,6 +70,8 @@ def score_pair(
         found["nearest_matched"] = images["reference"]
         found["nearest_clear"] = as_it_is(arrays["reference"], pair)
         found |= methods.from_another_date(images["cloudy"], images["reference"], mask, numbers)
+    if sensed is not None:
+        found[NOISE] = reflectance(sensed)
     hidden = np.isin(mask, HIDDEN)
     rows = []
     for i, triplet in enumerate(methods.score(found, truth, mask, core)):

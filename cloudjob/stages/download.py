@@ -41,9 +41,10 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 
 def _truth(archive: Path, folder: RunFolder, product: str) -> list[Path]:
-    """The ground below synthetic clouds and how much of it is seen, linked or copied from the archive. Evaluation needs
-    them; no model sees them."""
-    found = [path for path in (folder.truth(product), folder.seen(product)) if (archive / "truth" / path.name).exists()]
+    """The ground below synthetic clouds, how much of it is seen, and the ground as sensed, linked or copied from the
+    archive. Evaluation needs them; no model sees them."""
+    paths = (folder.truth(product), folder.seen(product), folder.sensed(product))
+    found = [path for path in paths if (archive / "truth" / path.name).exists()]
     for path in found:
         link(archive / "truth" / path.name, path)
     return found
