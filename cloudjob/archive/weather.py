@@ -42,7 +42,7 @@ def make_sky(noise: Noise, cloud: float, elevation: float, azimuth: float) -> Sk
     bases = rng.uniform(*LOW_M), rng.uniform(*HIGH_M)
     to_low, to_high = (cast(deck, base, elevation, azimuth) for deck, base in zip((low, high), bases, strict=True))
     on_low = cast(high, bases[1] - bases[0], elevation, azimuth)
-    low_top = rng.uniform(*_LOW_TOP) + 0.12 * low + 0.04 * slope_light(ndimage.gaussian_filter(low, 2), azimuth)
+    low_top = rng.uniform(*_LOW_TOP) + 0.06 * low + 0.03 * slope_light(ndimage.gaussian_filter(low, 2), azimuth)
     low_top *= 1 - 0.35 * on_low
     high_top = rng.uniform(*_HIGH_TOP) + 0.02 * noise.field("high tops", 90, slope=2.6)
     ice = high / np.maximum(thick, 1e-6)  # of the light that comes from cloud

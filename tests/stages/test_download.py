@@ -7,11 +7,11 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.stages import download
 
 
-@pytest.mark.parametrize("files", [("P.tif", "P_seen.tif"), ("P.tif",), ()], ids=["both", "ground alone", "neither"])
+@pytest.mark.parametrize("files", [("P.tif", "P_seen.tif", "P_sensed.tif"), ("P.tif", "P_seen.tif"), ("P.tif",), ()])
 def test_what_the_archive_knows_of_a_product_comes_into_the_run(tmp_path, files):
     archive, folder = tmp_path / "archive", RunFolder(tmp_path / "run")
     (archive / "truth").mkdir(parents=True)
-    for name in (*files, "Q.tif", "Q_seen.tif"):
+    for name in (*files, "Q.tif", "Q_seen.tif", "Q_sensed.tif"):
         (archive / "truth" / name).write_text(name)
     taken = download._truth(archive, folder, "P")
     assert [(path, path.read_text()) for path in taken] == [(folder.root / "truth" / name, name) for name in files]
