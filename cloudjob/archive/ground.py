@@ -32,6 +32,7 @@ class Ground:
     season: float
     direct: np.ndarray | None = None  # the sun's light on a slope over that on flat ground; None: flat
     skylight: tuple[float, ...] = ()  # share of the light on flat ground that comes from the sky, by band
+    drifting: np.ndarray | None = None  # (H, W) bool: sea ice that another date shows elsewhere; None: there is none
 
     def reflectance(self, band: int) -> np.ndarray:
         snow = SNOW[band] - (0.035 * self.season if band == 3 else 0)  # coarser grains darken old snow in B08
@@ -81,6 +82,7 @@ def make_ground(noise: Noise, day: float, azimuth: float, *, elevation: float | 
     if sea is not None:
         _freeze_sea(noise, noise if elevation is None else drifted(noise, day), ground, sea, bright, day, wind)
     if elevation is not None:
+        ground.drifting = None if sea is None else _beyond_fast_ice(noise, sea) > 0
         height = _HILLS_M * noise.field("hills", 250, slope=5, shortest=20)
         height *= 1 if sea is None else 1 - step(sea, -0.12, 0)
         ground.direct, ground.skylight = light.on_slopes(height, elevation, azimuth), light.skylight(elevation)
@@ -185,10 +187,14 @@ def _freeze_sea(
     pack += leads * thin * (0.38 - pack)
     ridges = line(noise.field("ridges", 40, slope=2.2, shortest=5), 0.8) * step(noise.field("ridged", 150), -0.3, 1.2)
     fast = bright - 0.03 + 0.05 * ridges * np.sign(noise.field("blocks", 8, slope=1))
-    drifting = step(sea + 0.03 * noise.field("shear", 120), 0.10, 0.115)
+    drifting = _beyond_fast_ice(noise, sea)
     offshore = step(sea, 0, 2.5 / noise.size)
     leads *= drifting
     ground.brightness += offshore * (fast + drifting * (pack - fast) - ground.brightness)
     ground.blue += offshore * (leads * thin * 0.5 - ground.blue)
     ground.water += offshore * leads * (1 - thin)
     ground.tundra *= 1 - offshore
+
+
+def _beyond_fast_ice(noise: Noise, sea: np.ndarray) -> np.ndarray:
+    return step(sea + 0.03 * noise.field("shear", 120), 0.10, 0.115)

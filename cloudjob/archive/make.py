@@ -54,7 +54,8 @@ def make_synthetic(
     -1000. On a date in both lists, the cloudy overpass is one revolution earlier. The cloud-free ground goes to
     `<archive>/truth/<product>.tif` (our DN convention), how much of it is seen to `<product>_seen.tif` beside it.
     `other_weather` (its own `tiles`, `clear`, `cloudy`, `cloud`) makes tiles of another law (see `acquire`); of them
-    there is also `<product>_sensed.tif`, the ground with the sensor's noise.
+    there is also `<product>_sensed.tif`, the ground with the sensor's noise, and where sea ice drifts
+    `<archive>/drifting/<tile>.tif`, 1 there.
     ConfigError if the archive was begun with another size or seed, or a tile with other weather: its grounds would not
     match.
     """
@@ -244,8 +245,11 @@ def _hash(text: str) -> int:
 def _make_one(archive: Path, plan: _Plan, size: int, seed: int) -> None:
     seen = acquire(tile=plan.tile, when=plan.sensing, size=size, seed=seed, cloud=plan.cloud, other_weather=plan.other)
     crs, left, top = tile_corner(plan.tile)
-    sun = sun_position(plan.sensing, *tile_centre(plan.tile))
-    _write(archive, plan.name, seen, crs, Affine(10, 0, left, 0, -10, top), plan.offset, *sun)
+    transform, sun = Affine(10, 0, left, 0, -10, top), sun_position(plan.sensing, *tile_centre(plan.tile))
+    if seen.drifting is not None:
+        drifting = seen.drifting[None].astype(np.uint8)
+        _write_raster(archive / "drifting" / f"{plan.tile}.tif", drifting, crs, transform, nodata=None)
+    _write(archive, plan.name, seen, crs, transform, plan.offset, *sun)
 
 
 def _write(

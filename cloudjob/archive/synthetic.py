@@ -31,7 +31,7 @@ class Acquisition:
     `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, the probabilities in percent; `b11`
     (ceil(H/6), ceil(W/6)) uint16 DN as the sensor sees it, or None if unknown; `above` (2,H,W) uint8: percent of the
     ground's light that clouds take away, and percent of the deepest shadow; `sensed` the truth with the sensor's noise,
-    where that is kept."""
+    where that is kept; `drifting` (H,W) bool where sea ice drifts, if any does."""
 
     bands: np.ndarray
     truth: np.ndarray
@@ -41,6 +41,7 @@ class Acquisition:
     b11: np.ndarray | None
     above: np.ndarray
     sensed: np.ndarray | None = None
+    drifting: np.ndarray | None = None
 
 
 def acquire(
@@ -78,8 +79,15 @@ def acquire(
     found = _masks(sky, classes, snow)
     if other_weather:
         found = weather.misread(noise, found, classes)
-    b11 = digital_number(b11)
-    return Acquisition(bands, truth, **found, b11=b11, above=sky.above(), sensed=sensed if other_weather else None)
+    return Acquisition(
+        bands,
+        truth,
+        **found,
+        b11=digital_number(b11),
+        above=sky.above(),
+        sensed=sensed if other_weather else None,
+        drifting=ground.drifting,
+    )
 
 
 def overcast(

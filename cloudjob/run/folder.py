@@ -27,6 +27,7 @@ class RunFolder:
         self.records = self.root / "records"
         self.archive = self.root / "archive"
         self.jobs = self.root / "jobs" / "log.tsv"  # written by slurm/*.sh
+        self.drifting = self.root / "drifting"  # <tile>.tif: not 0 where the ground moves from date to date, as sea ice
         self.scenes = self.root / "scenes.jsonl"
         self.pairs = self.root / "pairs.jsonl"
         self.review_page = self.root / "review" / "index.html"

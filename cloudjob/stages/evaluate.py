@@ -44,6 +44,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
         for role in ("clear", "reference"):
             if pair[role]:
                 inputs[role] = records.output_digest(folder, "download", pair[role])
+        inputs |= records.drifting_digest(folder, ProductName.parse(pair["cloudy"]).tile)
         settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
         settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs))
@@ -89,7 +90,8 @@ def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
 
     product = pair["cloudy"]
     products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
-    load = open_pair(products, masks.Settings(**dict(config.masks)), processes=len(os.sched_getaffinity(0)))
+    cores, settings = len(os.sched_getaffinity(0)), masks.Settings(**dict(config.masks))
+    load = open_pair(products, settings, drifting=folder.drifting, processes=cores)
     ground, sensed = _read(folder.truth(product)), _read(folder.sensed(product))
     kind = "ground" if ground is not None else scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     restored, _ = output.read_h5(folder.output(product, ".h5"))

@@ -44,7 +44,8 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         inputs = {pair[role]: records.output_digest(folder, "download", pair[role]) for role in ROLES if pair[role]}
         truth = _truth(folder, pair["cloudy"]) if config.shard.truth and split != "train" else {}
         place["target"] = GROUND if truth else CLEAR_DATE
-        found.append(Item(STAGE, pair["pair"], settings | place, inputs | truth | {"pair": pair["version"]}))
+        more = truth | records.drifting_digest(folder, tile_of_pair(pair["pair"])) | {"pair": pair["version"]}
+        found.append(Item(STAGE, pair["pair"], settings | place, inputs | more))
     return found
 
 
@@ -100,6 +101,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         excluded=_excluded_ground(folder, item, products["cloudy"].crs),
         seed=int(digest([config.seed, item.name])[:12], 16),
         truth=folder.truth(pair["cloudy"]) if on_the_day else None,
+        drifting=folder.drifting,
     )
     facts = {
         "pair": pair["pair"],
