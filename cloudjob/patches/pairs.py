@@ -98,7 +98,7 @@ def prepare(
 
 
 def _cores(
-    found: dict[str, SceneMasks], shape: tuple[int, int], *, still_target: bool
+    found: dict[str, SceneMasks], shape: tuple[int, int], *, still_target: bool = False
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The mask classes, not grown, of the cloudy and of the clear date, and their factor: users' own masks may differ
     in it. What drifts is unknown of a clear date that is the target."""

@@ -108,8 +108,8 @@ def revised_masks(preview: Preview, other: Preview | None, settings: Settings) -
 
 
 def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMasks:
-    """The masks of a clear date, where clear pixels become unknown if the ground drifts there, as sea ice does: what they
-    show is not the ground of another day. `core` stays.
+    """The masks of a clear date, where clear pixels become unknown if the ground drifts there, as sea ice does: they
+    show no ground of another day. `core` stays.
 
     `<folder>/<tile>.tif` is not 0 there, on the product's grid of 10 m. Without a file nothing drifts.
     """

@@ -124,6 +124,10 @@ def test_tiles_of_other_weather_have_dates_of_their_own_and_the_ground_as_sensed
         assert path.read_bytes() == (tmp_path / path.relative_to(tmp_path / "alone")).read_bytes()
     sensed = sorted((tmp_path / "truth").glob("*_sensed.tif"))
     assert [path.name for path in sensed] == sorted(f"{name}_sensed.tif" for name in others)
+    with rasterio.open(tmp_path / "drifting" / "05WMT.tif") as image:
+        assert (image.transform, image.shape) == (Product.open(tmp_path / f"{others[0]}.SAFE").transform, (96, 96))
+        assert 0.03 < image.read(1).mean() < 0.5
+    assert len(list((tmp_path / "drifting").iterdir())) == 1
     for name in others:
         with (
             rasterio.open(tmp_path / "truth" / f"{name}.tif") as truth,

@@ -6,7 +6,6 @@ from front_door import call, copied
 from cloudjob.run.folder import RunFolder
 from cloudjob.stages import download
 
-
 PRODUCT = "S2A_MSIL2A_20240303T222035_N0510_R122_T05WPS_20240304T012735"
 
 

@@ -259,7 +259,9 @@ def dates(monkeypatch) -> list[str]:
     mask[5:20, 5:30] = CLOUD
     values = {"cloudy": 9000, "clear": 3000, "reference": 4000}
 
-    def open_pair(safes, masks, *, processes):
+    def open_pair(safes, masks, *, drifting, processes):
+        assert drifting.name == "drifting"
+
         def load(role: str) -> Date:
             opened.append(role)
             here = mask if role == "cloudy" else np.full_like(mask, CLEAR)
