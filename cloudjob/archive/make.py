@@ -4,9 +4,10 @@ The ground below synthetic clouds is kept as truth.
 """
 
 import hashlib
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import rasterio
@@ -44,6 +45,7 @@ def make_synthetic(
     cloudy: list[date],
     seed: int,
     cloud: tuple[float, float],
+    other_weather: dict[str, Any] | None = None,
 ) -> list[str]:
     """Writes a product of `size` x `size` pixels per tile and date, and returns their names; existing ones are kept.
 
@@ -51,30 +53,64 @@ def make_synthetic(
     ones at most 0.4 %. About a third of the products have baseline 02.14 without BOA_ADD_OFFSET, the others 05.10 with
     -1000. On a date in both lists, the cloudy overpass is one revolution earlier. The cloud-free ground goes to
     `<archive>/truth/<product>.tif` (our DN convention), how much of it is seen to `<product>_seen.tif` beside it.
-    ConfigError if the archive was begun with another size or seed: its grounds would not match.
+    `other_weather` (its own `tiles`, `clear`, `cloudy`, `cloud`) makes tiles of another law (see `acquire`); of them
+    there is also `<product>_sensed.tif`, the ground with the sensor's noise, and where sea ice drifts
+    `<archive>/drifting/<tile>.tif`, 1 there.
+    ConfigError if the archive was begun with another size or seed, or a tile with other weather: its grounds would not
+    match.
     """
+    if size < 16:
+        raise ConfigError(f"size = {size}: expected at least 16 pixels")
+    plans = _plans(tiles=tiles, clear=clear, cloudy=cloudy, cloud=cloud, other=False)
+    plans += _plans(**other_weather, other=True) if other_weather else []
+    _settle(Path(archive) / "synthetic.json", {"size": size, "seed": seed})
+    for tile, other in {plan.tile: plan.other for plan in plans}.items():
+        _check_weather(Path(archive), tile, other)
+    for plan in plans:
+        if not (Path(archive) / f"{plan.name}.SAFE").exists():
+            _make_one(Path(archive), plan, size, seed)
+    return [plan.name for plan in plans]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A synthetic product to make, its cloud fraction and its BOA_ADD_OFFSET."""
+
+    name: str
+    tile: str
+    sensing: datetime
+    cloud: float
+    offset: int
+    other: bool
+
+
+def _plans(
+    *, tiles: list[str], clear: list[date], cloudy: list[date], cloud: tuple[float, float], other: bool
+) -> list[_Plan]:
     low, high = cloud
     if not 0 <= low <= high <= 1:
         raise ConfigError(f"cloud = {cloud}: expected two fractions of one, 0 <= low <= high <= 1")
-    if size < 16:
-        raise ConfigError(f"size = {size}: expected at least 16 pixels")
-    _settle(Path(archive) / "synthetic.json", {"size": size, "seed": seed})
-    plans = [
+    wanted = [
         (tile, day, is_cloudy) for tile in tiles for is_cloudy in (False, True) for day in (clear, cloudy)[is_cloudy]
     ]
-    names = []
-    for index, (tile, day, is_cloudy) in enumerate(plans):
+    plans = []
+    for index, (tile, day, is_cloudy) in enumerate(wanted):
         step = index * _GOLDEN % 1
         fraction = low + (high - low) * step if is_cloudy else max(0.0, 0.008 * step - 0.004)
         offset = 0 if _hash(f"{tile} {day} {is_cloudy}") % 3 == 0 else -1000
         sensing = _overpass(day, *tile_centre(tile))
         if is_cloudy and day in clear:
             sensing -= _REVOLUTION
-        name = _name(tile, sensing, offset)
-        names.append(name)
-        if not (Path(archive) / f"{name}.SAFE").exists():
-            _make_one(Path(archive), name, tile, sensing, size, seed, fraction, offset)
-    return names
+        plans.append(_Plan(_name(tile, sensing, offset), tile, sensing, fraction, offset, other))
+    return plans
+
+
+def _check_weather(archive: Path, tile: str, other: bool) -> None:
+    """ConfigError where the archive holds products of the tile that were made with the other weather or without it."""
+    for path in archive.glob(f"*_T{tile}_*.SAFE"):
+        if (archive / "truth" / f"{path.stem}_sensed.tif").exists() != other:
+            found = "without" if other else "with"
+            raise ConfigError(f"{archive} holds {path.stem}, made {found} other_weather: choose another folder")
 
 
 def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
@@ -206,13 +242,14 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _make_one(
-    archive: Path, name: str, tile: str, sensing: datetime, size: int, seed: int, fraction: float, offset: int
-) -> None:
-    acquisition = acquire(tile=tile, when=sensing, size=size, seed=seed, cloud=fraction)
-    crs, left, top = tile_corner(tile)
-    sun = sun_position(sensing, *tile_centre(tile))
-    _write(archive, name, acquisition, crs, Affine(10, 0, left, 0, -10, top), offset, *sun)
+def _make_one(archive: Path, plan: _Plan, size: int, seed: int) -> None:
+    seen = acquire(tile=plan.tile, when=plan.sensing, size=size, seed=seed, cloud=plan.cloud, other_weather=plan.other)
+    crs, left, top = tile_corner(plan.tile)
+    transform, sun = Affine(10, 0, left, 0, -10, top), sun_position(plan.sensing, *tile_centre(plan.tile))
+    if seen.drifting is not None:
+        drifting = seen.drifting[None].astype(np.uint8)
+        _write_raster(archive / "drifting" / f"{plan.tile}.tif", drifting, crs, transform, nodata=None)
+    _write(archive, plan.name, seen, crs, transform, plan.offset, *sun)
 
 
 def _write(
@@ -225,9 +262,11 @@ def _write(
     sun_elevation: float,
     sun_azimuth: float,
 ) -> None:
-    """Writes a product, the ground below its clouds, and how much of it they hide."""
+    """Writes a product, the ground below its clouds, how much of it they hide, and the ground as sensed if known."""
     _write_raster(archive / "truth" / f"{name}.tif", acquisition.truth, crs, transform, nodata=EMPTY_DN)
     _write_raster(archive / "truth" / f"{name}_seen.tif", acquisition.above, crs, transform, nodata=None)
+    if acquisition.sensed is not None:
+        _write_raster(archive / "truth" / f"{name}_sensed.tif", acquisition.sensed, crs, transform, nodata=EMPTY_DN)
     write_product(
         archive,
         name=name,

@@ -67,7 +67,7 @@ def _fill(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -
 
     begun, products = time.monotonic(), []
     if scenes := archive.synthetic:
-        products += make.make_synthetic(target, **dict(scenes))
+        products += make.make_synthetic(target, **scenes.model_dump())
     if archive.rasters:
         products += make.make_from_rasters(target, pairs=[dict(pair) for pair in archive.rasters])
     if archive.places:

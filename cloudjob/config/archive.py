@@ -10,6 +10,21 @@ from pydantic import Field, field_validator, model_validator
 from cloudjob.config.fields import ConfiguredPath, Count, Fraction, Section, Tile, ascending
 
 
+class OtherWeather(Section):
+    """Tiles under other weather than training's, on dates of their own: every one of them has every one of these.
+
+    Clouds, their shadows and the errors of the scene classification follow another law; the sun is low over hills, and
+    the sea ice drifts. List these tiles in shard.split.test_tiles.
+    """
+
+    tiles: list[Tile] = Field(min_length=1)
+    clear: list[date] = Field(min_length=1)
+    cloudy: list[date] = Field(min_length=1)
+    cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
+
+    _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
+
+
 class SyntheticScenes(Section):
     """Scenes that the embedded archive makes up: every tile has every date."""
 
@@ -19,8 +34,15 @@ class SyntheticScenes(Section):
     cloudy: list[date] = Field(min_length=1)
     cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
     seed: int = 0
+    other_weather: OtherWeather | None = Field(None, description="more tiles, unlike those that train: to test on")
 
     _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.other_weather and (both := sorted(set(self.tiles) & set(self.other_weather.tiles))):
+            raise ValueError(f"tiles and other_weather.tiles both name {', '.join(both)}: a tile has one weather")
+        return self
 
 
 class RasterPair(Section):

@@ -1,7 +1,7 @@
 """An accepted pair on its way to triplets: dates normalised and compared, windows selected, images put together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from cloudjob.errors import CorruptFileError, ItemError, RejectedError
 from cloudjob.patches import windows
 from cloudjob.patches.splits import REFERENCES
 from cloudjob.patches.windows import Windows
-from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
+from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import masks, product, scene
 from cloudjob.sentinel2.product import Product
 from cloudjob.sentinel2.radiometry import Match
@@ -63,16 +63,18 @@ def prepare(
     excluded: list[BaseGeometry],
     seed: int,
     truth: Path | None = None,
+    drifting: Path | None = None,
 ) -> PreparedPair:
     """Compares the dates of a pair by their small files and reduced bands, and selects its windows.
 
-    `excluded` is ground of other splits, in the products' map coordinates; `seed` decides which windows are drawn.
+    `excluded` is ground of other splits, in the products' map coordinates; `seed` decides which windows are drawn;
+    `drifting` is a folder that tells where the ground drifts (see `scene_masks.still`).
     RejectedError where the clear date does not fit the cloudy one or no window is left.
     """
     height, width = products["cloudy"].shape
     if min(height, width) < rules.window:
         raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {rules.window}")
-    found = scene.open_masks(products, settings)
+    found = scene.open_masks(products, settings, drifting=drifting)
     step = scene.reduction((height, width), window=rules.window)
     reduced = {role: ReducedScene.open(each, found[role], step) for role, each in products.items()}
     matches = {
@@ -83,7 +85,7 @@ def prepare(
     measures: dict = {"radiometric_match": {role: match.facts() for role, match in matches.items()}}
     if poor := matches["clear"].poor(rules.min_r2):
         raise RejectedError(f"the clear date does not fit the cloudy one: {', '.join(poor)}", {"measures": measures})
-    core, target_core, factor = _cores(found, (height, width))
+    core, target_core, factor = _cores(found, (height, width), still_target=truth is None)
     if rules.preset:  # it selects by the scene classification itself, and takes its masks from there
         core, target_core, factor = (scl := product.read_scl(products["cloudy"])), scl, 2
         found["cloudy"] = SceneMasks(masks.classes(scl), masks.classes(scl), factor)
@@ -96,10 +98,15 @@ def prepare(
     return PreparedPair(products, found, matches, kept, shift, measures, truth)
 
 
-def _cores(found: dict[str, SceneMasks], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
+def _cores(
+    found: dict[str, SceneMasks], shape: tuple[int, int], *, still_target: bool = False
+) -> tuple[np.ndarray, np.ndarray, int]:
     """The mask classes, not grown, of the cloudy and of the clear date, and their factor: users' own masks may differ
-    in it."""
+    in it. What drifts is unknown of a clear date that is the target."""
     cloudy, clear = found["cloudy"], found["clear"]
+    if still_target:
+        drifts = (clear.core == CLEAR) & (clear.mask == UNKNOWN)
+        clear = replace(clear, core=np.where(drifts, np.uint8(UNKNOWN), clear.core))
     if cloudy.factor == clear.factor:
         return cloudy.core, clear.core, cloudy.factor
     return cloudy.at_10m("core", shape), clear.at_10m("core", shape), 1

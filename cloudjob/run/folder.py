@@ -27,6 +27,7 @@ class RunFolder:
         self.records = self.root / "records"
         self.archive = self.root / "archive"
         self.jobs = self.root / "jobs" / "log.tsv"  # written by slurm/*.sh
+        self.drifting = self.root / "drifting"  # <tile>.tif: not 0 where the ground moves from date to date, as sea ice
         self.scenes = self.root / "scenes.jsonl"
         self.pairs = self.root / "pairs.jsonl"
         self.review_page = self.root / "review" / "index.html"
@@ -60,6 +61,10 @@ class RunFolder:
     def seen(self, product: str) -> Path:
         """How much of the ground is seen, where that is known: opacity of clouds and depth of shadows in percent."""
         return self.root / "truth" / f"{product}_seen.tif"
+
+    def sensed(self, product: str) -> Path:
+        """The ground of a cloudy day with the sensor's noise, where that is known."""
+        return self.root / "truth" / f"{product}_sensed.tif"
 
     def shard(self, split: str, number: int) -> Path:
         """The triplets of one pair; `number` is the pair's place among those that are shown."""

@@ -75,6 +75,12 @@ def record(folder: RunFolder, stage: str, item: str) -> dict | None:
         return None
 
 
+def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
+    """The digest of the raster that tells where the ground of a tile drifts, as an input; empty where there is none."""
+    path = folder.drifting / f"{tile}.tif"
+    return {f"drifting/{path.name}": file_sha256(path)} if path.exists() else {}
+
+
 def why(folder: RunFolder, item: Item) -> str | None:
     """Why this item would be made (again): None if it is done or rejected as things are now."""
     found = record(folder, item.stage, item.name)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cloudjob.pixels import CLEAR, EMPTY_DN, HIDDEN
 from cloudjob.restoration.tiles import tiles
 from cloudjob.scoring import baselines, metrics, strata
-from cloudjob.scoring.tables import METHODS, best_first, finite
+from cloudjob.scoring.tables import METHODS, NOISE, best_first, finite
 from cloudjob.sentinel2 import radiometry
 from cloudjob.sentinel2.scene import Scene
 
@@ -17,15 +17,23 @@ NO_TRUTH = "none, the clear date was shown to the model"
 
 
 def images_of(
-    cloudy: Scene, clear: Scene, reference: Scene | None, restored: NDArray, ground: NDArray | None
+    cloudy: Scene,
+    clear: Scene,
+    reference: Scene | None,
+    restored: NDArray,
+    ground: NDArray | None,
+    sensed: NDArray | None = None,
 ) -> tuple[dict[str, NDArray], NDArray]:
     """(method -> image, truth), each (4, H, W) uint16 DN, of a restored scene.
 
     The truth is the `ground` of the cloudy day where it is known; else the clear date, normalised to the cloudy one
-    and without its own clouds, and then the nearest date that the model may be compared with is the reference.
+    and without its own clouds, and then the nearest date that the model may be compared with is the reference. `sensed`
+    is the ground with the sensor's noise.
     """
     filled = baselines.mean_fill(radiometry.reflectance(cloudy.bands), cloudy.mask == CLEAR)
     images = {"ours": restored, "cloudy": cloudy.bands, "mean_fill": radiometry.digital_number(filled)}
+    if sensed is not None:
+        images[NOISE] = sensed
     truth = ground if ground is not None else clear.clear_only(cloudy.matched(clear))
     if ground is not None and reference is not None:
         images["other_matched"] = cloudy.matched(reference)

@@ -5,6 +5,7 @@ from typing import Any
 
 from cloudjob.scoring.strata import HEADLINE, STRATA
 
+NOISE = "sensor_noise"
 METHODS = {
     "ours": "restored by this run; of triplets the mean of the ensemble",
     "ours_member": "one member of the ensemble",
@@ -21,6 +22,7 @@ METHODS = {
     "similar_and_seen": "that, with the detail that thin cloud lets through",
     "similar_2_dates": "similar pixels of two clear dates, of one where there is no other",
     "similar_3_dates": "similar pixels of three clear dates, of fewer where there are not so many",
+    NOISE: "the ground with the sensor's noise alone: what a date without clouds would score",
     "other_matched": "the next clear date, each band radiometrically normalised to the cloudy date",
 }
 DEFINITIONS = (
@@ -81,7 +83,7 @@ def judged(pooled: dict, differences: dict[str, dict]) -> dict[str, Any]:
     return {"headline": on, "best_fill": {"method": best, "above_ours": above}, "verdict": said}
 
 
-_FILLS = [name for name in METHODS if not name.startswith("ours")]
+_FILLS = [name for name in METHODS if not name.startswith("ours") and name != NOISE]
 
 
 def table(pooled: dict, split: str) -> str:

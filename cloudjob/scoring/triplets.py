@@ -14,7 +14,7 @@ from cloudjob.patches.splits import REFERENCES
 from cloudjob.pixels import EMPTY_DN, HIDDEN
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.scoring import methods, metrics, strata
-from cloudjob.scoring.tables import best_first, finite
+from cloudjob.scoring.tables import NOISE, best_first, finite
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
 _SHOWN = ("cloudy", "ours", "ours_member", "ours_without_reference")  # in a picture, before the truth
@@ -47,6 +47,7 @@ def score_pair(
     more_steps: list[int],
     factors: list[float],
     known: dict[str, Any],
+    sensed: NDArray | None = None,
 ) -> PairScores:
     """Restores triplets of a pair by all methods, and scores these against the clear image.
 
@@ -54,8 +55,9 @@ def score_pair(
 
     `arrays` are those of ShardSet.evenly, `core` (N, H, W) uint8 classes of what lies above, and `places` the positions
     of its triplets in the pair: the noise of a triplet is that of `noise_key` + its place. `pair` are the facts of the
-    shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over. The
-    model is shown the first reference alone.
+    shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over.
+    The model is shown the first reference alone. `sensed` (N, 4, H, W) uint16 DN is the clear image with the sensor's
+    noise, where that is known.
     """
     images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", *REFERENCES) if name in arrays}
     truth, mask = images.pop("clear"), arrays["mask"]
@@ -74,6 +76,8 @@ def score_pair(
         found |= methods.from_another_date(images["cloudy"], images["reference"], mask, numbers)
         references = np.stack([images[name] for name in REFERENCES if name in images], 1)
         found |= methods.from_more_dates(images["cloudy"], references, mask, numbers, found["similar_pixels"])
+    if sensed is not None:
+        found[NOISE] = reflectance(sensed)
     hidden = np.isin(mask, HIDDEN)
     rows = []
     for i, triplet in enumerate(methods.score(found, truth, mask, core)):

@@ -11,7 +11,7 @@ import numpy as np
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
 from cloudjob.sentinel2 import masks, radiometry
 from cloudjob.sentinel2.product import Product, read_bands, read_reduced
-from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks
+from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks, still
 from cloudjob.sentinel2.sums import window_sums
 
 _TILE = 1024  # rows and columns of a JPEG 2000 tile, which is decoded whole: a chip lies within one
@@ -55,17 +55,23 @@ class Scene:
         return np.where(self.mask == CLEAR, bands, EMPTY_DN)
 
 
-def open_pair(folders: dict[str, Path], settings: masks.Settings, *, processes: int = 1) -> Callable[[str], Scene]:
+def open_pair(
+    folders: dict[str, Path], settings: masks.Settings, *, drifting: Path | None = None, processes: int = 1
+) -> Callable[[str], Scene]:
     """A function that opens the scene of a role, of a pair whose products lie in these folders by role (see
-    `masks_of_pair`)."""
+    `open_masks`)."""
     products = {role: Product.open(folder) for role, folder in folders.items()}
-    found = open_masks(products, settings)
+    found = open_masks(products, settings, drifting=drifting)
     return lambda role: Scene.open(products[role], found[role], processes=processes)
 
 
-def open_masks(products: dict[str, Product], settings: masks.Settings) -> dict[str, SceneMasks]:
-    """The masks of a pair's products by role (see `masks_of_pair`), from their small files."""
-    return masks_of_pair({role: Preview.open(product, settings) for role, product in products.items()}, settings)
+def open_masks(
+    products: dict[str, Product], settings: masks.Settings, *, drifting: Path | None = None
+) -> dict[str, SceneMasks]:
+    """The masks of a pair's products by role (see `masks_of_pair`), from their small files; those of the clear dates
+    leave out what drifts, by the rasters of a folder (see `still`)."""
+    found = masks_of_pair({role: Preview.open(product, settings) for role, product in products.items()}, settings)
+    return {role: each if role == "cloudy" else still(each, products[role], drifting) for role, each in found.items()}
 
 
 def reduction(shape: tuple[int, int], *, window: int = 256) -> int:

@@ -1,6 +1,6 @@
 """What hides the ground on a date: its own masks, and the second opinion of another date of the same ground."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -105,6 +105,23 @@ def revised_masks(preview: Preview, other: Preview | None, settings: Settings) -
             core[brighter & (medium_or_thin | (preview.scl == masks.SCL_HIGH))] = CLOUD
             core[medium_or_thin & masks.any_of(core, *HIDDEN) & _same(preview, other)] = UNKNOWN
     return SceneMasks(core, masks.grow(core, settings, pixel_m=10 * preview.factor), preview.factor)
+
+
+def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMasks:
+    """The masks of a clear date, where clear pixels become unknown if the ground drifts there, as sea ice does: they
+    show no ground of another day. `core` stays.
+
+    `<folder>/<tile>.tif` is not 0 there, on the product's grid of 10 m. Without a file nothing drifts.
+    """
+    path = folder and folder / f"{product.name.tile}.tif"
+    if path is None or not path.exists():
+        return found
+    with rasterio.open(path) as image:
+        here = (image.crs, image.transform, image.shape)
+        if not _equal(here, grid := _grid(product, 1)):
+            raise ConfigError(f"{path}: {_words(*here)}; expected for {product.name.name}: {_words(*grid)}")
+        drifts = masks.pool(image.read(1) != 0, found.factor, np.logical_or)
+    return replace(found, mask=np.where(drifts & (found.mask == CLEAR), np.uint8(UNKNOWN), found.mask))
 
 
 def _brighter(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cloudjob.config.models import Config
 from cloudjob.files import link
+from cloudjob.names import ProductName
 from cloudjob.patches.splits import FURTHER
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
@@ -45,9 +46,11 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 
 def _truth(archive: Path, folder: RunFolder, product: str) -> list[Path]:
-    """The ground below synthetic clouds and how much of it is seen, linked or copied from the archive. Evaluation needs
-    them; no model sees them."""
-    found = [path for path in (folder.truth(product), folder.seen(product)) if (archive / "truth" / path.name).exists()]
+    """The ground below synthetic clouds, how much of it is seen, and the ground as sensed, linked or copied from the
+    archive: evaluation needs them, no model sees them. And where the ground drifts."""
+    paths = (folder.truth(product), folder.seen(product), folder.sensed(product))
+    drifting = folder.drifting / f"{ProductName.parse(product).tile}.tif"
+    found = [path for path in (*paths, drifting) if (archive / path.relative_to(folder.root)).exists()]
     for path in found:
-        link(archive / "truth" / path.name, path)
+        link(archive / path.relative_to(folder.root), path)
     return found

@@ -44,6 +44,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
         for role in ("clear", "reference"):
             if pair[role]:
                 inputs[role] = records.output_digest(folder, "download", pair[role])
+        inputs |= records.drifting_digest(folder, ProductName.parse(pair["cloudy"]).tile)
         settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
         settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs))
@@ -82,26 +83,23 @@ def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary
 
 
 def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
-    import rasterio
-
     from cloudjob.restoration import output
-    from cloudjob.scoring import scenes
+    from cloudjob.scoring import scenes, strata
     from cloudjob.sentinel2 import masks
     from cloudjob.sentinel2.scene import open_pair
 
     product = pair["cloudy"]
     products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
-    load = open_pair(products, masks.Settings(**dict(config.masks)), processes=len(os.sched_getaffinity(0)))
-    ground, kind = None, scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
-    if (path := folder.truth(product)).exists():
-        kind = "ground"
-        with rasterio.open(path) as source:
-            ground = source.read()
+    cores, settings = len(os.sched_getaffinity(0)), masks.Settings(**dict(config.masks))
+    load = open_pair(products, settings, drifting=folder.drifting, processes=cores)
+    ground, sensed = _read(folder.truth(product)), _read(folder.sensed(product))
+    kind = "ground" if ground is not None else scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     restored, _ = output.read_h5(folder.output(product, ".h5"))
     cloudy, reference = load("cloudy"), load("reference") if pair["reference"] else None
-    images, truth = scenes.images_of(cloudy, load("clear"), reference, restored, ground)
+    images, truth = scenes.images_of(cloudy, load("clear"), reference, restored, ground, sensed)
     tiles = {"tile": config.infer.tile, "overlap": config.infer.overlap}
-    core = _core_of_ground(folder.seen(product)) if folder.seen(product).exists() else cloudy.core
+    above = _read(folder.seen(product))
+    core = cloudy.core if above is None else strata.core(above)
     rows = scenes.score(images, truth, cloudy.mask, core, kind=kind, **tiles)
     shown = scenes.thumbnail([images["cloudy"], images["ours"], truth])
     return [_picture(config, folder, product, [shown])], rows
@@ -229,6 +227,7 @@ def _score_triplets(
             "split": entry["split"],
             "truth": entry["target"],
         },
+        sensed=_windows(folder.sensed(pair["products"]["cloudy"]), corners, arrays["mask"].shape[-1]),
     )
     return [_picture(config, folder, item.name, found.shown)], found.result()
 
@@ -241,12 +240,13 @@ def _core_of_windows(
     the run folder."""
     import numpy as np
 
+    from cloudjob.scoring import strata
     from cloudjob.sentinel2 import masks, scene
     from cloudjob.sentinel2.product import Product
 
     folders = {role: folder.safe(name) for role, name in products.items()}
-    if (seen := folder.seen(products["cloudy"])).exists():
-        whole = _core_of_ground(seen)
+    if (above := _read(folder.seen(products["cloudy"]))) is not None:
+        whole = strata.core(above)
     elif all(path.exists() for path in folders.values()):
         opened = {role: Product.open(path) for role, path in folders.items()}
         found = scene.open_masks(opened, masks.Settings(**dict(config.masks)))
@@ -279,14 +279,22 @@ def _finish(
     return summary
 
 
-def _core_of_ground(path: Path) -> "NDArray":
-    """(H, W) classes of what lies above the ground of a synthetic scene, where that is known."""
+def _read(path: Path) -> "NDArray | None":
+    """All bands of a raster, or None where there is none."""
     import rasterio
 
-    from cloudjob.scoring import strata
-
+    if not path.exists():
+        return None
     with rasterio.open(path) as source:
-        return strata.core(source.read())
+        return source.read()
+
+
+def _windows(path: Path, corners: list[tuple[int, int]], size: int) -> "NDArray | None":
+    """(N, bands, size, size): windows of a raster with these upper left pixels, or None where there is none."""
+    import numpy as np
+
+    whole = _read(path)
+    return whole if whole is None else np.stack([whole[:, row : row + size, col : col + size] for row, col in corners])
 
 
 def _picture(config: Config, folder: RunFolder, item: str, lines: "Sequence[Sequence[NDArray]]") -> Path:

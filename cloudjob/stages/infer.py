@@ -15,6 +15,7 @@ from cloudjob import __version__
 from cloudjob.config.models import Config
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
 from cloudjob.files import atomic, digest, file_sha256
+from cloudjob.names import ProductName
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -34,10 +35,15 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     checkpoint = {"checkpoint": records.checkpoint_digest(folder, config.infer.checkpoint)}
     found = []
     for pair in decisions.accepted_pairs(folder):
-        products = [pair["cloudy"], *(pair[role] for role in _references(config, pair))]
-        inputs = {name: records.output_digest(folder, "download", name) for name in products}
-        found.append(Item(STAGE, pair["cloudy"], settings, inputs | checkpoint | {"pair": pair["version"]}))
+        inputs = {name: records.output_digest(folder, "download", name) for name in _products(config, pair)}
+        drifting = records.drifting_digest(folder, ProductName.parse(pair["cloudy"]).tile)
+        more = checkpoint | drifting | {"pair": pair["version"]}
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more))
     return found
+
+
+def _products(config: Config, pair: dict) -> list[str]:
+    return [pair["cloudy"], *(pair[role] for role in _references(config, pair))]
 
 
 def _references(config: Config, pair: dict) -> list[str]:
@@ -53,7 +59,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     every = items(config, folder)
     if config.infer.checkpoint is None:
         records.require(folder, "train", ["run"], reader=STAGE)
-    names = sorted({name for item in every for name in item.inputs if name not in ("checkpoint", "pair")})
+    names = sorted({name for pair in decisions.accepted_pairs(folder) for name in _products(config, pair)})
     records.require(folder, "download", names, reader=STAGE)
     failure = None
     with mpi.communicator() as ranks:
@@ -172,7 +178,8 @@ def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "Scen
         for old in work.parent.glob(".work-*"):
             shutil.rmtree(old)
         products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
-        load = open_pair(products, masks.Settings(**dict(config.masks)), processes=len(os.sched_getaffinity(0)))
+        cores, settings = len(os.sched_getaffinity(0)), masks.Settings(**dict(config.masks))
+        load = open_pair(products, settings, drifting=folder.drifting, processes=cores)
         roles = _references(config, pair)
         days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
         SceneConditions.of(load("cloudy"), map(load, roles), days=days).save(work)

@@ -47,7 +47,8 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         place = {"split": split, "number": pair["number"], "taken_tiles": taken} | conflicts[pair["pair"]]
         place["target"] = group["target"]
         inputs = {name: records.output_digest(folder, "download", name) for name, _ in group["dates"].values()}
-        found.append(Item(STAGE, pair["pair"], settings | place, inputs | group["truth"] | {"pair": pair["version"]}))
+        more = group["truth"] | records.drifting_digest(folder, group["tile"]) | {"pair": pair["version"]}
+        found.append(Item(STAGE, pair["pair"], settings | place, inputs | more))
     return found
 
 
@@ -88,7 +89,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     shards.filters(config.shard.compression)  # a missing library is an error now, not after the first pair
     every = items(config, folder)
     pairs = {pair["pair"]: pair for pair in decisions.accepted_pairs(folder)}
-    products = {name for item in every for name in item.inputs} - {"truth", "pair"}
+    products = {name for pair in pairs.values() for target in FURTHER for name, _ in _dates(pair, target).values()}
     records.require(folder, "download", sorted(products), reader=STAGE)
     if unknown := set(config.shard.split.test_tiles) - {tile_of_pair(pair) for pair in pairs}:
         folder.say(f"shard.split.test_tiles: no accepted pair is of {', '.join(sorted(unknown))}")
@@ -118,6 +119,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         excluded=_excluded_ground(folder, item, products["cloudy"].crs),
         seed=int(digest([config.seed, item.name])[:12], 16),
         truth=folder.truth(pair["cloudy"]) if on_the_day else None,
+        drifting=folder.drifting,
     )
     facts = {
         "pair": pair["pair"],

@@ -110,6 +110,45 @@ def test_impossible_archives_are_refused(archive, change, message):
         make_synthetic(archive[0], **ASKED | change)
 
 
+# --- tiles under other weather ---------------------------------------------------------------------------------
+OTHER = {"tiles": ["05WMT"], "clear": [date(2024, 3, 3)], "cloudy": [date(2024, 3, 12)], "cloud": (0.3, 0.3)}
+
+
+def test_tiles_of_other_weather_have_dates_of_their_own_and_the_ground_as_sensed(archive, tmp_path):
+    usual = {"tiles": ["05WPS"], "clear": ASKED["clear"][:1], "cloudy": ASKED["cloudy"][:1]}
+    names = make_synthetic(tmp_path, **ASKED | usual, other_weather=OTHER)
+    before, others = names[:2], names[2:]
+    assert [(name[39:44], name[11:19]) for name in others] == [("05WMT", "20240303"), ("05WMT", "20240312")]
+    alone = make_synthetic(tmp_path / "alone", **ASKED | usual)
+    assert before == alone
+    for path in (path for path in (tmp_path / "alone").rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / path.relative_to(tmp_path / "alone")).read_bytes()
+    sensed = sorted((tmp_path / "truth").glob("*_sensed.tif"))
+    assert [path.name for path in sensed] == sorted(f"{name}_sensed.tif" for name in others)
+    with rasterio.open(tmp_path / "drifting" / "05WMT.tif") as image:
+        assert (image.transform, image.shape) == (Product.open(tmp_path / f"{others[0]}.SAFE").transform, (96, 96))
+        assert 0.03 < image.read(1).mean() < 0.5
+    assert len(list((tmp_path / "drifting").iterdir())) == 1
+    for name in others:
+        with (
+            rasterio.open(tmp_path / "truth" / f"{name}.tif") as truth,
+            rasterio.open(tmp_path / "truth" / f"{name}_sensed.tif") as noisy,
+        ):
+            assert (noisy.crs, noisy.transform, noisy.nodata) == (truth.crs, truth.transform, 0)
+            assert 10 < (noisy.read().astype(float) - truth.read()).std() < 80  # 0.001 to 0.008 of reflectance
+
+
+@pytest.mark.parametrize("first", ["usual", "other"])
+def test_a_tile_keeps_its_weather(tmp_path, first):
+    tile = {"tiles": ["05WMT"], "clear": [date(2024, 3, 1)], "cloudy": [date(2024, 3, 11)]}
+    elsewhere = tile | {"tiles": ["05WPS"]}
+    calls = {"usual": ASKED | tile, "other": ASKED | elsewhere | {"other_weather": OTHER}}
+    make_synthetic(tmp_path, **calls.pop(first))
+    held = "with" if first == "other" else "without"
+    with pytest.raises(ConfigError, match=rf"T05WMT_\S+, made {held} other_weather: choose another folder"):
+        make_synthetic(tmp_path, **calls.popitem()[1])
+
+
 def test_small_scenes_of_different_tiles_share_no_ground():
     tiles = ["04WDD", "04WEE", "04WFD", "04WFE", "05WMT", "05WMU", "05WNT", "05WPS", "05WPT", "05WPU"]
     tiles += ["06WVB", "06WVC", "06WWC", "06WXC", "07WDT"]

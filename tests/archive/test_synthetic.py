@@ -3,16 +3,19 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from cloudjob.archive.synthetic import SHADOW, acquire, overcast
+from cloudjob.archive.light import noise_deviation
+from cloudjob.archive.sky import SHADOW
+from cloudjob.archive.synthetic import acquire, overcast
 from cloudjob.sentinel2 import masks
+from cloudjob.sentinel2.geometry import sun_position, tile_centre
 from cloudjob.sentinel2.radiometry import reflectance
 
 WHEN = datetime(2024, 3, 5, 22, 20, 35, tzinfo=UTC)
 COVERED = (3, 8, 9, 10)
 
 
-def shot(tile="06WVC", days=0, size=256, seed=3, cloud=0.0):
-    return acquire(tile=tile, when=WHEN + timedelta(days=days), size=size, seed=seed, cloud=cloud)
+def shot(tile="06WVC", days=0, size=256, seed=3, cloud=0.0, **options):
+    return acquire(tile=tile, when=WHEN + timedelta(days=days), size=size, seed=seed, cloud=cloud, **options)
 
 
 def full_size(mask, size):
@@ -163,3 +166,63 @@ def test_shapes_of_an_odd_size():
     assert seen.scl.shape == seen.cloud_probability.shape == seen.snow_probability.shape == (101, 101)
     assert {a.dtype for a in (seen.scl, seen.cloud_probability, seen.snow_probability)} == {np.dtype("uint8")}
     assert seen.bands.min() > 0
+
+
+# --- what was made before stays as it was ------------------------------------------------------------------------
+RECORDED = {
+    "05WPS": "7821.22 7830.86 7835.03 7420.77 8074.51 8064.74 8018.10 7668.95 2302.06 8.22 15.53 12.19 11.94",
+    "05WMT": "7767.06 7769.45 7753.47 7398.39 7982.36 7963.31 7901.65 7624.16 2275.36 7.94 13.48 9.72 9.33",
+    "06WVC": "7898.71 7897.12 7883.56 7516.68 8142.30 8121.01 8060.52 7763.35 2304.24 8.27 13.98 10.37 9.45",
+}
+
+
+@pytest.mark.parametrize("tile", RECORDED)
+def test_the_usual_weather_is_what_it_always_was(tile):
+    """Means of the arrays: another processor may round single pixels otherwise."""
+    seen = acquire(tile=tile, when=WHEN, size=128, seed=3, cloud=0.3)
+    found = [
+        image.mean() for image in (*seen.bands, *seen.truth, seen.b11, seen.scl, seen.cloud_probability, *seen.above)
+    ]
+    assert np.allclose(found, list(map(float, RECORDED[tile].split())), rtol=0, atol=0.03)
+    assert seen.sensed is None
+
+
+# --- other weather -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("days", [-18, 30])
+def test_noise_under_other_weather_is_as_theory_says(days):
+    """The mean of the squared noise, over its variance by theory, is 1; the sun is 11 and 28 degrees high."""
+    seen = shot(days=days, size=512, cloud=0.3, other_weather=True)
+    elevation, _ = sun_position(WHEN + timedelta(days=days), *tile_centre("06WVC"))
+    truth, sensed = reflectance(seen.truth).astype(float), reflectance(seen.sensed)
+    variance = noise_deviation(truth, elevation) ** 2 + 2 * 0.0001**2 / 12  # both are rounded to digital numbers
+    for band in range(4):
+        assert np.mean((sensed[band] - truth[band]) ** 2) == pytest.approx(variance[band].mean(), rel=0.02)
+    clear = ~seen.above.any(0)
+    assert clear.mean() > 0.2
+    assert np.abs(reflectance(seen.bands) - sensed)[:, clear].max() < 0.02
+
+
+def test_noise_under_other_weather_grows_as_the_sun_sinks():
+    def noise(days):
+        seen = shot(days=days, other_weather=True)
+        return (reflectance(seen.sensed) - reflectance(seen.truth)).std()
+
+    assert noise(-18) > 1.3 * noise(30)
+
+
+@pytest.mark.parametrize("cloud", [0.1, 0.35])
+def test_other_weather_lies_above_ground_of_the_same_tile(cloud):
+    usual, other = shot(cloud=cloud), shot(cloud=cloud, other_weather=True)
+    wrong = 0.03 * np.mean(other.scl == 11) + 0.1 * cloud + 0.02
+    assert np.isin(other.scl, (8, 9, 10)).mean() == pytest.approx(cloud, abs=wrong)
+    assert not np.array_equal(usual.scl, other.scl)
+    bare = [np.isin(seen.scl, (5, 6)).mean() for seen in (shot(), shot(other_weather=True))]
+    assert bare[0] == pytest.approx(bare[1], abs=0.03)
+
+
+def test_other_weather_calls_terrain_shadow_dark():
+    seen = shot(tile="05WMS", days=-20, other_weather=True)
+    flat = shot(tile="05WMS", days=-20)
+    dark = full_size(seen.scl == 2, 256) & ~full_size(flat.scl == 2, 256)
+    assert dark.mean() > 0.001
+    assert np.median(seen.truth[0][dark]) < np.median(flat.truth[0][dark])

@@ -181,3 +181,12 @@ def test_a_section_is_plain_and_holds_the_seed():
     assert found["seed"] == 7
     assert found["infer"]["checkpoint"] == "/working/a.pt"
     assert found["search"]["clear"]["start"] == "2024-03-01"
+
+
+def test_a_tile_has_one_weather():
+    dates = {"clear": ["2024-03-01"], "cloudy": ["2024-03-09"]}
+    scenes = {"tiles": ["05WPS", "05WMT"], **dates}
+    found = config(archive={"synthetic": scenes | {"other_weather": {"tiles": ["05WMS"], **dates}}})
+    assert found.archive.synthetic.other_weather.cloud == (0.10, 0.35)
+    said = mistake(archive={"synthetic": scenes | {"other_weather": {"tiles": ["05WMT"], **dates}}})
+    assert said == "archive.synthetic: tiles and other_weather.tiles both name 05WMT: a tile has one weather"

@@ -33,6 +33,7 @@ def _config() -> Path:
     config["evaluate"] |= {"triplets": 210, "members": 8}
     if CPU:
         config["archive"]["synthetic"]["tiles"] = ["04WFD", "05WMU", "06WVC", "06WXC"]
+        config["archive"]["synthetic"]["other_weather"] = None
         config["shard"]["split"] = {"test_share": 0.3, "val_share": 0.2}
         config["train"] |= {"warmup": 32, "log_s": 0.05}
         config["evaluate"] |= {"triplets": 8, "members": 2}
@@ -50,9 +51,17 @@ def data(found: Findings) -> None:
     """Products by one process per tile, the chain until download, then the shards, one process per pair."""
     path, begun = _config(), time.monotonic()
     shutil.rmtree(WORK / "archive", ignore_errors=True)
-    tiles = yaml.safe_load(path.read_text())["archive"]["synthetic"]["tiles"]
-    make = [*CLOUDJOB, "archive", "make", path, "--set"]
-    found.call_all([[*make, f"archive.synthetic.tiles=[{tile}]"] for tile in tiles], cores())
+    scenes, key = yaml.safe_load(path.read_text())["archive"]["synthetic"], "archive.synthetic"
+    make, other = [*CLOUDJOB, "archive", "make", path, "--set"], scenes.get("other_weather") or {"tiles": []}
+    alone = ["--set", f"{key}.other_weather=null"]
+    found.call_all([[*make, f"{key}.tiles=[{tile}]", *alone] for tile in scenes["tiles"]], cores())
+    found.call_all(
+        [
+            [*make, f"{key}.tiles=[{scenes['tiles'][0]}]", "--set", f"{key}.other_weather.tiles=[{tile}]"]
+            for tile in other["tiles"]
+        ],
+        cores(),
+    )
     products = len(list((WORK / "archive").glob("*.SAFE")))
     found.keep(archive={"products": products, "size": AREA, "seconds": round(time.monotonic() - begun, 1)})
     shutil.rmtree(RUN, ignore_errors=True)

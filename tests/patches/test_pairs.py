@@ -302,6 +302,39 @@ def test_masks_on_two_grids_are_compared_at_10_m():
     assert factor == 1
 
 
+def drifts(products, folder) -> np.ndarray:
+    """Writes that the eastern half of the tile drifts; (192, 192) bool."""
+    found = np.zeros((192, 192), np.uint8)
+    found[:, 97:] = 3
+    place = products["cloudy"].transform
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": products["cloudy"].crs, "transform": place}
+    with rasterio.open(folder / "05WPS.tif", "w", height=192, width=192, **profile) as image:
+        image.write(found, 1)
+    return found > 0
+
+
+def test_a_reference_has_no_data_where_the_ground_drifts(products, tmp_path):
+    """Known ground stays the target there; a clear date is none, and such windows are left out."""
+    there = drifts(products, tmp_path)
+    truth = tmp_path / "truth.tif"
+    profile = {"driver": "GTiff", "count": 4, "dtype": "uint16", "height": 192, "width": 192}
+    with rasterio.open(truth, "w", **profile) as image:
+        image.write(np.full((4, 192, 192), 5000, np.uint16))
+    before, after = (
+        prepare(products, roles=("cloudy", "clear"), truth=truth, drifting=folder) for folder in (None, tmp_path)
+    )
+    images = [dict(next(pairs.stripes(each, radiometry="none", processes=1))[1]) for each in (before, after)]
+    free, marked = ((each["reference"] != 0).all(0) for each in images)
+    assert free[there].mean() > 0.5
+    grown = masks.upsampled(masks.pool(there, 2, np.logical_or), 2, (192, 192))
+    np.testing.assert_array_equal(marked, free & ~grown)
+    for name in ("cloudy", "clear", "mask"):
+        np.testing.assert_array_equal(images[0][name], images[1][name])
+    assert after.windows.col.max() > 97
+    assert prepare(products, drifting=None).windows.col.max() > 97
+    assert prepare(products, drifting=tmp_path).windows.col.max() + 64 <= 97
+
+
 def test_dates_are_reduced_as_the_windows_allow(products, monkeypatch):
     asked = []
     monkeypatch.setattr(pairs.scene, "reduction", lambda shape, *, window: asked.append((shape, window)) or 1)

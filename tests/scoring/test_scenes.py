@@ -63,6 +63,12 @@ def test_the_ground_is_the_truth_where_it_is_known_else_the_clear_date(reference
         assert truth is ground
 
 
+def test_the_ground_as_sensed_is_an_image_too():
+    images, truth = scenes.images_of(CLOUDY, CLEAR_DATE, None, RESTORED, GROUND, GROUND + np.uint16(3))
+    assert values(images) == ALWAYS | FILLS | {"nearest_clear": 3000, "nearest_matched": 3007, "sensor_noise": 3203}
+    assert truth is GROUND
+
+
 def test_the_mean_of_clear_pixels_fills_the_others():
     cloudy = Date(0, clouds=CLOUDS)
     cloudy.bands = np.random.default_rng(0).integers(1000, 9000, SHAPE, np.uint16)

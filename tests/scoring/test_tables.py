@@ -185,6 +185,14 @@ def test_every_method_is_explained_and_all_kinds_of_pixels_are_defined():
     strata = ("thick", "veil", "shadow", "rim", "cloud", "clear", "all")
     assert all(f" {on}: " in tables.DEFINITIONS for on in strata)
     assert next(iter(tables.METHODS)) == "ours"
-    assert len(set(tables.METHODS.values())) == len(tables.METHODS) == 16
+    assert len(set(tables.METHODS.values())) == len(tables.METHODS) == 17
     assert {"first_guess", "poisson", "similar_pixels", "similar_and_seen"} < set(tables.METHODS)
     assert {"similar_2_dates", "similar_3_dates"} < set(tables._FILLS)
+
+
+def test_the_noise_of_the_sensor_heads_the_table_and_is_no_fill():
+    pooled = tables.best_first({"ours": scores(30.0), "sensor_noise": scores(48.0), "poisson": scores(28.0)})
+    assert list(pooled) == ["sensor_noise", "ours", "poisson"]
+    assert tables.judged(pooled, apart(pooled))["best_fill"]["method"] == "poisson"
+    assert tables.judged({"sensor_noise": scores(48.0)}, {})["best_fill"]["method"] is None
+    assert tables.table(pooled, "test").splitlines()[2].split()[:2] == ["sensor_noise", "48.00"]

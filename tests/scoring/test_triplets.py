@@ -92,6 +92,19 @@ def test_the_cloudy_day_is_asked_for_with_noise_by_the_place_in_the_pair(scored)
     assert asked == [(1, 0, None), (1, 1, None), (1, 2, None), (0, 0, None), (0, 1, None), (0, 2, None), (1, 0, 2)]
 
 
+def test_the_noise_of_the_sensor_is_a_row_where_the_ground_is_known_as_sensed():
+    truth = arrays()["clear"][:1]
+    sensed = (truth + np.random.default_rng(3).integers(-40, 41, truth.shape)).astype(np.uint16)
+    rows = score(Known(), 0, sensed=sensed).rows[0]
+    found = {row["on"]: row for row in rows if row["method"] == "sensor_noise"}
+    hidden = core()[0] == CLOUD
+    hidden[2, 2] = False  # where the reference has no data
+    error = (sensed[0].astype(float) - truth[0])[:, hidden] / 10000
+    assert found["thick"]["psnr"] == pytest.approx(-10 * math.log10(np.mean(error**2)), abs=0.001)
+    assert found["thick"]["missing"] == 0
+    assert "sensor_noise" not in {row["method"] for row in score(Known(), 0).rows[0]}
+
+
 def restored() -> dict[str, np.ndarray]:
     found, _ = methods.ours(Known(), Batch.of(arrays(), scored=True), [0, 1, 2], members=3, more_steps=[2])
     return found

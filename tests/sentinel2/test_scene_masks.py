@@ -17,7 +17,7 @@ from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNO
 from cloudjob.sentinel2 import masks, scene_masks
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import Product, read_cloud_probability, read_scl, read_snow_probability
-from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks, suspect
+from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks, still, suspect
 
 TUNED = Settings(brighter=0.04)
 HAZY = ["2017-08-24", "2017-10-23", "2018-06-10", "2018-06-25", "2018-07-13", "2018-07-18", "2018-11-22", "2018-11-27"]
@@ -253,6 +253,28 @@ def write(folder, product, values, *, pixel=10, **changes):
         folder / f"{product.name.name}.tif", "w", height=values.shape[0], width=values.shape[1], **profile
     ) as image:
         image.write(values, 1)
+
+
+def test_clear_pixels_are_unknown_where_the_ground_drifts(tmp_path, products):
+    """The cell of 20 m of any such pixel; what was unknown or hidden before stays as it was, and so does `core`."""
+    product = products[1]
+    found = revised_masks(Preview.open(product, TUNED), None, TUNED)
+    there = np.zeros((201, 201), np.uint8)
+    there[51, 31:] = 1
+    assert still(found, product, None) is found
+    assert still(found, product, tmp_path) is found
+    write(tmp_path, product, there)
+    (tmp_path / f"{product.name.name}.tif").rename(tmp_path / "06WVC.tif")
+    marked = still(found, product, tmp_path)
+    expected = found.mask.copy()
+    expected[25, 15:][found.mask[25, 15:] == CLEAR] = UNKNOWN
+    assert (expected != found.mask).any()
+    assert np.array_equal(marked.mask, expected)
+    assert marked.core is found.core
+    write(tmp_path, product, there[:200])
+    (tmp_path / f"{product.name.name}.tif").rename(tmp_path / "06WVC.tif")
+    with pytest.raises(ConfigError, match=r"06WVC\.tif: 200 x 201 pixels .* expected for S2"):
+        still(found, product, tmp_path)
 
 
 @pytest.mark.parametrize(("factor", "size"), [(1, 201), (2, 101)])

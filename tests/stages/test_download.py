@@ -6,16 +6,29 @@ from front_door import call, copied
 from cloudjob.run.folder import RunFolder
 from cloudjob.stages import download
 
+PRODUCT = "S2A_MSIL2A_20240303T222035_N0510_R122_T05WPS_20240304T012735"
 
-@pytest.mark.parametrize("files", [("P.tif", "P_seen.tif"), ("P.tif",), ()], ids=["both", "ground alone", "neither"])
-def test_what_the_archive_knows_of_a_product_comes_into_the_run(tmp_path, files):
+
+@pytest.mark.parametrize("endings", [(".tif", "_seen.tif", "_sensed.tif"), (".tif", "_seen.tif"), (".tif",), ()])
+def test_what_the_archive_knows_of_a_product_comes_into_the_run(tmp_path, endings):
+    files = [PRODUCT + ending for ending in endings]
     archive, folder = tmp_path / "archive", RunFolder(tmp_path / "run")
     (archive / "truth").mkdir(parents=True)
-    for name in (*files, "Q.tif", "Q_seen.tif"):
+    for name in (*files, "Q.tif", "Q_seen.tif", "Q_sensed.tif"):
         (archive / "truth" / name).write_text(name)
-    taken = download._truth(archive, folder, "P")
+    taken = download._truth(archive, folder, PRODUCT)
     assert [(path, path.read_text()) for path in taken] == [(folder.root / "truth" / name, name) for name in files]
     assert sorted(path.name for path in folder.root.rglob("*.tif")) == sorted(files)
+
+
+def test_where_the_ground_of_the_tile_drifts_comes_too(tmp_path):
+    archive, folder = tmp_path / "archive", RunFolder(tmp_path / "run")
+    (archive / "drifting").mkdir(parents=True)
+    for tile in ("05WMS", "05WMT"):
+        (archive / "drifting" / f"{tile}.tif").write_text(tile)
+    name = "S2A_MSIL2A_20240303T222035_N0510_R122_T05WMS_20240304T012735"
+    assert [path.read_text() for path in download._truth(archive, folder, name)] == ["05WMS"]
+    assert (folder.root / "drifting" / "05WMS.tif").exists()
 
 
 @pytest.mark.slow

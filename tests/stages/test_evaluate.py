@@ -78,6 +78,15 @@ def test_what_lies_above_is_read_where_it_is_known(folder, archive):
     assert np.array_equal(core(folder, archive[1]), found)
 
 
+def test_windows_of_a_raster_are_cut_where_it_is_there(tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 9000, (4, 96, 96), np.uint16)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=4, dtype="uint16", height=96, width=96) as image:
+        image.write(pixels)
+    found = evaluate._windows(tmp_path / "a.tif", CORNERS, 32)
+    assert np.array_equal(found, np.stack([pixels[:, row : row + 32, col : col + 32] for row, col in CORNERS]))
+    assert evaluate._windows(tmp_path / "b.tif", CORNERS, 32) is None
+
+
 def test_else_the_product_says_what_lies_above_before_its_mask_grows(folder, archive):
     scl = read_scl(Product.open(folder.safe(archive[1]["cloudy"]))).repeat(2, 0).repeat(2, 1)
     found, classes = core(folder, archive[1]), cut(scl)

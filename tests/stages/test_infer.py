@@ -128,6 +128,10 @@ def test_an_item_is_made_of_its_products_its_network_and_its_pair(folder, traine
     assert one.inputs == downloaded | {"checkpoint": file_sha256(trained), "pair": row(FIRST)["version"]}
     assert set(one.config) == {"seed", "infer", "masks"}
     assert set(infer.items(chosen(trained, "infer.reference=none"), folder)[0].inputs) == {FIRST, "checkpoint", "pair"}
+    folder.drifting.mkdir()
+    (folder.drifting / "05WPS.tif").write_text("drifts")
+    drifting = {"drifting/05WPS.tif": file_sha256(folder.drifting / "05WPS.tif")}
+    assert infer.items(config, folder)[0].inputs == one.inputs | drifting
 
 
 def test_without_a_network_it_says_which_stage_makes_one(folder):
@@ -259,7 +263,9 @@ def dates(monkeypatch) -> list[str]:
     mask[5:20, 5:30] = CLOUD
     values = {"cloudy": 9000, "clear": 3000, "reference": 4000}
 
-    def open_pair(safes, masks, *, processes):
+    def open_pair(safes, masks, *, drifting, processes):
+        assert drifting.name == "drifting"
+
         def load(role: str) -> Date:
             opened.append(role)
             here = mask if role == "cloudy" else np.full_like(mask, CLEAR)

@@ -122,3 +122,14 @@ def test_a_pair_is_made_of_its_own_products_and_of_what_was_decided(folder):
     assert item.inputs == {product("05WPS", 10): "", product("05WPS", 4): "", "pair": "version-05WPS"}
     assert item.name == "05WPS_20240310T222541_20240304T222541"
     assert item.config["number"] == 0
+
+
+def test_where_the_ground_of_its_tile_drifts_is_an_input(folder):
+    rows = [pair(tile) for tile in TILES]
+    before = items(folder, rows)
+    path = folder.drifting / "05WMU.tif"
+    path.parent.mkdir()
+    path.write_text("drifts")
+    after = items(folder, rows)
+    assert after["05WMU"].inputs == before["05WMU"].inputs | {"drifting/05WMU.tif": files.file_sha256(path)}
+    assert all(after[tile] == before[tile] for tile in TILES if tile != "05WMU")
