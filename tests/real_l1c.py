@@ -1,7 +1,7 @@
 """Level-1C pixels, top of atmosphere, as data of a benchmark of their own: `python tests/real_l1c.py DATA OUT`.
 
-Writes OUT/l1c/33TUG, a series for configs/real-l1c.yaml, and OUT/l1c/pairs.yaml, a configuration of 31 pairs that have no
-other clear date (`cloudjob run OUT/l1c/pairs.yaml --until shard`, then `cloudjob evaluate` of its run folder).
+Writes OUT/l1c/33TUG, a series for configs/real-l1c.yaml, and OUT/l1c/pairs.yaml, a configuration of 31 pairs that have
+no other clear date (`cloudjob run OUT/l1c/pairs.yaml --until shard`, then `cloudjob evaluate` of its run folder).
 """
 
 import sys
@@ -31,7 +31,6 @@ def main(data: Path, out: Path) -> Path:
     for query in (config["search"]["clear"], config["search"]["cloudy"]):
         query |= {"start": "2018-06-01", "end": "2018-10-31"}
     config["pair"] |= {"min_days": 0, "clear_max_cloud": 1}
-    config["shard"] |= {"split": {"test_share": 0, "val_share": 0, "test_tiles": []}}
     config["shard"]["split"]["test_tiles"] = sorted({row["tile"] for row in config["archive"]["rasters"]})
     config["evaluate"]["members"] = 0
     (folder / "pairs.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -68,8 +67,8 @@ def classes(image: dict[str, np.ndarray], mostly: dict[str, np.ndarray]) -> np.n
 
 
 def pairs(data: Path, folder: Path) -> list[dict]:
-    """Rows of `archive.rasters`: ten triplets with their masks, each in a tile of its own, as they have no place; and 21
-    pairs without masks."""
+    """Rows of `archive.rasters`: ten triplets with masks, each in a tile of its own, as they have no place; and 21 pairs
+    without."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for number, source_folder in enumerate(sorted((data / "sen12mscr_triplets").glob("[0-9]*"))):

@@ -130,8 +130,8 @@ def make_from_series(archive: Path, *, places: list[dict]) -> list[str]:
     """Writes products of real clouds over real ground, and returns their names; existing ones are kept.
 
     Each place has `tile`, `folder` (see `series`), `offset` (BOA_ADD_OFFSET), `haze` (see `series.Day`), `clouds` (how
-    many cloudy dates are laid over each clear one) and `seed`. Each clear date becomes a product as it is, and one under each of its clouds, whose
-    ground goes to `<archive>/truth/<product>.tif`.
+    many cloudy dates are laid over each clear one) and `seed`. Each clear date becomes a product as it is, and one
+    under each of its clouds, whose ground goes to `<archive>/truth/<product>.tif`.
     """
     used: _Used = {}
     return [name for each in places for name in _make_series(Path(archive), each, used)]

@@ -1,7 +1,7 @@
 """Real clouds over real ground: cloudy dates of a place laid over its clear dates, so that the ground below is known.
 
-A place is a folder of dates: `<YYYY-MM-DD>.tif`, four bands as uint16 at 10 or 20 m, and `<YYYY-MM-DD>_scl.tif`, Sen2Cor's
-scene classification on the grid of 20 m. The clouds are turned, so that what is seen through them is no ground of the
+A place is a folder of dates: `<YYYY-MM-DD>.tif`, four bands as uint16 at 10 or 20 m, and `<YYYY-MM-DD>_scl.tif`,
+Sen2Cor's scene classification at 20 m. The clouds are turned, so that what is seen through them is no ground of the
 place.
 """
 
@@ -65,8 +65,8 @@ class Day:
 
 
 def read(folder: Path, *, offset: int, haze: float = Day.haze) -> list[Day]:
-    """The dates of a place in order, with BOA_ADD_OFFSET `offset` added and `haze` of Day. Each pixel of 20 m becomes four
-    of 10 m. ConfigError where the dates are not of one square grid, or there is none."""
+    """The dates of a place in order, from pixels with BOA_ADD_OFFSET `offset`; `haze` as in Day. Each pixel of 20 m
+    becomes four of 10 m. ConfigError where the dates are not of one square grid, or there is none."""
     found = []
     for path in sorted(folder.glob("????-??-??.tif")):
         bands, crs, transform = read_bands(path, offset=offset, metres=(10, 20))

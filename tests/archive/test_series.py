@@ -147,7 +147,8 @@ def test_a_pixel_of_20_m_becomes_four_of_10_m(tmp_path_factory, dn):
 def test_bands_must_cover_what_is_classified(tmp_path, metres, shape):
     each = day(1)
     write(tmp_path, [replace(each, bands=each.bands[:, : shape[0], : shape[1]])], metres)
-    said = "expected pixels of 10 m or 20 m" if metres == 30 else rf"\(32, 32\) pixels, expected \({shape[0] * metres // 20}"
+    half = shape[0] * metres // 20
+    said = "expected pixels of 10 m or 20 m" if metres == 30 else rf"\(32, 32\) pixels, expected \({half}, {half}\)"
     with pytest.raises(ConfigError, match=said):
         series.read(tmp_path, offset=-1000)
 

@@ -49,7 +49,8 @@ def test_at_20_m_each_place_is_tested_by_what_the_other_trains(monkeypatch):
         split = variant.config.shard.split
         assert (split.test_tiles, split.test_share, split.val_share) == ([tile], 0, 0)
         assert (variant.config.evaluate.members > 0) == (rows == "ours")
-        assert {str(place.folder) for place in variant.config.archive.series} == {"/series/20m/31UDS", "/series/20m/31UES"}
+        folders = {str(place.folder) for place in variant.config.archive.series}
+        assert folders == {"/series/20m/31UDS", "/series/20m/31UES"}
 
 
 @given(
