@@ -1,6 +1,6 @@
 """The real benchmark's data from a copy of WorldCereal's test data: `python tests/real_series.py DATA OUT`.
 
-Writes OUT/<tile>/<YYYY-MM-DD>.tif (B04, B03, B02, B08) and _scl.tif, as `archive.series` takes them.
+Writes the series that `archive.series` takes: OUT/31UDS at 10 m, OUT/20m/31UDS and OUT/20m/31UES at 20 m.
 """
 
 import sys
@@ -13,28 +13,41 @@ from affine import Affine
 
 from cloudjob.pixels import BANDS
 
-PLACE, EPSG = "00002806639B424A", 32631
+PLACES = {"31UDS": "00002806639B424A", "31UES": "000028085BF08E7E"}  # both in Flanders, 47 km apart
+# In the places of B04, B03, B02, B08. Haze shows best in the shortest wave, so B05 stands in for B02.
+BANDS_20M = ("B11", "B07", "B05", "B8A")
 
 
 def main(data: Path, out: Path) -> Path:
-    """The folder of Flanders, 31UDS, 64 x 64 pixels on 118 dates of 2017 and 2018; files that exist are kept."""
-    folder = out / "31UDS"
+    """The folder `out` with the series of 640 x 640 m: 118 dates of 2017 and 2018, 143 of 2018 and 2019. Files that
+    exist are kept."""
+    write(data, out / "31UDS", "31UDS", BANDS, 10)
+    for tile in PLACES:
+        write(data, out / "20m" / tile, tile, BANDS_20M, 20)
+    return out
+
+
+def write(data: Path, folder: Path, tile: str, names: tuple[str, ...], metres: int) -> None:
+    """The dates of a place in these bands; of two images of a day the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    (fine,), (coarse,) = (data.glob(f"S2_L2A_{metres}m_{PLACE}*.nc") for metres in (10, 20))
-    with xarray.open_dataset(fine, mask_and_scale=False) as source:
-        bands = np.stack([source[band].values for band in BANDS], 1)
+    with xarray.open_dataset(_file(data, tile, metres), mask_and_scale=False) as source:
+        bands = np.stack([source[name].values for name in names], 1)
         days = [f"{moment:%Y-%m-%d}" for moment in source["timestamp"].values.astype("datetime64[s]").tolist()]
-        corner = float(source["x"][0]) - 5, float(source["y"][0]) + 5
-    with xarray.open_dataset(coarse, mask_and_scale=False) as source:
+        corner = float(source["x"][0]) - metres / 2, float(source["y"][0]) + metres / 2
+    with xarray.open_dataset(_file(data, tile, 20), mask_and_scale=False) as source:
         classes = source["SCL"].values
     for day, image, scl in zip(days, bands, classes, strict=True):
-        for name, pixels, metres in ((f"{day}.tif", image, 10), (f"{day}_scl.tif", scl[None], 20)):
-            facts = {"driver": "GTiff", "count": len(pixels), "dtype": pixels.dtype, "crs": f"EPSG:{EPSG}"}
-            facts["transform"] = Affine(metres, 0, corner[0], 0, -metres, corner[1])
+        for name, pixels, width in ((f"{day}.tif", image, metres), (f"{day}_scl.tif", scl[None], 20)):
+            facts = {"driver": "GTiff", "count": len(pixels), "dtype": pixels.dtype, "crs": "EPSG:32631"}
+            facts["transform"] = Affine(width, 0, corner[0], 0, -width, corner[1])
             if not (folder / name).exists():
                 with rasterio.open(folder / name, "w", **facts, height=pixels.shape[1], width=pixels.shape[2]) as file:
                     file.write(pixels)
-    return folder
+
+
+def _file(data: Path, tile: str, metres: int) -> Path:
+    (path,) = data.glob(f"S2_L2A_{metres}m_{PLACES[tile]}*.nc")
+    return path
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
+import real_l1c
 import xarray
 import yaml
 from affine import Affine
@@ -17,7 +17,6 @@ from cloudjob.patches import loader
 from cloudjob.patches.shards import ShardSet
 
 pytestmark = pytest.mark.slow
-LETTERS = "ABCDEFGHJKLMNPQRSTUV"
 SNOW_OVER_CLOUD = "20180923"  # its classification calls thick cloud snow
 HAZY = ("20180625", "20180713")  # its classification calls them clear
 
@@ -50,37 +49,13 @@ def dates_of_one_place(shared_data: Path, archive: Path) -> None:
             )
 
 
-def rasters(shared_data: Path, scratch: Path) -> list[dict]:
-    """The triplets with their masks, each in a tile of its own (they have no place), and the pairs without masks."""
-    found = []
-    for number, folder in enumerate(sorted((shared_data / "sen12mscr_triplets").glob("[0-9]*"))):
-        letter, place = LETTERS[number], Affine(10, 0, 500000 + 10000 * number, 0, -10, 5000000)
-        row = {"tile": f"31TA{letter}", "cloudy_date": "2018-06-10", "clear_date": "2018-06-16"}
-        for role in ("cloudy", "clear", "mask"):
-            row[role] = str(scratch / f"{folder.name}_{role}.tif")
-            with rasterio.open(folder / f"{role}.tif") as source:
-                facts = source.profile | {"crs": "EPSG:32631", "transform": place}
-                with rasterio.open(row[role], "w", **facts) as target:
-                    target.write(source.read())
-        found.append(row)
-    places: dict[tuple, str] = {}
-    for cloudy in sorted((shared_data / "sen12mscr_pairs" / "cloudy").glob("*.tif")):
-        clear = shared_data / "sen12mscr_pairs" / "clear" / cloudy.name.replace("_s2_cloudy_", "_s2_")
-        with rasterio.open(clear) as image:
-            place = (image.crs.to_epsg() % 100, tuple(image.transform))
-        tile = places.setdefault(place, f"{place[0]:02d}TB{LETTERS[len(places) % 20]}")
-        days = {"cloudy_date": "2018-10-02", "clear_date": "2018-10-10"}
-        found.append({"tile": tile, "cloudy": str(cloudy), "clear": str(clear), **days})
-    return found
-
-
 @pytest.fixture(scope="module")
 def run(shared_data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("real-triplets")
     dates_of_one_place(shared_data, folder / "archive")
     whole = {"start": "2018-05-15", "end": "2018-10-31"}
     config = {
-        "archive": {"path": str(folder / "archive"), "rasters": rasters(shared_data, folder)},
+        "archive": {"path": str(folder / "archive"), "rasters": real_l1c.pairs(shared_data, folder / "pairs")},
         "search": {
             "polygon": [[-179, -80], [-179, 80], [179, 80], [179, -80], [-179, -80]],
             "clear": {**whole, "cloud": [0, 5]},

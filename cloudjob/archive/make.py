@@ -165,16 +165,16 @@ def make_from_places(archive: Path, *, places: list[dict]) -> list[str]:
 def make_from_series(archive: Path, *, places: list[dict]) -> list[str]:
     """Writes products of real clouds over real ground, and returns their names; existing ones are kept.
 
-    Each place has `tile`, `folder` (see `series`), `offset` (BOA_ADD_OFFSET), `clouds` (how many cloudy dates are laid
-    over each clear one) and `seed`. Each clear date becomes a product as it is, and one under each of its clouds, whose
-    ground goes to `<archive>/truth/<product>.tif`.
+    Each place has `tile`, `folder` (see `series`), `offset` (BOA_ADD_OFFSET), `haze` (see `series.Day`), `clouds` (how
+    many cloudy dates are laid over each clear one) and `seed`. Each clear date becomes a product as it is, and one
+    under each of its clouds, whose ground goes to `<archive>/truth/<product>.tif`.
     """
     used: _Used = {}
     return [name for each in places for name in _make_series(Path(archive), each, used)]
 
 
 def _make_series(archive: Path, given: dict, used: _Used) -> list[str]:
-    days = series.read(Path(given["folder"]), offset=given["offset"])
+    days = series.read(Path(given["folder"]), offset=given["offset"], haze=given["haze"])
     wanted: list[tuple[series.Day, np.ndarray | None, np.ndarray, np.ndarray]]
     wanted = [(truth, None, truth.bands, truth.scl) for truth in days if truth.is_clear]
     for truth, cloudy, turn in series.draws(days, clouds=given["clouds"], seed=given["seed"]):

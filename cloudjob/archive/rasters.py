@@ -86,15 +86,20 @@ def write_classified(
     )
 
 
-def read_bands(path: Path, shape: tuple[int, ...] | None = None, *, offset: int) -> tuple[np.ndarray, str, Affine]:
+def read_bands(
+    path: Path, shape: tuple[int, ...] | None = None, *, offset: int, metres: tuple[int, ...] = (10,)
+) -> tuple[np.ndarray, str, Affine]:
     """`read_raster` in our DN convention, from pixels with BOA_ADD_OFFSET `offset`; 0 in all bands is no data."""
-    dn, crs, transform = read_raster(path, shape)
+    dn, crs, transform = read_raster(path, shape, metres=metres)
     dn = np.where((dn == EMPTY_DN).all(0), EMPTY_DN, np.maximum(dn, 1))  # 0 in one band alone is dark, not missing
     return to_convention(dn, offset=offset), crs, transform
 
 
-def read_raster(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, str, Affine]:
-    """(4, H, W) uint16, CRS such as "EPSG:32605" and transform of a north-up GeoTIFF with pixels of 10 m."""
+def read_raster(
+    path: Path, shape: tuple[int, ...] | None = None, *, metres: tuple[int, ...] = (10,)
+) -> tuple[np.ndarray, str, Affine]:
+    """(4, H, W) uint16, CRS such as "EPSG:32605" and transform of a north-up GeoTIFF with pixels of one of the widths
+    `metres`."""
     try:
         with rasterio.open(path) as image:
             dn, crs, transform = image.read(), image.crs, image.transform
@@ -106,9 +111,12 @@ def read_raster(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.nd
     epsg = crs.to_epsg() if crs else None
     if epsg is None or epsg // 100 not in (326, 327):
         raise ConfigError(f"{path}: its CRS is {crs}, expected a UTM zone on WGS 84 (EPSG:326xx or 327xx)")
-    if not transform.almost_equals(Affine(10, 0, transform.c, 0, -10, transform.f), 1e-6):
-        raise ConfigError(f"{path}: its transform is {tuple(transform)[:6]}, expected pixels of 10 m, north up")
-    return dn, f"EPSG:{epsg}", Affine(10, 0, transform.c, 0, -10, transform.f)
+    for width in metres:
+        exact = Affine(width, 0, transform.c, 0, -width, transform.f)
+        if transform.almost_equals(exact, 1e-6):
+            return dn, f"EPSG:{epsg}", exact
+    expected = " or ".join(f"{width} m" for width in metres)
+    raise ConfigError(f"{path}: its transform is {tuple(transform)[:6]}, expected pixels of {expected}, north up")
 
 
 def centre(crs: str, transform: Affine, shape: tuple[int, int]) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Real clouds over real ground: cloudy dates of a place laid over its clear dates, so that the ground below is known.
 
-A place is a folder of dates: `<YYYY-MM-DD>.tif`, four bands as uint16, and `<YYYY-MM-DD>_scl.tif`, Sen2Cor's scene
-classification on the grid of 20 m. The clouds are turned, so that what is seen through them is no ground of the place.
+A place is a folder of dates: `<YYYY-MM-DD>.tif`, four bands as uint16 at 10 or 20 m, and `<YYYY-MM-DD>_scl.tif`,
+Sen2Cor's scene classification at 20 m. The clouds are turned, so that what is seen through them is no ground of the
+place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,20 +22,21 @@ from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
 
 GROWTH = masks.Settings(cloud_m=50, shadow_m=50, cirrus_m=20)  # to where a cloud's pixels are laid over the ground
-# A clear date: shares of hidden and of snowy pixels, median reflectance in B02.
-_CLEAR, _SNOW, _BLUE = 0.005, 0.02, 0.15
+_CLEAR, _SNOW = 0.005, 0.02  # a clear date: shares of hidden and of snowy pixels
 _CLOUDY, _COVERED = (0.08, 0.6), (0.05, 0.8)  # a cloudy date: share of hidden pixels, and when they have grown
 
 
 @dataclass(frozen=True)
 class Day:
-    """A date of a place: `bands` (4, H, W) uint16 DN in our convention, `scl` (ceil(H/2), ceil(W/2)) uint8."""
+    """A date of a place: `bands` (4, H, W) uint16 DN in our convention, `scl` (ceil(H/2), ceil(W/2)) uint8. It is hazy
+    from a median reflectance of `haze` on in the third band, B02."""
 
     day: date
     bands: np.ndarray
     scl: np.ndarray
     crs: str
     transform: Affine
+    haze: float = 0.15
 
     @property
     def hidden(self) -> np.ndarray:
@@ -54,7 +56,7 @@ class Day:
     @property
     def is_clear(self) -> bool:
         snow, blue = np.mean(self.scl == masks.SCL_SNOW), np.median(reflectance(self.bands[2]))
-        return bool(self.is_whole and self.hidden.mean() < _CLEAR and snow < _SNOW and blue < _BLUE)
+        return bool(self.is_whole and self.hidden.mean() < _CLEAR and snow < _SNOW and blue < self.haze)
 
     @property
     def is_cloudy(self) -> bool:
@@ -62,15 +64,18 @@ class Day:
         return bool(self.is_whole and inside and _COVERED[0] <= self.covered.mean() <= _COVERED[1])
 
 
-def read(folder: Path, *, offset: int) -> list[Day]:
-    """The dates of a place in order; ConfigError where they are not of one square grid, or there is none."""
+def read(folder: Path, *, offset: int, haze: float = Day.haze) -> list[Day]:
+    """The dates of a place in order, from pixels with BOA_ADD_OFFSET `offset`; `haze` as in Day. Each pixel of 20 m
+    becomes four of 10 m. ConfigError where the dates are not of one square grid, or there is none."""
     found = []
     for path in sorted(folder.glob("????-??-??.tif")):
-        bands, crs, transform = read_bands(path, offset=offset)
+        bands, crs, transform = read_bands(path, offset=offset, metres=(10, 20))
+        if transform.a == 20:
+            bands, transform = bands.repeat(2, 1).repeat(2, 2), transform @ Affine.scale(0.5)
         scl, half = _read_scl(path.with_name(f"{path.stem}_scl.tif")), tuple(-(-side // 2) for side in bands.shape[1:])
         if scl.shape != half:
             raise ConfigError(f"{path}: its scene classification has {scl.shape} pixels, expected {half} of 20 m")
-        found.append(Day(date.fromisoformat(path.stem), bands, scl, crs, transform))
+        found.append(Day(date.fromisoformat(path.stem), bands, scl, crs, transform, haze))
     if not found:
         raise ConfigError(f"{folder}: holds no <YYYY-MM-DD>.tif; configs/series.yaml says what a series is")
     grids = {(each.bands.shape, each.crs, each.transform) for each in found}

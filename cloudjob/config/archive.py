@@ -83,12 +83,13 @@ class Place(Section):
 class Series(Section):
     """Dates of one place with their scene classification: clouds of the cloudy dates are laid over the clear ones.
 
-    The folder holds <YYYY-MM-DD>.tif (bands B04, B03, B02, B08, uint16) and <YYYY-MM-DD>_scl.tif (20 m).
+    The folder holds <YYYY-MM-DD>.tif (bands B04, B03, B02, B08, uint16, 10 or 20 m) and <YYYY-MM-DD>_scl.tif (20 m).
     """
 
     tile: Tile
     folder: ConfiguredPath
     clouds: Count = Field(6, description="cloudy dates laid over each clear one")
+    haze: Fraction = Field(0.15, description="median reflectance in B02 from which on a date is hazy, and not clear")
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
     seed: int = 0
 

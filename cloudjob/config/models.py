@@ -193,7 +193,9 @@ class ShardConfig(Section):
         "line",
         description="how clear dates are normalised to the cloudy one: a line per band, or one with offsets that vary",
     )
-    min_r2: float = Field(0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected")
+    min_r2: float | None = Field(
+        0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected; null: not asked"
+    )
     max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
     compression: Literal["none", "zstd", "gzip"] = "none"
     truth: bool = Field(

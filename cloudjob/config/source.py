@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cloudjob.config.fields import Override
+from cloudjob.config.fields import Override, Section
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
 
@@ -91,8 +91,18 @@ def load(path: Path, overrides: Sequence[str] = (), *, folder: Path | None = Non
 
 
 def dump(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, width=110)
+    """The resolved configuration as YAML. A null is left out where it is the default, and only there."""
+    return yaml.safe_dump(_told(config, config.model_dump(mode="json")), sort_keys=False, width=110)
+
+
+def _told(section: Section, plain: dict) -> dict:
+    """The plain values of a section without the nulls that are its defaults."""
+    told = {}
+    for name, field in type(section).model_fields.items():
+        own = getattr(section, name)
+        if own is not None or field.default is not None:
+            told[name] = _told(own, plain[name]) if isinstance(own, Section) else plain[name]
+    return told
 
 
 def _walk(node: yaml.Node, key: Key, lines: dict[Key, int]) -> list[tuple[Key, int]]:

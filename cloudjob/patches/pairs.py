@@ -34,7 +34,7 @@ class Rules:
     balance: int = 0
     max_per_pair: int | None = None
     radiometry: str = "line"
-    min_r2: float = 0.5
+    min_r2: float | None = 0.5
     max_shift: float = 1.0
 
 
@@ -83,7 +83,7 @@ def prepare(
         if role != "cloudy"
     }
     measures: dict = {"radiometric_match": {role: match.facts() for role, match in matches.items()}}
-    if poor := matches["clear"].poor(rules.min_r2):
+    if rules.min_r2 is not None and (poor := matches["clear"].poor(rules.min_r2)):
         raise RejectedError(f"the clear date does not fit the cloudy one: {', '.join(poor)}", {"measures": measures})
     core, target_core, factor = _cores(found, (height, width), still_target=truth is None)
     if rules.preset:  # it selects by the scene classification itself, and takes its masks from there

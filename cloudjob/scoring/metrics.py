@@ -116,6 +116,8 @@ def octave_amplitudes(image: NDArray, pixels: NDArray) -> list[float]:
     Westin 1993), so that what lies outside, and an offset against it, is no texture. The filters overlap: an octave
     keeps about half the amplitude of its own waves and the rest goes to its neighbours. No pixels: NaN.
     """
+    if not pixels.any():
+        return [np.nan] * _OCTAVES
     weight = pixels.astype(np.float32)
     total = np.where(pixels, image, 0).astype(np.float32)
     found = []

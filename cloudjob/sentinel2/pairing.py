@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -201,8 +202,8 @@ def _witnesses(preview: Preview, clear: list[Preview], rules: Rules) -> list[Pre
         return abs((other.product.sensing_time - preview.product.sensing_time).total_seconds()) / 86400
 
     own = preview.product.name.datatake
-    others = [other for other in clear if other.product.name.datatake != own]
-    return sorted((other for other in others if days(other) <= rules.reference_max_days), key=days)[:_WITNESSES]
+    near = sorted((other for other in clear if days(other) <= rules.reference_max_days), key=days)
+    return list(islice((other for other in near if other.product.name.datatake != own), _WITNESSES))
 
 
 def _row(cloudy: Preview, clear: Preview, witnesses: list[Preview], rules: Rules, settings: masks.Settings) -> dict:

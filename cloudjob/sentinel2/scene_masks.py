@@ -42,6 +42,11 @@ class Preview:
     rgb: np.ndarray  # (3, ceil(H/6), ceil(W/6)) uint16 DN of B04, B03, B02 at 60 m
     scl: np.ndarray | None = None  # (h, w) uint8 scene classification, None where a raster replaces it
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that its arrays take."""
+        return sum(array.nbytes for array in (self.core, self.snow, self.rgb, self.scl) if array is not None)
+
     @classmethod
     def open(cls, product: Product, settings: Settings) -> Self:
         """Reads the files below the product's folder; with source "raster" also `<folder>/<product>.tif` (see

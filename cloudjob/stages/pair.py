@@ -1,6 +1,8 @@
 """pair: pairs every cloudy product with the nearest good clear one of its tile, and writes pairs.jsonl."""
 
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, RejectedError
@@ -9,9 +11,12 @@ from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
+if TYPE_CHECKING:
+    from cloudjob.sentinel2.scene_masks import Preview
+
 STAGE = "pair"
 _NEWER = {"pair": {"min_days": 0.0, "references": 1}}
-PREVIEWS = 32  # kept in memory, 30 MB each for a whole scene: more than the clear dates of a tile in a season
+MEMORY = 10**9  # bytes of previews that are kept: 32 whole scenes, more than the clear dates of a tile in a season
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -42,7 +47,6 @@ def run(config: Config, folder: RunFolder) -> Summary:
     """Measures and judges the candidates of each cloudy product. ConfigError where none of them is acceptable."""
     from cloudjob.sentinel2 import masks, pairing
     from cloudjob.sentinel2.product import Product
-    from cloudjob.sentinel2.scene_masks import Preview
 
     every = items(config, folder)
     products = {item.name: [name for name in item.inputs if not name.endswith(".tif")] for item in every}
@@ -50,9 +54,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
-    @lru_cache(maxsize=PREVIEWS)
-    def preview(product: str) -> Preview:
-        return pairing.open_preview(Product.open(folder.safe(product)), settings)
+    preview = _kept(lambda name: pairing.open_preview(Product.open(folder.safe(name)), settings), MEMORY)
 
     def make(item: Item) -> Made:
         clear = (preview(name) for name in products[item.name] if name != item.name)
@@ -77,6 +79,20 @@ def run(config: Config, folder: RunFolder) -> Summary:
         )
     summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
     return summary
+
+
+def _kept(opened: "Callable[[str], Preview]", memory: int) -> "Callable[[str], Preview]":
+    """`opened`, whose previews are kept: at most `memory` bytes, those that were used last."""
+    kept: dict[str, Preview] = {}  # those used last come last
+
+    def preview(name: str) -> "Preview":
+        new = name not in kept
+        kept[name] = opened(name) if new else kept.pop(name)
+        while new and len(kept) > 1 and sum(each.nbytes for each in kept.values()) > memory:
+            del kept[next(iter(kept))]
+        return kept[name]
+
+    return preview
 
 
 def _version(row: dict, inputs: dict[str, str]) -> str:

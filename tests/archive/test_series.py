@@ -1,11 +1,15 @@
 """Real clouds over real ground: which dates are taken, and what is laid over what."""
 
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from cloudjob.archive import make, series
 from cloudjob.archive.series import Day
@@ -43,6 +47,7 @@ def test_a_clear_date_hides_nothing_has_no_snow_and_no_haze():
     assert hidden(0.019, SCL_SNOW).is_clear
     assert not hidden(0.021, SCL_SNOW).is_clear
     assert not day(1, level=2500).is_clear  # 0.15 and more of blue
+    assert replace(day(1, level=2500), haze=0.2).is_clear
     holed = day(1)
     holed.bands[3, 5, 5] = 0
     assert not holed.is_clear
@@ -92,10 +97,11 @@ def test_clouds_are_laid_over_the_ground_and_nothing_else_changes(turn):
     assert set(np.unique(scl[masks.classes(scl) == 0])) <= {SCL_BARE, SCL_SNOW}, "ground keeps its class"
 
 
-def write(folder, days) -> None:
+def write(folder, days, metres: int = 10) -> None:
     for each in days:
-        for name, pixels, metres in ((f"{each.day}.tif", each.bands, 10), (f"{each.day}_scl.tif", each.scl[None], 20)):
-            grid = Affine(metres, 0, GRID.c, 0, -metres, GRID.f)
+        files = {f"{each.day}.tif": (each.bands, metres), f"{each.day}_scl.tif": (each.scl[None], 20)}
+        for name, (pixels, width) in files.items():
+            grid = Affine(width, 0, GRID.c, 0, -width, GRID.f)
             facts = {"count": len(pixels), "dtype": pixels.dtype, "crs": each.crs, "transform": grid}
             with rasterio.open(
                 folder / name, "w", driver="GTiff", height=pixels.shape[1], width=pixels.shape[2], **facts
@@ -106,10 +112,10 @@ def write(folder, days) -> None:
 def test_an_archive_of_a_series_holds_each_clear_date_and_each_of_its_clouds(tmp_path):
     days = [day(1), day(5), day(7, scl=(SCL_HIGH, 8)), day(8, scl=(SCL_CIRRUS, 12)), day(9, scl=SCL_HIGH)]
     write(tmp_path, days)
-    given = {"tile": "31UDS", "folder": tmp_path, "offset": -1000, "clouds": 2, "seed": 0}
-    names = make.make_from_series(tmp_path / "archive", places=[given])
+    place = {"tile": "31UDS", "folder": tmp_path, "offset": -1000, "clouds": 2, "seed": 0, "haze": 0.15}
+    names = make.make_from_series(tmp_path / "archive", places=[place])
     assert len(set(names)) == len(names) == 2 + 2 * 2
-    assert make.make_from_series(tmp_path / "archive", places=[given]) == names
+    assert make.make_from_series(tmp_path / "archive", places=[place]) == names
     truths = {path.stem for path in (tmp_path / "archive" / "truth").iterdir()}
     assert truths == set(names[2:])
     for name in names[2:]:
@@ -123,6 +129,28 @@ def test_an_archive_of_a_series_holds_each_clear_date_and_each_of_its_clouds(tmp
         assert 0.2 < changed.mean() < 0.5
     for name, truth in zip(names[:2], days[:2], strict=True):
         assert np.array_equal(read_bands(Product.open(tmp_path / "archive" / f"{name}.SAFE")), truth.bands)
+
+
+@given(npst.arrays(np.uint16, st.tuples(st.just(4), *[st.shared(st.integers(1, 9), key="side")] * 2)))
+def test_a_pixel_of_20_m_becomes_four_of_10_m(tmp_path_factory, dn):
+    folder = tmp_path_factory.mktemp("coarse")
+    scl = np.full(dn.shape[1:], SCL_BARE, np.uint8)
+    write(folder, [Day(date(2018, 5, 1), dn, scl, "EPSG:32631", GRID)], metres=20)
+    (found,) = series.read(folder, offset=-1000, haze=0.2)
+    assert (found.transform, found.bands.shape, found.haze) == (GRID, (4, 2 * len(scl), 2 * len(scl)), 0.2)
+    blocks = found.bands.reshape(4, len(scl), 2, len(scl), 2)
+    np.testing.assert_array_equal(blocks.min((2, 4)), blocks.max((2, 4)))
+    np.testing.assert_array_equal(blocks[:, :, 0, :, 0], np.where((dn == 0).all(0), 0, np.maximum(dn, 1)))
+
+
+@pytest.mark.parametrize(("metres", "shape"), [(20, (16, 16)), (20, (64, 64)), (10, (16, 16)), (30, (32, 32))])
+def test_bands_must_cover_what_is_classified(tmp_path, metres, shape):
+    each = day(1)
+    write(tmp_path, [replace(each, bands=each.bands[:, : shape[0], : shape[1]])], metres)
+    half = shape[0] * metres // 20
+    said = "expected pixels of 10 m or 20 m" if metres == 30 else rf"\(32, 32\) pixels, expected \({half}, {half}\)"
+    with pytest.raises(ConfigError, match=said):
+        series.read(tmp_path, offset=-1000)
 
 
 @pytest.mark.parametrize("fault", ["no dates", "no classes", "another grid", "not square"])

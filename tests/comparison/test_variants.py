@@ -32,10 +32,25 @@ def test_the_shipped_comparisons_are_good(name):
     assert {"ours", "regression"} <= set(variants.load(CONFIGS / f"{name}.yaml").variants)
 
 
-def test_the_real_benchmark_needs_no_training(monkeypatch):
+@pytest.mark.parametrize("name", ["real", "real-l1c"])
+def test_the_real_benchmark_needs_no_training(monkeypatch, name):
     monkeypatch.setenv("CLOUDJOB_REAL", "/series")
-    (fills,) = variants.load(CONFIGS / "real.yaml").variants.values()
+    (fills,) = variants.load(CONFIGS / f"{name}.yaml").variants.values()
     assert (fills.config.evaluate.of, fills.config.evaluate.members) == ("triplets", 0)
+    assert fills.config.shard.split.test_tiles == [place.tile for place in fills.config.archive.series]
+
+
+def test_at_20_m_each_place_is_tested_by_what_the_other_trains(monkeypatch):
+    monkeypatch.setenv("CLOUDJOB_REAL", "/series")
+    found = variants.load(CONFIGS / "real-20m.yaml").variants
+    assert set(found) == {f"{rows}-{tile}" for rows in ("fills", "ours") for tile in ("31UDS", "31UES")}
+    for name, variant in found.items():
+        rows, tile = name.split("-")
+        split = variant.config.shard.split
+        assert (split.test_tiles, split.test_share, split.val_share) == ([tile], 0, 0)
+        assert (variant.config.evaluate.members > 0) == (rows == "ours")
+        folders = {str(place.folder) for place in variant.config.archive.series}
+        assert folders == {"/series/20m/31UDS", "/series/20m/31UES"}
 
 
 @given(

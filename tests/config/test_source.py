@@ -121,3 +121,10 @@ def test_resolved_configuration_loads_to_the_same_and_holds_plain_text_alone(tmp
     path = tmp_path / "other" / "config.yaml"
     path.write_text(text)
     assert source.load(path)[0] == loaded
+
+
+def test_a_null_is_kept_where_it_is_not_the_default(tmp_path):
+    loaded, _ = load(tmp_path, GOOD, "shard.min_correlation=null", "shard.min_r2=null")
+    text = source.dump(loaded)
+    assert load(tmp_path, text)[0] == loaded
+    assert text.count("null") == 2

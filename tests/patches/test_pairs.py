@@ -386,7 +386,8 @@ def test_a_clear_date_that_does_not_fit_is_rejected_by_its_own_match(products, m
     with pytest.raises(RejectedError, match=r"does not fit the cloudy one: B04 R2 0\.40") as caught:
         prepare(products)
     assert set(caught.value.result["measures"]["radiometric_match"]) == {"clear", "reference"}
-    assert prepare(products, replace(RULES, min_r2=0.4)).matches["clear"].r2 == 0.4  # the limit itself will do
+    for limit in (0.4, None):  # the limit itself will do
+        assert prepare(products, replace(RULES, min_r2=limit)).matches["clear"].r2 == 0.4
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0.5, [0, 2, 3]), (None, [0, 1, 2, 3])])

@@ -1,6 +1,7 @@
-"""Pairs of older versions stay valid, and a pair is another one when something of it changes."""
+"""Previews in memory; pairs of older versions stay valid, and a pair is another one when something of it changes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from cloudjob import files
 from cloudjob.config import source
@@ -32,3 +33,22 @@ def test_the_version_changes_with_the_mask_of_any_date():
     assert pair._version(row, inputs) == files.digest([row, ["A", "B", "C"]])  # as in older versions
     versions = [pair._version(row | further, inputs | {f"{name}.tif": "new"}) for name in "ABCDE"]
     assert len({*versions, pair._version(row | further, inputs)}) == 6
+
+
+def test_previews_are_kept_as_far_as_memory_goes_those_used_last():
+    opened = []
+
+    def open_preview(name: str) -> SimpleNamespace:
+        opened.append(name)
+        return SimpleNamespace(name=name, nbytes=150 if name == "large" else 30)
+
+    preview = pair._kept(open_preview, memory=100)
+    assert [preview(name).name for name in "abcabcabc"] == list("abcabcabc")
+    assert "".join(opened) == "abc"
+    for name in "adab":  # a is used before d comes: b must go, then c
+        preview(name)
+    assert "".join(opened) == "abcdb"
+    preview("large")  # more than the memory: it alone is kept
+    preview("large")
+    preview("a")
+    assert opened[5:] == ["large", "a"]
