@@ -43,7 +43,8 @@ class PreparedPair:
     """A pair whose dates are compared and whose windows are selected, before its bands are decoded.
 
     The keys are the roles of its dates: cloudy, clear and those of REFERENCES that it has. With `truth`, a file with
-    the ground of the cloudy day, that ground is the target and the clear date the reference: there is none beside it.
+    the ground of the cloudy day, that ground is the target and the clear date the first reference: `reference` is no
+    key then.
     """
 
     products: dict[str, Product]

@@ -284,7 +284,7 @@ class ShardFile:
         return np.stack([np.full(self.count, self._file.fileno()), np.where(adjacent, offsets[0], -1)])
 
     def read(self, name: str, row: int, out: np.ndarray) -> None:
-        """Fills `out` (contiguous) with an array of triplet `row`, or with EMPTY_DN if it is a reference that lacks."""
+        """Fills `out` (contiguous) with an array of triplet `row`, or with EMPTY_DN if the file has none such."""
         if name not in self.names:
             out[...] = EMPTY_DN
         elif name in self._filtered:
