@@ -118,10 +118,14 @@ def _triplets(config: Config, folder: RunFolder) -> list[Item]:
     files = _held_out(folder.index())
     settings |= {"references": number} if (number := _references(files)) > 1 else {}
     share = -(-config.evaluate.triplets // max(len(files), 1))
-    return [
-        Item(STAGE, entry["pair"], settings | {"triplets": share}, model | {"shard": entry["sha256"]})
-        for entry in files
-    ]
+    cloudy = {pair["pair"]: pair["cloudy"] for pair in decisions.shown_pairs(folder)} if folder.pairs.exists() else {}
+    found = []
+    for entry in files:
+        inputs = model | {"shard": entry["sha256"]}
+        if entry["pair"] in cloudy:  # what lies above the ground comes beside the product
+            inputs["cloudy"] = records.output_digest(folder, "download", cloudy[entry["pair"]])
+        found.append(Item(STAGE, entry["pair"], settings | {"triplets": share}, inputs))
+    return found
 
 
 def _held_out(index: dict) -> list[dict]:

@@ -21,7 +21,7 @@ from cloudjob.files import read_jsonl, write_json
 from cloudjob.patches.shard_writer import Writer
 from cloudjob.patches.shards import ShardSet
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, SHADOW
-from cloudjob.run import decisions
+from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
 from cloudjob.sentinel2 import masks
@@ -252,6 +252,14 @@ def test_the_verdict_is_said_below_the_table_and_kept(run):
     assert found["best_fill"]["method"] == best
     assert found["best_fill"]["above_ours"] == pytest.approx(scores[best] - scores["ours"])
     assert {"first_guess", "poisson", "similar_pixels", "similar_and_seen"} < set(scores) <= set(found["methods"])
+
+
+@pytest.mark.slow
+def test_what_lies_above_the_ground_is_an_input(run):
+    folder = RunFolder(run)
+    (item,) = evaluate.items(source.load(run / "config.yaml", [])[0], folder)
+    (cloudy,) = [pair["cloudy"] for pair in decisions.accepted_pairs(folder) if pair["pair"] == item.name]
+    assert item.inputs["cloudy"] == records.output_digest(folder, "download", cloudy) != ""
 
 
 @pytest.mark.slow
