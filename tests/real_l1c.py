@@ -67,8 +67,8 @@ def classes(image: dict[str, np.ndarray], mostly: dict[str, np.ndarray]) -> np.n
 
 
 def pairs(data: Path, folder: Path) -> list[dict]:
-    """Rows of `archive.rasters`: ten triplets with masks, each in a tile of its own, as they have no place; and 21 pairs
-    without."""
+    """Rows of `archive.rasters`: ten triplets with masks, each in a tile of its own, as they have no place; and 21
+    pairs without."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for number, source_folder in enumerate(sorted((data / "sen12mscr_triplets").glob("[0-9]*"))):
