@@ -34,7 +34,12 @@ def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:
     found = {}
     for variant in comparison.variants.values():
         settings = variant.config.section("masks", "shard", "train", "infer", "evaluate")
-        found[variant.name] = Item(STAGE, variant.name, settings | {"from": variant.source}, inputs)
+        settings |= {"from": variant.source}
+        if variant.like:  # another network of those, another time
+            settings |= {
+                name: comparison.variants[name].config.section("masks", "shard", "train") for name in variant.needs
+            }
+        found[variant.name] = Item(STAGE, variant.name, settings, inputs)
     return found
 
 
@@ -49,15 +54,17 @@ def run(comparison: Comparison, folder: RunFolder) -> Summary:
             return summary
     every = items(comparison, folder)
     wanted = [variant for variant in comparison.variants.values() if not chosen or variant.name in chosen]
-    wanted.sort(key=lambda variant: variant.source is not None)  # those that train first
+    wanted.sort(key=lambda variant: (variant.source is not None, variant.like is not None))  # who needs nobody first
 
     def make(item: Item) -> Made:
         variant = comparison.variants[item.name]
-        if variant.source and records.why(folder, every[variant.source]):
-            waits = f"takes the network of {variant.source}, which is not finished"
-            if comparison.variants[variant.source] in wanted:  # it has just failed; others go on
+        for other in variant.needs:
+            if not records.why(folder, every[other]):
+                continue
+            waits = f"takes the {'network' if other == variant.source else 'time'} of {other}, which is not finished"
+            if comparison.variants[other] in wanted:  # it has just failed; others go on
                 raise ItemError(waits)
-            raise InputError(f"{item.name} {waits}. Run: {_command(comparison, folder, variant.source)}")
+            raise InputError(f"{item.name} {waits}. Run: {_command(comparison, folder, other)}")
         return _make(comparison, folder, variant)
 
     return records.work(folder, STAGE, [every[variant.name] for variant in wanted], make)
@@ -102,13 +109,25 @@ def _make(comparison: Comparison, folder: RunFolder, variant: Variant) -> Made:
     _share(origin, target, shared)
     triplets = variant.config.evaluate.of == "triplets"
     trains = variant.config.infer.checkpoint is None and not (triplets and variant.config.evaluate.members == 0)
+    overrides = [*variant.overrides, *_samples(folder, variant)]
     chain = [("run", "--from", "shard", "--until", "train" if trains else "shard"), ("evaluate",)]
     for verb, *limits in chain if triplets else [("run", "--from", "shard", "--until", "evaluate")]:
-        if code := _cloudjob(folder, verb, comparison.base, target.root, variant.overrides, *limits):
+        if code := _cloudjob(folder, verb, comparison.base, target.root, overrides, *limits):
             raise ItemError(f"cloudjob {verb} ended with {code}, for what it says above")
     if not trains:
         return [target.evaluation], {"samples": 0, "seconds": 0.0, "parameters": 0}
     return [target.evaluation, checkpoint.newest(target.checkpoints)], _training(origin if variant.source else target)
+
+
+def _samples(folder: RunFolder, variant: Variant) -> list[str]:
+    """The override that makes a training last as long as another: the samples, in whole batches, that the variant it is
+    like would see in that time. None for a variant that is not timed."""
+    if variant.like is None or variant.as_long_as is None:
+        return []
+    like, other = ((records.record(folder, STAGE, name) or {})["result"] for name in (variant.like, variant.as_long_as))
+    batch = variant.config.train.batch_size
+    steps = max(round(like["samples"] * other["seconds"] / max(like["seconds"], 1e-9) / batch), 1)
+    return [f"train.samples={steps * batch}"]
 
 
 def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> None:

@@ -14,18 +14,30 @@ from cloudjob.errors import ConfigError
 
 BASE = "base"  # the run folder of the data that all variants share
 KEYS = ("base", "samples", "common", "variants")
+LINKS = ("from", "like", "as_long_as")  # keys of a variant that name another one
 _SHARED = set(Config.model_fields) - {"seed", "masks", "shard", "train", "infer", "evaluate"}
 _TRAINED = {"seed", "masks", "shard", "train"}  # a network that is taken over was made with these
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant: its overrides as --set takes them, its configuration, and the variant whose network it takes."""
+    """One variant: its overrides as --set takes them, its configuration, and the variant whose network it takes.
+
+    With `like` and `as_long_as`, two other variants, it is trained on as many samples as the first would see in the
+    time of the second.
+    """
 
     name: str
     overrides: list[str]
     config: Config
     source: str | None
+    like: str | None = None
+    as_long_as: str | None = None
+
+    @property
+    def needs(self) -> list[str]:
+        """The variants that must be finished before."""
+        return [name for name in (self.source, self.like, self.as_long_as) if name]
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,9 @@ def load(path: Path) -> Comparison:
             where = f"{origin.where(('variants', name))}  variants.{name}"
             mistakes += [f"{where}: {line}" for line in str(error).split("\n")]
             continue
-        variants[name] = Variant(name, overrides, own, chain[-1] if len(chain) > 1 else None)
+        like, as_long_as = (given[name].get(key) for key in ("like", "as_long_as"))
+        trained = _trained(name, given)
+        variants[name] = Variant(name, overrides, own, trained if trained != name else None, like, as_long_as)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return Comparison(path, base, common, config, variants)
@@ -125,10 +139,16 @@ def _mistakes_of(name: str, overrides: object, variants: dict) -> Iterator[str]:
         yield "write keys and values, e.g. {infer.steps: 1}"
         return
     origin = overrides.get("from")
-    if origin is not None and str(origin) not in variants:
-        yield f"from = {origin}: {_unknown(str(origin), variants)}"
-    elif _chain(name, variants)[1]:
-        yield f"from = {origin}: the variants take their network from each other; one must train it"
+    unknown = [key for key in LINKS if overrides.get(key) is not None and str(overrides[key]) not in variants]
+    for key in unknown:
+        yield f"{key} = {overrides[key]}: {_unknown(str(overrides[key]), variants)}"
+    if not unknown and _chain(name, variants)[1]:
+        if origin is not None:
+            yield f"from = {origin}: the variants take their network from each other; one must train it"
+        else:
+            yield f"like = {overrides['like']}: the variants are like each other; one must say what they are"
+    if not unknown and ("like" in overrides or "as_long_as" in overrides):
+        yield from _mistakes_of_time(overrides, variants)
     for key, _ in _flat(overrides):
         section = key.split(".")[0]
         if section in _SHARED:
@@ -137,23 +157,44 @@ def _mistakes_of(name: str, overrides: object, variants: dict) -> Iterator[str]:
             yield f"{key}: the network of {origin} is taken as it is, so only infer and evaluate can differ"
 
 
+def _mistakes_of_time(overrides: dict, variants: dict) -> Iterator[str]:
+    """What is wrong with a variant that is like another one, trained as long as a third."""
+    if not {"like", "as_long_as"} <= set(overrides) or "from" in overrides:
+        yield "like and as_long_as belong together, without from: trained as the one, in the time of the other"
+        return
+    for key in ("like", "as_long_as"):
+        other = variants[str(overrides[key])]
+        if isinstance(other, dict) and set(LINKS) & set(other):
+            yield f"{key} = {overrides[key]}: name a variant that trains on the samples of this file"
+    if "train.samples" in dict(_flat(overrides)):
+        yield "train.samples: follows from as_long_as"
+
+
 def _chain(name: str, variants: dict) -> tuple[list[str], bool]:
-    """The variant, the one that it is `from`, and so on to the one that trains; and whether they go in a circle."""
+    """The variant, the one that it is `from` or `like`, and so on to the one that is neither; and whether they go in a
+    circle."""
     chain = [name]
-    while isinstance(variants.get(name), dict) and variants[name].get("from") is not None:
-        name = str(variants[name]["from"])
+    while isinstance(variants.get(name), dict) and (origin := variants[name].get("from") or variants[name].get("like")):
+        name = str(origin)
         if name in chain:
             return chain, True
         chain.append(name)
     return chain, False
 
 
+def _trained(name: str, variants: dict) -> str:
+    """The variant whose network this one takes: its own, where it is `from` none."""
+    while origin := variants[name].get("from"):
+        name = str(origin)
+    return name
+
+
 def _flat(overrides: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of overrides that may be nested; `from` is none of them."""
+    """(dotted key, value) of overrides that may be nested; LINKS are none of them."""
     for key, value in overrides.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
-        elif prefix or key != "from":
+        elif prefix or key not in LINKS:
             yield f"{prefix}{key}", value
 
 

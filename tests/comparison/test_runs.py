@@ -2,15 +2,20 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
+import yaml
 
-from cloudjob.comparison import runs
+from cloudjob.comparison import runs, variants
 from cloudjob.diffusion import checkpoint
+from cloudjob.errors import InputError
 from cloudjob.files import write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
+
+TEST = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 
 
 def note(folder: RunFolder, stage: str, name: str, text: str) -> Item:
@@ -80,3 +85,55 @@ def test_another_network_leaves_no_checkpoint_of_the_one_before(origin, tmp_path
     runs._share(origin, target, ("train",))
     assert checkpoint.newest(target.checkpoints).read_text() == "shorter"
     assert json.loads(records.path(target, "train", "run").read_text())["result"] == {"text": "shorter"}
+
+
+# --- as long as another ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def timed(tmp_path) -> variants.Comparison:
+    given = {"slow": {"like": "rival", "as_long_as": "ours"}, "rival": {"train.lr": 0.5}, "ours": {}}
+    path = tmp_path / "comparison.yaml"
+    path.write_text(yaml.safe_dump({"base": str(TEST), "variants": given}, sort_keys=False))
+    return variants.load(path)
+
+
+@pytest.fixture
+def made(timed, tmp_path, monkeypatch) -> tuple[RunFolder, list[tuple[str, list[str]]]]:
+    """A comparison whose data are there, and what its children would be called with: (variant, overrides)."""
+    folder, called = RunFolder(tmp_path / "all"), []
+    base = RunFolder(folder.root / "base")
+    for path in (base.shard_index, base.pairs, base.decisions):
+        write_text(path, path.name)
+    records.work(folder, runs.STAGE, [runs.base_item(timed)], lambda item: ([], None))
+    monkeypatch.setattr(runs, "_make_base", lambda *_: ([], None))
+    monkeypatch.setattr(runs, "_share", lambda *_: None)
+    seconds = {"rival": 40.0, "ours": 100.0, "slow": 99.0}
+
+    def child(_, verb, base, root, overrides, *limits):
+        if verb == "run":
+            called.append((root.name, overrides))
+        write_text(RunFolder(root).evaluation, "{}")
+        return 0
+
+    def training(run):
+        return {"samples": 1000, "seconds": seconds[run.root.name], "parameters": 1}
+
+    monkeypatch.setattr(runs, "_cloudjob", child)
+    monkeypatch.setattr(runs, "_training", training)
+    monkeypatch.setattr(checkpoint, "newest", lambda path: path.parents[1] / "evaluation" / "summary.json")
+    return folder, called
+
+
+def test_the_samples_are_those_of_the_one_in_the_time_of_the_other(timed, made):
+    folder, called = made
+    assert not runs.run(timed, folder).failed
+    assert [name for name, _ in called] == ["rival", "ours", "slow"], "first who needs nobody"
+    assert called[2][1] == ["train.lr=0.5", "train.samples=2496"]  # 1000 * 100 / 40, in whole batches of 8
+    assert set(runs.plan(timed, folder).values()) == {None}
+
+
+def test_it_waits_for_both(timed, made):
+    folder, called = made
+    folder.only = ["slow"]
+    with pytest.raises(InputError, match=r"slow takes the time of rival, which is not finished. Run: .* --only rival"):
+        runs.run(timed, folder)
+    assert called == []

@@ -90,6 +90,20 @@ def test_a_variant_from_another_takes_its_overrides_and_adds_its_own(tmp_path):
     assert settings == [(0.5, 2, 1), (0.5, 7, 2), (0.5, 7, 3)]
 
 
+def test_a_variant_like_another_is_that_but_for_its_own_network_and_time(tmp_path):
+    given = {
+        "ours": {},
+        "rival": {"train.lr": 0.5, "infer.steps": 7},
+        "timed": {"like": "rival", "as_long_as": "ours", "infer.steps": 8},
+        "fast": {"from": "timed", "infer.steps": 1},
+    }
+    found = load(tmp_path, given).variants
+    timed, fast = found["timed"], found["fast"]
+    assert (timed.source, timed.like, timed.as_long_as, timed.needs) == (None, "rival", "ours", ["rival", "ours"])
+    assert (fast.source, fast.like, fast.needs) == ("timed", None, ["timed"])
+    assert [(v.config.train.lr, v.config.infer.steps) for v in (timed, fast)] == [(0.5, 8), (0.5, 1)]
+
+
 def test_the_budget_comes_before_what_a_variant_says(tmp_path, monkeypatch):
     seen = []
     real = source.load
@@ -114,6 +128,14 @@ def test_the_budget_comes_before_what_a_variant_says(tmp_path, monkeypatch):
         ({"a": {"from": "a"}}, "a", "from = a: the variants take their network from each other"),
         ({"a": {"from": "b"}, "b": {"from": "a"}}, "a", "from = b: the variants take their network from each other"),
         ({"a": {}, "b": {"from": "a", "train.lr": 1}}, "b", "train.lr: the network of a is taken as it is"),
+        ({"a": {"like": "b"}, "b": {}}, "a", "like and as_long_as belong together"),
+        ({"a": {"as_long_as": "b"}, "b": {}}, "a", "like and as_long_as belong together"),
+        ({"a": {"like": "b", "as_long_as": "b", "from": "b"}, "b": {}}, "a", "like and as_long_as belong together"),
+        ({"a": {"like": "b", "as_long_as": "cc"}, "b": {}}, "a", "as_long_as = cc: no such variant"),
+        ({"a": {"like": "a", "as_long_as": "b"}, "b": {}}, "a", "like = a: the variants are like each other"),
+        ({"a": {"like": "b", "as_long_as": "b", "train.samples": 8}, "b": {}}, "a", "train.samples: follows from"),
+        ({"a": {"like": "b", "as_long_as": "c"}, "b": {}, "c": {"from": "b"}}, "a", "as_long_as = c: name a variant"),
+        ({"a": {"like": "b", "as_long_as": "b"}, "b": 3}, "b", "write keys and values"),
         ({"a": 3}, "a", "write keys and values"),
         ({"../a": {}}, "../a", "the name of a folder"),
         ({"base": {}}, "base", "neither base nor records"),
