@@ -32,8 +32,8 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     grouped: list[dict] = [{"pair": pair["pair"], "tile": tile_of_pair(pair["pair"])} for pair in pairs]
     assigned = splits.assign(grouped, seed=config.seed, **dict(config.shard.split))
     for pair, group in zip(pairs, grouped, strict=True):
-        held_out = config.shard.truth and assigned[pair["pair"]] != "train"
-        group["truth"] = _truth(folder, pair["cloudy"]) if held_out else {}
+        asked = config.shard.truth == "everywhere" or (config.shard.truth and assigned[pair["pair"]] != "train")
+        group["truth"] = _truth(folder, pair["cloudy"]) if asked else {}
         group["target"] = GROUND if group["truth"] else CLEAR_DATE
         group["dates"] = _dates(pair, group["target"])
         group["acquisitions"] = {role: ProductName.parse(name).datatake for role, (name, _) in group["dates"].items()}

@@ -108,10 +108,11 @@ def test_the_ground_of_the_day_is_the_target_where_it_is_known_of_what_is_held_o
     for tile in TILES[:3]:
         files.write_text(folder.truth(product(tile, 10)), tile)
         files.write_text(folder.truth(product(tile, 4)), "of the clear date: nobody asks for it")
-    for truth in (True, False):
-        found = items(folder, rows, f"shard.truth={str(truth).lower()}")
+    for truth in ("true", "false", "everywhere"):
+        found = items(folder, rows, f"shard.truth={truth}")
         for tile, item in found.items():
-            known = truth and tile in TILES[:3] and item.config["split"] != "train"
+            asked = truth == "everywhere" or (truth == "true" and item.config["split"] != "train")
+            known = asked and tile in TILES[:3]
             assert item.config["target"] == ("ground" if known else "clear date")
             assert item.inputs.get("truth") == (files.file_sha256(folder.truth(product(tile, 10))) if known else None)
     assert any(item.config["split"] != "train" for tile, item in found.items() if tile in TILES[:3])
