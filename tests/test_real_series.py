@@ -95,20 +95,17 @@ def test_no_pair_is_rejected_since_the_ground_has_changed(run):
     assert {record["status"] for record in records} == {"done"}
 
 
-PLACES = {"31UDS": "31UES", "31UES": "31UDS"}
-
-
-@pytest.mark.parametrize("tiles", [("31UES",), pytest.param(tuple(PLACES), marks=pytest.mark.long)])
-def test_at_20_m_a_place_is_restored_by_a_network_of_the_other(data, tmp_path, tiles):
+@pytest.mark.long  # the folds as such: tests/comparison/test_variants.py
+def test_at_20_m_each_place_is_restored_by_a_network_of_the_other(data, tmp_path):
+    places = {"31UDS": "31UES", "31UES": "31UDS"}
     train = {"preset": "tiny", "samples": 32, "batch_size": 16}
     changes = {"train": train, "evaluate": {"members": 1, "steps": [], "triplets": 8}}
-    run = compare(
-        "real-20m.yaml", data, tmp_path, clouds=1, variants=tuple(f"ours-{tile}" for tile in tiles), **changes
-    )
-    for tile in tiles:
+    variants = tuple(f"ours-{tile}" for tile in places)
+    run = compare("real-20m.yaml", data, tmp_path, clouds=1, variants=variants, **changes)
+    for tile, other in places.items():
         index = json.loads((run / f"ours-{tile}" / "shards" / "index.json").read_text())
         found = {(file["split"], file["pair"].partition("_")[0]) for file in index["files"]}
-        assert found == {("test", tile), ("train", PLACES[tile])}
+        assert found == {("test", tile), ("train", other)}
         assert {file["target"] for file in index["files"]} == {"ground"}
         psnr = on_clouds(run, f"ours-{tile}")
         assert psnr["nearest_clear"] > psnr["cloudy"] + 5
