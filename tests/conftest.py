@@ -12,7 +12,7 @@ from front_door import CLOUDJOB, CONFIG
 os.environ["OMP_NUM_THREADS"] = "1"
 # A busy machine is no fault.
 hypothesis.settings.register_profile("machine", hypothesis.settings.default, deadline=None)
-hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("machine"), max_examples=20)
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("machine"), max_examples=10)
 LONGEST_FIRST = (
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
     *("stages/test_shard", "stages/test_train", "test_bench_train", "test_scripts", "test_real_places", "test_review"),

@@ -66,6 +66,25 @@ def records(root: Path) -> dict[Path, int]:
     return found
 
 
+def test_a_comparison_killed_goes_on_and_makes_nothing_twice(tmp_path):
+    """The short form of the test below."""
+    variants = {name: VARIANTS[name] for name in ("ours", "steps-1")}
+    root, path = tmp_path / "runs", write(tmp_path / "comparison.yaml", variants)
+    arguments = (path, "--run-dir", root)
+    assert end_in("ours", signal.SIGKILL, root, *arguments) == -signal.SIGKILL
+    before = records(root)
+    document = json.loads(call(0, *arguments, "--json").stdout)
+    now = records(root)
+    assert [path for path in before if now[path] != before[path]] == []
+    ours, steps = document["variants"]
+    assert ours["training"] == steps["training"]
+    assert ours["scores"] != steps["scores"]
+    assert document["missing"] == {}
+    assert "compare: 0 done, 2 skipped, 0 rejected, 0 failed" in call(0, *arguments).stderr
+    assert records(root) == now
+
+
+@pytest.mark.long
 def test_a_comparison_killed_stopped_and_extended_makes_nothing_twice(tmp_path):
     root, path = tmp_path / "runs", write(tmp_path / "comparison.yaml", VARIANTS)
     arguments = (path, "--run-dir", root)
