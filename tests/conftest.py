@@ -11,7 +11,8 @@ from front_door import CLOUDJOB, CONFIG
 
 os.environ["OMP_NUM_THREADS"] = "1"
 # A busy machine is no fault.
-hypothesis.settings.register_profile("machine", hypothesis.settings.default, deadline=None)
+patient = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("machine", hypothesis.settings.default, **patient)
 hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("machine"), max_examples=10)
 LONGEST_FIRST = (
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
