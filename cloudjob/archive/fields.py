@@ -64,9 +64,14 @@ def step(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def slope_light(height: np.ndarray, azimuth: float) -> np.ndarray:
     """Slope towards the sun, standard deviation 1: positive faces are lit, negative ones lie in shade."""
-    east, south = math.sin(math.radians(azimuth)), -math.cos(math.radians(azimuth))
-    light = -(np.gradient(height, axis=1) * np.float32(east) + np.gradient(height, axis=0) * np.float32(south))
+    light = fall_towards(height, azimuth)
     return np.clip(light / light.std(), -3, 3)
+
+
+def fall_towards(height: np.ndarray, azimuth: float) -> np.ndarray:
+    """By how much `height` falls per pixel towards `azimuth`, in degrees."""
+    east, south = math.sin(math.radians(azimuth)), -math.cos(math.radians(azimuth))
+    return -(np.gradient(height, axis=1) * np.float32(east) + np.gradient(height, axis=0) * np.float32(south))
 
 
 def line(field: np.ndarray, width: float | np.ndarray) -> np.ndarray:

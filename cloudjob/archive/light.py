@@ -5,6 +5,8 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from cloudjob.archive.fields import fall_towards
+
 PIXEL_M = 10
 SUN_RAD = 0.0093  # angle across the sun's disc
 _WAVELENGTHS = (0.665, 0.560, 0.492, 0.833, 1.614)  # um, of B04, B03, B02, B08, B11
@@ -37,10 +39,8 @@ def shadow_offset(height: float, elevation: float, azimuth: float) -> tuple[floa
 
 def on_slopes(height: np.ndarray, elevation: float, azimuth: float) -> np.ndarray:
     """(H, W) float32: the sun's light on ground of `height` (metres), over that on flat ground; 0 in cast shadow."""
-    up, east = math.tan(math.radians(elevation)), math.sin(math.radians(azimuth))
-    south = -math.cos(math.radians(azimuth))
-    fall = -(np.gradient(height, axis=1) * np.float32(east) + np.gradient(height, axis=0) * np.float32(south))
-    facing = np.clip(1 + fall / np.float32(PIXEL_M * up), 0, _MOST)
+    up = math.tan(math.radians(elevation))
+    facing = np.clip(1 + fall_towards(height, azimuth) / np.float32(PIXEL_M * up), 0, _MOST)
     return facing * ~_in_shadow(height, elevation, azimuth)
 
 

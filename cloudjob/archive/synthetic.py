@@ -61,7 +61,7 @@ def acquire(
     sky = (weather.make_sky if other_weather else make_sky)(noise, cloud, elevation, azimuth)
 
     def deviation(light: np.ndarray) -> np.ndarray:
-        return noise_deviation(light, elevation) if other_weather else NOISE * (0.6 + 0.8 * light)
+        return noise_deviation(light, elevation) if other_weather else _usual_deviation(light)
 
     bands, truth, sensed = np.empty((3, 4, size, size), np.uint16)
     for band in range(4):
@@ -106,7 +106,7 @@ def overcast(
     for band, dn in enumerate(ground):
         light = sky.seen(reflectance(dn), band)
         sensor = noise.rng(f"sensor {band}").standard_normal(shape, np.float32)
-        bands[band] = digital_number(light + touched * sensor * (NOISE * (0.6 + 0.8 * light)))
+        bands[band] = digital_number(light + touched * sensor * _usual_deviation(light))
     return Acquisition(
         bands,
         ground,
@@ -114,6 +114,10 @@ def overcast(
         b11=None,
         above=sky.above(),
     )
+
+
+def _usual_deviation(light: np.ndarray) -> np.ndarray:
+    return NOISE * (0.6 + 0.8 * light)
 
 
 def _ground_classes(ground: Ground) -> tuple[np.ndarray, np.ndarray]:

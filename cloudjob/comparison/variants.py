@@ -86,9 +86,11 @@ def load(path: Path) -> Comparison:
             where = f"{origin.where(('variants', name))}  variants.{name}"
             mistakes += [f"{where}: {line}" for line in str(error).split("\n")]
             continue
-        like, as_long_as = (given[name].get(key) for key in ("like", "as_long_as"))
+        links = _links(given[name])
         trained = _trained(name, given)
-        variants[name] = Variant(name, overrides, own, trained if trained != name else None, like, as_long_as)
+        variants[name] = Variant(
+            name, overrides, own, trained if trained != name else None, links.get("like"), links.get("as_long_as")
+        )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return Comparison(path, base, common, config, variants)
@@ -138,16 +140,17 @@ def _mistakes_of(name: str, overrides: object, variants: dict) -> Iterator[str]:
     if not isinstance(overrides, dict):
         yield "write keys and values, e.g. {infer.steps: 1}"
         return
-    origin = overrides.get("from")
-    unknown = [key for key in LINKS if overrides.get(key) is not None and str(overrides[key]) not in variants]
+    links = _links(overrides)
+    origin = links.get("from")
+    unknown = [key for key, other in links.items() if other not in variants]
     for key in unknown:
-        yield f"{key} = {overrides[key]}: {_unknown(str(overrides[key]), variants)}"
+        yield f"{key} = {links[key]}: {_unknown(links[key], variants)}"
     if not unknown and _chain(name, variants)[1]:
         if origin is not None:
             yield f"from = {origin}: the variants take their network from each other; one must train it"
         else:
-            yield f"like = {overrides['like']}: the variants are like each other; one must say what they are"
-    if not unknown and ("like" in overrides or "as_long_as" in overrides):
+            yield f"like = {links['like']}: the variants are like each other; one must say what they are"
+    if not unknown and ("like" in links or "as_long_as" in links):
         yield from _mistakes_of_time(overrides, variants)
     for key, _ in _flat(overrides):
         section = key.split(".")[0]
@@ -159,13 +162,13 @@ def _mistakes_of(name: str, overrides: object, variants: dict) -> Iterator[str]:
 
 def _mistakes_of_time(overrides: dict, variants: dict) -> Iterator[str]:
     """What is wrong with a variant that is like another one, trained as long as a third."""
-    if not {"like", "as_long_as"} <= set(overrides) or "from" in overrides:
+    links = _links(overrides)
+    if set(links) != {"like", "as_long_as"}:
         yield "like and as_long_as belong together, without from: trained as the one, in the time of the other"
         return
-    for key in ("like", "as_long_as"):
-        other = variants[str(overrides[key])]
-        if isinstance(other, dict) and set(LINKS) & set(other):
-            yield f"{key} = {overrides[key]}: name a variant that trains on the samples of this file"
+    for key, other in links.items():
+        if _links(variants[other]):
+            yield f"{key} = {other}: name a variant that trains on the samples of this file"
     if "train.samples" in dict(_flat(overrides)):
         yield "train.samples: follows from as_long_as"
 
@@ -174,8 +177,8 @@ def _chain(name: str, variants: dict) -> tuple[list[str], bool]:
     """The variant, the one that it is `from` or `like`, and so on to the one that is neither; and whether they go in a
     circle."""
     chain = [name]
-    while isinstance(variants.get(name), dict) and (origin := variants[name].get("from") or variants[name].get("like")):
-        name = str(origin)
+    while origin := (links := _links(variants.get(name))).get("from") or links.get("like"):
+        name = origin
         if name in chain:
             return chain, True
         chain.append(name)
@@ -184,9 +187,16 @@ def _chain(name: str, variants: dict) -> tuple[list[str], bool]:
 
 def _trained(name: str, variants: dict) -> str:
     """The variant whose network this one takes: its own, where it is `from` none."""
-    while origin := variants[name].get("from"):
-        name = str(origin)
+    while origin := _links(variants[name]).get("from"):
+        name = origin
     return name
+
+
+def _links(overrides: object) -> dict[str, str]:
+    """Those of LINKS that a variant has, and the variants that they name."""
+    if not isinstance(overrides, dict):
+        return {}
+    return {key: str(overrides[key]) for key in LINKS if overrides.get(key) is not None}
 
 
 def _flat(overrides: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 # --- scenes ------------------------------------------------------------------------------------------------------
 def _scenes(config: Config, folder: RunFolder) -> list[Item]:
+    drifts = cache(partial(records.drifting_digest, folder))  # once a tile
     found = []
     for pair in decisions.accepted_pairs(folder):
         inputs = {"output": records.output_digest(folder, "infer", pair["cloudy"]), "pair": pair["version"]}
@@ -44,7 +46,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
         for role in ("clear", "reference"):
             if pair[role]:
                 inputs[role] = records.output_digest(folder, "download", pair[role])
-        inputs |= records.drifting_digest(folder, ProductName.parse(pair["cloudy"]).tile)
+        inputs |= drifts(ProductName.parse(pair["cloudy"]).tile)
         settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
         settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs))

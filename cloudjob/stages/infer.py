@@ -7,7 +7,7 @@ a hidden folder beside the outputs, from which a killed job also resumes.
 import os
 import shutil
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,11 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per accepted pair: its cloudy product, restored by the network of this run or of `infer.checkpoint`."""
     settings = config.section("infer", "masks")
     checkpoint = {"checkpoint": records.checkpoint_digest(folder, config.infer.checkpoint)}
+    drifts = cache(partial(records.drifting_digest, folder))  # once a tile
     found = []
     for pair in decisions.accepted_pairs(folder):
         inputs = {name: records.output_digest(folder, "download", name) for name in _products(config, pair)}
-        drifting = records.drifting_digest(folder, ProductName.parse(pair["cloudy"]).tile)
+        drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs | more))
     return found

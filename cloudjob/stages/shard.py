@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cloudjob import __version__
@@ -39,6 +40,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         group["acquisitions"] = {role: ProductName.parse(name).datatake for role, (name, _) in group["dates"].items()}
     conflicts = splits.conflicts(grouped, assigned)
     settings = config.section("shard", "masks")
+    drifts = cache(partial(records.drifting_digest, folder))  # once a tile
     found = []
     for pair, group in zip(pairs, grouped, strict=True):
         split = assigned[pair["pair"]]
@@ -47,7 +49,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         place = {"split": split, "number": pair["number"], "taken_tiles": taken} | conflicts[pair["pair"]]
         place["target"] = group["target"]
         inputs = {name: records.output_digest(folder, "download", name) for name, _ in group["dates"].values()}
-        more = group["truth"] | records.drifting_digest(folder, group["tile"]) | {"pair": pair["version"]}
+        more = group["truth"] | drifts(group["tile"]) | {"pair": pair["version"]}
         found.append(Item(STAGE, pair["pair"], settings | place, inputs | more))
     return found
 

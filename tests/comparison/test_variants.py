@@ -104,6 +104,12 @@ def test_a_variant_like_another_is_that_but_for_its_own_network_and_time(tmp_pat
     assert [(v.config.train.lr, v.config.infer.steps) for v in (timed, fast)] == [(0.5, 8), (0.5, 1)]
 
 
+def test_a_name_may_be_a_number_and_a_null_names_nobody(tmp_path):
+    given = {2025: {"from": None}, "ours": {"like": None}, "timed": {"like": 2025, "as_long_as": "ours"}}
+    found = load(tmp_path, given).variants
+    assert [found[name].needs for name in ("2025", "ours", "timed")] == [[], [], ["2025", "ours"]]
+
+
 def test_the_budget_comes_before_what_a_variant_says(tmp_path, monkeypatch):
     seen = []
     real = source.load
