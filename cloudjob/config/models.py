@@ -198,7 +198,7 @@ class ShardConfig(Section):
     )
     max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
     compression: Literal["none", "zstd", "gzip"] = "none"
-    truth: bool | Literal["everywhere"] = Field(
+    truth: Literal[True, False, "everywhere"] = Field(
         True,
         description="val and test: where the ground of the cloudy day is known, as below synthetic clouds, it is the "
         "target, and the pair's clear date is the reference; everywhere: in train too",
