@@ -1,6 +1,8 @@
 """What tests of several rooms share."""
 
 import fcntl
+import gc
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -34,6 +36,15 @@ def pytest_collection_modifyitems(items):
         return next((i for i, end in enumerate(LONGEST_FIRST) if name.endswith(end)), len(LONGEST_FIRST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    """What was imported is looked through at no garbage collection, and torch's 50 loggers not at each step of a test."""
+    gc.collect()
+    gc.freeze()
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ import ast
 import functools
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[1] / "cloudjob"
 # From the roof to the ground: a room imports from the floors below it, never from its own or from above.
 FLOORS = (
@@ -51,10 +49,15 @@ def parsed(path: Path) -> ast.Module:
 
 
 @functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(parsed(path)))
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Dotted names of all that a file imports, wherever in it."""
     names = set()
-    for node in ast.walk(parsed(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -69,11 +72,10 @@ def ours(path: Path) -> set[str]:
     return rooms - {room(path)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_go_downwards_alone(path):
-    assert room(path) in FLOOR, "a room that stands on no floor"
-    upwards = {other for other in ours(path) if FLOOR[other] <= FLOOR[room(path)]}
-    assert not upwards
+def test_imports_go_downwards_alone():
+    assert {room(path) for path in FILES} <= set(FLOOR), "a room that stands on no floor"
+    upwards = {name(path): {other for other in ours(path) if FLOOR[other] <= FLOOR[room(path)]} for path in FILES}
+    assert not {file: rooms for file, rooms in upwards.items() if rooms}
 
 
 def test_stages_do_not_import_stages():
@@ -105,34 +107,30 @@ def _at_import(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_foreign_libraries_have_one_owner(path):
-    for library, owners in OWNERS.items():
-        if any(found == library or found.startswith(library + ".") for found in imported(path)):
-            assert any(name(path).startswith(owner) for owner in owners), f"{library} is imported"
+def test_foreign_libraries_have_one_owner():
+    for path in FILES:
+        for library, owners in OWNERS.items():
+            if any(found == library or found.startswith(library + ".") for found in imported(path)):
+                assert any(name(path).startswith(owner) for owner in owners), f"{library} is imported by {name(path)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_only_one_file_reads_the_variables_of_slurm(path):
-    strings = [node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)]
-    reads = any(isinstance(text, str) and text.startswith("SLURM_") and text.isupper() for text in strings)
-    assert not reads or name(path) == "hpc/slurm.py"
+def test_only_one_file_reads_the_variables_of_slurm():
+    texts = {(name(path), node.value) for path in FILES for node in nodes(path) if isinstance(node, ast.Constant)}
+    reads = {file for file, text in texts if isinstance(text, str) and text.startswith("SLURM_") and text.isupper()}
+    assert reads == {"hpc/slurm.py"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_files_and_functions_are_short(path):
-    text = path.read_text()
-    assert text.count("\n") <= LONGEST_FILE
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
+def test_files_and_functions_are_short():
+    assert not [name(path) for path in FILES if path.read_text().count("\n") > LONGEST_FILE]
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    found = [(name(path), node) for path in FILES for node in nodes(path) if isinstance(node, functions)]
+    assert not [(file, node.name) for file, node in found if node.end_lineno - node.lineno >= LONGEST_FUNCTION]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_no_list_of_class_numbers_stands_for_their_names(path):
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Tuple):
-            assert [getattr(each, "value", None) for each in node.elts] != [1, 2, 3], f"line {node.lineno}"
+def test_no_list_of_class_numbers_stands_for_their_names():
+    tuples = [(name(path), node) for path in FILES for node in nodes(path) if isinstance(node, ast.Tuple)]
+    numbers = [(file, node.lineno, [getattr(each, "value", None) for each in node.elts]) for file, node in tuples]
+    assert not [(file, line) for file, line, values in numbers if values == [1, 2, 3]]
 
 
 def test_every_room_says_what_it_is_for():

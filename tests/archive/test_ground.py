@@ -11,12 +11,17 @@ from cloudjob.archive.ground import drifted, make_ground
 PLACE = Noise("7/05WMS", 128)  # a third of it is sea, in the north
 
 
+def end_of_sheet(place: Noise, day: float) -> float:
+    """When another sheet has come, in days, to 0.0002."""
+    key = drifted(place, day).key
+    day = next(day + n / 50 for n in range(1, 999) if drifted(place, day + n / 50).key != key)
+    return next(day - n / 5000 for n in range(1, 999) if drifted(place, day - n / 5000).key == key)
+
+
 def speed_of(place: Noise) -> float:
     """km a day, by following a sheet of ice for as long as it lasts."""
-    begin = next(n / 200 for n in range(1, 9999) if drifted(place, n / 200).key != drifted(place, (n - 1) / 200).key)
-    end = next(
-        begin + n / 2000 for n in range(1, 9999) if drifted(place, begin + n / 2000).key != drifted(place, begin).key
-    )
+    begin = end_of_sheet(place, 0)
+    end = end_of_sheet(place, begin + 0.001)
     return place.size * 0.01 / (end - begin)
 
 

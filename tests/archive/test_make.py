@@ -114,6 +114,7 @@ def test_impossible_archives_are_refused(archive, change, message):
 OTHER = {"tiles": ["05WMT"], "clear": [date(2024, 3, 3)], "cloudy": [date(2024, 3, 12)], "cloud": (0.3, 0.3)}
 
 
+@pytest.mark.slow
 def test_tiles_of_other_weather_have_dates_of_their_own_and_the_ground_as_sensed(archive, tmp_path):
     usual = {"tiles": ["05WPS"], "clear": ASKED["clear"][:1], "cloudy": ASKED["cloudy"][:1]}
     names = make_synthetic(tmp_path, **ASKED | usual, other_weather=OTHER)

@@ -47,6 +47,7 @@ def bright(found: sky.Sky, band: int) -> np.ndarray:
     return found.seen(np.full_like(found.thick, 0.4), band)[thick & (found.cirrus == 0)]
 
 
+@pytest.mark.slow
 def test_tops_have_another_colour(skies):
     """Yellow, and brighter in B08 than in B04; those of training are white within 4 %."""
     for before, now in zip(*skies, strict=True):

@@ -206,6 +206,7 @@ def test_other_errors_are_not_disguised(tmp_path):
 
 
 # --- damage ------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_any_byte_changed_or_cut_off_is_noticed(tmp_path):
     one = torch.arange(8)
     path = checkpoint.save(tmp_path, made(1, model={"weight": one}, averages={"0.10": {"weight": one}}))

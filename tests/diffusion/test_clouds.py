@@ -264,6 +264,7 @@ def test_real_masks_on_real_ground(shared_data):
             assert image[:, mask == CLOUD].mean() > ground[:, mask == CLOUD].mean() + 0.1
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_sample_is_the_same_in_any_batch_with_and_without_a_reference(batch):
     """With laid clouds, dropped references and turns: the loss of a batch is the mean of those of its halves."""
     recipe = Recipe.of("tiny", "residual", mean=[0.5] * 4, std=[0.3] * 4)

@@ -28,6 +28,7 @@ PUBLISHED = {64: (22_937_731, 45.84), 32: (6_019_907, 11.78), 16: (1_678_627, 3.
 
 
 @pytest.mark.parametrize("width", PUBLISHED)
+@pytest.mark.slow
 def test_it_is_the_published_network_but_for_a_convolution_that_leads_nowhere(width):
     parameters, gmacs = PUBLISHED[width]
     with torch.device("meta"):
@@ -117,6 +118,7 @@ def test_the_presets_take_the_images_of_the_dates_from_the_table_of_channels(pre
     assert not {named[channel] for channel in network.shared} & set(DATES)
 
 
+@pytest.mark.slow
 def test_it_learns_to_add_up_the_dates():
     torch.manual_seed(0)
     network = DiffCR(8, condition_channels=8, dates=(0, 4))

@@ -168,6 +168,7 @@ def test_two_networks_in_one_by_whether_there_is_a_noisy_image():
 
 
 @pytest.mark.parametrize("preset", ["tiny", "base-attention", "notebook-2025", "diffcr-32"])
+@pytest.mark.slow
 def test_every_parameter_is_trained_and_every_input_is_used(preset):
     torch.manual_seed(0)
     network = build(preset, condition_channels=CONDITION_CHANNELS)

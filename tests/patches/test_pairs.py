@@ -313,6 +313,7 @@ def drifts(products, folder) -> np.ndarray:
     return found > 0
 
 
+@pytest.mark.slow
 def test_a_reference_has_no_data_where_the_ground_drifts(products, tmp_path):
     """Known ground stays the target there; a clear date is none, and such windows are left out."""
     there = drifts(products, tmp_path)
@@ -342,12 +343,14 @@ def test_dates_are_reduced_as_the_windows_allow(products, monkeypatch):
     assert asked == [((192, 192), RULES.window)]
 
 
+@pytest.mark.slow
 def test_a_grid_of_offsets_is_fitted_only_where_it_is_asked_for(products):
     for way in ("line", "grid", "none"):
         match = prepare(products, replace(RULES, radiometry=way)).matches["clear"]
         assert (match.grid is not None) == (way == "grid")
 
 
+@pytest.mark.slow
 def test_ground_of_another_split_is_left_to_it(products):
     place = products["cloudy"].transform
     west = box(place.c - 5000, place.f - 5000, place.c + 640, place.f + 5000)

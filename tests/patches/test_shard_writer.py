@@ -143,6 +143,7 @@ except OSError as error:
     ("room", "compression"),
     [("8k", "none"), ("1m", "none"), ("6816k", "none"), ("7500k", "none"), ("8k", "zstd"), ("1m", "zstd")],
 )
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_not_a_crash(tmp_path, room, compression):
     unshare = ["unshare", "--map-root-user", "--mount"]
     mount = f"mount -t tmpfs -o size={room} tmpfs {tmp_path}"

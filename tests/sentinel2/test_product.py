@@ -265,6 +265,7 @@ def test_products_of_different_size_are_refused(small):
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8, 16])
+@pytest.mark.slow
 def test_small_images_are_reduced_by_their_means(small, step):
     product = Product.open(small[0])
     whole = read_bands(product).astype(float)
