@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Self
 
 from cloudjob.errors import ConfigError
@@ -27,6 +28,7 @@ class ProductName:
     discriminator: str
 
     @classmethod
+    @lru_cache(maxsize=4096)  # the stages ask for the same few names again and again
     def parse(cls, name: str) -> Self:
         """Takes the name with or without .SAFE; ConfigError where it is not a Level-2A name."""
         name = name.removesuffix(".SAFE")

@@ -1,6 +1,7 @@
 """The state of a run, for people and batch scripts: cloudjob plan, cloudjob status, cloudjob items."""
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -72,6 +73,8 @@ def items(arguments: argparse.Namespace) -> int:
 
 def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list[dict]:
     """One row per stage: its items with state and reason, or what it waits for. Later stages wait for the same."""
+    folder.kept = {}
+    gc.disable()  # thousands of records make no garbage
     rows: list[dict] = []
     waits: str | None = None
     for stage in stages:
@@ -88,7 +91,7 @@ def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list
 def _state(folder: RunFolder, item: records.Item) -> dict[str, str | None]:
     why = records.why(folder, item)
     if why is None:
-        state = (records.record(folder, item.stage, item.name) or {}).get("status", "done")
+        state = (records.record(folder, item.stage, item.name, result=False) or {}).get("status", "done")
     else:
         state = "failed" if why.startswith("failed") else "missing"
     return {"item": item.name, "state": state, "why": why}

@@ -1,11 +1,14 @@
 """The run folder: the one owner of file names. Every stage finds here where its files lie, and whom it talks to."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from cloudjob import files
 from cloudjob.errors import InputError
+
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -13,13 +16,14 @@ class RunFolder:
 
     What people see goes through `say` (a line) and `progress` (share done, a line), which the command line sets;
     `stop_requested` tells that this process should end in good order. `only` names the items to work on (all when
-    empty); `force` makes items again that are done.
+    empty); `force` makes items again that are done. `kept` holds what was read, of a command that only looks.
     """
 
     def __init__(self, root: Path, *, only: Iterable[str] = (), force: bool = False):
         self.root = Path(root)
         self.only = list(only)
         self.force = force
+        self.kept: dict[Hashable, Any] | None = None
         self.say: Callable[[str], None] = lambda line: None
         self.progress: Callable[[float, str], None] = lambda share, line: None
         self.stop_requested: Callable[[], bool] = lambda: False
@@ -80,7 +84,15 @@ class RunFolder:
 
     def rows(self, path: Path, *, stage: str) -> list[dict]:
         """The rows of a .jsonl file that `stage` writes; InputError while there is none."""
-        return files.read_jsonl(self.made_by(path, stage))
+        return self.once(path, lambda: files.read_jsonl(self.made_by(path, stage)))
+
+    def once(self, key: Hashable, read: Callable[[], T]) -> T:
+        """What `read` returns; of a command that only looks (`kept` is not None), what it returned the first time."""
+        if self.kept is None:
+            return read()
+        if key not in self.kept:
+            self.kept[key] = read()
+        return self.kept[key]
 
     def index(self) -> dict:
         """What shards/index.json holds; InputError while there is none."""

@@ -6,6 +6,7 @@ modification time is ever looked at.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ from cloudjob.errors import (
 )
 from cloudjob.files import changes, digest, file_sha256, merged, write_json
 from cloudjob.run.folder import RunFolder
+
+
+_HEAD = 4096  # bytes of a record that are read at once
+_RESULT = b',\n "result":'  # where its result begins
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,24 @@ def path(folder: RunFolder, stage: str, item: str) -> Path:
     return folder.records / stage / f"{item}.json"
 
 
-def record(folder: RunFolder, stage: str, item: str) -> dict | None:
-    """What is recorded of an item, or None. An unreadable record counts as none: the item is made again."""
+def record(folder: RunFolder, stage: str, item: str, *, result: bool = True) -> dict | None:
+    """What is recorded of an item, or None. An unreadable record counts as none: the item is made again.
+
+    With `result` False, a command that only looks may get it without its result, where that is large.
+    """
+    found = folder.once(("record", stage, item), lambda: _read(folder, stage, item, result or folder.kept is None))
+    if result and found and "result" not in found:  # it was kept without
+        found.update(_read(folder, stage, item) or {})
+    return found
+
+
+def _read(folder: RunFolder, stage: str, item: str, result: bool = True) -> dict | None:
     try:
-        return json.loads(path(folder, stage, item).read_text(encoding="utf-8"))
+        with open(f"{folder.records}/{stage}/{item}.json", "rb") as file:  # thousands of them: Path and str cost time
+            text = file.read(_HEAD)
+            if not result and len(text) == _HEAD and _RESULT in text:
+                return json.loads(text.partition(_RESULT)[0] + b"}")
+            return json.loads(text + file.read())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -83,7 +102,7 @@ def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
 
 def why(folder: RunFolder, item: Item) -> str | None:
     """Why this item would be made (again): None if it is done or rejected as things are now."""
-    found = record(folder, item.stage, item.name)
+    found = record(folder, item.stage, item.name, result=False)
     if found is None:
         return "missing"
     if found["status"] == "failed":
@@ -96,12 +115,14 @@ def why(folder: RunFolder, item: Item) -> str | None:
 
 
 def _damage(folder: RunFolder, found: dict) -> str | None:
+    root = os.fspath(folder.root)
     for name, kept in found["outputs"].items():
-        output = folder.root / name
-        if not output.exists():
+        try:
+            size = os.stat(f"{root}/{name}").st_size
+        except FileNotFoundError:
             return f"output {name} is gone"
-        if output.stat().st_size != kept["size"]:
-            return f"output {name} has {output.stat().st_size} bytes instead of {kept['size']}"
+        if size != kept["size"]:
+            return f"output {name} has {size} bytes instead of {kept['size']}"
     return None
 
 
@@ -112,8 +133,12 @@ def results(folder: RunFolder, items: Iterable[Item]) -> list:
 
 def output_digest(folder: RunFolder, stage: str, item: str) -> str:
     """One digest of all that an item put out; '' while it is not done."""
-    found = record(folder, stage, item)
-    return "" if found is None else digest([found["outputs"], found["result"]])
+
+    def of() -> str:
+        found = record(folder, stage, item)
+        return "" if found is None else digest([found["outputs"], found["result"]])
+
+    return folder.once(("digest", stage, item), of)
 
 
 def checkpoint_digest(folder: RunFolder, elsewhere: Path | None) -> str:

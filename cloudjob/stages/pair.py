@@ -24,12 +24,15 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     rows = folder.rows(folder.scenes, stage="search")
     settings = config.section("pair", "masks")
     raster = cache(lambda product: _raster(config, product))
+    clear: dict[str, list[str]] = {}  # of each tile
+    for row in rows:
+        if "clear" in row["roles"]:
+            clear.setdefault(row["tile"], []).append(row["product"])
     found = []
     for cloudy in sorted(rows, key=lambda row: (row["tile"], row["product"])):
         if "cloudy" in cloudy["roles"]:
-            clear = [row["product"] for row in rows if "clear" in row["roles"] and row["tile"] == cloudy["tile"]]
             inputs: dict[str, str] = {}
-            for name in [cloudy["product"], *clear]:
+            for name in [cloudy["product"], *clear.get(cloudy["tile"], [])]:
                 inputs |= {name: records.output_digest(folder, "preview", name)} | raster(name)
             found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=_NEWER))
     return found

@@ -39,14 +39,17 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         group["dates"] = _dates(pair, group["target"])
         group["acquisitions"] = {role: ProductName.parse(name).datatake for role, (name, _) in group["dates"].items()}
     conflicts = splits.conflicts(grouped, assigned)
+    above = {"train": ("val", "test"), "val": ("test",), "test": ()}
+    taken = {
+        split: sorted({tile_of_pair(name) for name, other in assigned.items() if other in others})
+        for split, others in above.items()
+    }
     settings = config.section("shard", "masks")
     drifts = cache(partial(records.drifting_digest, folder))  # once a tile
     found = []
     for pair, group in zip(pairs, grouped, strict=True):
         split = assigned[pair["pair"]]
-        above = {"train": ("val", "test"), "val": ("test",), "test": ()}[split]
-        taken = sorted({tile_of_pair(name) for name, other in assigned.items() if other in above})
-        place = {"split": split, "number": pair["number"], "taken_tiles": taken} | conflicts[pair["pair"]]
+        place = {"split": split, "number": pair["number"], "taken_tiles": taken[split]} | conflicts[pair["pair"]]
         place["target"] = group["target"]
         inputs = {name: records.output_digest(folder, "download", name) for name, _ in group["dates"].values()}
         more = group["truth"] | drifts(group["tile"]) | {"pair": pair["version"]}

@@ -1,9 +1,11 @@
 """plan, status and items: what is said of done, failed, rejected and missing items, and what mends it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,6 +124,25 @@ def test_status_tells_the_training_and_the_unfinished_jobs(run, capsys):
 def test_metrics_that_cannot_be_read_yet_are_no_training(run, capsys, text):
     write_text(RunFolder(run).metrics, text)
     assert not [line for line in lines(capsys, "status", run) if line.startswith("training")]
+
+
+@pytest.mark.slow
+def test_every_record_is_read_once_and_a_large_result_not_at_all(finished, tmp_path, monkeypatch, capsys):
+    """Of every stage. A run of 500 scenes has some 4,000 records, and one of scored triplets takes a megabyte."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    read, load = Counter(), records._read
+
+    def counted(folder, stage, item, result=True):
+        found = load(folder, stage, item, result)
+        read[stage, item, "result" in found] += 1
+        return found
+
+    monkeypatch.setattr(records, "_read", counted)
+    assert "missing" not in "".join(lines(capsys, "plan", run))
+    assert set(read.values()) == {1}
+    assert {stage for stage, *_ in read} == set(STAGES)
+    assert {whole for stage, _, whole in read if stage == "evaluate"} == {False}
 
 
 def test_items_are_listed_for_an_array(run, capsys):
