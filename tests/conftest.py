@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported is looked through at no garbage collection, and torch's 50 loggers not at each step of a test."""
+    """No garbage is looked for in what was imported, and pytest does not visit torch's 50 loggers at each step."""
     gc.collect()
     gc.freeze()
     for name, logger in logging.root.manager.loggerDict.items():

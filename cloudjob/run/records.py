@@ -25,7 +25,6 @@ from cloudjob.errors import (
 from cloudjob.files import changes, digest, file_sha256, merged, write_json
 from cloudjob.run.folder import RunFolder
 
-
 _HEAD = 4096  # bytes of a record that are read at once
 _RESULT = b',\n "result":'  # where its result begins
 
