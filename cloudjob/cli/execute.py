@@ -46,7 +46,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
     context = open_run(arguments)
     config, folder, _ = context
     if arguments.dry_run:
-        status.print_plan(config, folder, stages)
+        status.print_plan(status.overview(config, folder, stages))
         return 0
     if getattr(arguments, "index", None) is not None:
         folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]

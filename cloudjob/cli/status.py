@@ -4,35 +4,31 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloudjob.cli import story
 from cloudjob.cli.context import open_run, stage_module
 from cloudjob.cli.parser import STAGES
-from cloudjob.errors import InputError
+from cloudjob.errors import InputError, ItemError
 from cloudjob.files import read_jsonl
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from cloudjob.config.models import Config
-    from cloudjob.hpc.queue import Job
-
-_STATES = ("done", "rejected", "failed", "missing")
-_ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """cloudjob plan: what would run, and why."""
     config, folder, _ = open_run(arguments)
+    rows = overview(config, folder, STAGES)
     if arguments.json:
-        rows = overview(config, folder, STAGES)
         print(json.dumps({"run": str(folder.root), "stages": rows}, indent=1))
     else:
-        print_plan(config, folder, STAGES)
-    return 0
+        print_plan(rows)
+    return _code(rows)
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -45,13 +41,11 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         document = {"run": str(folder.root), "stages": rows, "training": training}
         print(json.dumps(document | {"jobs": [asdict(job) for job in jobs]}, indent=1))
-        return 0
-    for row in rows:
-        _print_stage(row, folder.root)
-    if training:
-        print("training  " + ", ".join(f"{key} {value}" for key, value in training.items()))
-    _print_jobs(jobs)
-    return 0
+        return _code(rows)
+    lines = [line for row in rows for line in story.of_stage(row, folder.root)]
+    lines += [story.of_training(training)] if training else []
+    print("\n".join(lines + story.of_jobs(jobs)))
+    return _code(rows)
 
 
 def items(arguments: argparse.Namespace) -> int:
@@ -64,7 +58,7 @@ def items(arguments: argparse.Namespace) -> int:
             continue
         chosen.append((index, item.name))
     if arguments.as_array:
-        print(as_array([index for index, _ in chosen]))
+        print(story.as_array([index for index, _ in chosen]))
     else:
         for index, name in chosen:
             print(f"{index}\t{name}")
@@ -88,24 +82,27 @@ def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list
     return rows
 
 
-def _state(folder: RunFolder, item: records.Item) -> dict[str, str | None]:
-    why = records.why(folder, item)
-    if why is None:
-        state = (records.record(folder, item.stage, item.name, result=False) or {}).get("status", "done")
-    else:
-        state = "failed" if why.startswith("failed") else "missing"
-    return {"item": item.name, "state": state, "why": why}
+def _state(folder: RunFolder, item: records.Item) -> dict[str, Any]:
+    """What is to be told of an item: its state, why it would be made (None if it would not), the reason of a failure or
+    rejection, and how long it took."""
+    why, found = records.why(folder, item), records.record(folder, item.stage, item.name, result=False) or {}
+    state = found["status"] if why is None else "failed" if why.startswith("failed") else "missing"
+    reason = found["message"] if state in ("failed", "rejected") else ""
+    return {"item": item.name, "state": state, "why": why, "reason": reason, "seconds": found.get("seconds")}
 
 
-def print_plan(config: "Config", folder: RunFolder, stages: Iterable[str]) -> None:
+def _code(rows: Iterable[dict]) -> int:
+    """4 while an item's failure is recorded."""
+    return ItemError.exit_code if any(item["state"] == "failed" for row in rows for item in row["items"]) else 0
+
+
+def print_plan(rows: Iterable[dict]) -> None:
     """Prints per stage how many items are done, and why the others would run."""
-    for row in overview(config, folder, stages):
+    for row in rows:
         if row["waits"]:
             print(f"{row['stage']:9} waits: {row['waits']}")
             continue
-        states = [state["state"] for state in row["items"]]
-        counts = ", ".join(f"{states.count(state)} {state}" for state in _STATES if state in states)
-        print(f"{row['stage']:9} {counts or 'no items'}")
+        print(f"{row['stage']:9} {story.counts(row['items'])}")
         reasons: dict[str, list[str]] = {}
         for state in row["items"]:
             if state["why"]:
@@ -113,33 +110,6 @@ def print_plan(config: "Config", folder: RunFolder, stages: Iterable[str]) -> No
         for why, names in reasons.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             print(f"{'':9}   would run {names[0]}{more}: {why}")
-
-
-def _print_stage(row: dict, root: Path) -> None:
-    done = sum(state["why"] is None for state in row["items"])
-    failed = [state for state in row["items"] if state["state"] == "failed"]
-    text = "waits for an earlier stage" if row["waits"] else f"{done} of {len(row['items'])}"
-    print(f"{row['stage']:9} {text}" + (f", {len(failed)} failed" if failed else ""))
-    for state in failed[:3]:
-        print(f"{'':9}   {state['item']} {state['why']}")
-    if again := _again(row, root, done=done, failed=bool(failed)):
-        print(f"{'':9}   again: {again}")
-
-
-def _print_jobs(jobs: Iterable["Job"]) -> None:
-    for job in jobs:
-        print(f"job {job.id} {job.name}: {job.state}" + (f", {job.log}" if job.log else ""))
-        if job.said:
-            print(f"{'':9}   {job.said}")
-
-
-def _again(row: dict, root: Path, *, done: int, failed: bool) -> str:
-    """The command that repeats what failed, and makes what is missing if the stage's items are tasks of a job array."""
-    script = _ARRAYS.get(row["stage"])
-    left = [index for index, state in enumerate(row["items"]) if state["why"]]
-    if script and left and (done or failed):
-        return f"sbatch --array={as_array(left)} slurm/{script} {root}"
-    return f"cloudjob {row['stage']} {root}" if failed else ""
 
 
 def _training(folder: RunFolder) -> dict[str, Any] | None:
@@ -158,15 +128,3 @@ def _training(folder: RunFolder) -> dict[str, Any] | None:
         "seconds_left": round(left / last["samples_per_s"]) if last["samples_per_s"] else None,
         "last_sign_of_life_s": round(time.time() - last["time"]),
     }
-
-
-def as_array(indices: Sequence[int]) -> str:
-    """Ascending indices as sbatch --array takes them: 0-3,7."""
-    parts: list[str] = []
-    start: int | None = None
-    for index in indices:
-        start = index if start is None else start
-        if index + 1 not in indices:
-            parts.append(str(index) if index == start else f"{start}-{index}")
-            start = None
-    return ",".join(parts)

@@ -1,0 +1,105 @@
+"""What `cloudjob status` says at three in the morning: how far each stage is, what went wrong first, what goes on."""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cloudjob.hpc.queue import Job
+
+STATES = ("done", "rejected", "failed", "missing")
+ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
+_INDENT = " " * 12
+
+
+def counts(items: Sequence[dict]) -> str:
+    """How many items of a stage are in which state."""
+    states = [item["state"] for item in items]
+    return ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states) or "no items"
+
+
+def of_stage(row: dict, root: Path) -> list[str]:
+    """A stage in a few lines: how many items are in which state, when the rest is made, the first reason of those that
+    are not made, and the command that goes on."""
+    if row["waits"]:
+        return [f"{row['stage']:9} waits for an earlier stage"]
+    lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'])}"]
+    for state in ("failed", "rejected"):
+        found = [item for item in row["items"] if item["state"] == state]
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            lines.append(f"{_INDENT}{state} {found[0]['item']}: {found[0]['reason']}{more}")
+    if command := again(row, root):
+        lines.append(f"{_INDENT}again: {command}")
+    return lines
+
+
+def _time_left(items: Sequence[dict]) -> str:
+    """How long the missing items take, if they take as long as those that were made; "" before one was made."""
+    took = [item["seconds"] for item in items if item["state"] == "done" and item["seconds"] is not None]
+    missing = sum(item["state"] == "missing" for item in items)
+    if not took or not missing:
+        return ""
+    each = sum(took) / len(took)
+    return f"; {missing} times {duration(each)} are {duration(missing * each)} for one worker"
+
+
+def again(row: dict, root: Path) -> str:
+    """The command that repeats what failed, and makes what is missing if the stage's items are tasks of a job array;
+    "" where all is made, or nobody has begun."""
+    left = [index for index, item in enumerate(row["items"]) if item["state"] in ("failed", "missing")]
+    begun = len(left) < len(row["items"]) or any(item["state"] == "failed" for item in row["items"])
+    if not left or not begun:
+        return ""
+    if script := ARRAYS.get(row["stage"]):
+        return f"sbatch --array={as_array(left)} slurm/{script} {root}"
+    return f"cloudjob {row['stage']} {root}"
+
+
+def of_training(found: dict[str, Any]) -> str:
+    """A training in a line, from what the last line of its metrics tells."""
+    text = f"training  {found['seen']} of {found['of']} samples, loss {found['loss']:.4g}"
+    text += f", {found['samples_per_s']} samples/s"
+    if found["seconds_left"]:
+        text += f", {duration(found['seconds_left'])} left: {_clock(found['seconds_left'])}"
+    return f"{text}; last sign of life {duration(found['last_sign_of_life_s'])} ago"
+
+
+def of_jobs(jobs: Iterable["Job"]) -> list[str]:
+    """The jobs that have not ended well, with their logs and what they said last."""
+    lines = []
+    for job in jobs:
+        lines.append(f"job {job.id} {job.name}: {job.state}" + (f", {job.log}" if job.log else ""))
+        if job.said:
+            lines.append(f"{_INDENT}{job.said}")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: 0.4 s, 12 s, 4 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def _clock(seconds: float) -> str:
+    """The local time so many seconds from now."""
+    return time.strftime("%a %d %b %H:%M", time.localtime(time.time() + seconds))
+
+
+def as_array(indices: Sequence[int]) -> str:
+    """Ascending indices as sbatch --array takes them: 0-3,7."""
+    parts: list[str] = []
+    start: int | None = None
+    for index in indices:
+        start = index if start is None else start
+        if index + 1 not in indices:
+            parts.append(str(index) if index == start else f"{start}-{index}")
+            start = None
+    return ",".join(parts)
