@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cloudjob.errors import DiskFullError
 
 HOST = socket.gethostname()
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+guards: list[Callable[[], None]] = []  # asked before a file gets its final name: one that raises prevents it
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def atomic(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(mode)
-        os.replace(temporary, path)
+        rename(temporary, path)
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(path) from error
@@ -43,13 +44,25 @@ def atomic(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def rename(temporary: Path, path: Path) -> None:
+    """Gives what is whole its final name, unless a guard objects."""
+    ask_guards()
+    os.replace(temporary, path)
+
+
+def ask_guards() -> None:
+    """Before something is written that has a final name already, as the lines of a log: raises what a guard raises."""
+    for guard in tuple(guards):
+        guard()
+
+
 def sweep(folder: Path) -> None:
     """Removes temporary files below `folder` of processes of this machine that are no more; others may be at work."""
     for path in folder.rglob(f".tmp-*@{HOST}*"):
         try:
             os.kill(int(path.name.split("-")[1]), 0)
         except ProcessLookupError:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         except PermissionError:  # somebody else's living process
             continue
 
@@ -65,7 +78,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def disk_full(path: Path) -> DiskFullError:
     """The error for a disk that is too full for the file `path`."""
-    free = shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
     return DiskFullError(
         f"{path}: no space left on the disk ({free / 2**20:.0f} MiB free); nothing under a final name was lost. "
         "Make room and run the same command again"

@@ -182,7 +182,7 @@ job_card() {
 # A job that comes back again and again and gets nowhere would do so for ever.
 check_restarts() {
     local kept=$run_dir/jobs/restarts-$SLURM_JOB_ID seen='' count=0 now
-    now=$( (find -H "$run_dir" -path "$run_dir/jobs" -prune -o -type f ! -name '.tmp-*' -print || true) | sort | cksum)
+    now=$( (find -H "$run_dir" \( -path "$run_dir/jobs" -o -path "$run_dir/leases" \) -prune -o -type f ! -name '.tmp-*' -print || true) | sort | cksum)
     if ((${SLURM_RESTART_COUNT:-0})) && [[ -e "$kept" ]]; then
         read -r count seen <"$kept"
         if [[ "$seen" == "$now" ]]; then ((count += 1)); else count=0; fi

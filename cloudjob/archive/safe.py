@@ -15,6 +15,7 @@ from affine import Affine
 from PIL import Image
 
 from cloudjob.archive import metadata
+from cloudjob.files import HOST, ask_guards, rename
 from cloudjob.names import ProductName, stamp
 from cloudjob.pixels import BANDS, EMPTY_DN
 from cloudjob.sentinel2 import masks
@@ -48,7 +49,7 @@ def write_product(
     """
     parsed = ProductName.parse(name)
     target = Path(archive) / f"{parsed.name}.SAFE"
-    folder = target.with_name(f".{target.name}.part")
+    folder = target.with_name(f".tmp-{os.getpid()}-{parsed.name}@{HOST}.SAFE")
     shutil.rmtree(folder, ignore_errors=True)
     images, mask_files = _write_images(
         folder, parsed, bands, scl, cloud_probability, snow_probability, b11, crs, transform, offset
@@ -63,8 +64,9 @@ def write_product(
     (folder / "MTD_MSIL2A.xml").write_text(metadata.product_metadata(parsed, images, offset, footprint, percentages))
     (folder / "manifest.safe").write_text(metadata.manifest(folder, parsed, footprint))
     _flush(folder)
+    ask_guards()
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(folder, target)
+    rename(folder, target)
     return target
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloudjob.cli.context import open_run, stage_module
 from cloudjob.cli.progress import say
 from cloudjob.errors import ConfigError, InputError
+from cloudjob.leases import Lease
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 
@@ -38,7 +39,7 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
     from cloudjob.archive.server import ArchiveServer
 
     products = config.archive.path or folder.archive
-    _fill(config.archive, products, folder.say)
+    _fill(config.archive, products, folder)
     with ArchiveServer(products) as server:
         here = config.copernicus.model_copy(
             update={
@@ -61,8 +62,20 @@ def _network_needed(config: "Config", folder: RunFolder, stages: Sequence[str]) 
     return bool(items) and (folder.force or any(records.why(folder, item) for item in items))
 
 
-def _fill(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -> list[str]:
-    """Makes the missing products of those that the configuration describes; returns the names of all of them."""
+def _fill(archive: "ArchiveConfig", target: Path, folder: RunFolder) -> list[str]:
+    """Makes the missing products of those that the configuration describes; returns the names of all of them.
+
+    Several runs may share an archive elsewhere, so its lease lies there; where nothing can be written, none is needed.
+    """
+    with contextlib.ExitStack() as stack:
+        if not target.exists() or os.access(target, os.W_OK):
+            place = target / ".leases" if archive.path else folder.leases
+            lease = Lease(place, "archive", "products", patience=folder.patience, job=folder.job)
+            stack.enter_context(next(folder.wait([lease])))
+        return _filled(archive, target, folder.say)
+
+
+def _filled(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -> list[str]:
     from cloudjob.archive import make
 
     begun, products = time.monotonic(), []
@@ -82,7 +95,7 @@ def _make(arguments: argparse.Namespace) -> int:
     config, folder, _ = open_run(arguments)
     if config.archive is None:
         raise ConfigError(f"{arguments.config}: has no section archive, so there is nothing to make")
-    for product in _fill(config.archive, config.archive.path or folder.archive, folder.say):
+    for product in _fill(config.archive, config.archive.path or folder.archive, folder):
         print(product)
     return 0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
+from cloudjob.hpc import slurm
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
@@ -39,13 +40,15 @@ def open_run(arguments: argparse.Namespace) -> Context:
     if getattr(arguments, "init_from", None):
         overrides.append(f"train.init_from={json.dumps(str(arguments.init_from))}")
     config, origin = source.load(path, overrides)
-    return Context(config, run_folder(root or Path("runs") / path.stem, arguments), origin)
+    folder = run_folder(root or Path("runs") / path.stem, arguments)
+    folder.patience = config.leases.patience
+    return Context(config, folder, origin)
 
 
 def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
     """The run folder at `root`, with the items that the command asks for; it reports on standard error."""
     folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
-    folder.say, folder.progress = say, Progress()
+    folder.say, folder.progress, folder.job = say, Progress(), slurm.job_id()
     return folder
 
 

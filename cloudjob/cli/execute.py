@@ -3,14 +3,14 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from cloudjob import __version__
+from cloudjob import __version__, leases
 from cloudjob.cli import status
 from cloudjob.cli.archive import data_space
 from cloudjob.cli.context import Context, open_run, stage_module
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
+from cloudjob.cli.stopping import listen
 from cloudjob.errors import ConfigError, ItemError
 from cloudjob.files import sweep, write_text
 from cloudjob.run.folder import RunFolder
@@ -50,7 +50,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
         return 0
     if getattr(arguments, "index", None) is not None:
         folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]
-    _listen(folder)
+    listen(folder, first=_first_rank())
     _begin(context, stages, tidy=tidy)
     with data_space(config, folder, stages) as config:
         for name in stages:
@@ -60,14 +60,6 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
                 folder.say(f"cloudjob: {name} has failed items; run the same command again to try them once more")
                 return ItemError.exit_code
     return 0
-
-
-def _listen(folder: RunFolder) -> None:
-    """From here on, a signal or a STOP file stops the work cleanly."""
-    from cloudjob.hpc import stop
-
-    stop.install(Path(os.environ.get("CLOUDJOB_STOP_FILE", folder.root / "STOP")))  # each SLURM job has its own
-    folder.stop_requested = stop.requested
 
 
 def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
@@ -81,6 +73,7 @@ def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
     say(f"cloudjob {__version__}: {' '.join(stages)} in {folder.root}")
     if tidy:
         sweep(folder.root)
+        leases.tidy(folder.leases)
     write_text(folder.config, source.dump(context.config))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cloudjob.cli.context import open_run, run_folder
 from cloudjob.cli.progress import say
+from cloudjob.cli.stopping import listen
 from cloudjob.errors import ConfigError, ItemError
 from cloudjob.files import sweep
 
@@ -73,7 +74,6 @@ def bench(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """cloudjob compare: variants of one configuration, trained and scored, in one table."""
     from cloudjob.comparison import results, runs, variants
-    from cloudjob.hpc import stop
 
     comparison = variants.load(arguments.config)
     folder = run_folder(arguments.run_dir or Path("runs") / arguments.config.stem, arguments)
@@ -82,8 +82,7 @@ def compare(arguments: argparse.Namespace) -> int:
         for name, reason in runs.plan(comparison, folder).items():
             print(f"{name:20} {f'would run: {reason}' if reason else 'done'}")
         return 0
-    stop.install(folder.root / "STOP")
-    folder.stop_requested = stop.requested
+    listen(folder)
     sweep(folder.root)
     summary = runs.run(comparison, folder)
     say(summary.line())

@@ -17,6 +17,7 @@ from cloudjob.config.fields import (
     Tile,
     ascending,
 )
+from cloudjob.leases import PATIENCE
 
 Preset = Literal["notebook-2025", "tiny", "small", "base", "base-attention", "diffcr", "diffcr-32"]
 PRESETS: tuple[str, ...] = get_args(Preset)
@@ -348,6 +349,14 @@ class EvaluateConfig(Section):
     )
 
 
+class LeasesConfig(Section):
+    """Who makes an item holds its lease; others wait, or take it over where its owner is lost."""
+
+    patience: Annotated[float, Field(gt=0)] = Field(
+        PATIENCE, description="seconds without a sign of life after which an owner on another machine counts as lost"
+    )
+
+
 class Config(Section):
     """Everything a run needs. The resolved configuration lies in the run folder as config.yaml."""
 
@@ -362,6 +371,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    leases: LeasesConfig = LeasesConfig()
 
     @field_validator("infer")
     @classmethod

@@ -14,7 +14,7 @@ import requests
 from cloudjob.copernicus.session import Endpoints, ask, get_json, host_of, refusal
 from cloudjob.copernicus.token import TokenSource
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
-from cloudjob.files import is_disk_full
+from cloudjob.files import ask_guards, is_disk_full, rename
 
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}
 _CHUNK = 1 << 16  # bytes; at most this much is lost when a connection breaks
@@ -72,9 +72,10 @@ def fetch(
             _complete(partial(_get, session, url, token), part, size, tell)
             reason = mismatch(part, size, digest)
             if reason is None:
-                os.replace(part, target)
+                rename(part, target)
                 return
             tell(-_length(part))
+            ask_guards()
             part.unlink()
     except OSError as error:
         if not is_disk_full(error):
@@ -107,6 +108,7 @@ def _append(get: Callable[[int], requests.Response], part: Path, size: int | Non
     response = get(have)
     if have and response.status_code in (200, 206, 416) and not _continues(response, have, size):
         tell(-have)
+        ask_guards()
         part.unlink()
         if response.status_code != 200:  # 200 sends the file from its beginning, the others are useless
             response.close()
@@ -119,6 +121,7 @@ def _append(get: Callable[[int], requests.Response], part: Path, size: int | Non
             raise ItemError(f"{name}: {host_of(response.url)} sent a message instead: {response.text[:200]}")
         with part.open("ab") as file:
             for chunk in response.iter_content(_CHUNK):
+                ask_guards()  # whoever has taken the work over goes on in the same file
                 file.write(chunk)
                 tell(len(chunk))
             file.flush()

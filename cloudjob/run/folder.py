@@ -1,12 +1,13 @@
 """The run folder: the one owner of file names. Every stage finds here where its files lie, and whom it talks to."""
 
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cloudjob import files
+from cloudjob import files, leases
 from cloudjob.errors import InputError
+from cloudjob.leases import PATIENCE, Lease
 
 T = TypeVar("T")
 
@@ -16,7 +17,8 @@ class RunFolder:
 
     What people see goes through `say` (a line) and `progress` (share done, a line), which the command line sets;
     `stop_requested` tells that this process should end in good order. `only` names the items to work on (all when
-    empty); `force` makes items again that are done. `kept` holds what was read, of a command that only looks.
+    empty); `force` makes items again that are done. `patience` and `job` are those of its leases. `kept` holds what was
+    read, of a command that only looks.
     """
 
     def __init__(self, root: Path, *, only: Iterable[str] = (), force: bool = False):
@@ -27,7 +29,10 @@ class RunFolder:
         self.say: Callable[[str], None] = lambda line: None
         self.progress: Callable[[float, str], None] = lambda share, line: None
         self.stop_requested: Callable[[], bool] = lambda: False
+        self.patience = PATIENCE
+        self.job: str | None = None
         self.config = self.root / "config.yaml"
+        self.leases = self.root / "leases"  # while something is being made: see `lease`
         self.records = self.root / "records"
         self.archive = self.root / "archive"
         self.jobs = self.root / "jobs" / "log.tsv"  # written by slurm/*.sh
@@ -53,6 +58,22 @@ class RunFolder:
         self.scores = self.evaluation_folder / "scores.jsonl"
         self.evaluation = self.evaluation_folder / "summary.json"
         self.report = self.root / "report" / "index.html"
+
+    def lease(self, stage: str, item: str) -> Lease:
+        """The right to make an item, not yet taken."""
+        return Lease(self.leases, stage, item, patience=self.patience, job=self.job)
+
+    def wait(
+        self, wanted: Iterable[Lease], *, share: float = 0.0, meanwhile: Callable[[], object] = lambda: None
+    ) -> Iterator[Lease]:
+        """Gives each of these leases as soon as it is ours, see `leases.wait`; `share` of the work is done."""
+        return leases.wait(
+            wanted,
+            stopped=lambda: self.stop_requested(),
+            say=self.say,
+            progress=lambda line: self.progress(share, line),
+            meanwhile=meanwhile,
+        )
 
     def safe(self, product: str) -> Path:
         """The folder of a product."""
@@ -110,5 +131,6 @@ class RunFolder:
         path = Path(path)
         if not path.is_file() or self.root.resolve() not in path.resolve().parents:
             return False
+        files.ask_guards()
         os.replace(path, f"{path}.corrupt")
         return True

@@ -1,8 +1,8 @@
 """What is done: a record of each item, why an item would be made again, and the loop that makes what is missing.
 
 An item of a stage is done when its record exists, was made with the configuration and inputs of today, and the
-outputs it names lie there in full. Records are `records/<stage>/<item>.json`; there are no lock files, and no
-modification time is ever looked at.
+outputs it names lie there in full. Records are `records/<stage>/<item>.json`; no modification time is ever looked at.
+Who makes an item holds its lease.
 """
 
 import json
@@ -18,12 +18,12 @@ from cloudjob.errors import (
     CorruptFileError,
     DiskFullError,
     InputError,
-    InterruptedJob,
     ItemError,
     RejectedError,
 )
 from cloudjob.files import changes, digest, file_sha256, merged, write_json
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.turns import turns
 
 _HEAD = 4096  # bytes of a record that are read at once
 _RESULT = b',\n "result":'  # where its result begins
@@ -174,25 +174,37 @@ def wanted(folder: RunFolder, items: Sequence[Item]) -> list[Item]:
     return [item for item in items if not folder.only or item.name in folder.only]
 
 
-def work(folder: RunFolder, stage: str, items: Sequence[Item], make: Callable[[Item], Made]) -> Summary:
+def work(
+    folder: RunFolder,
+    stage: str,
+    items: Sequence[Item],
+    make: Callable[[Item], Made],
+    *,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Summary:
     """Makes each item that is not done. `make` returns (output paths, JSON-able result) or raises.
 
     RejectedError is recorded as rejected and ItemError as failed (others go on); a full disk, and a request to
-    stop, end the stage at once.
+    stop, end the stage at once. `meanwhile` is called every few seconds while others hold all that is left.
+
+    What a stage writes from all records at its end needs no lease: who writes it replaces it whole, by the same bytes.
     """
     summary, start = Summary(stage), time.monotonic()
     items = wanted(folder, items)
-    for number, item in enumerate(items):
-        if folder.stop_requested():
-            raise InterruptedJob(f"{stage}: stopped before {item.name}; run the same command again")
-        if not folder.force and why(folder, item) is None:
+
+    def is_done(item: Item) -> bool:
+        return not folder.force and why(folder, item) is None
+
+    for number, (item, lease) in enumerate(turns(folder, stage, items, is_done, meanwhile=meanwhile)):
+        if lease is None:
             done = record(folder, stage, item.name) or {}
             if done.get("status") == "rejected":
                 summary.rejected[item.name] = done["message"]
             else:
                 summary.skipped.append(item.name)
             continue
-        _make(folder, item, make, summary)
+        with lease:
+            _make(folder, item, make, summary)
         folder.progress((number + 1) / len(items), f"{stage}: {number + 1} of {len(items)} ({item.name})")
     summary.seconds = time.monotonic() - start
     return summary

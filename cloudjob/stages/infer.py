@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cloudjob import __version__
 from cloudjob.config.models import Config
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
-from cloudjob.files import atomic, digest, file_sha256
+from cloudjob.files import ask_guards, atomic, digest, file_sha256
 from cloudjob.names import ProductName
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
@@ -93,7 +93,8 @@ def _lead(config: Config, folder: RunFolder, every: list[Item], ranks: "Communic
                 kind, message = answer
                 raise _KINDS[kind](f"{item.name}, rank {rank}: {message}")
         outputs = _write(config, folder, item, pairs[item.name], model, conditions, work)
-        shutil.rmtree(work)
+        ask_guards()
+        shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
         return outputs, None
 
     return records.work(folder, STAGE, every, make)
@@ -176,6 +177,7 @@ def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "Scen
     from cloudjob.sentinel2.scene import open_pair
 
     if not SceneConditions.saved(work):
+        ask_guards()
         for old in work.parent.glob(".work-*"):
             shutil.rmtree(old)
         products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}

@@ -217,7 +217,7 @@ def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[s
     if not files:
         raise ConfigError("shard: no pair gives a triplet; loosen shard.cloud, or add tiles and dates")
     for stray in set(folder.shards.glob("[!.]*.h5")) - {folder.shards / file["file"] for file in files}:
-        stray.unlink()
+        stray.unlink(missing_ok=True)
     counts = {split: sum(part["count"] for part in found) for split, found in parts.items()}
     index = {
         "schema_version": _INDEX_VERSION,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloudjob.training.loop import Training
 
 STAGE = "train"
+_WAIT, _GO, _END = "wait", "go", "end"  # what rank 0, who holds the lease, tells the others
 # Keys of the section that affect how the training runs, but not its result.
 _EXECUTION = {
     *("micro_batch", "threads", "loader_threads", "local_dir", "compile", "max_skipped"),
@@ -47,11 +48,20 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
         def train(item: Item) -> Made:
             with group.reporting_failures():  # here too: further out, a failed item is no longer an exception
+                if group.rank == 0:
+                    distributed.gather(_GO)
                 return _training(config, folder, item, index, group).run()
 
         with group.reporting_failures():
             if group.rank == 0:
-                return records.work(folder, STAGE, [item], train)
+                summary = records.work(folder, STAGE, [item], train, meanwhile=lambda: distributed.gather(_WAIT))
+                if summary.skipped:
+                    distributed.gather(_END)
+                return summary
+            while (word := distributed.gather(None)[0]) == _WAIT:
+                pass
+            if word == _END:
+                return Summary(STAGE, skipped=["run"])
             train(item)
             return Summary(STAGE, done=["run"])
 

@@ -14,7 +14,7 @@ from cloudjob.diffusion.average import averages_of
 from cloudjob.diffusion.checkpoint import Checkpoint
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError, InputError, ItemError
-from cloudjob.files import changes
+from cloudjob.files import ask_guards, changes
 from cloudjob.hpc import distributed
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.pixels import BANDS
@@ -182,4 +182,5 @@ def _set_aside(folder: Path) -> Path:
     number = 1
     while (target := folder.with_name(f"{folder.name}-before-{number}")).exists():
         number += 1
+    ask_guards()
     return folder.rename(target)
