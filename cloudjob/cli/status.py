@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloudjob.config.models import Config
     from cloudjob.hpc.queue import Job
 
-_STATES = ("done", "rejected", "failed", "missing")
+_STATES = ("done", "rejected", records.LEFT_OUT, "failed", "missing")
 _ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
 
 
@@ -54,14 +54,17 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def items(arguments: argparse.Namespace) -> int:
-    """cloudjob items: the items of a stage with their indices, either all or those still to do."""
+    """cloudjob items: the items of a stage with their indices, either all or those still to do; with the reason those
+    that are left out."""
     config, folder, _ = open_run(arguments)
     chosen = []
     for index, item in enumerate(stage_module(arguments.stage).items(config, folder)):
-        why = records.why(folder, item) if arguments.missing or arguments.failed else ""
-        if why is None or (arguments.failed and not why.startswith("failed")):
-            continue
-        chosen.append((index, item.name))
+        if arguments.missing or arguments.failed or arguments.left_out:
+            state = _state(folder, item)
+            wanted = state["why"] is not None if arguments.missing else state["state"] == "failed"
+            if not (state["state"] == records.LEFT_OUT if arguments.left_out else wanted):
+                continue
+        chosen.append((index, item.name + (f"\t{state['reason']}" if arguments.left_out else "")))
     if arguments.as_array:
         print(as_array([index for index, _ in chosen]))
     else:
@@ -86,12 +89,13 @@ def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list
 
 
 def _state(folder: RunFolder, item: records.Item) -> dict[str, str | None]:
-    why = records.why(folder, item)
+    why, reason = records.why(folder, item), None
     if why is None:
-        state = (records.record(folder, item.stage, item.name) or {}).get("status", "done")
+        found = records.record(folder, item.stage, item.name) or {}
+        state, reason = found.get("status", "done"), found.get("message") or None
     else:
         state = "failed" if why.startswith("failed") else "missing"
-    return {"item": item.name, "state": state, "why": why}
+    return {"item": item.name, "state": state, "why": why, "reason": reason}
 
 
 def print_plan(config: "Config", folder: RunFolder, stages: Iterable[str]) -> None:
@@ -110,6 +114,7 @@ def print_plan(config: "Config", folder: RunFolder, stages: Iterable[str]) -> No
         for why, names in reasons.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             print(f"{'':9}   would run {names[0]}{more}: {why}")
+        _print_left_out(row)
 
 
 def _print_stage(row: dict, root: Path) -> None:
@@ -119,8 +124,15 @@ def _print_stage(row: dict, root: Path) -> None:
     print(f"{row['stage']:9} {text}" + (f", {len(failed)} failed" if failed else ""))
     for state in failed[:3]:
         print(f"{'':9}   {state['item']} {state['why']}")
+    _print_left_out(row)
     if again := _again(row, root, done=done, failed=bool(failed)):
         print(f"{'':9}   again: {again}")
+
+
+def _print_left_out(row: dict) -> None:
+    for state in row["items"]:
+        if state["state"] == records.LEFT_OUT:
+            print(f"{'':9}   left out {state['item']}: {state['reason']}")
 
 
 def _print_jobs(jobs: Iterable["Job"]) -> None:
