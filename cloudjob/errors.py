@@ -1,7 +1,8 @@
 """What can go wrong, each with the exit code that a batch script sees.
 
-0 done (or nothing to do) - 1 a bug - 2 usage or configuration - 3 an input stage is not complete -
+0 done (or nothing to do) - 1 a bug - 2 usage or configuration - 3 an input stage has nothing for this -
 4 finished with failed items - 75 interrupted in good order, run the same command again.
+Items that a rule rejected, or that are left out, change no exit code.
 """
 
 from pathlib import Path
@@ -47,6 +48,10 @@ class CorruptFileError(ItemError):
 
 class DiskFullError(ItemError):
     """No space left; going on with other items would fail in the same way."""
+
+
+class LeftOutError(ItemError):
+    """This item is gone for good, or excluded: it is named with the reason, and nobody waits for it."""
 
 
 class LostRankError(CloudjobError):

@@ -43,7 +43,10 @@ begin() {
     writable "$run_dir/jobs" ||
         die "$run_dir cannot be written to: make runs/ a link to a folder on scratch, or name a run folder there"
     find_program
-    if [[ -n "${SLURM_JOB_ID:-}" ]]; then job_card; fi
+    if [[ -n "${SLURM_JOB_ID:-}" ]]; then
+        job_card
+        if [[ -n "${CLOUDJOB_AFTER:-}" ]]; then look_before "$CLOUDJOB_AFTER"; fi
+    fi
 }
 
 # --- the site -------------------------------------------------------------------------------------------------------
@@ -190,6 +193,15 @@ check_restarts() {
     echo "$count $now" >"$kept"
     ((count < 3)) || die "restarted $count times without progress: ask for more time (--time) or an earlier warning" \
         "(--signal=B:USR1@SECONDS), see the log above, then submit again"
+}
+
+look_before() { # look_before STAGE: ends the chain of jobs where the stage before has made nothing
+    # Of an array one task looks; the others each say what they lack.
+    if [[ "${SLURM_ARRAY_TASK_ID:-}" != "${SLURM_ARRAY_TASK_MIN:-}" ]]; then return; fi
+    if [[ "$(items "$1")" != "$(items "$1" --missing)" ]]; then return; fi
+    sed "1,/^${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}\$/d" "$CLOUDJOB_CHAIN" | xargs -r scancel || true
+    echo "cloudjob: $1 has made nothing; the jobs that come after this one are cancelled" >&2
+    exit 3
 }
 
 need_gpu() {

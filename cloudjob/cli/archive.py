@@ -59,7 +59,14 @@ def _network_needed(config: "Config", folder: RunFolder, stages: Sequence[str]) 
         items = [item for stage in _NETWORK if stage in stages for item in stage_module(stage).items(config, folder)]
     except InputError:
         return True
-    return bool(items) and (folder.force or any(records.why(folder, item) for item in items))
+    again = "search" in stages and any(records.left_out(folder, *each) for each in _fetched(folder))
+    return bool(items) and (folder.force or again or any(records.why(folder, item) for item in items))
+
+
+def _fetched(folder: RunFolder) -> list[tuple[str, str]]:
+    """(stage, product) of what has been asked for; search asks again for what is left out."""
+    stages = ("preview", "download")
+    return [(stage, path.stem) for stage in stages for path in (folder.records / stage).glob("[!.]*.json")]
 
 
 def _fill(archive: "ArchiveConfig", target: Path, folder: RunFolder) -> list[str]:

@@ -11,7 +11,7 @@ from cloudjob.cli.context import Context, open_run, stage_module
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
 from cloudjob.cli.stopping import listen
-from cloudjob.errors import ConfigError, ItemError
+from cloudjob.errors import ConfigError, InputError, ItemError
 from cloudjob.files import sweep, write_text
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Summary
@@ -42,7 +42,10 @@ def stage(arguments: argparse.Namespace) -> int:
 
 
 def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool) -> int:
-    """Runs these stages and returns their exit code; `tidy` removes what killed processes left in the run folder."""
+    """Runs these stages and returns their exit code; `tidy` removes what killed processes left in the run folder.
+
+    A stage with failed items does not keep the following ones from what they can do without these.
+    """
     context = open_run(arguments)
     config, folder, _ = context
     if arguments.dry_run:
@@ -52,14 +55,22 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
         folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]
     listen(folder, first=_first_rank())
     _begin(context, stages, tidy=tidy)
+    failed = []
     with data_space(config, folder, stages) as config:
         for name in stages:
-            summary = stage_module(name).run(config, folder)
+            try:
+                summary = stage_module(name).run(config, folder)
+            except InputError as error:
+                if not failed:
+                    raise
+                folder.say(f"cloudjob: {error}")
+                continue
             _tell(summary, folder)
-            if summary.failed:
-                folder.say(f"cloudjob: {name} has failed items; run the same command again to try them once more")
-                return ItemError.exit_code
-    return 0
+            failed += [name] if summary.failed else []
+    if failed:
+        what = f"{', '.join(failed)} {'have' if len(failed) > 1 else 'has'} failed items"
+        folder.say(f"cloudjob: {what}; run the same command again to try them once more")
+    return ItemError.exit_code if failed else 0
 
 
 def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
@@ -83,6 +94,8 @@ def _tell(summary: Summary, folder: RunFolder) -> None:
         print(summary.output, flush=True)
     for item, why in summary.rejected.items():
         folder.say(f"  rejected {item}: {why}")
+    for item, why in summary.left_out.items():
+        folder.say(f"  left out {item}: {why}")
     for item, why in summary.failed.items():
         folder.say(f"  failed {item}: {why}")
 

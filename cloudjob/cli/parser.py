@@ -93,6 +93,7 @@ class Parser:
         which = items.add_mutually_exclusive_group()
         which.add_argument("--missing", action="store_true", help="only those not done")
         which.add_argument("--failed", action="store_true", help="only those that failed")
+        which.add_argument("--left-out", action="store_true", help="only those that are gone or excluded, with why")
         items.add_argument("--as-array", action="store_true", help="as indices: 0-3,7")
 
     def _add_config(self) -> None:

@@ -49,14 +49,17 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def items(arguments: argparse.Namespace) -> int:
-    """cloudjob items: the items of a stage with their indices, either all or those still to do."""
+    """cloudjob items: the items of a stage with their indices, either all or those still to do; with the reason those
+    that are left out."""
     config, folder, _ = open_run(arguments)
     chosen = []
     for index, item in enumerate(stage_module(arguments.stage).items(config, folder)):
-        why = records.why(folder, item) if arguments.missing or arguments.failed else ""
-        if why is None or (arguments.failed and not why.startswith("failed")):
-            continue
-        chosen.append((index, item.name))
+        if arguments.missing or arguments.failed or arguments.left_out:
+            state = _state(folder, item)
+            wanted = state["why"] is not None if arguments.missing else state["state"] == "failed"
+            if not (state["state"] == records.LEFT_OUT if arguments.left_out else wanted):
+                continue
+        chosen.append((index, item.name + (f"\t{state['reason']}" if arguments.left_out else "")))
     if arguments.as_array:
         print(story.as_array([index for index, _ in chosen]))
     else:
@@ -87,7 +90,7 @@ def _state(folder: RunFolder, item: records.Item) -> dict[str, Any]:
     rejection, and how long it took."""
     why, found = records.why(folder, item), records.record(folder, item.stage, item.name, result=False) or {}
     state = found["status"] if why is None else "failed" if why.startswith("failed") else "missing"
-    reason = found["message"] if state in ("failed", "rejected") else ""
+    reason = found["message"] if state in ("failed", "rejected", records.LEFT_OUT) else ""
     return {"item": item.name, "state": state, "why": why, "reason": reason, "seconds": found.get("seconds")}
 
 
@@ -110,8 +113,6 @@ def print_plan(rows: Iterable[dict]) -> None:
         for why, names in reasons.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             print(f"{'':9}   would run {names[0]}{more}: {why}")
-
-
 def _training(folder: RunFolder) -> dict[str, Any] | None:
     """Progress, speed, time left and time since the last report of the training, from the last line of the metrics."""
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloudjob.hpc.queue import Job
 
-STATES = ("done", "rejected", "failed", "missing")
+STATES = ("done", "rejected", "left out", "failed", "missing")
 ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
 _INDENT = " " * 12
 
@@ -25,7 +25,7 @@ def of_stage(row: dict, root: Path) -> list[str]:
     if row["waits"]:
         return [f"{row['stage']:9} waits for an earlier stage"]
     lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'])}"]
-    for state in ("failed", "rejected"):
+    for state in ("failed", "left out", "rejected"):
         found = [item for item in row["items"] if item["state"] == state]
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -21,7 +21,8 @@ _SHARDS = ("seed", "masks", "shard")  # what a triplet depends on, beside the pr
 
 def base_item(comparison: Comparison) -> Item:
     """The data that all variants share."""
-    return Item(STAGE, BASE, comparison.config.section("archive", "search", "masks", "pair", "shard"), {})
+    settings = comparison.config.section("archive", "search", "masks", "pair", "shard")
+    return Item(STAGE, BASE, settings, {}, newer={"search": {"exclude": []}})
 
 
 def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from cloudjob.errors import ConfigError
+from cloudjob.names import ProductName
 
 Number = TypeVar("Number", int, float)
 
@@ -13,6 +16,16 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]  # decay of an optimizer's runnin
 Count = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Tile = Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]
+
+
+def _product(name: str) -> str:
+    try:
+        return ProductName.parse(name).name
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+Product = Annotated[str, AfterValidator(_product)]  # a name, with or without .SAFE
 
 
 class Override(str):

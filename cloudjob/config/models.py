@@ -13,6 +13,7 @@ from cloudjob.config.fields import (
     Fraction,
     Momentum,
     Percent,
+    Product,
     Section,
     Tile,
     ascending,
@@ -69,6 +70,7 @@ class SearchConfig(Section):
     clear: Query
     cloudy: Query
     catalogue: Literal["stac", "odata"] = "stac"
+    exclude: list[Product] = Field([], description="products that are left out")
 
     @field_validator("polygon")
     @classmethod

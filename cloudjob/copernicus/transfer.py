@@ -13,11 +13,12 @@ import requests
 
 from cloudjob.copernicus.session import Endpoints, ask, get_json, host_of, refusal
 from cloudjob.copernicus.token import TokenSource
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
+from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
 from cloudjob.files import ask_guards, is_disk_full, rename
 
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}
 _CHUNK = 1 << 16  # bytes; at most this much is lost when a connection breaks
+_GONE = (404, 410)  # HTTP: a product that was found and is not there has been withdrawn
 _BREAKS = 5  # consecutive connections that may break without delivering a byte
 
 
@@ -60,7 +61,7 @@ def fetch(
     (algorithm "SHA3-256" or "MD5", hexadecimal) are checked; a file that fails is fetched once more from its
     beginning. `progress` gets the number of bytes as they arrive, and a negative number when some are discarded.
 
-    ItemError if the service refuses (with its own message) or the connection keeps breaking; CorruptFileError if
+    LeftOutError if the file is not there; ItemError if the service refuses (with its own message) or the connection keeps breaking; CorruptFileError if
     the bytes are wrong twice; DiskFullError.
     """
     part = target.with_name(f"{target.name}.part")
@@ -116,7 +117,8 @@ def _append(get: Callable[[int], requests.Response], part: Path, size: int | Non
     name = part.name.removesuffix(".part")
     with response:
         if not response.ok:
-            raise ItemError(f"{name}: {refusal(response)}")
+            kind = LeftOutError if response.status_code in _GONE else ItemError
+            raise kind(f"{name}: {refusal(response)}")
         if response.headers.get("Content-Type", "").startswith("application/json"):
             raise ItemError(f"{name}: {host_of(response.url)} sent a message instead: {response.text[:200]}")
         with part.open("ab") as file:

@@ -10,12 +10,13 @@ _NEEDED = {"pair", "decision", "version"}  # columns
 
 
 def shown_pairs(folder: RunFolder) -> list[dict]:
-    """The rows of pairs.jsonl that a person sees, one per cloudy product; `number` is their position.
+    """The rows of pairs.jsonl that a person sees, one per cloudy product; `number` is their position, unless they say
+    otherwise because one before them is not made yet.
 
     The number names the shard, and does not change with what a person decides.
     """
     rows = [row for row in folder.rows(folder.pairs, stage="pair") if row["shown"]]
-    return [{**row, "number": number} for number, row in enumerate(rows)]
+    return [{"number": number} | row for number, row in enumerate(rows)]
 
 
 def accepted_pairs(folder: RunFolder) -> list[dict]:

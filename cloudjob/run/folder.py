@@ -44,6 +44,7 @@ class RunFolder:
         self.decisions = self.root / "review" / "decisions.csv"
         self.shards = self.root / "shards"
         self.shard_index = self.shards / "index.json"
+        self.trained_on = self.shards / "trained-on.json"  # the index of a training that began without some pairs
         self.training = self.root / "train"
         self.checkpoints = self.training / "checkpoints"
         self.metrics = self.training / "metrics.jsonl"

@@ -19,6 +19,7 @@ from cloudjob.errors import (
     DiskFullError,
     InputError,
     ItemError,
+    LeftOutError,
     RejectedError,
 )
 from cloudjob.files import changes, digest, file_sha256, merged, write_json
@@ -46,13 +47,15 @@ class Item:
 
 @dataclass
 class Summary:
-    """What a stage did: names of the items done now, already done (skipped), rejected by a rule, failed (with why)."""
+    """What a stage did: names of the items done now, already done (skipped), and with why those that a rule rejected,
+    that failed or lack their input, and that are gone for good (left out)."""
 
     stage: str
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     note: str = ""
     output: str = ""  # a result, for standard output
@@ -60,10 +63,13 @@ class Summary:
     def line(self) -> str:
         """The summary in one line for people."""
         counts = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("done", "skipped", "rejected", "failed"))
+        counts += f", {len(self.left_out)} left out" if self.left_out else ""
         return f"{self.stage}: {counts}, {self.seconds:.1f} s" + (f"; {self.note}" if self.note else "")
 
 
 Made = tuple[Sequence[Path], Any]  # outputs of an item, and its JSON-able result
+LEFT_OUT = "left out"
+_NOTHING = ("failed", LEFT_OUT)  # states of a record in which the item put out nothing
 
 
 def path(folder: RunFolder, stage: str, item: str) -> Path:
@@ -100,7 +106,7 @@ def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
 
 
 def why(folder: RunFolder, item: Item) -> str | None:
-    """Why this item would be made (again): None if it is done or rejected as things are now."""
+    """Why this item would be made (again): None if it is done, rejected or left out as things are now."""
     found = record(folder, item.stage, item.name, result=False)
     if found is None:
         return "missing"
@@ -135,7 +141,7 @@ def output_digest(folder: RunFolder, stage: str, item: str) -> str:
 
     def of() -> str:
         found = record(folder, stage, item)
-        return "" if found is None else digest([found["outputs"], found["result"]])
+        return "" if found is None or found["status"] in _NOTHING else digest([found["outputs"], found["result"]])
 
     return folder.once(("digest", stage, item), of)
 
@@ -149,21 +155,76 @@ def checkpoint_digest(folder: RunFolder, elsewhere: Path | None) -> str:
     return file_sha256(elsewhere)
 
 
+def shard_index(folder: RunFolder, elsewhere: Path | None) -> dict | None:
+    """What shards/index.json holds. InputError while there is none; but None, where the network is from elsewhere."""
+    return None if elsewhere and not folder.shard_index.exists() else folder.index()
+
+
 def require(folder: RunFolder, stage: str, names: Sequence[str], *, reader: str) -> None:
     """InputError unless these items of an earlier stage are done (or rejected) and their outputs whole."""
     missing = {}
     for name in names:
-        found = record(folder, stage, name)
-        if found is None or found["status"] == "failed":
-            missing[name] = "missing" if found is None else found["message"]
-        elif damage := _damage(folder, found):
-            missing[name] = damage
+        if reason := _lacking(folder, stage, name):
+            missing[name] = reason
     if missing:
         name, reason = next(iter(missing.items()))
         raise InputError(
             f"{reader} reads what {stage} makes, and {len(missing)} of {len(names)} items are not complete "
             f"({name}: {reason}). Run: cloudjob {stage} {folder.root}"
         )
+
+
+def _lacking(folder: RunFolder, stage: str, name: str) -> str | None:
+    """Why nobody can read what this item of an earlier stage puts out; None where it lies there whole."""
+    found = record(folder, stage, name)
+    if found is None:
+        return "missing"
+    return found["message"] if found["status"] in _NOTHING else _damage(folder, found)
+
+
+def need(folder: RunFolder, stage: str, names: Iterable[str], *, own: str = "") -> None:
+    """For one item: InputError unless these items of an earlier stage are done and whole, with why they are not.
+
+    LeftOutError where the item's `own` product, one of these names, is gone for good: then so is the item.
+    """
+    for name in names:
+        if reason := _lacking(folder, stage, name):
+            gone = left_out(folder, stage, name)
+            if name == own and gone:
+                raise LeftOutError(f"{stage} of {name}: {reason}")
+            again = "pair" if gone else stage  # without the one that is gone
+            raise InputError(f"{stage} of {name}: {reason}. Run: cloudjob {again} {folder.root}")
+
+
+def left_out(folder: RunFolder, stage: str, item: str) -> bool:
+    """Whether this item is gone for good."""
+    return (record(folder, stage, item) or {}).get("status") == LEFT_OUT
+
+
+def settled(folder: RunFolder, items: Iterable[Item]) -> list[Item]:
+    """Those of these items that are done, rejected or left out as things are now."""
+    return [item for item in items if why(folder, item) is None]
+
+
+def spoil(folder: RunFolder, stage: str, item: str, error: CorruptFileError) -> str:
+    """Sets a file aside that an item of an earlier stage put out and nobody can read, so that the item counts as failed
+    and is made again. Returns what its record now says."""
+    message = _set_aside(folder, error)
+    if found := record(folder, stage, item):
+        write_json(path(folder, stage, item), found | {"status": "failed", "message": message, "outputs": {}, "result": None})
+    return message
+
+
+def replace_result(folder: RunFolder, item: Item, result: Any) -> None:
+    """Gives an item that is done another result."""
+    if found := record(folder, item.stage, item.name):
+        write_json(path(folder, item.stage, item.name), found | {"result": result})
+
+
+def _set_aside(folder: RunFolder, error: CorruptFileError) -> str:
+    """Sets the broken file aside if it is the run's own; what there is to say."""
+    aside = folder.set_aside(error.path)
+    return f"{error}; set aside as *.corrupt, the stage that makes it will do so again" if aside else str(error)
 
 
 def wanted(folder: RunFolder, items: Sequence[Item]) -> list[Item]:
@@ -184,13 +245,16 @@ def work(
 ) -> Summary:
     """Makes each item that is not done. `make` returns (output paths, JSON-able result) or raises.
 
-    RejectedError is recorded as rejected and ItemError as failed (others go on); a full disk, and a request to
-    stop, end the stage at once. `meanwhile` is called every few seconds while others hold all that is left.
+    RejectedError is recorded as rejected, LeftOutError as left out and ItemError as failed; others go on. An item that
+    raises InputError lacks its input: it counts as failed, and stays missing. InputError, once the others are made,
+    where single items were asked for or all lack theirs. A full disk, and a request to stop, end the stage at once.
+    `meanwhile` is called every few seconds while others hold all that is left.
 
     What a stage writes from all records at its end needs no lease: who writes it replaces it whole, by the same bytes.
     """
     summary, start = Summary(stage), time.monotonic()
     items = wanted(folder, items)
+    waiting: dict[str, InputError] = {}
 
     def is_done(item: Item) -> bool:
         return not folder.force and why(folder, item) is None
@@ -200,12 +264,21 @@ def work(
             done = record(folder, stage, item.name) or {}
             if done.get("status") == "rejected":
                 summary.rejected[item.name] = done["message"]
+            elif done.get("status") == LEFT_OUT:
+                summary.left_out[item.name] = done["message"]
             else:
                 summary.skipped.append(item.name)
             continue
-        with lease:
-            _make(folder, item, make, summary)
+        try:
+            with lease:
+                _make(folder, item, make, summary)
+        except InputError as error:
+            waiting[item.name] = error
         folder.progress((number + 1) / len(items), f"{stage}: {number + 1} of {len(items)} ({item.name})")
+    if waiting and (folder.only or len(waiting) == len(items)):
+        name, error = next(iter(waiting.items()))
+        raise error if len(waiting) == 1 else InputError(f"{stage}: {len(waiting)} items lack their input, {name}: {error}")
+    summary.failed |= {name: str(error) for name, error in waiting.items()}
     summary.seconds = time.monotonic() - start
     return summary
 
@@ -217,12 +290,13 @@ def _make(folder: RunFolder, item: Item, make: Callable[[Item], Made], summary: 
     except RejectedError as error:
         summary.rejected[item.name] = str(error)
         _note(folder, item, "rejected", begun, message=str(error), result=error.result)
+    except LeftOutError as error:
+        summary.left_out[item.name] = str(error)
+        _note(folder, item, LEFT_OUT, begun, message=str(error))
     except DiskFullError:
         raise
     except ItemError as error:
-        message = str(error)
-        if isinstance(error, CorruptFileError) and folder.set_aside(error.path):
-            message += "; set aside as *.corrupt, the stage that makes it will do so again"
+        message = _set_aside(folder, error) if isinstance(error, CorruptFileError) else str(error)
         summary.failed[item.name] = message
         _note(folder, item, "failed", begun, message=message)
     else:

@@ -30,11 +30,11 @@ def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.sentinel2 import product as safe
 
     every = items(config, folder)
-    records.require(folder, "preview", [item.name for item in every], reader=STAGE)
     ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
     client = Client(Endpoints(**config.copernicus.urls()), connections=config.copernicus.connections)
 
     def make(item: Item) -> Made:
+        records.need(folder, "preview", [item.name], own=item.name)
         product = folder.safe(item.name)
         wanted = safe.band_files(safe.read_manifest(product / "manifest.safe"))
         files = client.files(ids[item.name], item.name, wanted, product)

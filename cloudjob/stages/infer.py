@@ -60,8 +60,6 @@ def run(config: Config, folder: RunFolder) -> Summary:
     every = items(config, folder)
     if config.infer.checkpoint is None:
         records.require(folder, "train", ["run"], reader=STAGE)
-    names = sorted({name for pair in decisions.accepted_pairs(folder) for name in _products(config, pair)})
-    records.require(folder, "download", names, reader=STAGE)
     failure = None
     with mpi.communicator() as ranks:
         if ranks.rank:
@@ -84,6 +82,7 @@ def _lead(config: Config, folder: RunFolder, every: list[Item], ranks: "Communic
 
     def make(item: Item) -> Made:
         nonlocal model
+        records.need(folder, "download", _products(config, pairs[item.name]), own=item.name)
         model = model or _Model.open(config, folder, ranks.rank)  # not before there is something to do
         work = folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
         conditions = _prepare(config, folder, pairs[item.name], work)

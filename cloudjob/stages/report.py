@@ -35,7 +35,7 @@ def _page(config: Config, folder: RunFolder) -> str:
     from cloudjob.pages import report
     from cloudjob.patches import stats
 
-    index = folder.index()
+    index = records.shard_index(folder, config.infer.checkpoint)
     return report.page(
         report.Run(
             summary=read_json(folder.evaluation),
@@ -45,8 +45,8 @@ def _page(config: Config, folder: RunFolder) -> str:
             validation=_rows(folder.validation),
             checks=_rows(folder.checks),
             index=index,
-            data=stats.collect(folder.shards, index),
-            examples=stats.picture(folder.shards, index, number=6, gain=config.review.gain),
+            data=index and stats.collect(folder.shards, index),
+            examples=index and stats.picture(folder.shards, index, number=6, gain=config.review.gain),
             configuration=source.dump(config),
         )
     )

@@ -80,7 +80,9 @@ def _pictures(config: Config, folder: RunFolder) -> Callable[[Item], Made]:
         return Preview.open(Product.open(folder.safe(product)), settings)
 
     def make(item: Item) -> Made:
-        cloudy, clear = (preview(pairs[item.name][role]) for role in ("cloudy", "clear"))
+        products = [pairs[item.name][role] for role in ("cloudy", "clear")]
+        records.need(folder, "preview", products)
+        cloudy, clear = map(preview, products)
         files, facts = pictures.of_pair(cloudy, clear, settings, gain=config.review.gain)
         paths = [folder.review_images / f"{item.name}-{kind}.webp" for kind in review.PICTURES]
         for kind, path in zip(review.PICTURES, paths, strict=True):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
-from cloudjob.files import digest
+from cloudjob.files import digest, read_json, write_json
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -26,16 +26,38 @@ _NEWER = {"train": {"betas": [0.9, 0.99], "weight_decay": 0.01}}  # keys that ol
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item, the run: it depends on the shards and on the settings that its result depends on."""
-    index = folder.index()
+    index = _index(folder)
     settings = config.section("train")
     settings["train"] = {key: value for key, value in settings["train"].items() if key not in _EXECUTION}
     return [Item(STAGE, "run", settings, {"shards": digest(index)}, newer=_NEWER)]
 
 
+def _index(folder: RunFolder) -> dict:
+    """The shards to train on. A training that began while some pairs had no shard stays with those that it began with,
+    so that the others do not cost it; `--force` takes them too."""
+    now = folder.index()
+    if folder.force or not folder.trained_on.exists():
+        return now
+    begun = read_json(folder.trained_on)
+    came = {entry["pair"] for entry in now["files"] if entry not in begun["files"]}
+    whole = all(entry in now["files"] for entry in begun["files"])
+    return begun if whole and came <= set(begun["lacking"]) else now
+
+
+def _say_lacking(folder: RunFolder, index: dict) -> None:
+    """Names the pairs that are not trained on, and what can be done for those that have a shard by now."""
+    if lacking := index.get("lacking"):
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        folder.say(f"train: {len(lacking)} pairs are not trained on, for want of a shard: {', '.join(lacking[:3])}{more}")
+        if came := len(set(lacking) & {entry["pair"] for entry in folder.index()["files"]}):
+            folder.say(f"train: {came} of them have one by now; to train on them too: cloudjob train {folder.root} --force")
+
+
 def run(config: Config, folder: RunFolder) -> Summary:
     """Trains, or resumes the training of this run folder. Every rank calls this; rank 0's summary counts."""
     (item,) = items(config, folder)
-    index = folder.index()
+    index = _index(folder)
+    _say_lacking(folder, index)
     if index["normalisation"] is None:
         raise ConfigError("train: no triplet to train on; loosen shard.cloud or shard.split, or add tiles and dates")
     records.require(folder, "shard", [entry["pair"] for entry in index["files"]], reader=STAGE)
@@ -54,6 +76,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
         with group.reporting_failures():
             if group.rank == 0:
+                if "lacking" in index:
+                    write_json(folder.trained_on, index)
                 summary = records.work(folder, STAGE, [item], train, meanwhile=lambda: distributed.gather(_WAIT))
                 if summary.skipped:
                     distributed.gather(_END)
