@@ -96,8 +96,9 @@ def run(config: Config, folder: RunFolder) -> Summary:
     accepted = sum(row["accepted"] for row in rows)
     write_jsonl(folder.pairs, rows)
     if not accepted and not summary.failed and not folder.only:
+        gone = f", and {len(summary.left_out)} cloudy products are left out" if summary.left_out else ""
         raise ConfigError(
-            f"pair: none of {len(rows)} candidates is acceptable; {folder.pairs} says why for each. "
+            f"pair: none of {len(rows)} candidates is acceptable{gone}; {folder.pairs} says why for each. "
             "Loosen the rules in the section pair, search other dates, or accept some by eye: "
             f"cloudjob review {folder.root}"
         )

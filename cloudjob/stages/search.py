@@ -10,7 +10,7 @@ from cloudjob.files import write_jsonl
 from cloudjob.names import ProductName
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
-from cloudjob.run.records import Item, Made, Summary
+from cloudjob.run.records import Item, Summary
 
 STAGE = "search"
 _FETCHING = ("preview", "download")  # the stages that find out that a product is gone

@@ -57,7 +57,8 @@ def _say_lacking(folder: RunFolder, index: dict) -> None:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         folder.say(f"train: on all but {len(lacking)} cloudy products without a shard: {', '.join(lacking[:3])}{more}")
         if came := len(_of(lacking, folder.index()["files"])):
-            folder.say(f"train: {came} of them have one by now; to train on them too: cloudjob train {folder.root} --force")
+            again = f"cloudjob train {folder.root} --force"
+            folder.say(f"train: {came} of them have one by now; to train on them too: {again}")
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
