@@ -46,6 +46,10 @@ class CorruptFileError(ItemError):
         return type(self), (self.path, self.reason)
 
 
+class OwnFileError(ConfigError, ItemError):
+    """A user's own raster for one product or tile is missing or does not fit. Others go on."""
+
+
 class DiskFullError(ItemError):
     """No space left; going on with other items would fail in the same way."""
 

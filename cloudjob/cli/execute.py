@@ -55,7 +55,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
         folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]
     listen(folder, first=_first_rank())
     _begin(context, stages, tidy=tidy)
-    failed = []
+    failed: list[str] = []
     with data_space(config, folder, stages) as config:
         for name in stages:
             try:

@@ -61,8 +61,8 @@ def fetch(
     (algorithm "SHA3-256" or "MD5", hexadecimal) are checked; a file that fails is fetched once more from its
     beginning. `progress` gets the number of bytes as they arrive, and a negative number when some are discarded.
 
-    LeftOutError if the file is not there; ItemError if the service refuses (with its own message) or the connection keeps breaking; CorruptFileError if
-    the bytes are wrong twice; DiskFullError.
+    LeftOutError if the file is not there; ItemError if the service refuses (with its own message) or the connection
+    keeps breaking; CorruptFileError if the bytes are wrong twice; DiskFullError.
     """
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)

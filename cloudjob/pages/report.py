@@ -79,8 +79,8 @@ def _headline(summary: dict) -> str:
     said = summary["verdict"]
     return (
         f"<p><b>{escape(said[0].upper() + said[1:])}.</b></p>"
-        f"<p>Scores on the split <b>{escape(split)}</b> ({held_out}), {summary['scenes'].get(split, 0)} scenes. {lacking}"
-        f"Clear pixels changed by the restoration: <b>{summary['changed_clear_pixels']}</b>.{seams}</p>"
+        f"<p>Scores on the split <b>{escape(split)}</b> ({held_out}), {summary['scenes'].get(split, 0)} scenes. "
+        f"{lacking}Clear pixels changed by the restoration: <b>{summary['changed_clear_pixels']}</b>.{seams}</p>"
     )
 
 

@@ -211,7 +211,8 @@ def spoil(folder: RunFolder, stage: str, item: str, error: CorruptFileError) -> 
     and is made again. Returns what its record now says."""
     message = _set_aside(folder, error)
     if found := record(folder, stage, item):
-        write_json(path(folder, stage, item), found | {"status": "failed", "message": message, "outputs": {}, "result": None})
+        nothing: dict = {"outputs": {}, "result": None}
+        write_json(path(folder, stage, item), found | nothing | {"status": "failed", "message": message})
     return message
 
 
@@ -276,9 +277,11 @@ def work(
             waiting[item.name] = error
         folder.progress((number + 1) / len(items), f"{stage}: {number + 1} of {len(items)} ({item.name})")
     if waiting and (folder.only or len(waiting) == len(items)):
-        name, error = next(iter(waiting.items()))
-        raise error if len(waiting) == 1 else InputError(f"{stage}: {len(waiting)} items lack their input, {name}: {error}")
-    summary.failed |= {name: str(error) for name, error in waiting.items()}
+        name, reason = next(iter(waiting.items()))
+        if len(waiting) == 1:
+            raise reason
+        raise InputError(f"{stage}: {len(waiting)} items lack their input, {name}: {reason}")
+    summary.failed |= {name: str(reason) for name, reason in waiting.items()}
     summary.seconds = time.monotonic() - start
     return summary
 

@@ -10,7 +10,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
-from cloudjob.errors import ConfigError
+from cloudjob.errors import OwnFileError
 from cloudjob.pixels import CLASSES, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.masks import Settings
@@ -124,7 +124,7 @@ def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMask
     with rasterio.open(path) as image:
         here = (image.crs, image.transform, image.shape)
         if not _equal(here, grid := _grid(product, 1)):
-            raise ConfigError(f"{path}: {_words(*here)}; expected for {product.name.name}: {_words(*grid)}")
+            raise OwnFileError(f"{path}: {_words(*here)}; expected for {product.name.name}: {_words(*grid)}")
         drifts = masks.pool(image.read(1) != 0, found.factor, np.logical_or)
     return replace(found, mask=np.where(drifts & (found.mask == CLEAR), np.uint8(UNKNOWN), found.mask))
 
@@ -164,7 +164,7 @@ def _on_grid(cells: np.ndarray, preview: Preview) -> np.ndarray:
 def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]:
     """Mask classes from band 1 of the user's raster for this product, and how many times 10 m its pixels are wide.
 
-    ConfigError unless it has the CRS and the upper left corner of the product and covers it exactly with pixels of 10
+    OwnFileError unless it has the CRS and the upper left corner of the product and covers it exactly with pixels of 10
     or 20 m.
     """
     assert settings.folder is not None  # as the configuration demands of source "raster"
@@ -176,10 +176,10 @@ def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]
             found = (image.crs, image.transform, image.shape)
             factor = next((factor for factor, grid in grids.items() if _equal(found, grid)), None)
             if factor is None:
-                raise ConfigError(f"{path}: {_words(*found)}; {expected}")
+                raise OwnFileError(f"{path}: {_words(*found)}; {expected}")
             values = image.read(1)
     except RasterioError as error:
-        raise ConfigError(f"{path}: not readable as a raster ({error}); {expected}") from None
+        raise OwnFileError(f"{path}: not readable as a raster ({error}); {expected}") from None
     core = np.full(values.shape, CLEAR, np.uint8)
     for name, wanted in settings.values.items():
         core[np.isin(values, wanted)] = CLASSES[name]

@@ -56,6 +56,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
 
 def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary:
     pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(folder)}
+    index = records.shard_index(folder, config.infer.checkpoint) or {"split": {"pairs": {}}}
     summary = records.work(folder, STAGE, every, lambda item: _score_scene(config, folder, pairs[item.name]))
     if not (scored := _scored(folder, every)):
         return summary
@@ -63,7 +64,7 @@ def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary
     from cloudjob.scoring import scenes
 
     # A pair that gave no triplet was not trained on, whatever its tile.
-    split_of = (records.shard_index(folder, config.infer.checkpoint) or {"split": {"pairs": {}}})["split"]["pairs"]
+    split_of = index["split"]["pairs"]
     splits = {item.name: split_of.get(pairs[item.name]["pair"], _UNKNOWN) for item in scored}
     rows = [
         {"product": item.name, "pair": pairs[item.name]["pair"], "split": splits[item.name], **row}

@@ -5,7 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config
-from cloudjob.errors import ConfigError, CorruptFileError, RejectedError
+from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -58,7 +58,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.sentinel2.product import Product
 
     every = items(config, folder)
-    spoilt: dict[str, str] = {}  # clear product -> why its preview cannot be read
+    unread: dict[str, str] = {}  # clear product -> why its masks cannot be read
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
@@ -67,14 +67,17 @@ def run(config: Config, folder: RunFolder) -> Summary:
     def clear(item: Item) -> "Iterator[Preview]":
         """The clear products that can be read. One that cannot must not keep its neighbours from each other."""
         for name, known in item.inputs.items():
-            if name != item.name and known and not name.endswith(".tif"):
-                try:
-                    if name not in spoilt:
-                        yield preview(name)
-                except CorruptFileError as error:
-                    spoilt[name] = records.spoil(folder, "preview", name, error)
-                if name in spoilt:
-                    item.inputs[name] = ""
+            if name == item.name or not known or name.endswith(".tif"):
+                continue
+            try:
+                if name not in unread:
+                    yield preview(name)
+            except CorruptFileError as error:
+                unread[name] = records.spoil(folder, "preview", name, error)
+            except OwnFileError as error:
+                unread[name] = str(error)
+            if name in unread:
+                item.inputs[name] = _preview_digest(folder, name)  # none, until it has been fetched again
 
     def make(item: Item) -> Made:
         gone = records.left_out(folder, "download", item.name)
@@ -87,7 +90,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         return [], rows
 
     summary = records.work(folder, STAGE, every, make)
-    summary.failed |= {name: f"preview: {why}" for name, why in spoilt.items()}
+    summary.failed |= {name: f"no clear date: {why}" for name, why in unread.items()}
     every = items(config, folder)  # anew: other stages may have failed what they cannot read
     rows = _numbered(every, {item.name: records.results(folder, [item])[0] for item in records.settled(folder, every)})
     if not rows and summary.failed:
@@ -96,8 +99,9 @@ def run(config: Config, folder: RunFolder) -> Summary:
     accepted = sum(row["accepted"] for row in rows)
     write_jsonl(folder.pairs, rows)
     if not accepted and not summary.failed and not folder.only:
+        gone = f", and {len(summary.left_out)} cloudy products are left out" if summary.left_out else ""
         raise ConfigError(
-            f"pair: none of {len(rows)} candidates is acceptable; {folder.pairs} says why for each. "
+            f"pair: none of {len(rows)} candidates is acceptable{gone}; {folder.pairs} says why for each. "
             "Loosen the rules in the section pair, search other dates, or accept some by eye: "
             f"cloudjob review {folder.root}"
         )

@@ -13,7 +13,7 @@ EXCLUDED = "named in search.exclude"
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per product that the search found; an excluded one is left out."""
-    excluded = dict.fromkeys(config.search.exclude, {"left_out": EXCLUDED})
+    excluded = {name: {"left_out": EXCLUDED} for name in config.search.exclude}
     rows = folder.rows(folder.scenes, stage="search")
     return [Item(STAGE, row["product"], excluded.get(row["product"], {}), {"scene": digest(row["id"])}) for row in rows]
 

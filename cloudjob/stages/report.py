@@ -36,6 +36,7 @@ def _page(config: Config, folder: RunFolder) -> str:
     from cloudjob.patches import stats
 
     index = records.shard_index(folder, config.infer.checkpoint)
+    examples = stats.picture(folder.shards, index, number=6, gain=config.review.gain) if index else None
     return report.page(
         report.Run(
             summary=read_json(folder.evaluation),
@@ -45,8 +46,8 @@ def _page(config: Config, folder: RunFolder) -> str:
             validation=_rows(folder.validation),
             checks=_rows(folder.checks),
             index=index,
-            data=index and stats.collect(folder.shards, index),
-            examples=index and stats.picture(folder.shards, index, number=6, gain=config.review.gain),
+            data=stats.collect(folder.shards, index) if index else None,
+            examples=examples,
             configuration=source.dump(config),
         )
     )

@@ -100,9 +100,11 @@ def run(config: Config, folder: RunFolder) -> Summary:
     summary = records.work(folder, STAGE, every, lambda item: _make(config, folder, item, pairs[item.name]))
     made: list[Item] | None = None
     while made != (now := records.settled(folder, every)):  # another task may have ended meanwhile
-        made, counts = now, _write_index(config, folder, every, now)
+        made = now
+        lacking = {pairs[item.name]["cloudy"] for item in every if item not in made} | _unpaired(folder)
+        counts = _write_index(config, folder, every, made, lacking)
     if not sum(counts.values()):
-        if len(now) == len(every):
+        if not lacking:
             raise ConfigError("shard: no pair gives a triplet; loosen shard.cloud, or add tiles and dates")
         return summary
     summary.note = ", ".join(f"{count} {split}" for split, count in counts.items()) + " triplets"
@@ -203,8 +205,19 @@ def _stripes(config: Config, folder: RunFolder, pair: "PreparedPair") -> "Iterat
         yield stripe
 
 
-def _write_index(config: Config, folder: RunFolder, every: list[Item], made: list[Item]) -> dict[str, int]:
-    """Writes shards/index.json of what is made, none where that is nothing; returns the triplets per split.
+def _unpaired(folder: RunFolder) -> set[str]:
+    """The cloudy products that may still get a pair: what they are made of failed, or is gone."""
+    rows = folder.rows(folder.scenes, stage="search") if folder.scenes.exists() else []
+    cloudy = {row["product"] for row in rows if "cloudy" in row["roles"]}
+    states = {name: (records.record(folder, "pair", name) or {}).get("status") for name in cloudy}
+    return {name for name, state in states.items() if state not in ("done", "rejected")}
+
+
+def _write_index(
+    config: Config, folder: RunFolder, every: list[Item], made: list[Item], lacking: set[str]
+) -> dict[str, int]:
+    """Writes shards/index.json of what is made, none where that is nothing; returns the triplets per split. It names
+    the cloudy products without a shard (`lacking`).
 
     Removes shards of an earlier configuration once every pair is made: before, some may be in the making.
     """
@@ -240,8 +253,7 @@ def _write_index(config: Config, folder: RunFolder, every: list[Item], made: lis
             "pairs": {item.name: item.config["split"] for item in every},
         },
     }
-    lacking = sorted({item.name for item in every} - {item.name for item in made})
-    write_json(folder.shard_index, index | ({"lacking": lacking} if lacking else {}))
+    write_json(folder.shard_index, index | ({"lacking": sorted(lacking)} if lacking else {}))
     return counts
 
 

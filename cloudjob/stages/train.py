@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
 from cloudjob.files import digest, read_json, write_json
+from cloudjob.names import ProductName, stamp
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -33,24 +34,32 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def _index(folder: RunFolder) -> dict:
-    """The shards to train on. A training that began while some pairs had no shard stays with those that it began with,
-    so that the others do not cost it; `--force` takes them too."""
+    """The shards to train on. A training that began while some cloudy products had no shard stays with those that it
+    began with, so that the others do not cost it; `--force` takes them too."""
     now = folder.index()
     if folder.force or not folder.trained_on.exists():
         return now
     begun = read_json(folder.trained_on)
-    came = {entry["pair"] for entry in now["files"] if entry not in begun["files"]}
     whole = all(entry in now["files"] for entry in begun["files"])
-    return begun if whole and came <= set(begun["lacking"]) else now
+    came = [entry for entry in now["files"] if entry not in begun["files"]]
+    return begun if whole and came == _of(begun["lacking"], came) else now
+
+
+def _of(products: list[str], entries: list[dict]) -> list[dict]:
+    """The shards of these cloudy products."""
+    names = [ProductName.parse(product) for product in products]
+    own = tuple(f"{name.tile}_{stamp(name.sensing)}_" for name in names)
+    return [entry for entry in entries if entry["pair"].startswith(own)]
 
 
 def _say_lacking(folder: RunFolder, index: dict) -> None:
-    """Names the pairs that are not trained on, and what can be done for those that have a shard by now."""
+    """Names the products that are not trained on, and what can be done for those that have a shard by now."""
     if lacking := index.get("lacking"):
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        folder.say(f"train: {len(lacking)} pairs are not trained on, for want of a shard: {', '.join(lacking[:3])}{more}")
-        if came := len(set(lacking) & {entry["pair"] for entry in folder.index()["files"]}):
-            folder.say(f"train: {came} of them have one by now; to train on them too: cloudjob train {folder.root} --force")
+        folder.say(f"train: on all but {len(lacking)} cloudy products without a shard: {', '.join(lacking[:3])}{more}")
+        if came := len(_of(lacking, folder.index()["files"])):
+            again = f"cloudjob train {folder.root} --force"
+            folder.say(f"train: {came} of them have one by now; to train on them too: {again}")
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
@@ -76,6 +85,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
         with group.reporting_failures():
             if group.rank == 0:
+                folder.trained_on.unlink(missing_ok=True)
                 if "lacking" in index:
                     write_json(folder.trained_on, index)
                 summary = records.work(folder, STAGE, [item], train, meanwhile=lambda: distributed.gather(_WAIT))

@@ -12,6 +12,7 @@ from cloudjob.archive import server
 from cloudjob.cli import archive
 from cloudjob.cli.dispatch import main
 from cloudjob.config import source
+from cloudjob.errors import LeftOutError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -110,6 +111,17 @@ def test_where_no_item_needs_it_nothing_is_made(config_file, tmp_path, needs, mo
         with archive.data_space(config, folder, stages) as found:
             assert found is config
     assert not folder.archive.exists()
+
+    def gone(item):
+        raise LeftOutError("HTTP 404")
+
+    for stage in ("preview", "download"):  # search asks again for what is gone
+        records.work(folder, stage, [Item(stage, "P", {}, {})], gone)
+        with pytest.raises(TypeError), archive.data_space(config, folder, ["search"]):
+            pass
+        with archive.data_space(config, folder, ["shard"]) as found:
+            assert found is config
+        records.path(folder, stage, "P").unlink()
     folder.force = True
     with pytest.raises(TypeError), archive.data_space(config, folder, ["search"]):
         pass

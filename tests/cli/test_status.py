@@ -14,7 +14,7 @@ import pytest
 from cloudjob.cli import status
 from cloudjob.cli.dispatch import main
 from cloudjob.cli.parser import STAGES
-from cloudjob.errors import InputError, ItemError, RejectedError
+from cloudjob.errors import InputError, ItemError, LeftOutError, RejectedError
 from cloudjob.files import write_jsonl, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -170,3 +170,26 @@ def test_answers_need_no_heavy_library(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_is_left_out_is_named_with_its_reason_and_is_not_missing(run, capsys):
+    folder = RunFolder(run)
+
+    def gone(item):
+        raise LeftOutError("HTTP 404 withdrawn")
+
+    records.work(folder, "infer", made("infer")[3:4], gone)
+    said = lines(capsys, "plan", run)
+    at = said.index("infer     1 done, 1 rejected, 1 left out, 1 failed, 1 missing")
+    assert "            left out new: HTTP 404 withdrawn" in said[at:]
+    said = lines(capsys, "status", run)
+    at = said.index("infer     3 of 5, 1 failed")
+    assert said[at + 2 : at + 4] == [
+        "            left out new: HTTP 404 withdrawn",
+        f"            again: sbatch --array=2,4 slurm/infer.sh {run}",
+    ]
+    assert lines(capsys, "items", "infer", run, "--left-out") == ["3\tnew\tHTTP 404 withdrawn"]
+    assert lines(capsys, "items", "infer", run, "--left-out", "--as-array") == ["3"]
+    assert lines(capsys, "items", "infer", run, "--missing") == ["2\tfailed", "4\tnewer"]
+    row = json.loads("\n".join(lines(capsys, "status", run, "--json")))["stages"][7]["items"][3]
+    assert row == {"item": "new", "state": "left out", "why": None, "reason": "HTTP 404 withdrawn"}

@@ -29,6 +29,13 @@ def mistake(**sections) -> str:
     return f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
 
 
+def test_products_to_exclude_are_names_with_or_without_safe():
+    name = "S2A_MSIL2A_20240301T222541_N0510_R029_T05WPS_20240302T001122"
+    assert config(search=SEARCH | {"exclude": [name, f"{name}.SAFE"]}).search.exclude == [name, name]
+    assert config().search.exclude == []
+    assert "expected e.g. S2A_MSIL2A" in mistake(search=SEARCH | {"exclude": ["05WPS"]})
+
+
 @pytest.mark.parametrize(
     ("section", "key", "good", "bad"),
     [

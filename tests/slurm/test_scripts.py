@@ -16,6 +16,7 @@ from front_door import copied
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
 SCRIPTS = ("fetch", "prepare", "train", "infer", "evaluate", "pipeline")
+ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN")
 RECORDER = """#!/bin/bash
 # Notes its arguments and the directives that they override, and gives the next number as the id of the job.
 number=$(($(wc -l <"$RECORD" 2>/dev/null || echo 0) + 1))
@@ -114,6 +115,41 @@ def test_a_mistake_is_one_message_with_its_cure(home):
         assert cure in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (home / "record").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "made", "cancelled"),
+    [
+        ({"SLURM_JOB_ID": "12"}, "", ["13", "14"]),
+        ({"SLURM_JOB_ID": "12"}, "1", None),
+        ({"SLURM_JOB_ID": "99", "SLURM_ARRAY_JOB_ID": "12", **dict.fromkeys(ARRAY, "3")}, "", ["13", "14"]),
+        ({"SLURM_JOB_ID": "99", "SLURM_ARRAY_JOB_ID": "12", **dict(zip(ARRAY, "43", strict=True))}, "", None),
+        ({"SLURM_JOB_ID": "14"}, "", []),
+    ],
+    ids=["nothing", "something", "first task", "other task", "last"],
+)
+def test_a_stage_that_made_nothing_ends_the_chain(home, job, made, cancelled):
+    """Items 0 to 2, of which those in `made` are done."""
+    (home / "chain").write_text("11\n12\n13\n14\n")
+    (home / "bin" / "scancel").write_text('#!/bin/sh\necho "$@" >cancelled\n')
+    (home / "bin" / "scancel").chmod(0o755)
+    program = (
+        "source slurm/common.sh\n"
+        'items() { if [[ "${2:-}" == --missing ]]; then tr -d "$MADE" <<<012; else echo 012; fi; }\n'
+        "look_before pair\n"
+        "echo goes on"
+    )
+    environment = {"PATH": f"{home}/bin:{os.environ['PATH']}", "CLOUDJOB_CHAIN": "chain", "MADE": made or "x", **job}
+    done = subprocess.run(
+        ["bash", "-c", program], cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
+    if cancelled is None:
+        assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "pair has made nothing" in done.stderr
+    said = home / "cancelled"
+    assert (said.read_text().split() if said.exists() else []) == (cancelled or [])
 
 
 @pytest.mark.slow

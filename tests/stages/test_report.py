@@ -55,6 +55,14 @@ def config() -> Config:
     return source.load(CONFIG, ["review.gain=1.5", "train.lr=0.0123"])[0]
 
 
+def test_the_page_says_what_is_not_scored(folder, config):
+    write_json(folder.evaluation, SUMMARY | {"lacking": ["one", "two"]})
+    report.run(config, folder)
+    page = folder.report.read_text()
+    assert "1 scenes. Not scored, for they are not made: one, two. Clear pixels" in page
+    assert "<h2>Data" in page
+
+
 def test_the_page_holds_what_the_stages_wrote(folder, config):
     summary = report.run(config, folder)
     assert (summary.done, summary.output) == (["run"], f"report: {folder.report}")
@@ -93,8 +101,12 @@ def test_made_again_when_the_scores_or_the_training_change_and_only_then(folder,
     assert records.why(folder, report.items(config, folder)[0]) == "changed: input train"
 
 
-def test_without_scores_or_shards_it_says_what_to_run_first(folder, config):
+def test_without_scores_or_shards_it_says_what_to_run_first(folder, config, tmp_path):
     folder.shard_index.unlink()
+    elsewhere = source.load(CONFIG, [f"infer.checkpoint={tmp_path}/elsewhere.pt"])[0]
+    assert report.run(elsewhere, folder).done == ["run"]
+    assert "<h2>Data" not in folder.report.read_text()
+    folder.report.unlink()
     with pytest.raises(InputError, match="cloudjob shard"):
         report.run(config, folder)
     folder.evaluation.unlink()
