@@ -37,7 +37,8 @@ def open_run(arguments: argparse.Namespace) -> Context:
         raise ConfigError(f"{path}: no such file or run folder")
     overrides = list(arguments.set)
     if getattr(arguments, "init_from", None):
-        overrides.append(f"train.init_from={json.dumps(str(arguments.init_from))}")
+        weights = str(arguments.init_from.absolute()).replace("$", "$$")  # its variables are put in already
+        overrides.append(f"train.init_from={json.dumps(weights)}")
     config, origin = source.load(path, overrides)
     return Context(config, run_folder(root or Path("runs") / path.stem, arguments), origin)
 
