@@ -35,12 +35,17 @@ def open_run(arguments: argparse.Namespace) -> Context:
         path, root = path / "config.yaml", path
     elif not path.exists():
         raise ConfigError(f"{path}: no such file or run folder")
-    overrides = list(arguments.set)
+    config, origin = source.load(path, overrides(arguments))
+    return Context(config, run_folder(root or Path("runs") / path.stem, arguments), origin)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """What the command line sets of the configuration, as --set takes it."""
+    found = list(arguments.set)
     if getattr(arguments, "init_from", None):
         weights = str(arguments.init_from.absolute()).replace("$", "$$")  # its variables are put in already
-        overrides.append(f"train.init_from={json.dumps(weights)}")
-    config, origin = source.load(path, overrides)
-    return Context(config, run_folder(root or Path("runs") / path.stem, arguments), origin)
+        found.append(f"train.init_from={json.dumps(weights)}")
+    return found
 
 
 def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:

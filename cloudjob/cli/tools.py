@@ -10,6 +10,7 @@ from cloudjob.cli.context import open_run, run_folder
 from cloudjob.cli.progress import say
 from cloudjob.errors import ConfigError, ItemError
 from cloudjob.files import sweep
+from cloudjob.run.history import Entry
 
 if TYPE_CHECKING:
     from cloudjob.config.source import Source
@@ -85,14 +86,16 @@ def compare(arguments: argparse.Namespace) -> int:
     stop.install(folder.root / "STOP")
     folder.stop_requested = stop.requested
     sweep(folder.root)
-    summary = runs.run(comparison, folder)
+    with Entry(folder, "compare") as entry:
+        summary = runs.run(comparison, folder)
+        entry.code = ItemError.exit_code if summary.failed else 0
     say(summary.line())
     for name, why in summary.failed.items():
         say(f"  failed {name}: {why}")
     if variants.BASE not in summary.failed:
         document = results.write(comparison, folder)
         print(json.dumps(document, indent=1) if arguments.json else results.table(document))
-    return ItemError.exit_code if summary.failed else 0
+    return entry.code
 
 
 def model(arguments: argparse.Namespace) -> int:

@@ -120,9 +120,14 @@ def checkpoint_digest(folder: RunFolder, elsewhere: Path | None) -> str:
     """The digest of the network: this run's own, or that of a checkpoint from elsewhere."""
     if elsewhere is None:
         return output_digest(folder, "train", "run")
-    if not elsewhere.exists():
-        raise InputError(f"infer.checkpoint: {elsewhere} does not exist")
+    check_checkpoint(elsewhere)
     return file_sha256(elsewhere)
+
+
+def check_checkpoint(elsewhere: Path | None) -> None:
+    """InputError where `infer.checkpoint` names a file that is not there."""
+    if elsewhere is not None and not elsewhere.exists():
+        raise InputError(f"infer.checkpoint: {elsewhere} does not exist")
 
 
 def require(folder: RunFolder, stage: str, names: Sequence[str], *, reader: str) -> None:
@@ -168,6 +173,7 @@ def work(folder: RunFolder, stage: str, items: Sequence[Item], make: Callable[[I
             else:
                 summary.skipped.append(item.name)
             continue
+        folder.begin()
         _make(folder, item, make, summary)
         folder.progress((number + 1) / len(items), f"{stage}: {number + 1} of {len(items)} ({item.name})")
     summary.seconds = time.monotonic() - start
