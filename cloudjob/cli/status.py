@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cloudjob.hpc.queue import Job
 
 _STATES = ("done", "rejected", "failed", "missing")
+MAX_ARRAY_SIZE = 1001  # of SLURM, where a site has not changed it: indices are below it
 _ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
 
 
@@ -132,11 +134,13 @@ def _print_jobs(jobs: Iterable["Job"]) -> None:
 
 def _again(row: dict, root: Path, *, done: int, failed: bool) -> str:
     """The command that repeats what failed, and makes what is missing if the stage's items are tasks of a job array."""
-    script = _ARRAYS.get(row["stage"])
+    script, shown = _ARRAYS.get(row["stage"]), shlex.quote(str(root))
     left = [index for index, state in enumerate(row["items"]) if state["why"]]
     if script and left and (done or failed):
-        return f"sbatch --array={as_array(left)} slurm/{script} {root}"
-    return f"cloudjob {row['stage']} {root}" if failed else ""
+        if left[-1] >= MAX_ARRAY_SIZE:
+            return f"slurm/{script} {shown}"  # which submits several arrays
+        return f"sbatch --array={as_array(left)} slurm/{script} {shown}"
+    return f"cloudjob {row['stage']} {shown}" if failed else ""
 
 
 def _training(folder: RunFolder) -> dict[str, Any] | None:

@@ -98,6 +98,10 @@ def test_a_stage_without_an_array_is_mended_by_its_own_command():
     assert status._again(missing, Path("runs/a"), done=0, failed=False) == ""  # nobody has begun
     assert status._again(missing, Path("a"), done=1, failed=False) == "sbatch --array=0 slurm/prepare.sh a"
     assert status._again(missing, Path("a"), done=0, failed=True) == "sbatch --array=0 slurm/prepare.sh a"
+    many = missing | {"items": missing["items"] * 1002}
+    assert status._again(many, Path("a"), done=1, failed=False) == "slurm/prepare.sh a"  # beyond SLURM's MaxArraySize
+    odd = status._again(failed, Path("runs/a [1]"), done=0, failed=True)
+    assert odd == "cloudjob search 'runs/a [1]'"  # as a shell takes it
     assert status._again(missing | {"items": []}, Path("a"), done=0, failed=False) == ""
 
 
