@@ -68,7 +68,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
 
 
 def _check(config: "Config", folder: RunFolder, stages: Sequence[str], arguments: argparse.Namespace) -> None:
-    """What can be told before anything is written: whether there are the items and the checkpoint that are asked for."""
+    """What can be told before anything is written: are there the items and the checkpoint that are asked for?"""
     if getattr(arguments, "index", None) is not None:
         folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]
     elif folder.only:

@@ -139,7 +139,7 @@ class Parser:
 
 
 def _path(text: str) -> Path:
-    """A path with `~` and `$VAR` put in, which a shell leaves in `--run-dir=~/run`; one that exists is meant as it is."""
+    """A path; `~` and `$VAR` are put in, which a shell leaves in `--run-dir=~/run`. One that exists is taken as is."""
     try:
         return Path(text if os.path.lexists(text) else expanded(text))
     except ValueError as error:

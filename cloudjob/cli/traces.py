@@ -1,11 +1,9 @@
-"""What a command leaves in the run folder beside its results: config.yaml, once its checks are passed, and a line in the
-history."""
+"""What a command leaves in the run folder beside its results: config.yaml, and a line in the history."""
 
 import argparse
 import json
 from contextlib import suppress
 from decimal import Decimal
-from functools import reduce
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,9 +20,9 @@ _LONGEST = 60  # characters of a value that is told
 class Traces(Entry):
     """`with Traces(...) as traces:` around the work of a command.
 
-    config.yaml is written when the first item is about to be made, or at the end where there was none to make. Where the
-    command is refused all the same (exit code 2 or 3), before a stage that made something has ended well, it becomes
-    what it was. `silent` ranks leave nothing.
+    config.yaml is written when the first item is about to be made, or at the end where there was none to make. It
+    becomes what it was where the command is refused all the same (exit code 2 or 3), before a stage that made something
+    has ended well. `silent` ranks leave nothing.
     """
 
     def __init__(self, context: Context, arguments: argparse.Namespace, *, silent: bool = False):
@@ -99,7 +97,10 @@ class Traces(Entry):
 
 
 def _at(values: dict, key: str) -> Any:
-    return reduce(lambda part, name: part.get(name), key.split("."), values)
+    value: Any = values
+    for name in key.split("."):
+        value = value.get(name)
+    return value
 
 
 def _shown(value: Any) -> str:

@@ -45,12 +45,12 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here.parent), *arguments]
-        options = {"capture_output": True, "text": True, "check": True, "timeout": 10, "env": environment}
-        return subprocess.run(command, **options).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
+        return done.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "--", here.name)
-        changed = git("status", "--porcelain", "--", str(here.parent))
+        changed = git("status", "--porcelain", "--", str(here.parents[1]))
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -201,8 +201,8 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
 
 
 def _footprint(crs: str, ring: list[list[float]]) -> tuple[dict, list[float]]:
-    """A ring in `crs` as a GeoJSON geometry, and its box [west, south, east, north]. Across 180 degrees the geometry has
-    a part on either side, and west is greater than east (RFC 7946, 3.1.9 and 5.2)."""
+    """A ring in `crs` as a GeoJSON geometry, and its box [west, south, east, north]. Across 180 degrees the geometry
+    has a part on either side, and west is greater than east (RFC 7946, 3.1.9 and 5.2)."""
     lons, lats = transform(crs, "EPSG:4326", *zip(*ring, strict=True))
     if max(lons) - min(lons) < 180:
         geometry = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)

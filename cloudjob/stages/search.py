@@ -80,8 +80,8 @@ def _check_polygon(config: Config) -> None:
 
 
 def _merge(every: list[Item], results: list) -> list[dict]:
-    """One row per product, with its roles. Of one datatake and tile the newest processing baseline is kept, ESA's before
-    anybody else's, and what lies on other ground: a datatake that two stations received comes in two halves."""
+    """One row per product, with its roles. Of one datatake and tile the newest processing baseline is kept, ESA's
+    before anybody else's, and what lies on other ground: what two stations received comes in two halves."""
     rows: dict[str, dict] = {}
     for item, scenes in zip(every, results, strict=True):
         for scene in scenes:

@@ -68,7 +68,9 @@ def test_home_and_variables_are_put_in_wherever_a_path_is_written(tmp_path, monk
         given = [f"{key}={written}", *(["masks.source=raster"] if key == "masks.folder" else [])]
         (tmp_path / "a.yaml").write_text(LINES)
         section, name = key.split(".")
-        assert getattr(getattr(source.load(tmp_path / "a.yaml", given)[0], section), name) == Path(meant.replace("//", "/"))
+        assert getattr(getattr(source.load(tmp_path / "a.yaml", given)[0], section), name) == Path(
+            meant.replace("//", "/")
+        )
 
 
 def test_a_variable_that_is_not_set_is_named_with_its_key(tmp_path, monkeypatch):

@@ -27,8 +27,12 @@ def test_a_line_says_when_who_where_what_and_how_it_ended(tmp_path):
     assert before <= datetime.fromisoformat(row.pop("time")) <= datetime.now(UTC)
     assert 0 <= row.pop("seconds") < 5
     assert row == {
-        **{"user": getpass.getuser(), "host": HOST, "version": __version__},
-        **{"command": "train", "overrides": ["train.lr=2e-4"], "exit_code": 4},
+        "user": getpass.getuser(),
+        "host": HOST,
+        "version": __version__,
+        "command": "train",
+        "overrides": ["train.lr=2e-4"],
+        "exit_code": 4,
     }
 
 
@@ -45,10 +49,15 @@ def test_a_line_says_when_who_where_what_and_how_it_ended(tmp_path):
 )
 def test_a_command_that_fails_leaves_a_line_unless_it_was_refused_before_it_began(tmp_path, error, begins, code):
     folder = RunFolder(tmp_path)
-    with pytest.raises(type(error)), Entry(folder, "infer"):
-        if begins:
-            folder.begin()
-        raise error
+
+    def command():
+        with Entry(folder, "infer"):
+            if begins:
+                folder.begin()
+            raise error
+
+    with pytest.raises(type(error)):
+        command()
     assert [row["exit_code"] for row in rows(folder)] == ([] if code is None else [code])
 
 

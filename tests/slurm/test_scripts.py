@@ -220,7 +220,9 @@ def test_a_task_of_a_later_part_makes_the_item_of_its_offset(home):
         assert asked[-2:] == ["--index", "5"]
 
 
-@pytest.mark.parametrize("name", ["exp[1]", "a,b", "a b", "#1 100%", "$HOME", "ümläut", "a:b", "it's", '"q"', "-x", "*"])
+@pytest.mark.parametrize(
+    "name", ["exp[1]", "a,b", "a b", "#1 100%", "$HOME", "ümläut", "a:b", "it's", '"q"', "-x", "*"]
+)
 def test_a_run_folder_may_be_called_as_one_likes(home, name):
     """In jobs and when they are submitted; and the image sees it."""
     (home / "runs" / "reviewed").rename(home / "runs" / name)
@@ -228,7 +230,7 @@ def test_a_run_folder_may_be_called_as_one_likes(home, name):
     run = f"runs/{name}"
     assert start(home, "prepare", run).returncode == 0
     assert start(home, "pipeline", run).returncode == 0
-    assert [call[1:] for call in submitted(home)][0] == ["slurm/prepare.sh", run, "shard"]
+    assert submitted(home)[0][1:] == ["slurm/prepare.sh", run, "shard"]
     assert all(run in call for call in submitted(home))
     for script in ("prepare", "infer", "train", "evaluate", "fetch"):
         asked, _ = in_job(home, script, run)

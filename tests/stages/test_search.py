@@ -67,7 +67,7 @@ def test_a_product_of_somebodys_own_is_taken_only_where_esa_has_none(own):
 @given(st.permutations(range(4)))
 def test_of_two_halves_both_are_kept_each_in_its_newest_copy(order):
     """Two ground stations received a part each; the parts overlap a little, and one was processed again."""
-    rows = copies(on(69.0, 69.5), on(69.45, 70.0), on(69.01, 69.5)) + [scene(NAME, **on(69.0, 70.0))]
+    rows = [*copies(on(69.0, 69.5), on(69.45, 70.0), on(69.01, 69.5)), scene(NAME, **on(69.0, 70.0))]
     assert kept([rows[index] for index in order]) == [rows[1]["product"], rows[2]["product"]]
 
 
