@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -54,6 +55,23 @@ def ask_guards() -> None:
     """Before something is written that has a final name already, as the lines of a log: raises what a guard raises."""
     for guard in tuple(guards):
         guard()
+
+
+def expanded(text: str) -> str:
+    """A path with `~` and `$VAR` put in; `$$` is a dollar sign. ValueError names what is not set."""
+
+    def value(match: re.Match) -> str:
+        name = match["name"] or match["braced"]
+        if name and not os.environ.get(name):
+            raise ValueError(f"${name} is {'empty' if name in os.environ else 'not set'}")
+        return os.environ[name] if name else "$"
+
+    if not text:
+        raise ValueError("an empty text names no path")
+    found = re.sub(r"\$(\$|(?P<name>\w+)|\{(?P<braced>\w+)\})", value, os.path.expanduser(text))
+    if found.startswith("~"):
+        raise ValueError(f"{found.split('/')[0]} is nobody's home folder; write ./{found} where it is a name")
+    return found
 
 
 def sweep(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cloudjob import files
 from cloudjob.errors import DiskFullError
-from cloudjob.files import atomic, write_text
+from cloudjob.files import atomic, expanded, write_text
 
 
 def test_atomic_leaves_whole_files_or_none(tmp_path):
@@ -107,3 +107,21 @@ def test_digests_depend_on_values_not_on_the_order_of_keys(tmp_path):
     assert files.digest({"a": 1, "b": [2, 3]}) != files.digest({"a": 1, "b": [3, 2]})
     files.write_bytes(tmp_path / "abc", b"abc")
     assert files.file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_home_and_variables_are_put_into_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("A", "/a")
+    monkeypatch.delenv("B", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    for text, path in {"~": "/home/me", "~/$A": "/home/me//a", "${A}b": "/ab", "$$A": "$A", "a~b$": "a~b$"}.items():
+        assert expanded(text) == path
+    wrong = {
+        "$B/x": r"\$B is not set",
+        "${EMPTY}/x": r"\$EMPTY is empty",
+        "": "empty text",
+        "~none/x": "~none is nobody",
+    }
+    for text, words in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            expanded(text)

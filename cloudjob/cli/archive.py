@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloudjob.cli.context import open_run, stage_module
+from cloudjob.cli.context import open_run, overrides, stage_module
 from cloudjob.cli.progress import say
 from cloudjob.errors import ConfigError, InputError
 from cloudjob.leases import Lease
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.history import Entry
 
 if TYPE_CHECKING:
     from cloudjob.config.models import ArchiveConfig, Config
@@ -102,7 +103,10 @@ def _make(arguments: argparse.Namespace) -> int:
     config, folder, _ = open_run(arguments)
     if config.archive is None:
         raise ConfigError(f"{arguments.config}: has no section archive, so there is nothing to make")
-    for product in _fill(config.archive, config.archive.path or folder.archive, folder):
+    with Entry(folder, "archive make", overrides(arguments)) as entry:
+        entry.begin()
+        products = _fill(config.archive, config.archive.path or folder.archive, folder)
+    for product in products:
         print(product)
     return 0
 

@@ -36,13 +36,19 @@ def open_run(arguments: argparse.Namespace) -> Context:
         path, root = path / "config.yaml", path
     elif not path.exists():
         raise ConfigError(f"{path}: no such file or run folder")
-    overrides = list(arguments.set)
-    if getattr(arguments, "init_from", None):
-        overrides.append(f"train.init_from={json.dumps(str(arguments.init_from))}")
-    config, origin = source.load(path, overrides)
+    config, origin = source.load(path, overrides(arguments))
     folder = run_folder(root or Path("runs") / path.stem, arguments)
     folder.patience = config.leases.patience
     return Context(config, folder, origin)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """What the command line sets of the configuration, as --set takes it."""
+    found = list(arguments.set)
+    if getattr(arguments, "init_from", None):
+        weights = str(arguments.init_from.absolute()).replace("$", "$$")  # its variables are put in already
+        found.append(f"train.init_from={json.dumps(weights)}")
+    return found
 
 
 def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:

@@ -3,18 +3,24 @@
 import argparse
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cloudjob import __version__, leases
 from cloudjob.cli import status
 from cloudjob.cli.archive import data_space
-from cloudjob.cli.context import Context, open_run, stage_module
+from cloudjob.cli.context import open_run, stage_module
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
 from cloudjob.cli.stopping import listen
+from cloudjob.cli.traces import Traces
 from cloudjob.errors import ConfigError, InputError, ItemError
-from cloudjob.files import sweep, write_text
+from cloudjob.files import sweep
+from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Summary
+
+if TYPE_CHECKING:
+    from cloudjob.config.models import Config
 
 _RANKS = ("RANK", "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # torchrun, MPICH, PMIx, Open MPI
 
@@ -34,10 +40,6 @@ def stage(arguments: argparse.Namespace) -> int:
         config, folder, _ = open_run(arguments)
         print(stage_module("shard").stats(config, folder))
         return 0
-    if getattr(arguments, "apply", None) and not arguments.dry_run:
-        config, folder, _ = open_run(arguments)
-        for message in stage_module("review").apply(config, folder, arguments.apply):
-            say(message)
     return _execute([arguments.command], arguments, tidy=False)
 
 
@@ -51,12 +53,14 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
     if arguments.dry_run:
         status.print_plan(status.overview(config, folder, stages))
         return 0
-    if getattr(arguments, "index", None) is not None:
-        folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]
+    _check(config, folder, stages, arguments)
     listen(folder, first=_first_rank())
-    _begin(context, stages, tidy=tidy)
+    _begin(folder, stages, tidy=tidy)
     failed: list[str] = []
-    with data_space(config, folder, stages) as config:
+    with Traces(context, arguments, silent=not _first_rank()) as traces, data_space(config, folder, stages) as config:
+        if getattr(arguments, "apply", None):
+            for message in stage_module("review").apply(config, folder, arguments.apply):
+                say(message)
         for name in stages:
             try:
                 summary = stage_module(name).run(config, folder)
@@ -67,17 +71,25 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
                 continue
             _tell(summary, folder)
             failed += [name] if summary.failed else []
+            traces.ended(failed=bool(failed))
     if failed:
         what = f"{', '.join(failed)} {'have' if len(failed) > 1 else 'has'} failed items"
         folder.say(f"cloudjob: {what}; run the same command again to try them once more")
     return ItemError.exit_code if failed else 0
 
 
-def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
-    """The first rank prints what starts and saves the configuration in the run folder; the others print nothing."""
-    from cloudjob.config import source
+def _check(config: "Config", folder: RunFolder, stages: Sequence[str], arguments: argparse.Namespace) -> None:
+    """What can be told before anything is written: are there the items and the checkpoint that are asked for?"""
+    if getattr(arguments, "index", None) is not None:
+        folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]
+    elif folder.only:
+        records.wanted(folder, stage_module(stages[0]).items(config, folder))
+    if "infer" in stages:
+        records.check_checkpoint(config.infer.checkpoint)
 
-    folder = context.folder
+
+def _begin(folder: RunFolder, stages: Sequence[str], *, tidy: bool) -> None:
+    """The first rank prints what starts; the others print nothing."""
     if not _first_rank():
         folder.say, folder.progress = lambda line: None, lambda share, line: None
         return
@@ -85,7 +97,6 @@ def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
     if tidy:
         sweep(folder.root)
         leases.tidy(folder.leases)
-    write_text(folder.config, source.dump(context.config))
 
 
 def _tell(summary: Summary, folder: RunFolder) -> None:

@@ -113,6 +113,10 @@ def print_plan(rows: Iterable[dict]) -> None:
         for why, names in reasons.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             print(f"{'':9}   would run {names[0]}{more}: {why}")
+        for line in story.first_reasons(row["items"], records.LEFT_OUT):
+            print(line)
+
+
 def _training(folder: RunFolder) -> dict[str, Any] | None:
     """Progress, speed, time left and time since the last report of the training, from the last line of the metrics."""
     try:

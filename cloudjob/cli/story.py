@@ -1,5 +1,6 @@
 """What `cloudjob status` says at three in the morning: how far each stage is, what went wrong first, what goes on."""
 
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from cloudjob.hpc.queue import Job
 
 STATES = ("done", "rejected", "left out", "failed", "missing")
+MAX_ARRAY_SIZE = 1001  # of SLURM, where a site has not changed it: indices are below it
 ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
 _INDENT = " " * 12
 
@@ -25,13 +27,20 @@ def of_stage(row: dict, root: Path) -> list[str]:
     if row["waits"]:
         return [f"{row['stage']:9} waits for an earlier stage"]
     lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'])}"]
-    for state in ("failed", "left out", "rejected"):
-        found = [item for item in row["items"] if item["state"] == state]
+    lines += first_reasons(row["items"], "failed", "left out", "rejected")
+    if command := again(row, root):
+        lines.append(f"{_INDENT}again: {command}")
+    return lines
+
+
+def first_reasons(items: Sequence[dict], *states: str) -> list[str]:
+    """For each of these states the first item in it, with the reason, and how many more there are."""
+    lines = []
+    for state in states:
+        found = [item for item in items if item["state"] == state]
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             lines.append(f"{_INDENT}{state} {found[0]['item']}: {found[0]['reason']}{more}")
-    if command := again(row, root):
-        lines.append(f"{_INDENT}again: {command}")
     return lines
 
 
@@ -52,9 +61,10 @@ def again(row: dict, root: Path) -> str:
     begun = len(left) < len(row["items"]) or any(item["state"] == "failed" for item in row["items"])
     if not left or not begun:
         return ""
-    if script := ARRAYS.get(row["stage"]):
-        return f"sbatch --array={as_array(left)} slurm/{script} {root}"
-    return f"cloudjob {row['stage']} {root}"
+    script, shown = ARRAYS.get(row["stage"]), shlex.quote(str(root))
+    if script and left[-1] >= MAX_ARRAY_SIZE:
+        return f"slurm/{script} {shown}"  # which submits several arrays
+    return f"sbatch --array={as_array(left)} slurm/{script} {shown}" if script else f"cloudjob {row['stage']} {shown}"
 
 
 def of_training(found: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from cloudjob.cli.progress import say
 from cloudjob.cli.stopping import listen
 from cloudjob.errors import ConfigError, ItemError
 from cloudjob.files import sweep
+from cloudjob.run.history import Entry
 
 if TYPE_CHECKING:
     from cloudjob.config.source import Source
@@ -84,14 +85,16 @@ def compare(arguments: argparse.Namespace) -> int:
         return 0
     listen(folder)
     sweep(folder.root)
-    summary = runs.run(comparison, folder)
+    with Entry(folder, "compare") as entry:
+        summary = runs.run(comparison, folder)
+        entry.code = ItemError.exit_code if summary.failed else 0
     say(summary.line())
     for name, why in summary.failed.items():
         say(f"  failed {name}: {why}")
     if variants.BASE not in summary.failed:
         document = results.write(comparison, folder)
         print(json.dumps(document, indent=1) if arguments.json else results.table(document))
-    return ItemError.exit_code if summary.failed else 0
+    return entry.code
 
 
 def model(arguments: argparse.Namespace) -> int:

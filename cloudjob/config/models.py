@@ -10,11 +10,13 @@ from cloudjob.config.fields import (
     Byte,
     ConfiguredPath,
     Count,
+    Day,
     Fraction,
     Momentum,
     Percent,
     Product,
     Section,
+    Text,
     Tile,
     ascending,
 )
@@ -41,8 +43,8 @@ class CopernicusConfig(Section):
 class Query(Section):
     """One catalogue query: first and last day (both inclusive) and the range of the catalogue's cloud cover."""
 
-    start: date
-    end: date
+    start: Day
+    end: Day
     cloud: tuple[Percent, Percent] = Field(description="percent")
 
     _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud cover"))
@@ -158,7 +160,7 @@ class SplitConfig(Section):
     test_share: Fraction = 0.15
     folds: Annotated[int, Field(ge=2)] = 5
     fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold that is tested on; the next one validates")
-    held_out: str | None = Field(None, description="by pair: the pair that is tested on")
+    held_out: Text | None = Field(None, description="by pair: the pair that is tested on")
     test_tiles: list[Tile] = Field(
         [], description="tiles that are always tested on; the shares and folds are of the others"
     )
@@ -263,7 +265,7 @@ class TrainConfig(Section):
         None, description="CPU threads per rank; default: the cores of the task over its ranks"
     )
     loader_threads: Count = Field(2, description="threads that read the next batch")
-    local_dir: str | None = Field(
+    local_dir: Text | None = Field(
         None, description="node-local folder that the shards are copied to first, e.g. $SLURM_TMPDIR"
     )
     checkpoint_s: Annotated[float, Field(gt=0)] | None = Field(

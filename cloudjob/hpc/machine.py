@@ -36,15 +36,22 @@ def device_name(device: "torch.device") -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of this code, with a + if it has uncommitted changes; None outside a checkout."""
-    here = Path(__file__).parent
+    """The commit of this code, with a + if it has uncommitted changes; None outside a checkout.
+
+    A repository that the code merely lies in, as in its user's .venv, is not its own: that does not track this file.
+    """
+    here = Path(__file__)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = ["git", "-C", str(here.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
+        return done.stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+        git("ls-files", "--error-unmatch", "--", here.name)
+        changed = git("status", "--porcelain", "--", str(here.parents[1]))
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

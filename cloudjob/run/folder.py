@@ -16,9 +16,9 @@ class RunFolder:
     """A run folder, and what a command wants of it.
 
     What people see goes through `say` (a line) and `progress` (share done, a line), which the command line sets;
-    `stop_requested` tells that this process should end in good order. `only` names the items to work on (all when
-    empty); `force` makes items again that are done. `patience` and `job` are those of its leases. `kept` holds what was
-    read, of a command that only looks.
+    `stop_requested` tells that this process should end in good order; `begin` is called before the first item is made.
+    `only` names the items to work on (all when empty); `force` makes items again that are done. `patience` and `job`
+    are those of its leases. `kept` holds what was read, of a command that only looks.
     """
 
     def __init__(self, root: Path, *, only: Iterable[str] = (), force: bool = False):
@@ -29,6 +29,7 @@ class RunFolder:
         self.say: Callable[[str], None] = lambda line: None
         self.progress: Callable[[float, str], None] = lambda share, line: None
         self.stop_requested: Callable[[], bool] = lambda: False
+        self.begin: Callable[[], None] = lambda: None
         self.patience = PATIENCE
         self.job: str | None = None
         self.config = self.root / "config.yaml"
@@ -36,6 +37,7 @@ class RunFolder:
         self.records = self.root / "records"
         self.archive = self.root / "archive"
         self.jobs = self.root / "jobs" / "log.tsv"  # written by slurm/*.sh
+        self.history = self.root / "jobs" / "history.jsonl"
         self.drifting = self.root / "drifting"  # <tile>.tif: not 0 where the ground moves from date to date, as sea ice
         self.scenes = self.root / "scenes.jsonl"
         self.pairs = self.root / "pairs.jsonl"

@@ -150,14 +150,19 @@ def checkpoint_digest(folder: RunFolder, elsewhere: Path | None) -> str:
     """The digest of the network: this run's own, or that of a checkpoint from elsewhere."""
     if elsewhere is None:
         return output_digest(folder, "train", "run")
-    if not elsewhere.exists():
-        raise InputError(f"infer.checkpoint: {elsewhere} does not exist")
+    check_checkpoint(elsewhere)
     return file_sha256(elsewhere)
 
 
 def shard_index(folder: RunFolder, elsewhere: Path | None) -> dict | None:
     """What shards/index.json holds. InputError while there is none; but None, where the network is from elsewhere."""
     return None if elsewhere and not folder.shard_index.exists() else folder.index()
+
+
+def check_checkpoint(elsewhere: Path | None) -> None:
+    """InputError where `infer.checkpoint` names a file that is not there."""
+    if elsewhere is not None and not elsewhere.exists():
+        raise InputError(f"infer.checkpoint: {elsewhere} does not exist")
 
 
 def require(folder: RunFolder, stage: str, names: Sequence[str], *, reader: str) -> None:
@@ -272,6 +277,7 @@ def work(
             continue
         try:
             with lease:
+                folder.begin()
                 _make(folder, item, make, summary)
         except InputError as error:
             waiting[item.name] = error

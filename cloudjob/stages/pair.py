@@ -1,5 +1,6 @@
 """pair: pairs every cloudy product with the nearest good clear one of its tile, and writes pairs.jsonl."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
+from cloudjob.names import ProductName
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -62,6 +64,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
+    granules = Counter(ProductName.parse(row["product"]).granule for row in folder.rows(folder.scenes, stage="search"))
+    halves = {granule for granule, number in granules.items() if number > 1}
     preview = _kept(lambda name: pairing.open_preview(Product.open(folder.safe(name)), settings), MEMORY)
 
     def clear(item: Item) -> "Iterator[Preview]":
@@ -82,7 +86,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     def make(item: Item) -> Made:
         gone = records.left_out(folder, "download", item.name)
         records.need(folder, "download" if gone else "preview", [item.name], own=item.name)
-        rows = pairing.candidates(preview(item.name), clear(item), rules, settings)
+        rows = pairing.candidates(preview(item.name), clear(item), rules, settings, halves)
         rows = [row | {"version": _version(row, item.inputs)} for row in rows]
         if not any(row["accepted"] for row in rows):
             reasons = [f"{row['clear']}: {'; '.join(row['reasons'])}" for row in rows if row["shown"]]

@@ -55,6 +55,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
             start=start,
             end=end + timedelta(days=1),
             cloud=tuple(item.config["cloud"]),
+            said=folder.say,
         )
         return [asdict(scene) for scene in scenes]
 
@@ -132,15 +133,35 @@ def _check_polygon(config: Config) -> None:
 
 
 def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list[dict]:
-    """One row per product, with its roles. Of one datatake and tile only the newest processing baseline is kept, and
-    where that one is gone, the newest that is not beside it."""
+    """One row per product, with its roles. Of one datatake and tile the newest processing baseline is kept, ESA's
+    before anybody else's, and what lies on other ground: what two stations received comes in two halves. Where one is
+    gone, the newest that is not is kept beside it."""
     rows: dict[str, dict] = {}
     for item, scenes in zip(every, results, strict=True):
         for scene in scenes:
             row = rows.setdefault(scene["product"], {**scene, "roles": []})
             row["roles"] = sorted({*row["roles"], item.config["role"]})
-    newest: dict[tuple[str, str], list[dict]] = {}
-    for row in sorted(rows.values(), key=lambda row: (row["baseline"], row["product"])):
-        older = newest.get(_acquisition(row["product"]), []) if row["product"] in gone else []
-        newest[_acquisition(row["product"])] = [*older, row]
-    return sorted((row for kept in newest.values() for row in kept), key=lambda row: row["product"])
+    kept: dict[str, list[dict]] = {}
+    for row in sorted(rows.values(), key=_newness, reverse=True):
+        same = kept.setdefault(ProductName.parse(row["product"]).granule, [])
+        if _on_other_ground(row, [other for other in same if other["product"] not in gone]):
+            same.append(row)
+    return sorted((row for same in kept.values() for row in same), key=lambda row: row["product"])
+
+
+def _newness(row: dict) -> tuple[bool, str, str]:
+    """What sorts copies of a product. A baseline of 99.xx tells nothing of its age: somebody's own Sen2Cor made it."""
+    return not row["baseline"].startswith("99."), row["baseline"], row["product"]
+
+
+def _on_other_ground(row: dict, others: list[dict]) -> bool:
+    """Whether the others have less than half of the ground of a product; False where a footprint is not known."""
+    from shapely import make_valid, union_all
+    from shapely.geometry import shape
+
+    if not others:
+        return True
+    if not all(each.get("footprint") for each in (row, *others)):
+        return False
+    own, *rest = (make_valid(shape(each["footprint"])) for each in (row, *others))
+    return own.intersection(union_all(rest)).area < own.area / 2

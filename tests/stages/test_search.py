@@ -1,8 +1,11 @@
 """Answers of several queries become one row per product."""
 
+import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloudjob.config import source
 from cloudjob.copernicus import catalogue
@@ -65,7 +68,7 @@ class Catalogue:
     def __init__(self):
         self.months, self.asked = {}, []
 
-    def search(self, session, endpoints, *, polygon, start, end, cloud):
+    def search(self, session, endpoints, *, polygon, start, end, cloud, said):
         role = "clear" if cloud[1] == 1 else "cloudy"
         self.asked.append(f"{role}-{start:%Y-%m}")
         found = self.months.get(self.asked[-1], [])
@@ -185,3 +188,38 @@ def test_excluded_products_are_listed_and_not_asked_for_again(data_space, folder
     assert (data_space.asked, products) == ([], {OTHER, CLOUDY, newer, NAME})  # the older one is taken instead
     assert summary.note == "4 products on 1 tiles, 1 of them left out"
     assert "T05WPT_20240302T001122 is not among the products that were found" in folder.said[-1]
+
+
+def on(south: float, north: float) -> dict:
+    ring = [[-150, north], [-149, north], [-149, south], [-150, south], [-150, north]]
+    return {"footprint": {"type": "Polygon", "coordinates": [ring]}}
+
+
+def copies(*facts: dict, baseline: str = "N0510") -> list[dict]:
+    """Products of one datatake and tile, each processed a day after the one before."""
+    name = NAME.replace("N0400", baseline).replace("20240302T", "202404{:02d}T")
+    return [scene(name.format(day), **fact) for day, fact in enumerate(facts, 1)]
+
+
+def kept(rows: list[dict]) -> list[str]:
+    return [row["product"] for row in search._merge([Item("search", "a", {"role": "clear"}, {})], [rows])]
+
+
+@pytest.mark.parametrize("own", ["N9999", "N9933"])
+def test_a_product_of_somebodys_own_is_taken_only_where_esa_has_none(own):
+    mine, esa = copies({}, baseline=own)[0], scene(NAME)
+    for rows in itertools.permutations([mine, esa]):
+        assert kept(list(rows)) == [NAME]
+    assert kept([mine]) == [mine["product"]]
+
+
+@given(st.permutations(range(4)))
+def test_of_two_halves_both_are_kept_each_in_its_newest_copy(order):
+    """Two ground stations received a part each; the parts overlap a little, and one was processed again."""
+    rows = [*copies(on(69.0, 69.5), on(69.45, 70.0), on(69.01, 69.5)), scene(NAME, **on(69.0, 70.0))]
+    assert kept([rows[index] for index in order]) == [rows[1]["product"], rows[2]["product"]]
+
+
+def test_a_copy_whose_footprint_is_not_known_is_no_half():
+    rows = copies(on(69.0, 69.5), {})
+    assert kept(rows) == [rows[1]["product"]]
