@@ -43,6 +43,8 @@ def test_paths_on_the_command_line_count_from_the_working_folder(tmp_path, monke
     assert found.train.init_from == tmp_path / "a, 'b'.pt"
     assert found.infer.checkpoint == tmp_path.parent / "c.pt"
     assert opened("train", TEST, "--init-from", "/abs.pt").config.train.init_from == Path("/abs.pt")
+    (tmp_path / "~$x.pt").touch()
+    assert opened("train", TEST, "--init-from", "~$x.pt").config.train.init_from == tmp_path / "~$x.pt"
     json.dumps(found.section("train", "infer"))  # plain values
 
 
