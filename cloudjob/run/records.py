@@ -81,11 +81,33 @@ def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
     return {f"drifting/{path.name}": file_sha256(path)} if path.exists() else {}
 
 
+def forced(folder: RunFolder, item: Item) -> bool:
+    """Whether --force asked for this item to be made anew, and it has not been yet."""
+    return _mark(folder, item).exists()
+
+
+def _mark(folder: RunFolder, item: Item) -> Path:
+    return folder.records / item.stage / ".forced" / item.name
+
+
+def _force(folder: RunFolder, stage: str, items: Sequence[Item]) -> None:
+    """Marks these items as to be made anew. Where some still are, an earlier --force was stopped: it goes on."""
+    left = sum(forced(folder, item) for item in items)
+    if left:
+        folder.say(f"{stage}: an earlier --force goes on: {left} of {len(items)} items are left to be made anew")
+        return
+    for item in items:
+        _mark(folder, item).parent.mkdir(parents=True, exist_ok=True)
+        _mark(folder, item).touch()
+
+
 def why(folder: RunFolder, item: Item) -> str | None:
     """Why this item would be made (again): None if it is done or rejected as things are now."""
     found = record(folder, item.stage, item.name)
     if found is None:
         return "missing"
+    if forced(folder, item):
+        return "--force"
     if found["status"] == "failed":
         return f"failed: {found['message']}"
     changed = changes(merged(item.newer, found["config"]), item.config)
@@ -154,14 +176,16 @@ def work(folder: RunFolder, stage: str, items: Sequence[Item], make: Callable[[I
     """Makes each item that is not done. `make` returns (output paths, JSON-able result) or raises.
 
     RejectedError is recorded as rejected and ItemError as failed (others go on); a full disk, and a request to
-    stop, end the stage at once.
+    stop, end the stage at once. `--force` counts once: what it asks for is marked, and the marks outlive a stop.
     """
     summary, start = Summary(stage), time.monotonic()
     items = wanted(folder, items)
+    if folder.force:
+        _force(folder, stage, items)
     for number, item in enumerate(items):
         if folder.stop_requested():
             raise InterruptedJob(f"{stage}: stopped before {item.name}; run the same command again")
-        if not folder.force and why(folder, item) is None:
+        if why(folder, item) is None:
             done = record(folder, stage, item.name) or {}
             if done.get("status") == "rejected":
                 summary.rejected[item.name] = done["message"]
@@ -222,3 +246,4 @@ def _note(
             "seconds": round(time.monotonic() - begun, 3),
         },
     )
+    _mark(folder, item).unlink(missing_ok=True)

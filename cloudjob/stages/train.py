@@ -51,6 +51,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
         with group.reporting_failures():
             if group.rank == 0:
+                if not records.forced(folder, item):  # so that a --force of now is a new one
+                    folder.forced.unlink(missing_ok=True)
                 return records.work(folder, STAGE, [item], train)
             train(item)
             return Summary(STAGE, done=["run"])
@@ -76,4 +78,4 @@ def _training(config: Config, folder: RunFolder, item: Item, index: dict, group:
     files = Files(**{each.name: getattr(folder, each.name) for each in fields(Files)})
     talk = Talk(say=folder.say, progress=folder.progress, stop_requested=folder.stop_requested)
     identity = Identity(config=item.config, inputs=item.inputs)
-    return Training(folder.shards, index, settings, files, identity, group, talk, anew=folder.force)
+    return Training(folder.shards, index, settings, files, identity, group, talk, anew=records.forced(folder, item))

@@ -47,7 +47,7 @@ def shards(tmp_path_factory) -> Path:
 class Looks:
     """What is seen of held-out triplets: nothing but when and with what it was looked at."""
 
-    def __init__(self, recipe, settings, held_out, instead, device, *, bfloat16):
+    def __init__(self, recipe, settings, held_out, instead, device, *, bfloat16, stopped):
         self.given = (len(held_out), len(instead), bfloat16)
         self.faults_after, self.validated, self.averages = [], [], []
 
@@ -90,7 +90,7 @@ def training(
     anew: bool = False,
     stop=None,
 ) -> Training:
-    names = ("checkpoints", "metrics", "validation", "checks", "job_cards", "samples", "tensorboard")
+    names = ("checkpoints", "metrics", "validation", "checks", "job_cards", "samples", "tensorboard", "forced")
     files = Files(**{name: folder / "train" / f"{name}" for name in names})
     said: list[str] = []
     talk = Talk(say=said.append, stop_requested=stop or (lambda: False))
@@ -143,7 +143,9 @@ def test_what_is_done_after_which_share(shards, tmp_path):
     assert looks.given == (4, 16, False)
     assert seen(files.checks) == [4, 8, 20, 40, 80]
     assert [share for _, share in looks.faults_after] == [0.05, 0.1, 0.25, 0.5, 1.0]
-    assert {network for network, _ in looks.faults_after} == {made.state.network}  # as it is trained
+    last, _ = looks.faults_after[-1]
+    assert last is not made.state.network  # a copy of it as it is trained
+    assert torch.equal(last.stem.weight, made.state.network.stem.weight)
     assert seen(files.validation) == [8, 16, 24, 32, 40, 48, 56, 64, 72, 80]
     assert logs.rows(files.validation)[0] == {"seen": 8, "loss": 0.5}
     assert made.state.network not in looks.validated  # averaged
