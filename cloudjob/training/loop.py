@@ -62,10 +62,10 @@ class Training:
         recipe = recipe.measure(data.some(self.triplets, 64, group.device))
         self.state = State(recipe, settings, settings.total(len(self.triplets)), group)
         bfloat16 = self.state.step.bfloat16
+        self.stopping = _Stopping(talk, self.state)
         self.held_out = HeldOut(
-            recipe, settings, held_out, self.triplets, group.device, bfloat16=bfloat16, stopped=self._must_stop
+            recipe, settings, held_out, self.triplets, group.device, bfloat16=bfloat16, stopped=self.stopping.wished
         )
-        self.clock, self.step_s = awake.of_process(), 0.0
         self.state.resume(files, identity, talk, anew=anew)
         self.state.step.connect(data.some(self.triplets, 2, group.device, donors=True))
         self.meter = Meter(group.device, energy, files.metrics, grid_co2=settings.grid_co2)
@@ -87,7 +87,7 @@ class Training:
             # Agree: a clock, a signal or a number that is not finite is of one rank alone, what follows is of all.
             last = state.seen + settings.batch_size >= state.total
             wishes = _Wishes(
-                stop=_LOOKING * (not looked) or _LATE * self._late() or _ASKED * self.talk.stop_requested(),
+                stop=_LOOKING * (not looked) or _LATE * self.stopping.late() or _ASKED * self.talk.stop_requested(),
                 save=time.monotonic() - saved > _interval(settings, state.save_s),
                 log=meter.elapsed > settings.log_s,
             )
@@ -117,15 +117,8 @@ class Training:
 
             # Look at held-out triplets.
             looked = not first or self._look()
-            self.step_s, begun = time.monotonic() - begun, time.monotonic()
+            self.stopping.step_s, begun = time.monotonic() - begun, time.monotonic()
         return self._end(norm)
-
-    def _late(self) -> bool:
-        """Whether it is time to stop because the job ends."""
-        return _late(2 * (self.state.save_s + self.step_s), suspended_s=self.clock.suspended)
-
-    def _must_stop(self) -> bool:
-        return self.talk.stop_requested() or self._late()
 
     def _save(self) -> None:
         facts = {"seen": self.state.seen, **self.meter.used(), "energy": self.meter.kind}
@@ -180,6 +173,20 @@ class Training:
         state.chosen = chosen
         self._save()
         return self._look()
+
+
+class _Stopping:
+    """Whether it is time to stop: somebody wishes so, or the job ends."""
+
+    def __init__(self, talk: Talk, state: State):
+        self.talk, self.state, self.clock = talk, state, awake.of_process()
+        self.step_s = 0.0  # what a step takes
+
+    def late(self) -> bool:
+        return _late(2 * (self.state.save_s + self.step_s), suspended_s=self.clock.suspended)
+
+    def wished(self) -> bool:
+        return self.talk.stop_requested() or self.late()
 
 
 class _Wishes(NamedTuple):
