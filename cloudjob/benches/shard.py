@@ -140,15 +140,16 @@ def decode_alone(run_folder: Path) -> dict:
 
 
 _DECODE = """
-import os, sys
+import sys
 from pathlib import Path
+from cloudjob.hpc import machine
 from cloudjob.sentinel2 import product as p
 if __name__ == "__main__":
     products = [p.Product.open(Path(folder)) for folder in sys.argv[1:]]
     for one in products:
         for read in (p.read_scl, p.read_cloud_probability, p.read_overview, p.read_b11):
             read(one)
-    for _ in p.stripes(products, processes=len(os.sched_getaffinity(0))):
+    for _ in p.stripes(products, processes=machine.cores()):
         pass
 """
 

@@ -196,7 +196,7 @@ class Bench:
     def scaling(self, preset: str, best: dict) -> list[dict]:
         """Whole trainings (`cloudjob train`) by 1, 2, 4, ... ranks: one per GPU, or one with one thread per core. In
         turn, so that a change of the load meets all of them; the best step of each."""
-        most = torch.cuda.device_count() if self.device.type == "cuda" else len(os.sched_getaffinity(0))
+        most = torch.cuda.device_count() if self.device.type == "cuda" else machine.cores()
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= most]
         found: dict[int, list[dict]] = {size: [] for size in sizes}
         for _ in range(self.rounds):

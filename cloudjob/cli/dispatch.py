@@ -11,6 +11,7 @@ from cloudjob.cli.parser import STAGES, parse
 from cloudjob.cli.progress import say
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob
 from cloudjob.files import is_disk_full
+from cloudjob.hpc import launch
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": execute.run,
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, by default that of this process, and returns its exit code (see `cloudjob.errors`)."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large tensors on huge pages, where the kernel lets it
+    launch.settle_threads()
     code = _call(parse(argv))
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():

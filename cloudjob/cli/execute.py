@@ -22,7 +22,7 @@ from cloudjob.run.records import Item, Summary
 if TYPE_CHECKING:
     from cloudjob.config.models import Config
 
-_RANKS = ("RANK", "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # torchrun, MPICH, PMIx, Open MPI
+_RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")  # torchrun, Open MPI, MPICH, PMIx
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -112,11 +112,15 @@ def _tell(summary: Summary, folder: RunFolder) -> None:
 
 
 def _first_rank() -> bool:
-    """Whether this is the only process, or the first of mpiexec, srun or torchrun, which prints and saves for all."""
+    """Whether this is the only process, or the first of mpiexec, srun or torchrun, which prints and saves for all.
+
+    The launcher that was started last counts: its processes still see the variables of a step of srun around it.
+    """
     from cloudjob.hpc import slurm
 
     task = slurm.task()
-    return (task is None or task.rank == 0) and all(os.environ.get(name, "0") == "0" for name in _RANKS)
+    said = next((os.environ[name] for name in _RANKS if name in os.environ), None)
+    return said == "0" if said is not None else task is None or task.rank == 0
 
 
 def nth(items: Sequence[Item], index: int, stage: str) -> str:

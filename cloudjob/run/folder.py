@@ -57,6 +57,7 @@ class RunFolder:
         self.job_cards = self.training / "jobs.jsonl"
         self.samples = self.training / "samples"
         self.tensorboard = self.training / "tensorboard"
+        self.forced = self.training / "forced.json"  # --force began this training
         self.evaluation_folder = self.root / "evaluation"
         self.scores = self.evaluation_folder / "scores.jsonl"
         self.evaluation = self.evaluation_folder / "summary.json"

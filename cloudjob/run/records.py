@@ -105,11 +105,33 @@ def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
     return {f"drifting/{path.name}": file_sha256(path)} if path.exists() else {}
 
 
+def forced(folder: RunFolder, item: Item) -> bool:
+    """Whether --force asked for this item to be made anew, and it has not been yet."""
+    return os.path.exists(f"{folder.records}/{item.stage}/.forced/{item.name}")
+
+
+def _mark(folder: RunFolder, item: Item) -> Path:
+    return folder.records / item.stage / ".forced" / item.name
+
+
+def _force(folder: RunFolder, stage: str, items: Sequence[Item]) -> None:
+    """Marks these items as to be made anew. Where some still are, an earlier --force was stopped: it goes on."""
+    left = sum(forced(folder, item) for item in items)
+    if left:
+        folder.say(f"{stage}: an earlier --force goes on: {left} of {len(items)} items are left to be made anew")
+        return
+    for item in items:
+        _mark(folder, item).parent.mkdir(parents=True, exist_ok=True)
+        _mark(folder, item).touch()
+
+
 def why(folder: RunFolder, item: Item) -> str | None:
     """Why this item would be made (again): None if it is done, rejected or left out as things are now."""
     found = record(folder, item.stage, item.name, result=False)
     if found is None:
         return "missing"
+    if forced(folder, item):
+        return "--force"
     if found["status"] == "failed":
         return f"failed: {found['message']}"
     changed = changes(merged(item.newer, found["config"]), item.config)
@@ -254,7 +276,8 @@ def work(
     RejectedError is recorded as rejected, LeftOutError as left out and ItemError as failed; others go on. An item that
     raises InputError lacks its input: it counts as failed, and stays missing. InputError, once the others are made,
     where single items were asked for or all lack theirs. A full disk, and a request to stop, end the stage at once.
-    `meanwhile` is called every few seconds while others hold all that is left.
+    `meanwhile` is called every few seconds while others hold all that is left. `--force` counts once: what it asks for
+    is marked, and the marks outlive a stop.
 
     What a stage writes from all records at its end needs no lease: who writes it replaces it whole, by the same bytes.
     """
@@ -262,8 +285,11 @@ def work(
     items = wanted(folder, items)
     waiting: dict[str, InputError] = {}
 
+    if folder.force:
+        _force(folder, stage, items)
+
     def is_done(item: Item) -> bool:
-        return not folder.force and why(folder, item) is None
+        return why(folder, item) is None
 
     for number, (item, lease) in enumerate(turns(folder, stage, items, is_done, meanwhile=meanwhile)):
         if lease is None:
@@ -341,3 +367,4 @@ def _note(
             "seconds": round(time.monotonic() - begun, 3),
         },
     )
+    _mark(folder, item).unlink(missing_ok=True)

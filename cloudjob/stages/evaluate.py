@@ -1,7 +1,6 @@
 """evaluate: scores restored scenes, or the triplets of the held-out split, whichever `evaluate.of` names."""
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudjob.config.models import Config
 from cloudjob.files import write_bytes, write_json, write_jsonl
+from cloudjob.hpc import machine
 from cloudjob.names import ProductName
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
@@ -110,8 +110,8 @@ def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
     names = [pair[role] for role in ("cloudy", "clear", "reference") if pair[role]]
     records.need(folder, "download", names, own=product)
     products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
-    cores, settings = len(os.sched_getaffinity(0)), masks.Settings(**dict(config.masks))
-    load = open_pair(products, settings, drifting=folder.drifting, processes=cores)
+    settings = masks.Settings(**dict(config.masks))
+    load = open_pair(products, settings, drifting=folder.drifting, processes=machine.cores())
     ground, sensed = _read(folder.truth(product)), _read(folder.sensed(product))
     kind = "ground" if ground is not None else scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     restored, _ = output.read_h5(folder.output(product, ".h5"))

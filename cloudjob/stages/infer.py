@@ -4,7 +4,6 @@ MPI carries the names of products and the ranks' answers, never pixels: inputs a
 a hidden folder beside the outputs, from which a killed job also resumes.
 """
 
-import os
 import shutil
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,6 +14,7 @@ from cloudjob import __version__
 from cloudjob.config.models import Config
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
 from cloudjob.files import ask_guards, atomic, digest, file_sha256
+from cloudjob.hpc import machine
 from cloudjob.names import ProductName
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
@@ -180,8 +180,8 @@ def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "Scen
         for old in work.parent.glob(".work-*"):
             shutil.rmtree(old)
         products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
-        cores, settings = len(os.sched_getaffinity(0)), masks.Settings(**dict(config.masks))
-        load = open_pair(products, settings, drifting=folder.drifting, processes=cores)
+        settings = masks.Settings(**dict(config.masks))
+        load = open_pair(products, settings, drifting=folder.drifting, processes=machine.cores())
         roles = _references(config, pair)
         days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
         SceneConditions.of(load("cloudy"), map(load, roles), days=days).save(work)

@@ -1,6 +1,5 @@
 """shard: measures accepted pairs, cuts them into triplets, one HDF5 shard per pair, and writes shards/index.json."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache, partial
@@ -10,6 +9,7 @@ from cloudjob import __version__
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, InterruptedJob, RejectedError
 from cloudjob.files import atomic, digest, file_sha256, write_json
+from cloudjob.hpc import machine
 from cloudjob.names import ProductName, tile_of_pair
 from cloudjob.patches import splits
 from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND, REFERENCES
@@ -198,8 +198,7 @@ def _stripes(config: Config, folder: RunFolder, pair: "PreparedPair") -> "Iterat
     """The images of a pair, stripe by stripe; InterruptedJob on a stop request."""
     from cloudjob.patches import pairs
 
-    cores = len(os.sched_getaffinity(0))
-    for stripe in pairs.stripes(pair, radiometry=config.shard.radiometry, processes=cores):
+    for stripe in pairs.stripes(pair, radiometry=config.shard.radiometry, processes=machine.cores()):
         if folder.stop_requested():
             raise InterruptedJob(f"{STAGE}: stopped; run the same command again")
         yield stripe

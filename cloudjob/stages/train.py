@@ -52,6 +52,13 @@ def _of(products: list[str], entries: list[dict]) -> list[dict]:
     return [entry for entry in entries if entry["pair"].startswith(own)]
 
 
+def _note_lacking(folder: RunFolder, index: dict) -> None:
+    """Keeps the index of a training that begins without some pairs."""
+    folder.trained_on.unlink(missing_ok=True)
+    if "lacking" in index:
+        write_json(folder.trained_on, index)
+
+
 def _say_lacking(folder: RunFolder, index: dict) -> None:
     """Names the products that are not trained on, and what can be done for those that have a shard by now."""
     if lacking := index.get("lacking"):
@@ -81,13 +88,15 @@ def run(config: Config, folder: RunFolder) -> Summary:
             with group.reporting_failures():  # here too: further out, a failed item is no longer an exception
                 if group.rank == 0:
                     distributed.gather(_GO)
-                return _training(config, folder, item, index, group).run()
+                training = _training(config, folder, item, index, group)
+                if group.rank == 0:
+                    _note_lacking(folder, index)
+                return training.run()
 
         with group.reporting_failures():
             if group.rank == 0:
-                folder.trained_on.unlink(missing_ok=True)
-                if "lacking" in index:
-                    write_json(folder.trained_on, index)
+                if not records.forced(folder, item):  # so that a --force of now is a new one
+                    folder.forced.unlink(missing_ok=True)
                 summary = records.work(folder, STAGE, [item], train, meanwhile=lambda: distributed.gather(_WAIT))
                 if summary.skipped:
                     distributed.gather(_END)
@@ -120,4 +129,4 @@ def _training(config: Config, folder: RunFolder, item: Item, index: dict, group:
     files = Files(**{each.name: getattr(folder, each.name) for each in fields(Files)})
     talk = Talk(say=folder.say, progress=folder.progress, stop_requested=folder.stop_requested)
     identity = Identity(config=item.config, inputs=item.inputs)
-    return Training(folder.shards, index, settings, files, identity, group, talk, anew=folder.force)
+    return Training(folder.shards, index, settings, files, identity, group, talk, anew=records.forced(folder, item))

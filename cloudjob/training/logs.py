@@ -173,6 +173,10 @@ class Journal:
             energy_from=meter.energy.source,
         )
 
+    def lacks(self, path: Path) -> bool:
+        """Whether no row of the samples seen now was written."""
+        return all(row["seen"] != self.state.seen for row in rows(path))
+
     def log(self, norm: Tensor) -> None:
         """A row of metrics of all ranks, and one line of it. A collective call."""
         measured, state = self.meter.row(), self.state

@@ -139,6 +139,24 @@ def test_only_the_first_rank_speaks_and_writes(stages, monkeypatch, capsys):
     assert Path("run/config.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0"}, True),  # mpiexec, by a step on each node
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "PMI_RANK": "5"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "RANK": "1"}, False),  # torchrun in a step
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, False),
+    ],
+)
+def test_the_launcher_that_was_started_last_says_who_is_first(monkeypatch, environment, first):
+    for name in (*execute._RANKS, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert execute._first_rank() is first
+
+
 def test_a_dry_run_touches_nothing(stages, capsys):
     assert main(["run", *RUN, "--from", "infer", "--dry-run"]) == 0
     assert main(["review", *RUN, "--apply", "decisions.csv", "--dry-run"]) == 0

@@ -46,9 +46,18 @@ def start(environment: dict) -> Forked:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_two_processes_train_as_one(launcher):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """torchrun's at a free port; srun's although another program listens at the port that they were given."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if launcher == "srun":
+            other.listen()
+        _two_processes_train_as_one(launcher, other)
+
+
+def _two_processes_train_as_one(launcher: str, other: socket.socket) -> None:
+    port = str(other.getsockname()[1])
+    if launcher == "torchrun":
+        other.close()
 
     def variables(rank: int) -> dict:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

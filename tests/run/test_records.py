@@ -138,6 +138,32 @@ def test_only_and_force(folder):
         records.work(folder, "shard", items, maker(folder))
 
 
+def test_force_counts_once_however_often_it_is_stopped(folder):
+    """What it asked for is made once, in as many goes as it takes; with --force again, or without."""
+    items, made = [item(name) for name in "abcd"], []
+
+    def make(each):
+        made.append(each.name)
+        return maker(folder)(each)
+
+    folder.only = ["a", "b"]
+    records.work(folder, "shard", items, maker(folder))
+    folder.only, folder.force = [], True
+    for force, goes in ((True, 2), (True, 1), (False, 4)):
+        folder.force, end = force, len(made) + goes
+        folder.stop_requested = lambda end=end: len(made) == end
+        if made != ["a", "b", "c"]:
+            with pytest.raises(InterruptedJob):
+                records.work(folder, "shard", items, make)
+        else:
+            assert records.why(folder, items[3]) == "missing"
+            assert records.work(folder, "shard", items, make).skipped == ["a", "b", "c"]
+    assert made == ["a", "b", "c", "d"]
+    assert not any(records.forced(folder, each) for each in items)
+    folder.force, folder.stop_requested = True, lambda: False
+    assert records.work(folder, "shard", items, make).done == ["a", "b", "c", "d"]
+
+
 def test_a_stop_comes_between_items(folder):
     folder.stop_requested = lambda: (folder.root / "a.txt").exists()
     with pytest.raises(InterruptedJob) as caught:

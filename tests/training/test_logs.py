@@ -221,6 +221,7 @@ class Paper:
             job_cards=folder / "jobs.jsonl",
             samples=folder / "samples",
             tensorboard=folder / "tensorboard",
+            forced=folder / "forced.json",
         )
         self.state = SimpleNamespace(
             seen=seen,
