@@ -28,6 +28,10 @@ class InputError(CloudjobError):
     exit_code = 3
 
 
+class DamagedInputError(InputError):
+    """What an earlier stage has made cannot be read any more; that stage makes it again."""
+
+
 class ItemError(CloudjobError):
     """One item cannot be made: a refused download, a truncated file, a broken product. Others go on."""
 
@@ -43,6 +47,11 @@ class CorruptFileError(ItemError):
 
     def __reduce__(self) -> tuple:  # it crosses processes
         return type(self), (self.path, self.reason)
+
+
+class SystemTroubleError(ItemError):
+    """The system refused a file: no locks, a stale handle, no permission, too many open files. That is no damage, and
+    the file is left alone."""
 
 
 class DiskFullError(ItemError):

@@ -160,7 +160,7 @@ def _cloudjob(*arguments: object) -> dict:
 def _measured(command: list[str]) -> dict:
     """CPU and wall seconds and peak memory (proportional set size of the whole tree, GiB) of a command."""
     begun, before = time.monotonic(), os.times()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")
     peak = [0]
     watch = threading.Thread(target=_watch, args=(process, peak))
     watch.start()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
+from cloudjob.files import atomic
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
@@ -44,9 +45,23 @@ def open_run(arguments: argparse.Namespace) -> Context:
 
 def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
     """The run folder at `root`, with the items that the command asks for; it reports on standard error."""
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root} is a file, not a run folder: name another with --run-dir")
     folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
     folder.say, folder.progress = say, Progress()
     return folder
+
+
+def check_writable(folder: RunFolder) -> None:
+    """ConfigError unless files can be made in the run folder."""
+    try:
+        with atomic(folder.root / "writable"):
+            pass
+        (folder.root / "writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder.root} cannot be written to ({error.strerror}): name a run folder elsewhere with --run-dir"
+        ) from None
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cloudjob import __version__
 from cloudjob.cli import status
 from cloudjob.cli.archive import data_space
-from cloudjob.cli.context import Context, open_run, stage_module
+from cloudjob.cli.context import Context, check_writable, open_run, stage_module
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
 from cloudjob.errors import ConfigError, ItemError
@@ -78,6 +78,7 @@ def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
     if not _first_rank():
         folder.say, folder.progress = lambda line: None, lambda share, line: None
         return
+    check_writable(folder)
     say(f"cloudjob {__version__}: {' '.join(stages)} in {folder.root}")
     if tidy:
         sweep(folder.root)

@@ -1,7 +1,6 @@
 """The command line as argparse reads it: every command, its options and their help."""
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,8 +103,8 @@ class Parser:
     def _add_bench(self) -> None:
         bench = self._command("bench", "measure this node: ratios against the plain way")
         bench.add_argument("what", choices=BENCHES)
-        text = "disk to measure (default: %(default)s)"
-        bench.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help=text)
+        text = "disk to measure (default: the temporary folder)"
+        bench.add_argument("--dir", type=Path, help=text)
         bench.add_argument("--json", action="store_true")
 
     def _add_compare(self) -> None:

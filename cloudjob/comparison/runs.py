@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cloudjob.comparison.variants import BASE, Comparison, Variant
 from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob, ItemError
-from cloudjob.files import file_sha256, link, read_jsonl, write_bytes
+from cloudjob.files import file_sha256, link, split_jsonl, write_bytes
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -176,7 +176,7 @@ def _training(run: RunFolder) -> dict:
     from cloudjob.diffusion import checkpoint
 
     seconds, before = 0.0, 0
-    for row in read_jsonl(run.metrics):
+    for row in split_jsonl(run.metrics)[0]:
         if row["samples_per_s"]:
             seconds += (row["seen"] - before) / row["samples_per_s"]
         before = row["seen"]

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cloudjob.errors import CloudjobError, ConfigError, LostRankError
+from cloudjob.files import troubles
 from cloudjob.hpc import launch, slurm
 from cloudjob.hpc.watch import Member, Watch
 
@@ -270,7 +271,8 @@ def run_on_all_ranks(task: Callable[[], T]) -> T:
     results: list[T] = []
     failure = None
     try:
-        results.append(task())
+        with troubles():
+            results.append(task())
     except CloudjobError as error:
         failure = type(error), str(error), dict(vars(error))
     failures = gather(failure)

@@ -21,7 +21,7 @@ from cloudjob.errors import (
     ItemError,
     RejectedError,
 )
-from cloudjob.files import changes, digest, file_sha256, merged, write_json
+from cloudjob.files import changes, digest, file_sha256, merged, troubles, write_json
 from cloudjob.run.folder import RunFolder
 
 
@@ -60,6 +60,7 @@ class Summary:
 
 
 Made = tuple[Sequence[Path], Any]  # outputs of an item, and its JSON-able result
+_KEYS = {"status", "message", "config", "inputs", "outputs", "result"}  # what a whole record has
 
 
 def path(folder: RunFolder, stage: str, item: str) -> Path:
@@ -70,9 +71,10 @@ def path(folder: RunFolder, stage: str, item: str) -> Path:
 def record(folder: RunFolder, stage: str, item: str) -> dict | None:
     """What is recorded of an item, or None. An unreadable record counts as none: the item is made again."""
     try:
-        return json.loads(path(folder, stage, item).read_text(encoding="utf-8"))
+        found = json.loads(path(folder, stage, item).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) and found.keys() >= _KEYS else None
 
 
 def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
@@ -85,7 +87,8 @@ def why(folder: RunFolder, item: Item) -> str | None:
     """Why this item would be made (again): None if it is done or rejected as things are now."""
     found = record(folder, item.stage, item.name)
     if found is None:
-        return "missing"
+        kept = path(folder, item.stage, item.name)
+        return f"its record {kept} cannot be read" if kept.exists() else "missing"
     if found["status"] == "failed":
         return f"failed: {found['message']}"
     changed = changes(merged(item.newer, found["config"]), item.config)
@@ -177,7 +180,8 @@ def work(folder: RunFolder, stage: str, items: Sequence[Item], make: Callable[[I
 def _make(folder: RunFolder, item: Item, make: Callable[[Item], Made], summary: Summary) -> None:
     begun = time.monotonic()
     try:
-        outputs, result = make(item)
+        with troubles():
+            outputs, result = make(item)
     except RejectedError as error:
         summary.rejected[item.name] = str(error)
         _note(folder, item, "rejected", begun, message=str(error), result=error.result)
