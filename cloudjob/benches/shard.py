@@ -122,7 +122,7 @@ def fetch(work: Path, size: int) -> Path:
         },
         "shard": {"window": window, "stride": window // 4},
     }
-    (work / "bench.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (work / "bench.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     _cloudjob("run", work / "bench.yaml", "--run-dir", work / "run", "--until", "download")
     return work / "run"
 
@@ -130,7 +130,7 @@ def fetch(work: Path, size: int) -> Path:
 def shard_stage(run_folder: Path) -> dict:
     """CPU seconds, wall seconds, peak memory and triplets of `cloudjob shard`, its worker processes included."""
     figures = _cloudjob("shard", run_folder)
-    index = json.loads((run_folder / "shards" / "index.json").read_text())
+    index = json.loads((run_folder / "shards" / "index.json").read_text(encoding="utf-8"))
     return figures | {"triplets": sum(index["counts"].values()), "bytes": sum(f["size"] for f in index["files"])}
 
 
@@ -182,7 +182,7 @@ def _watch(process: subprocess.Popen, peak: list[int]) -> None:
 def _tree(pid: int) -> list[int]:
     """The process and all below it."""
     try:
-        tasks = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+        tasks = [path.read_text(encoding="utf-8").split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:  # it has just ended
         return []
     return [pid, *(below for children in tasks for child in children for below in _tree(int(child)))]
@@ -190,7 +190,7 @@ def _tree(pid: int) -> list[int]:
 
 def _kib(pid: int) -> int:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

@@ -234,13 +234,12 @@ def _rows_of(command: list[str], space: RunFolder, seen: int) -> list[dict]:
     rows: list[dict] = []
     stop, said = space.root / "STOP", space.root / "train.log"
     environment = os.environ | {"CLOUDJOB_STOP_FILE": str(stop)}
-    with open(said, "w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as training:
+    with open(said, "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as training:
         try:
             while not rows or rows[-1]["seen"] < seen:
                 if training.poll() is not None:
-                    raise ItemError(
-                        f"{shlex.join(command)} ended with {training.returncode}: {said.read_text()[-2000:]}"
-                    )
+                    text = said.read_text(encoding="utf-8", errors="replace")
+                    raise ItemError(f"{shlex.join(command)} ended with {training.returncode}: {text[-2000:]}")
                 time.sleep(0.2)
                 rows = logs.rows(space.metrics)
         finally:
@@ -261,7 +260,7 @@ def make_run(work: Path, window: int, preset: str) -> RunFolder:
         "train": {"preset": preset},
     }
     space.root.mkdir(parents=True)
-    space.config.write_text(json.dumps(config))  # JSON is YAML
+    space.config.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     for number, (pair, (split, count)) in enumerate(SHARDS.items()):
         path = space.shard(split, number)
         path.parent.mkdir(exist_ok=True)

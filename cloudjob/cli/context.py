@@ -3,13 +3,14 @@
 import argparse
 import importlib
 import json
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
-from cloudjob.files import atomic
+from cloudjob.files import is_disk_full
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
@@ -55,10 +56,12 @@ def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
 def check_writable(folder: RunFolder) -> None:
     """ConfigError unless files can be made in the run folder."""
     try:
-        with atomic(folder.root / "writable"):
+        folder.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.root):
             pass
-        (folder.root / "writable").unlink(missing_ok=True)
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise ConfigError(
             f"{folder.root} cannot be written to ({error.strerror}): name a run folder elsewhere with --run-dir"
         ) from None

@@ -1,7 +1,6 @@
 """Runs the variants: the data are made once in the run folder `base`, and a variant's run folder links to them."""
 
 import contextlib
-import json
 import shutil
 import subprocess
 import sys
@@ -140,7 +139,7 @@ def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> Non
     for stage in stages:
         for path in sorted((origin.root / "records" / stage).glob("[!.]*.json")):
             record, own = path.read_bytes(), target.root / path.relative_to(origin.root)
-            outputs = json.loads(record)["outputs"]
+            outputs = (records.record(origin, stage, path.stem) or {"outputs": [""]})["outputs"]
             if not all((origin.root / name).exists() for name in outputs):
                 continue  # of an earlier configuration, or damaged: the stage that needs it says so
             same = own.exists() and own.read_bytes() == record

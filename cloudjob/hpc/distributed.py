@@ -211,7 +211,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
     except OSError:
         return False
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})

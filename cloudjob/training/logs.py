@@ -118,7 +118,7 @@ class Meter:
 
 def _resident_gib() -> float:
     """Memory of this process as it is now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 2**30
 
 
 class Board:
