@@ -34,9 +34,9 @@ class Run:
     metrics: list[dict]  # train/metrics.jsonl; empty where there is none, as the next two
     validation: list[dict]  # train/validation.jsonl
     checks: list[dict]  # train/checks.jsonl
-    index: dict  # shards/index.json
-    data: dict  # what the shards hold, of `patches.stats.collect`
-    examples: bytes  # some triplets as a PNG, of `patches.stats.picture`
+    index: dict | None  # shards/index.json; None where it cannot be read, as the next two
+    data: dict | None  # what the shards hold, of `patches.stats.collect`
+    examples: bytes | None  # some triplets as a PNG, of `patches.stats.picture`
     configuration: str  # YAML
 
 
@@ -55,13 +55,8 @@ def page(run: Run) -> str:
         _validation(run.validation),
         _checks(run.checks),
         "<h2>Data</h2>",
-        _data(run.data, run.index),
-        figures.picture(
-            run.examples,
-            alt="triplets: cloudy, mask, clear, reference",
-            caption="Triplets from all shards: cloudy; the same with its mask (cloud magenta, shadow blue, cirrus "
-            "orange, unknown green); clear; reference, black where it shows nothing.",
-        ),
+        _data(run.data, run.index) if run.data and run.index else "<p>The index of the shards cannot be read.</p>",
+        _examples(run.examples) if run.examples else "",
         f"<h2>Configuration</h2><pre>{escape(run.configuration)}</pre>",
         f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
     ]
@@ -178,6 +173,15 @@ def _checks(rows: list[dict]) -> str:
         "of another sample in its place. 1 means that nothing is learned there, or that the condition is not looked at."
     )
     return f"{said}{_table(heads, lines)}<p>{note}</p>"
+
+
+def _examples(png: bytes) -> str:
+    return figures.picture(
+        png,
+        alt="triplets: cloudy, mask, clear, reference",
+        caption="Triplets from all shards: cloudy; the same with its mask (cloud magenta, shadow blue, cirrus "
+        "orange, unknown green); clear; reference, black where it shows nothing.",
+    )
 
 
 def _data(found: dict, index: dict) -> str:

@@ -1,6 +1,7 @@
 """report: one self-contained page with the scores, the pictures, the training curve and what made them."""
 
 from cloudjob.config.models import Config
+from cloudjob.errors import DamagedInputError
 from cloudjob.files import digest, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -33,7 +34,11 @@ def _page(config: Config, folder: RunFolder) -> str:
     from cloudjob.pages import report
     from cloudjob.patches import stats
 
-    index = folder.index()
+    try:
+        index = folder.index()
+    except DamagedInputError as error:
+        folder.say(f"report: without the shards: {error}")
+        index = None
     return report.page(
         report.Run(
             summary=folder.document(folder.evaluation, stage="evaluate"),
@@ -43,8 +48,8 @@ def _page(config: Config, folder: RunFolder) -> str:
             validation=folder.whole_rows(folder.validation, stage="train"),
             checks=folder.whole_rows(folder.checks, stage="train"),
             index=index,
-            data=stats.collect(folder.shards, index),
-            examples=stats.picture(folder.shards, index, number=6, gain=config.review.gain),
+            data=index and stats.collect(folder.shards, index),
+            examples=index and stats.picture(folder.shards, index, number=6, gain=config.review.gain),
             configuration=source.dump(config),
         )
     )
