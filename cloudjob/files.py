@@ -58,7 +58,7 @@ def atomic(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Brings a file or folder to the disk, where the file system can."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:

@@ -44,8 +44,12 @@ def status(arguments: argparse.Namespace) -> int:
         document = {"run": str(folder.root), "stages": rows, "training": training}
         print(json.dumps(document | {"jobs": [asdict(job) for job in jobs]}, indent=1))
         return 0
+    said = None
     for row in rows:
         _print_stage(row, folder.root)
+        if row["waits"] not in (None, said):
+            print(f"{'':9}   {row['waits']}")
+        said = row["waits"]
     if training:
         print("training  " + ", ".join(f"{key} {value}" for key, value in training.items()))
     _print_jobs(jobs)

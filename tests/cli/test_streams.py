@@ -11,7 +11,8 @@ from front_door import CLOUDJOB, CONFIG, call
 
 from cloudjob.cli import streams
 
-ENVIRONMENT = {"env": {**os.environ}, "text": True, "timeout": 100, "check": False}
+HERE = {**os.environ, "PYTHONPATH": str(CONFIG.parents[1])}
+ENVIRONMENT = {"env": HERE, "text": True, "timeout": 100, "check": False}
 
 
 @pytest.fixture
