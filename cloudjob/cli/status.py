@@ -123,7 +123,8 @@ def _print_stage(row: dict, root: Path) -> None:
     failed = [state for state in row["items"] if state["state"] == "failed"]
     text = "waits for an earlier stage" if row["waits"] else f"{done} of {len(row['items'])}"
     print(f"{row['stage']:9} {text}" + (f", {len(failed)} failed" if failed else ""))
-    for state in failed[:3]:
+    damaged = [state for state in row["items"] if (state["why"] or "").startswith("its record")]
+    for state in failed[:3] + damaged[:3]:
         print(f"{'':9}   {state['item']} {state['why']}")
     if again := _again(row, root, done=done, failed=bool(failed)):
         print(f"{'':9}   again: {again}")

@@ -88,7 +88,7 @@ def why(folder: RunFolder, item: Item) -> str | None:
     found = record(folder, item.stage, item.name)
     if found is None:
         kept = path(folder, item.stage, item.name)
-        return f"its record {kept} cannot be read" if kept.exists() else "missing"
+        return f"its record {kept} cannot be read; cloudjob {item.stage} {folder.root}" if kept.exists() else "missing"
     if found["status"] == "failed":
         return f"failed: {found['message']}"
     changed = changes(merged(item.newer, found["config"]), item.config)
