@@ -108,6 +108,13 @@ def free(folder: Path) -> int | None:
         return None
 
 
+def check_room(folder: Path, needed: float, what: str, cure: str) -> None:
+    """DiskFullError where `what` needs more bytes than there are free; a disk that does not tell is tried."""
+    room = free(folder)
+    if room is not None and room < needed:
+        raise DiskFullError(f"{folder}: {room / 2**20:.0f} MiB free, {what} needs {needed / 2**20:.0f}; {cure}")
+
+
 def trouble(error: OSError, path: Path | None = None) -> ItemError:
     """What the system refused, in a line: the file, the system's words, and what to do."""
     path = path or error.filename

@@ -139,3 +139,31 @@ def test_no_reader_takes_the_systems_refusal_for_damage(tmp_path):
         if kind != "SystemTroubleError" or words not in text:
             wrong[case] = f"{kind}: {text}"
     assert wrong == {}
+
+
+LOCKLESS = """
+import pathlib, sys
+from cloudjob.cli.dispatch import main
+assert main(["config", "schema"]) == 0
+import numpy as np
+import small_runs
+from affine import Affine
+from cloudjob.patches.shards import columns
+from cloudjob.restoration import output
+folder = pathlib.Path(sys.argv[1])
+place = Affine(10, 0, 0, 0, -10, 0)
+output.write_h5(folder / "a.h5", output.Restored(
+    "a", np.ones((4, 9, 9), "u2"), np.zeros((9, 9), "u1"), None, "EPSG:32606", place, "", {}
+))
+assert output.read_h5(folder / "a.h5")[0].all()
+small_runs.write_shard(folder / "b.h5", 1, 2, reference=False)
+assert len(columns(folder / "b.h5")["row"]) == 2
+"""
+
+
+@pytest.mark.slow
+def test_hdf5_needs_no_locks_whatever_a_module_says_of_them(tmp_path):
+    environment = strange_disk.environment(f"lock {errno.ENOLCK} .h5") | {"HDF5_USE_FILE_LOCKING": "TRUE"}
+    command = [sys.executable, "-c", LOCKLESS, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from cloudjob.benches import notebook
-from cloudjob.errors import DiskFullError
+from cloudjob.files import check_room
 from cloudjob.hpc import machine
 
 TILE = "05WPS"
@@ -33,9 +33,7 @@ def run(folder: Path, *, size: int = 10980, say: Callable[[str], None] = print) 
     work = Path(folder) / f"bench-shard-{os.getpid()}"
     work.mkdir(parents=True)
     try:
-        free = shutil.disk_usage(work).free / 2**30
-        if free < _GIB_NEEDED * (size / 10980) ** 2:
-            raise DiskFullError(f"{folder}: {free:.0f} GiB free, bench shard needs {_GIB_NEEDED}; try --dir elsewhere")
+        check_room(work, 2**30 * _GIB_NEEDED * (size / 10980) ** 2, "bench shard", "try --dir elsewhere")
         say(f"making a pair of {size} x {size} pixels")
         make_pair(work / "archive", size)
         run_folder = fetch(work, size)

@@ -22,8 +22,8 @@ from cloudjob.diffusion import networks
 from cloudjob.diffusion.batch import Batch, pinned
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS
 from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import DiskFullError, ItemError
-from cloudjob.files import file_sha256, write_json
+from cloudjob.errors import ItemError
+from cloudjob.files import check_room, file_sha256, write_json
 from cloudjob.hpc import distributed, machine
 from cloudjob.patches import loader, shard_writer, shards
 from cloudjob.run import records
@@ -53,11 +53,7 @@ def run(
     work = Path(folder) / f"bench-train-{os.getpid()}"
     work.mkdir(parents=True)
     try:
-        needed, free = 4 * TRIPLETS * window**2 * 17, shutil.disk_usage(work).free
-        if free < needed:
-            raise DiskFullError(
-                f"{folder}: {free / 1e9:.1f} GB free, bench train needs {needed / 1e9:.1f}; try --dir elsewhere"
-            )
+        check_room(work, 4 * TRIPLETS * window**2 * 17, "bench train", "try --dir elsewhere")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         presets = presets or PRESETS[device.type]
         if device.type == "cpu":

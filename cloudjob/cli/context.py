@@ -48,6 +48,10 @@ def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
     """The run folder at `root`, with the items that the command asks for; it reports on standard error."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f"{root} is a file, not a run folder: name another with --run-dir")
+    try:
+        tempfile.gettempdir()
+    except OSError:  # nowhere; torch asks for it when it is imported
+        tempfile.tempdir = str(root.absolute())
     folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
     folder.say, folder.progress = say, Progress()
     return folder

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError
-from cloudjob.files import atomic, digest, free, is_disk_full, reading, write_json
+from cloudjob.files import atomic, check_room, digest, is_disk_full, reading, write_json
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +112,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(checkpoint.seen)
     state = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "written_config"}
-    room, needed = free(folder), _size(state) + _ROOM
-    if room is not None and room < needed:
-        raise DiskFullError(f"{folder}: {room / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}; {_WHOLE}")
+    check_room(folder, _size(state) + _ROOM, "a checkpoint", _WHOLE)
     try:
         with atomic(path) as temporary, temporary.open("wb") as file:
             hashing: Any = _Hashing(file)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
-from cloudjob.files import atomic, free, trouble
+from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.files import atomic, check_room, trouble
 from cloudjob.patches.shards import Filler, ShardSet, check, opened
 
 _AHEAD = 2  # batches that are read while the consumer has one
@@ -116,9 +116,8 @@ def local_copy(
     target.mkdir(parents=True, exist_ok=True)
     entries = [entry for entry in index["files"] if entry["split"] in splits]
     missing = [entry for entry in entries if not _is_whole(target / entry["file"], entry)]
-    needed, room = sum(entry["size"] for entry in missing), free(target)
-    if room is not None and needed > room:
-        raise DiskFullError(f"{target}: {room / 1e9:.1f} GB free, the shards need {needed / 1e9:.1f} GB")
+    needed = sum(entry["size"] for entry in missing)
+    check_room(target, needed, "the copy of the shards", "name a larger one in train.local_dir, or none")
     begun = time.monotonic()
     for entry in missing:
         _copy(source / entry["file"], target / entry["file"], entry["sha256"])

@@ -48,8 +48,8 @@ def _page(config: Config, folder: RunFolder) -> str:
             validation=folder.whole_rows(folder.validation, stage="train"),
             checks=folder.whole_rows(folder.checks, stage="train"),
             index=index,
-            data=index and stats.collect(folder.shards, index),
-            examples=index and stats.picture(folder.shards, index, number=6, gain=config.review.gain),
+            data=stats.collect(folder.shards, index) if index else None,
+            examples=stats.picture(folder.shards, index, number=6, gain=config.review.gain) if index else None,
             configuration=source.dump(config),
         )
     )

@@ -51,6 +51,13 @@ def test_a_file_in_the_place_of_a_run_folder_is_named_and_a_folder_that_refuses_
     assert list((tmp_path / "new" / "run").iterdir()) == []
 
 
+def test_without_a_temporary_folder_there_is_the_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    opened("plan", TEST, "--run-dir", tmp_path / "run")
+    assert tempfile.gettempdir() == str(tmp_path / "run")
+
+
 def test_a_full_disk_is_no_mistake_in_the_command(tmp_path, monkeypatch):
     def full(**options):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -159,6 +159,17 @@ def test_the_interval_grows_with_the_cost_of_a_save():
     assert checkpoint.interval(2, 3600) == pytest.approx(120)
 
 
+def test_a_device_without_memory_does_not_make_a_checkpoint_corrupt(tmp_path, monkeypatch):
+    def full(network, device):
+        raise RuntimeError("CUDA out of memory")
+
+    recipe = Recipe.of("tiny", "regression", **NORMALS)
+    path = checkpoint.save(tmp_path, made(1, model=recipe.network().state_dict(), chosen="none", recipe=recipe.facts()))
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        checkpoint.open_network(path, "cuda")
+
+
 # --- a full disk -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("lacks", [0, 1])
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path, monkeypatch, lacks):
