@@ -42,14 +42,16 @@ def atomic(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(5)}@{HOST}{path.suffix}"
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(path) from error
+        if error.filename == str(temporary):  # people know the other name
+            error.filename = str(path)
         raise
     finally:
         with contextlib.suppress(OSError):  # gone with its folder; it must not hide what happened

@@ -36,6 +36,7 @@ def stage(arguments: argparse.Namespace) -> int:
         return 0
     if getattr(arguments, "apply", None) and not arguments.dry_run:
         config, folder, _ = open_run(arguments)
+        check_writable(folder)
         for message in stage_module("review").apply(config, folder, arguments.apply):
             say(message)
     return _execute([arguments.command], arguments, tidy=False)

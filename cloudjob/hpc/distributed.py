@@ -54,7 +54,8 @@ class ProcessGroup:
             yield
             return
         try:
-            yield
+            with troubles():
+                yield
         except CloudjobError as error:
             if not error.said:
                 self._report(error, self.watch)
