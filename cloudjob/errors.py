@@ -29,6 +29,10 @@ class InputError(CloudjobError):
     exit_code = 3
 
 
+class DamagedInputError(InputError):
+    """What an earlier stage has made cannot be read any more; that stage makes it again."""
+
+
 class ItemError(CloudjobError):
     """One item cannot be made: a refused download, a truncated file, a broken product. Others go on."""
 
@@ -48,6 +52,11 @@ class CorruptFileError(ItemError):
 
 class OwnFileError(ConfigError, ItemError):
     """A user's own raster for one product or tile is missing or does not fit. Others go on."""
+
+
+class SystemTroubleError(ItemError):
+    """The system refused a file: no locks, a stale handle, no permission, too many open files. That is no damage, and
+    the file is left alone."""
 
 
 class DiskFullError(ItemError):

@@ -176,8 +176,14 @@ refused() { # what sbatch said, and what can be done about it
     die "sbatch refused: $1"$'\n'"cloudjob: $cure"
 }
 
-note() { # note JOB NAME EVENT: a line for cloudjob status
-    printf '%(%s)T\t%s\t%s\t%s\n' -1 "$1" "$2" "$3" >>"$run_dir/jobs/log.tsv"
+note() { # note JOB NAME EVENT: a line for cloudjob status, on a new line though the last was torn; no full disk ends a job
+    local log=$run_dir/jobs/log.tsv start=''
+    if [[ -s "$log" && -n "$(tail -c 1 "$log")" ]]; then start=$'\n'; fi
+    printf '%s%(%s)T\t%s\t%s\t%s\n' "$start" -1 "$1" "$2" "$3" 2>/dev/null >>"$log" || true
+}
+
+say() { # say TEXT...: into the log of the job
+    echo "$*" 2>/dev/null || true
 }
 
 items() { # items STAGE [--missing]: as indices for sbatch --array
@@ -217,10 +223,10 @@ job_card() {
     facts=$(scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") # of an array it shows all tasks
     log=$(sed 's/.*StdOut=//; s/ [A-Z][A-Za-z]*=.*//' <<<"$facts") # its path may have spaces
     label=$(part_of "$stage" "$offset")
-    echo "--- $SLURM_JOB_NAME $job, restart ${SLURM_RESTART_COUNT:-0}, $(date -Is)"
-    echo "    ${SLURM_NTASKS:-1} tasks on $SLURM_JOB_NODELIST, ${SLURM_CPUS_PER_TASK:-1} cores per task," \
+    say "--- $SLURM_JOB_NAME $job, restart ${SLURM_RESTART_COUNT:-0}, $(date -Is)"
+    say "    ${SLURM_NTASKS:-1} tasks on $SLURM_JOB_NODELIST, ${SLURM_CPUS_PER_TASK:-1} cores per task," \
         "GPUs per node: ${SLURM_GPUS_ON_NODE:-0}, until $(sed -n 's/.*EndTime=\([^ ]*\).*/\1/p' <<<"$facts")"
-    echo "    $config, run folder $run_dir, site ${site:-none}, ${cloudjob[*]}"
+    say "    $config, run folder $run_dir, site ${site:-none}, ${cloudjob[*]}"
     note "$job" "$label" "started $log"
     stop=$PWD/$run_dir/jobs/STOP-$SLURM_JOB_ID
     if [[ "$run_dir" == /* ]]; then stop=$run_dir/jobs/STOP-$SLURM_JOB_ID; fi
@@ -230,8 +236,8 @@ job_card() {
     end=$(sed -n 's/.*EndTime=\([^ ]*\).*/\1/p' <<<"$facts")
     CLOUDJOB_DEADLINE=$(date -d "$end" +%s 2>/dev/null) && export CLOUDJOB_DEADLINE # SLURM says it itself since 22.05
     # The warning reaches this shell alone; the STOP file reaches every rank, whatever launched it.
-    trap 'echo "--- told to stop, $(date -Is)"; touch "$stop"' USR1 TERM
-    trap 'code=$?; note "$job" "$label" "ended $code"; echo "--- $job ended with $code after $SECONDS s"' EXIT
+    trap 'say "--- told to stop, $(date -Is)"; touch "$stop"' USR1 TERM
+    trap 'code=$?; note "$job" "$label" "ended $code"; say "--- $job ended with $code after $SECONDS s"' EXIT
     check_restarts
 }
 
@@ -244,7 +250,7 @@ check_restarts() {
         read -r count seen <"$kept"
         if [[ "$seen" == "$now" ]]; then ((count += 1)); else count=0; fi
     fi
-    echo "$count $now" >"$kept"
+    echo "$count $now" 2>/dev/null >"$kept" || true
     ((count < 3)) || die "restarted $count times without progress: ask for more time (--time) or an earlier warning" \
         "(--signal=B:USR1@SECONDS), see the log above, then submit again"
 }

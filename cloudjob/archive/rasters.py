@@ -11,7 +11,8 @@ from rasterio.warp import transform as warp_points
 from scipy import ndimage
 
 from cloudjob.archive.safe import pool, write_product
-from cloudjob.errors import ConfigError, CorruptFileError
+from cloudjob.errors import ConfigError
+from cloudjob.files import reading
 from cloudjob.names import ProductName
 from cloudjob.pixels import BANDS, CIRRUS, CLOUD, EMPTY_DN, SHADOW
 from cloudjob.sentinel2.geometry import sun_position
@@ -100,11 +101,8 @@ def read_raster(
 ) -> tuple[np.ndarray, str, Affine]:
     """(4, H, W) uint16, CRS such as "EPSG:32605" and transform of a north-up GeoTIFF with pixels of one of the widths
     `metres`."""
-    try:
-        with rasterio.open(path) as image:
-            dn, crs, transform = image.read(), image.crs, image.transform
-    except RasterioError as error:
-        raise CorruptFileError(path, f"not readable as a raster: {error}") from None
+    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
+        dn, crs, transform = image.read(), image.crs, image.transform
     if dn.shape[0] != len(BANDS) or dn.dtype != np.uint16 or (shape and dn.shape != shape):
         expected = f"{shape or '(4, H, W)'} uint16 of {', '.join(BANDS)}"
         raise ConfigError(f"{path}: {dn.shape} {dn.dtype}, expected {expected}")
@@ -159,11 +157,8 @@ def clear_classes(bands: np.ndarray) -> np.ndarray:
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    try:
-        with rasterio.open(path) as image:
-            mask = image.read(1)
-    except RasterioError as error:
-        raise CorruptFileError(path, f"not readable as a raster: {error}") from None
+    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
+        mask = image.read(1)
     if mask.shape != shape:
         raise ConfigError(f"{path}: the mask has {mask.shape} pixels, the bands have {shape}")
     if mask.max(initial=0) <= 1:

@@ -15,7 +15,7 @@ from affine import Affine
 from PIL import Image
 
 from cloudjob.archive import metadata
-from cloudjob.files import HOST, ask_guards, rename
+from cloudjob.files import HOST, ask_guards, flush, rename
 from cloudjob.names import ProductName, stamp
 from cloudjob.pixels import BANDS, EMPTY_DN
 from cloudjob.sentinel2 import masks
@@ -58,11 +58,12 @@ def write_product(
     footprint = metadata.footprint_of(crs, transform, shape)
     percentages = metadata.percentages_of(scl)
     granule = folder / metadata.granule(parsed)
-    (granule / "MTD_TL.xml").write_text(
-        metadata.tile_metadata(parsed, crs, transform, shape, percentages, mask_files, sun)
-    )
-    (folder / "MTD_MSIL2A.xml").write_text(metadata.product_metadata(parsed, images, offset, footprint, percentages))
-    (folder / "manifest.safe").write_text(metadata.manifest(folder, parsed, footprint))
+    for path, text in (
+        (granule / "MTD_TL.xml", metadata.tile_metadata(parsed, crs, transform, shape, percentages, mask_files, sun)),
+        (folder / "MTD_MSIL2A.xml", metadata.product_metadata(parsed, images, offset, footprint, percentages)),
+    ):
+        path.write_text(text, encoding="utf-8")
+    (folder / "manifest.safe").write_text(metadata.manifest(folder, parsed, footprint), encoding="utf-8")
     _flush(folder)
     ask_guards()
     shutil.rmtree(target, ignore_errors=True)
@@ -191,6 +192,4 @@ def _true_colour(dn: np.ndarray) -> np.ndarray:
 def _flush(folder: Path) -> None:
     """Syncs all files and folders to disk, before the rename to the final name."""
     for path in [folder, *folder.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        flush(path)

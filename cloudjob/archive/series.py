@@ -16,7 +16,8 @@ from affine import Affine
 from rasterio.errors import RasterioError
 
 from cloudjob.archive.rasters import read_bands
-from cloudjob.errors import ConfigError, CorruptFileError
+from cloudjob.errors import ConfigError
+from cloudjob.files import reading
 from cloudjob.pixels import EMPTY_DN, HIDDEN
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
@@ -85,11 +86,8 @@ def read(folder: Path, *, offset: int, haze: float = Day.haze) -> list[Day]:
 
 
 def _read_scl(path: Path) -> np.ndarray:
-    try:
-        with rasterio.open(path) as image:
-            return image.read(1).astype(np.uint8)
-    except RasterioError as error:
-        raise CorruptFileError(path, f"not readable as a raster: {error}") from None
+    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
+        return image.read(1).astype(np.uint8)
 
 
 def draws(days: Sequence[Day], *, clouds: int, seed: int) -> Iterator[tuple[Day, Day, int]]:

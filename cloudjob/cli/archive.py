@@ -116,7 +116,14 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     if not arguments.folder.is_dir():
         raise ConfigError(f"{arguments.folder}: no such folder; make one with cloudjob archive make")
-    with ArchiveServer(arguments.folder, port=arguments.port) as server:
+    try:
+        server = ArchiveServer(arguments.folder, port=arguments.port)
+    except (OSError, OverflowError) as error:  # OverflowError: a number above 65535
+        if getattr(error, "filename", None):
+            raise
+        words = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--port {arguments.port}: {words}; name another, or 0 for a free one") from None
+    with server:
         say(f"serving {arguments.folder} at {server.url}; stop with Ctrl-C")
         while True:
             time.sleep(3600)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cloudjob import __version__, leases
 from cloudjob.cli import status
 from cloudjob.cli.archive import data_space
-from cloudjob.cli.context import open_run, stage_module
+from cloudjob.cli.context import check_writable, open_run, stage_module
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
 from cloudjob.cli.stopping import listen
@@ -93,6 +93,7 @@ def _begin(folder: RunFolder, stages: Sequence[str], *, tidy: bool) -> None:
     if not _first_rank():
         folder.say, folder.progress = lambda line: None, lambda share, line: None
         return
+    check_writable(folder)
     say(f"cloudjob {__version__}: {' '.join(stages)} in {folder.root}")
     if tidy:
         sweep(folder.root)

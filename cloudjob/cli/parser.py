@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,8 +106,8 @@ class Parser:
     def _add_bench(self) -> None:
         bench = self._command("bench", "measure this node: ratios against the plain way")
         bench.add_argument("what", choices=BENCHES)
-        text = "disk to measure (default: %(default)s)"
-        bench.add_argument("--dir", type=_path, default=Path(tempfile.gettempdir()), help=text)
+        text = "disk to measure (default: the temporary folder)"
+        bench.add_argument("--dir", type=_path, help=text)
         bench.add_argument("--json", action="store_true")
 
     def _add_compare(self) -> None:

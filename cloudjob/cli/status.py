@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cloudjob.cli import story
 from cloudjob.cli.context import open_run, stage_module
 from cloudjob.cli.parser import STAGES
-from cloudjob.errors import InputError, ItemError
-from cloudjob.files import read_jsonl
+from cloudjob.errors import DamagedInputError, InputError, ItemError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 
@@ -42,7 +41,10 @@ def status(arguments: argparse.Namespace) -> int:
         document = {"run": str(folder.root), "stages": rows, "training": training}
         print(json.dumps(document | {"jobs": [asdict(job) for job in jobs]}, indent=1))
         return _code(rows)
-    lines = [line for row in rows for line in story.of_stage(row, folder.root)]
+    lines, said = [], None
+    for row in rows:
+        lines += story.of_stage(row, folder.root, why=row["waits"] != said)
+        said = row["waits"]
     lines += [story.of_training(training)] if training else []
     print("\n".join(lines + story.of_jobs(jobs)))
     return _code(rows)
@@ -69,19 +71,22 @@ def items(arguments: argparse.Namespace) -> int:
 
 
 def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list[dict]:
-    """One row per stage: its items with state and reason, or what it waits for. Later stages wait for the same."""
+    """One row per stage: its items with state and reason, or what it waits for. Later stages wait for the same, but for
+    a damaged file of one stage: who does not read it is shown all the same."""
     folder.kept = {}
     gc.disable()  # thousands of records make no garbage
     rows: list[dict] = []
     waits: str | None = None
     for stage in stages:
-        states = []
+        states, waiting = [], waits
         try:
             found = stage_module(stage).items(config, folder) if waits is None else []
             states = [_state(folder, item) for item in found]
+        except DamagedInputError as error:
+            waiting = str(error)
         except InputError as error:
-            waits = str(error)
-        rows.append({"stage": stage, "waits": waits, "items": states})
+            waiting = waits = str(error)
+        rows.append({"stage": stage, "waits": waiting, "items": states})
     return rows
 
 
@@ -119,10 +124,10 @@ def print_plan(rows: Iterable[dict]) -> None:
 
 def _training(folder: RunFolder) -> dict[str, Any] | None:
     """Progress, speed, time left and time since the last report of the training, from the last line of the metrics."""
-    try:
-        last = read_jsonl(folder.metrics)[-1]
-    except (FileNotFoundError, IndexError, json.JSONDecodeError):
+    rows = folder.whole_rows(folder.metrics, stage="train")
+    if not rows:
         return None
+    last = rows[-1]
     left = last["total"] - last["seen"]
     return {
         "step": last["step"],

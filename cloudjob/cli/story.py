@@ -21,11 +21,11 @@ def counts(items: Sequence[dict]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states) or "no items"
 
 
-def of_stage(row: dict, root: Path) -> list[str]:
+def of_stage(row: dict, root: Path, *, why: bool = True) -> list[str]:
     """A stage in a few lines: how many items are in which state, when the rest is made, the first reason of those that
-    are not made, and the command that goes on."""
+    are not made, and the command that goes on; and `why` it waits, if it does."""
     if row["waits"]:
-        return [f"{row['stage']:9} waits for an earlier stage"]
+        return [f"{row['stage']:9} waits for an earlier stage", *([f"{_INDENT}{row['waits']}"] if why else [])]
     lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'])}"]
     lines += first_reasons(row["items"], "failed", "left out", "rejected")
     if command := again(row, root):

@@ -3,14 +3,15 @@
 import argparse
 import importlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloudjob.cli.context import open_run, run_folder
+from cloudjob.cli.context import check_writable, open_run, run_folder
 from cloudjob.cli.progress import say
 from cloudjob.cli.stopping import listen
 from cloudjob.errors import ConfigError, ItemError
-from cloudjob.files import sweep
+from cloudjob.files import sweep, troubles
 from cloudjob.run.history import Entry
 
 if TYPE_CHECKING:
@@ -56,10 +57,12 @@ def _with_origins(text: str, source: "Source") -> str:
 
 def bench(arguments: argparse.Namespace) -> int:
     """cloudjob bench: benchmarks of this machine."""
-    if not arguments.dir.is_dir():
-        raise ConfigError(f"--dir {arguments.dir}: no such folder")
+    with troubles():
+        place = arguments.dir or Path(tempfile.gettempdir())
+    if not place.is_dir():
+        raise ConfigError(f"--dir {place}: no such folder")
     module = importlib.import_module(f"cloudjob.benches.{arguments.what}")
-    found = module.run(arguments.dir, say=say)
+    found = module.run(place, say=say)
     if arguments.json:
         print(json.dumps(found, indent=1))
     elif hasattr(module, "table"):
@@ -83,6 +86,7 @@ def compare(arguments: argparse.Namespace) -> int:
         for name, reason in runs.plan(comparison, folder).items():
             print(f"{name:20} {f'would run: {reason}' if reason else 'done'}")
         return 0
+    check_writable(folder)
     listen(folder)
     sweep(folder.root)
     with Entry(folder, "compare") as entry:

@@ -1,7 +1,6 @@
 """Runs the variants: the data are made once in the run folder `base`, and a variant's run folder links to them."""
 
 import contextlib
-import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from cloudjob.comparison.variants import BASE, Comparison, Variant
 from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob, ItemError
-from cloudjob.files import file_sha256, link, read_jsonl, write_bytes
+from cloudjob.files import file_sha256, link, split_jsonl, write_bytes
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -141,7 +140,7 @@ def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> Non
     for stage in stages:
         for path in sorted((origin.root / "records" / stage).glob("[!.]*.json")):
             record, own = path.read_bytes(), target.root / path.relative_to(origin.root)
-            outputs = json.loads(record)["outputs"]
+            outputs = (records.record(origin, stage, path.stem) or {"outputs": [""]})["outputs"]
             if not all((origin.root / name).exists() for name in outputs):
                 continue  # of an earlier configuration, or damaged: the stage that needs it says so
             same = own.exists() and own.read_bytes() == record
@@ -177,7 +176,7 @@ def _training(run: RunFolder) -> dict:
     from cloudjob.diffusion import checkpoint
 
     seconds, before = 0.0, 0
-    for row in read_jsonl(run.metrics):
+    for row in split_jsonl(run.metrics)[0]:
         if row["samples_per_s"]:
             seconds += (row["seen"] - before) / row["samples_per_s"]
         before = row["seen"]

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cloudjob.errors import CloudjobError, ConfigError, LostRankError
+from cloudjob.files import troubles
 from cloudjob.hpc import door, launch, machine, slurm
 from cloudjob.hpc.watch import Member, Watch
 
@@ -54,7 +55,8 @@ class ProcessGroup:
             yield
             return
         try:
-            yield
+            with troubles():
+                yield
         except CloudjobError as error:
             if not error.said:
                 self._report(error, self.watch)
@@ -230,7 +232,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
     except OSError:
         return False
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
@@ -292,7 +294,8 @@ def run_on_all_ranks(task: Callable[[], T]) -> T:
     results: list[T] = []
     failure = None
     try:
-        results.append(task())
+        with troubles():
+            results.append(task())
     except CloudjobError as error:
         failure = type(error), str(error), dict(vars(error))
     failures = gather(failure)

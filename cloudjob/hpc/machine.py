@@ -42,7 +42,7 @@ def _set_by_torchrun() -> bool:
 
 def describe() -> dict:
     """{"machine": processor, cores of this process, memory; "versions": Python and packages}."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -71,8 +71,8 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here.parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
-        return done.stdout.strip()
+        done = subprocess.run(command, capture_output=True, check=True, timeout=10, env=environment)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         git("ls-files", "--error-unmatch", "--", here.name)

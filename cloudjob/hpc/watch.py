@@ -260,6 +260,6 @@ class _Line:
 def _started(pid: int) -> str:
     """Start time of a process of this machine (clock ticks since boot), '' if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

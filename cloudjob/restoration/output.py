@@ -15,7 +15,7 @@ from rasterio.warp import transform, transform_geom
 from shapely.affinity import translate
 from shapely.geometry import Polygon, box
 
-from cloudjob.errors import CorruptFileError
+from cloudjob.files import reading
 from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
 from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
 from cloudjob.sentinel2.render import encode_png, true_colour
@@ -44,7 +44,7 @@ class Restored:
 def write_h5(path: Path, scene: Restored) -> None:
     """HDF5 that is also netCDF-4 with CF-1.10 coordinates: for h5py, xarray (h5netcdf) and GDAL's netCDF driver."""
     height, width = scene.reconstructed.shape
-    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
+    with h5py.File(path, "w", libver=("earliest", "v110"), locking=False) as file:
         file.attrs.update({"Conventions": "CF-1.10", "title": f"{scene.product} without clouds", **scene.attributes})
         file.attrs["references"] = scene.attribution
         _scale(file, "x", _centres(scene.transform.c, scene.transform.a, width), "projection_x_coordinate", "m")
@@ -197,7 +197,7 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
         ],
         "assets": assets,
     }
-    path.write_text(json.dumps(item, indent=1) + "\n")
+    path.write_text(json.dumps(item, indent=1) + "\n", encoding="utf-8")
 
 
 def _footprint(crs: str, ring: list[list[float]]) -> tuple[dict, list[float]]:
@@ -221,8 +221,5 @@ def _footprint(crs: str, ring: list[list[float]]) -> tuple[dict, list[float]]:
 
 def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """`reflectance` (4, H, W) uint16 DN and `reconstructed` (H, W) uint8 of an output."""
-    try:
-        with h5py.File(path, "r") as file:
-            return file["reflectance"][...], file["reconstructed"][...]
-    except (OSError, KeyError) as error:
-        raise CorruptFileError(path, f"cannot be read ({error})") from error
+    with reading(path, LookupError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
+        return file["reflectance"][...], file["reconstructed"][...]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cloudjob import files, leases
-from cloudjob.errors import InputError
+from cloudjob.errors import CorruptFileError, DamagedInputError, InputError
 from cloudjob.leases import PATIENCE, Lease
 
 T = TypeVar("T")
@@ -108,8 +108,8 @@ class RunFolder:
         return self.evaluation_folder / f"{item}.png"
 
     def rows(self, path: Path, *, stage: str) -> list[dict]:
-        """The rows of a .jsonl file that `stage` writes; InputError while there is none."""
-        return self.once(path, lambda: files.read_jsonl(self.made_by(path, stage)))
+        """The rows of a .jsonl file that `stage` writes; InputError while there is none, or it is damaged."""
+        return self.once(path, lambda: self._read(files.read_jsonl, path, stage))
 
     def once(self, key: Hashable, read: Callable[[], T]) -> T:
         """What `read` returns; of a command that only looks (`kept` is not None), what it returned the first time."""
@@ -120,8 +120,29 @@ class RunFolder:
         return self.kept[key]
 
     def index(self) -> dict:
-        """What shards/index.json holds; InputError while there is none."""
-        return files.read_json(self.made_by(self.shard_index, "shard"))
+        """What shards/index.json holds; InputError while there is none, or it is damaged."""
+        return self.document(self.shard_index, stage="shard")
+
+    def document(self, path: Path, *, stage: str) -> dict:
+        """What a .json file that `stage` writes holds; InputError while there is none, or it is damaged."""
+        return self.once(path, lambda: self._read(files.read_json, path, stage))
+
+    def _read(self, reader: Callable[[Path], Any], path: Path, stage: str) -> Any:
+        try:
+            return reader(self.made_by(path, stage))
+        except CorruptFileError as error:
+            raise DamagedInputError(f"{error}. To make it again: cloudjob {stage} {self.root}") from None
+
+    def whole_rows(self, path: Path, *, stage: str) -> list[dict]:
+        """The rows of a .jsonl file for people to look at: none while there is no file, and lines that cannot be read
+        are left out, and said, with the stage that writes them again."""
+        if not path.exists():
+            return []
+        rows, bad = files.split_jsonl(path)
+        if bad:
+            lines = ", ".join(map(str, bad))
+            self.say(f"{path}:{bad[0]}  cannot be read and is left out (lines: {lines}); cloudjob {stage} {self.root}")
+        return rows
 
     def made_by(self, path: Path, stage: str) -> Path:
         """The path of a file that `stage` writes; InputError while there is none."""
@@ -131,10 +152,18 @@ class RunFolder:
 
     def set_aside(self, path: Path) -> bool:
         """Renames a broken file of this run to `<name>.corrupt`: kept for a look, missing for the stage that makes it.
-        False for a file that is not there, or not the run's own."""
-        path = Path(path)
-        if not path.is_file() or self.root.resolve() not in path.resolve().parents:
+        False for a file that is not there, or not the run's own, or where the system refuses. The run folder and the
+        folders in it may be links; a file behind any other link is another's."""
+        path, root = Path(path), Path(os.path.abspath(self.root))
+        place = Path(os.path.abspath(path))
+        if not path.is_file() or root not in place.parents:
+            return False
+        top = root / place.relative_to(root).parts[0]
+        if top != place and top.resolve() not in path.resolve().parents:
             return False
         files.ask_guards()
-        os.replace(path, f"{path}.corrupt")
+        try:
+            os.replace(path, f"{path}.corrupt")
+        except OSError:
+            return False
         return True

@@ -22,7 +22,7 @@ from cloudjob.errors import (
     LeftOutError,
     RejectedError,
 )
-from cloudjob.files import changes, digest, file_sha256, merged, write_json
+from cloudjob.files import changes, digest, file_sha256, merged, troubles, write_json
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.turns import turns
 
@@ -70,6 +70,7 @@ class Summary:
 Made = tuple[Sequence[Path], Any]  # outputs of an item, and its JSON-able result
 LEFT_OUT = "left out"
 _NOTHING = ("failed", LEFT_OUT)  # states of a record in which the item put out nothing
+_KEYS = {"status", "message", "config", "inputs", "outputs"}  # what a whole record has
 
 
 def path(folder: RunFolder, stage: str, item: str) -> Path:
@@ -93,10 +94,12 @@ def _read(folder: RunFolder, stage: str, item: str, result: bool = True) -> dict
         with open(f"{folder.records}/{stage}/{item}.json", "rb") as file:  # thousands of them: Path and str cost time
             text = file.read(_HEAD)
             if not result and len(text) == _HEAD and _RESULT in text:
-                return json.loads(text.partition(_RESULT)[0] + b"}")
-            return json.loads(text + file.read())
+                found = json.loads(text.partition(_RESULT)[0] + b"}")
+            else:
+                found = json.loads(text + file.read())
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) and found.keys() >= _KEYS else None
 
 
 def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
@@ -129,7 +132,8 @@ def why(folder: RunFolder, item: Item) -> str | None:
     """Why this item would be made (again): None if it is done, rejected or left out as things are now."""
     found = record(folder, item.stage, item.name, result=False)
     if found is None:
-        return "missing"
+        kept = path(folder, item.stage, item.name)
+        return f"its record {kept} cannot be read; cloudjob {item.stage} {folder.root}" if kept.exists() else "missing"
     if forced(folder, item):
         return "--force"
     if found["status"] == "failed":
@@ -321,7 +325,8 @@ def work(
 def _make(folder: RunFolder, item: Item, make: Callable[[Item], Made], summary: Summary) -> None:
     begun = time.monotonic()
     try:
-        outputs, result = make(item)
+        with troubles():
+            outputs, result = make(item)
     except RejectedError as error:
         summary.rejected[item.name] = str(error)
         _note(folder, item, "rejected", begun, message=str(error), result=error.result)

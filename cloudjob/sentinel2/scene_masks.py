@@ -10,7 +10,8 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
-from cloudjob.errors import OwnFileError
+from cloudjob.errors import CorruptFileError, OwnFileError
+from cloudjob.files import judged, reading
 from cloudjob.pixels import CLASSES, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.masks import Settings
@@ -121,7 +122,7 @@ def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMask
     path = folder and folder / f"{product.name.tile}.tif"
     if path is None or not path.exists():
         return found
-    with rasterio.open(path) as image:
+    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
         here = (image.crs, image.transform, image.shape)
         if not _equal(here, grid := _grid(product, 1)):
             raise OwnFileError(f"{path}: {_words(*here)}; expected for {product.name.name}: {_words(*grid)}")
@@ -179,7 +180,8 @@ def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]
                 raise OwnFileError(f"{path}: {_words(*found)}; {expected}")
             values = image.read(1)
     except RasterioError as error:
-        raise OwnFileError(f"{path}: not readable as a raster ({error}); {expected}") from None
+        cause = judged(path, error, "not readable as a raster")
+        raise (OwnFileError(f"{cause}; {expected}") if isinstance(cause, CorruptFileError) else cause) from None
     core = np.full(values.shape, CLEAR, np.uint8)
     for name, wanted in settings.values.items():
         core[np.isin(values, wanted)] = CLASSES[name]

@@ -308,9 +308,11 @@ def _read(path: Path) -> "NDArray | None":
     """All bands of a raster, or None where there is none."""
     import rasterio
 
+    from cloudjob.files import reading
+
     if not path.exists():
         return None
-    with rasterio.open(path) as source:
+    with reading(path, rasterio.errors.RasterioError), rasterio.open(path) as source:
         return source.read()
 
 

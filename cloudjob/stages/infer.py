@@ -127,7 +127,7 @@ def _share(
             ranks=ranks.size,
             stopped=folder.stop_requested,
         )
-    except CloudjobError as error:
+    except (CloudjobError, OSError) as error:
         kind = type(error).__name__
         return (kind if kind in _KINDS else ItemError.__name__), str(error)
     return None

@@ -1,6 +1,7 @@
 """The embedded archive from the front door: made, served, and in the Data Space's place while stages need it."""
 
 import os
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,6 +83,17 @@ def test_serving_lasts_until_it_is_interrupted(tmp_path, monkeypatch, capsys):
     assert main(["archive", "serve", str(tmp_path), "--port", "0"]) == 75
     assert waited
     assert f"serving {tmp_path} at http://" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_or_is_none_is_said_in_a_line(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        for number, words in ((port, "Address already in use"), ("99999", "0-65535")):
+            assert main(["archive", "serve", str(tmp_path), "--port", number]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"cloudjob: --port {number}: ")
+            assert words in said
+            assert said.count("\n") == 1
 
 
 def test_while_items_need_it_the_configuration_names_a_server_that_answers(config_file, tmp_path, needs):

@@ -60,7 +60,7 @@ def test_what_a_command_line_says():
     assert (train.init_from, train.index, train.only) == (Path("a.pt"), 3, [])
     serve = parser.parse(["archive", "serve", "products"])
     assert (serve.command, serve.action, serve.port) == ("archive", "serve", 8765)
-    assert parser.parse(["bench", "read"]).dir.is_dir()
+    assert parser.parse(["bench", "read"]).dir is None
 
 
 def test_home_and_variables_are_put_into_paths_and_a_name_that_exists_is_meant(tmp_path, monkeypatch, capsys):

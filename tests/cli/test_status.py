@@ -14,13 +14,14 @@ import pytest
 from cloudjob.cli import status
 from cloudjob.cli.dispatch import main
 from cloudjob.cli.parser import STAGES
-from cloudjob.errors import InputError, ItemError, LeftOutError, RejectedError
+from cloudjob.errors import DamagedInputError, InputError, ItemError, LeftOutError, RejectedError
 from cloudjob.files import write_jsonl, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
 
 DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "demo.yaml")
+METRICS = {"step": 2, "seen": 8, "total": 32, "loss": 0.5, "samples_per_s": 2.0, "time": 0.0}
 NAMES = ("done", "rejected", "failed", "new", "newer")
 
 
@@ -59,6 +60,28 @@ def run(tmp_path, monkeypatch) -> Path:
 def lines(capsys, *arguments: str, code: int = 0) -> list[str]:
     assert main(list(map(str, arguments))) == code
     return capsys.readouterr().out.splitlines()
+
+
+def test_a_damaged_file_is_named_and_who_does_not_read_it_is_shown(run, capsys, monkeypatch):
+    def items(stage: str) -> list[Item]:
+        if stage == "review":
+            raise DamagedInputError("pairs.jsonl: line 3 is not JSON. To make it again: cloudjob pair run")
+        return made(stage) if stage == "infer" else []
+
+    monkeypatch.setattr(
+        status, "stage_module", lambda stage: SimpleNamespace(items=lambda config, folder: items(stage))
+    )
+    write_jsonl(run / "train" / "metrics.jsonl", [METRICS])
+    with open(run / "train" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 3, "se')
+    said = lines(capsys, "plan", run)
+    assert "review    waits: pairs.jsonl: line 3 is not JSON. To make it again: cloudjob pair run" in said
+    assert "infer     1 done, 1 rejected, 1 failed, 2 missing" in said
+    assert main(["status", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert "training  step 2, seen 8, of 32" in out
+    assert out.count("To make it again: cloudjob pair run") == 1
+    assert f"metrics.jsonl:2  cannot be read and is left out (lines: 2); cloudjob train {run}" in err
 
 
 def test_plan_counts_states_and_says_why_the_others_would_run(run, capsys):

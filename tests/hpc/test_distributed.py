@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import torch
 from forked import Forked
 from torch import nn
 
+from cloudjob.errors import SystemTroubleError
 from cloudjob.hpc import distributed
 
 PROGRAM = """
@@ -36,6 +38,15 @@ with distributed.process_group() as group:
     facts = [group.rank, group.size, *most, own, found, distributed.gather(group.rank)[-1]]
 print(*facts, *(f"{value:.5f}" for value in gradient.flatten()))
 """
+
+
+def test_an_error_of_the_system_is_one_of_all_ranks():
+    def read():
+        raise OSError(errno.ESTALE, "Stale file handle", "a.h5")
+
+    with pytest.raises(SystemTroubleError, match=r"a\.h5: Stale file handle") as caught:
+        distributed.run_on_all_ranks(read)
+    assert caught.value.on_all_ranks
 
 
 def start(environment: dict) -> Forked:

@@ -1,15 +1,19 @@
 """Records, and why an item would run again."""
 
+import errno
+
 import pytest
 
 from cloudjob.errors import (
     ConfigError,
     CorruptFileError,
+    DiskFullError,
     InputError,
     InterruptedJob,
     ItemError,
     LeftOutError,
     RejectedError,
+    SystemTroubleError,
 )
 from cloudjob.files import file_sha256, write_text
 from cloudjob.run import records
@@ -55,8 +59,34 @@ def test_why_names_what_changed(folder):
     assert "3 bytes instead of 4" in records.why(folder, item())
     (folder.root / "a.txt").unlink()
     assert records.why(folder, item()) == "output a.txt is gone"
-    records.path(folder, "shard", "a").write_text('{"stage"')
+    for torn in ('{"stage"', "", "{}", "[]", "\0\0", '{"status": "done"}'):
+        records.path(folder, "shard", "a").write_text(torn)
+        kept = records.path(folder, "shard", "a")
+        assert records.why(folder, item()) == f"its record {kept} cannot be read; cloudjob shard {folder.root}"
+        assert records.record(folder, "shard", "a") is None
+    records.path(folder, "shard", "a").unlink()
     assert records.why(folder, item()) == "missing"
+
+
+def test_an_error_of_the_system_fails_the_item_and_leaves_its_file_alone(folder):
+    band = folder.root / "band.jp2"
+    band.write_bytes(b"whole")
+
+    def make(item):
+        raise {"a": OSError(errno.ESTALE, "Stale file handle", str(band)), "b": SystemTroubleError("no locks")}[
+            item.name
+        ]
+
+    summary = records.work(folder, "shard", [item("a"), item("b")], make)
+    assert summary.failed["a"].startswith(f"{band}: Stale file handle: ")
+    assert summary.failed["b"] == "no locks"
+    assert [path.name for path in folder.root.glob("band*")] == ["band.jp2"]
+
+    def full(item):
+        raise OSError(errno.ENOSPC, "No space left on device", str(band))
+
+    with pytest.raises(DiskFullError, match=r"band\.jp2"):
+        records.work(folder, "shard", [item("c")], full)
 
 
 def test_a_key_younger_than_the_record_counts_with_the_value_of_then(folder):

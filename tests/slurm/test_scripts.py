@@ -314,3 +314,32 @@ def test_shellcheck_has_nothing_to_say():
     subprocess.run(["shellcheck", "-x", *files, ROOT / ".ci" / "run"], check=True, cwd=ROOT)
     sites = (ROOT / "slurm" / "sites").glob("*.env")
     subprocess.run(["shellcheck", "--shell=bash", "--exclude=SC2034", *sites], check=True)
+
+
+def noted(home: Path, target: str = "") -> subprocess.CompletedProcess:
+    """`note` and `say` of common.sh, into `target` where one is given."""
+    program = (
+        f"source slurm/common.sh; run_dir=runs/reviewed; {{ note 7 shard 'ended 0'; say --- a job; }} {target}; echo on"
+    )
+    return subprocess.run(["bash", "-c", program], cwd=home, capture_output=True, text=True, check=False)
+
+
+def test_a_line_for_status_begins_anew_after_a_torn_one(home):
+    log = home / "runs" / "reviewed" / "jobs" / "log.tsv"
+    log.parent.mkdir()
+    for before in ("", "1\t6\tshard\tended 0\n", "1\t6\tshard\tended 0\n2\t6\tsha"):
+        log.write_text(before)
+        assert noted(home).stdout == "--- a job\non\n"
+        *kept, last = log.read_text().splitlines()
+        assert kept == before.splitlines()
+        assert last.split("\t")[1:] == ["7", "shard", "ended 0"]
+
+
+def test_a_full_disk_below_the_logs_ends_no_job(home):
+    log = home / "runs" / "reviewed" / "jobs" / "log.tsv"
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    done = noted(home, ">/dev/full")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
+    shutil.rmtree(log.parent)
+    assert noted(home).stdout == "--- a job\non\n"

@@ -90,6 +90,26 @@ def test_metrics_validation_and_checks_are_read_where_the_training_wrote_them(fo
     assert "nothing is learned" in page
 
 
+def test_what_cannot_be_read_is_named_and_the_rest_is_shown(folder, config):
+    said = []
+    folder.say = said.append
+    write_jsonl(folder.metrics, [{"seen": seen, "loss": 0.5, "samples_per_s": 3.25} for seen in (8, 16)])
+    for path in (folder.metrics, folder.scores):
+        with path.open("ab") as file:
+            file.write(b'{"seen": 24, "lo')
+    folder.shard_index.write_text('{"window": ')
+    assert report.run(config, folder).done == ["run"]
+    page = folder.report.read_text()
+    assert "3.2 samples per second" in page
+    assert "p-1 (test): 31.50 dB" in page
+    assert "The index of the shards cannot be read." in page
+    for name, stage in (("metrics.jsonl:3", "train"), ("scores.jsonl:2", "evaluate"), ("index.json", "shard")):
+        assert [line for line in said if name in line and f"cloudjob {stage} {folder.root}" in line], name
+    folder.evaluation.write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json: is not JSON .* cloudjob evaluate"):
+        report.items(config, folder)
+
+
 def test_made_again_when_the_scores_or_the_training_change_and_only_then(folder, config):
     assert report.run(config, folder).done == ["run"]
     again = report.run(config, folder)
