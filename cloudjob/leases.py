@@ -31,7 +31,9 @@ os.register_at_fork(after_in_child=files.guards.clear)  # a child holds nothing
 def _machine() -> str | None:
     """Where process numbers mean the same as here: this boot of this machine, and this container's processes."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + os.readlink(
+            "/proc/self/ns/pid"
+        )
     except OSError:
         return None
 
@@ -39,7 +41,7 @@ def _machine() -> str | None:
 def _started(pid: int) -> str | None:
     """When a process of this machine started, in the kernel's ticks; "" for a dead one, None where that is hidden."""
     try:
-        state, *facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return "" if state in "ZX" else facts[18]

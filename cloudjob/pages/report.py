@@ -38,7 +38,7 @@ class Run:
     metrics: list[dict]  # train/metrics.jsonl; empty where there is none, as the next two
     validation: list[dict]  # train/validation.jsonl
     checks: list[dict]  # train/checks.jsonl
-    index: dict | None  # shards/index.json; None where there are no shards or it cannot be read, as the next two
+    index: dict | None  # shards/index.json; None where there are no shards, empty where it cannot be read
     data: dict | None  # what the shards hold, of `patches.stats.collect`
     examples: bytes | None  # some triplets as a PNG, of `patches.stats.picture`
     configuration: str  # YAML
@@ -179,6 +179,8 @@ def _checks(rows: list[dict]) -> str:
 
 def _shards(run: Run) -> list[str]:
     """What the network learned from; nothing where that is not known."""
+    if run.index == {}:
+        return ["<h2>Data</h2><p>The index of the shards cannot be read.</p>"]
     if run.data is None or run.index is None or run.examples is None:
         return []
     examples = figures.picture(

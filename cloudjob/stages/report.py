@@ -38,7 +38,7 @@ def _page(config: Config, folder: RunFolder) -> str:
         index = records.shard_index(folder, config.infer.checkpoint)
     except DamagedInputError as error:
         folder.say(f"report: without the shards: {error}")
-        index = None
+        index = {}
     examples = stats.picture(folder.shards, index, number=6, gain=config.review.gain) if index else None
     return report.page(
         report.Run(

@@ -207,7 +207,7 @@ def _begun_by_force(files: Files, identity: Identity) -> bool:
     """Whether the training that lies here is this one, and was begun by an earlier --force."""
     try:
         return read_json(files.forced) == {"key": checkpoint.key(identity.config, identity.inputs)}
-    except (FileNotFoundError, ValueError):
+    except CorruptFileError:  # or missing
         return False
 
 

@@ -74,12 +74,12 @@ def test_a_damaged_file_is_named_and_who_does_not_read_it_is_shown(run, capsys, 
     write_jsonl(run / "train" / "metrics.jsonl", [METRICS])
     with open(run / "train" / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 3, "se')
-    said = lines(capsys, "plan", run)
+    said = lines(capsys, "plan", run, code=4)
     assert "review    waits: pairs.jsonl: line 3 is not JSON. To make it again: cloudjob pair run" in said
     assert "infer     1 done, 1 rejected, 1 failed, 2 missing" in said
-    assert main(["status", str(run)]) == 0
+    assert main(["status", str(run)]) == 4
     out, err = capsys.readouterr()
-    assert "training  step 2, seen 8, of 32" in out
+    assert "training  8 of 32 samples" in out
     assert out.count("To make it again: cloudjob pair run") == 1
     assert f"metrics.jsonl:2  cannot be read and is left out (lines: 2); cloudjob train {run}" in err
 

@@ -6,7 +6,7 @@ import pytest
 
 from cloudjob import files
 from cloudjob.config import source
-from cloudjob.errors import ConfigError, InputError, ItemError, LeftOutError, RejectedError
+from cloudjob.errors import ConfigError, CorruptFileError, InputError, ItemError, LeftOutError, RejectedError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -201,7 +201,7 @@ def test_products_whose_pairing_failed_lack_a_shard_too(cutting):
 def test_without_any_shard_no_earlier_index_stays(cutting):
     cut_all(cutting)
     cutting.outcome, cutting.force = {tile: ItemError("broken") for tile in TILES}, True
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CorruptFileError, match="missing"):
         cut_all(cutting)
     assert len(cutting.summary.failed) == 4
     cutting.outcome = {tile: InputError("download first") for tile in TILES}
