@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config
-from cloudjob.errors import ConfigError
+from cloudjob.errors import ConfigError, InputError
 from cloudjob.files import digest, read_json, write_json
 from cloudjob.names import ProductName, stamp
 from cloudjob.run import records
@@ -74,6 +74,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
     (item,) = items(config, folder)
     index = _index(folder)
     _say_lacking(folder, index)
+    if index["normalisation"] is None and "lacking" in index:
+        raise InputError(f"train: no triplet to train on is made yet. Run: cloudjob run {folder.root} --until shard")
     if index["normalisation"] is None:
         raise ConfigError("train: no triplet to train on; loosen shard.cloud or shard.split, or add tiles and dates")
     records.require(folder, "shard", [entry["pair"] for entry in index["files"]], reader=STAGE)
