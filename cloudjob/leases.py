@@ -68,9 +68,10 @@ class Lease:
         """`folder` holds all leases; `job` is the number of this process's job, for others to read."""
         self.place, self.what, self.patience = folder / stage / item, f"{stage} {item}", patience
         self.holder: dict[str, Any] | None = None  # who held it at the last look
-        mine = {"host": files.HOST, "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
-        mine |= {"job": job, "stage": stage, "item": item, "since": round(time.time()), "key": uuid.uuid4().hex}
-        self._text = json.dumps(mine)
+        pid, key = os.getpid(), uuid.uuid4().hex
+        who = {"host": files.HOST, "machine": _machine(), "pid": pid, "started": _started(pid), "job": job, "key": key}
+        what = {"stage": stage, "item": item, "since": round(time.time()), "patience": patience}
+        self._text = json.dumps(who | what)
         self._number: int | None = None  # while it is held
         self._lost = False
         self._raised = 0.0
@@ -139,7 +140,9 @@ class Lease:
         else:
             self._still += min(now - self._looked, self.patience / 4)
         self._looked = now
-        return self._still >= self.patience or (self.holder is not None and _gone(self.holder))
+        if self.holder is None:  # the file was cut short
+            return self._still >= self.patience
+        return self._still >= max(self.patience, self.holder["patience"]) or _gone(self.holder)
 
     def occupied(self) -> str:
         """Who holds it, in words."""
@@ -275,8 +278,9 @@ def held(folder: Path) -> list[dict[str, Any]]:
 
 def alive(folder: Path, patience: float) -> dict[str, Any] | None:
     """A lease below a folder whose owner is at work, None where there is none. What other machines' processes hold is
-    watched, for `patience` seconds at most, until a number grows."""
-    first, end = {lease["key"]: lease for lease in held(folder)}, time.monotonic() + patience
+    watched, for `patience` seconds or for theirs at most, until a number grows."""
+    first = {lease["key"]: lease for lease in held(folder)}
+    end = time.monotonic() + max([patience, *(lease["patience"] for lease in first.values())])
     while now := held(folder):
         for lease in now:
             seen = first.setdefault(lease["key"], lease)

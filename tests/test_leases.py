@@ -19,7 +19,8 @@ from cloudjob import files, leases
 from cloudjob.errors import ConfigError, DiskFullError, InterruptedJob
 from cloudjob.leases import Lease
 
-ELSEWHERE = {"host": "node7", "machine": "another", "pid": 1, "started": "1", "job": "77", "since": 0, "key": "k"}
+ELSEWHERE = {"host": "node7", "machine": "another", "pid": 1, "started": "1", "job": "77"}
+ELSEWHERE |= {"since": 0, "key": "k", "patience": 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -349,6 +350,17 @@ def test_a_number_above_ones_own_means_that_it_is_lost(tmp_path):
     with pytest.raises(InterruptedJob):
         owner.check()
     owner.release()
+
+
+def test_the_longer_patience_of_the_two_counts(tmp_path, clock):
+    """The owner raises its number as its own patience asks."""
+    left_by(tmp_path, ELSEWHERE | {"patience": 60})
+    waiter = of(tmp_path, patience=8)
+    for _ in range(30):
+        assert not waiter.take()
+        clock.seconds += 2
+    assert waiter.take()
+    waiter.release()
 
 
 # --- losing it -------------------------------------------------------------------------------------------------------
