@@ -70,8 +70,8 @@ class Lease:
         self.holder: dict[str, Any] | None = None  # who held it at the last look
         pid, key = os.getpid(), uuid.uuid4().hex
         who = {"host": files.HOST, "machine": _machine(), "pid": pid, "started": _started(pid), "job": job, "key": key}
-        what = {"stage": stage, "item": item, "since": round(time.time()), "patience": patience}
-        self._text = json.dumps(who | what)
+        self._facts = who | {"stage": stage, "item": item, "patience": patience}
+        self._text = ""  # of its files
         self._number: int | None = None  # while it is held
         self._lost = False
         self._raised = 0.0
@@ -111,6 +111,7 @@ class Lease:
                 return False
         elif not self._make_place():
             return False
+        self._text = json.dumps(self._facts | {"since": round(time.time())})
         number, begun = numbers[-1] + 1 if numbers else 0, time.clock_gettime(_clock)
         if not self._make(number):
             return False
@@ -166,16 +167,18 @@ class Lease:
             if self._number is None or self._lost:
                 return
             begun, end = time.clock_gettime(_clock), time.monotonic() + _WITHDRAWS
-            while not (made := self._make(self._number + 1)):
+            above = self._number + 1
+            # Its own number may lie there from an attempt that an error cut short.
+            while not (made := self._make(above) or self._read(above) == self._text):
                 if self._read(self._number) != self._text or time.monotonic() > end:
                     break
                 time.sleep(0.02)
-            if made and self._read(self._number) == self._text and self._numbers()[-1:] == [self._number + 1]:
+            if made and self._read(self._number) == self._text and self._numbers()[-1:] == [above]:
                 self._remove(self._number)
-                self._number, self._raised = self._number + 1, begun
+                self._number, self._raised = above, begun
                 return
             if made:
-                self._remove(self._number + 1)
+                self._remove(above)
             self._lost = True
 
     def _live(self) -> None:
@@ -226,8 +229,12 @@ class Lease:
             descriptor = os.open(self.place / str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except (FileExistsError, FileNotFoundError):
             return False
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(self._text)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(self._text)
+        except OSError:  # a full disk still has room for the name
+            self._remove(number)
+            raise
         return True
 
     def _remove(self, number: int) -> None:
@@ -309,8 +316,11 @@ def said(owner: dict[str, Any]) -> str:
 
 def _top(place: Path) -> dict[str, Any] | None:
     """The owner of a lease with its number; None where there is none, or where nothing is known of it."""
-    numbers = _numbers(place)
-    owner = _owner(_read(place / str(numbers[-1]))) if numbers else None
+    try:
+        numbers = _numbers(place)
+        owner = _owner(_read(place / str(numbers[-1]))) if numbers else None
+    except OSError:  # not ours to read
+        return None
     return owner and owner | {"number": numbers[-1]}
 
 
