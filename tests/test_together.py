@@ -1,6 +1,7 @@
 """Several processes on one run folder at once: they share the work, and what comes out is as of one alone."""
 
 import random
+import re
 import signal
 import subprocess
 import time
@@ -41,11 +42,9 @@ def left(run: Path) -> list[Path]:
 
 
 def counted(workers: list[Worker], stage: str, what: str) -> int:
-    """How many items of a stage the workers say they made, or found made."""
-    lines = [line for worker in workers for line in worker.text().splitlines() if line.startswith(f"{stage}: 0")]
-    lines += [line for worker in workers for line in worker.text().splitlines() if line.startswith(f"{stage}: ")]
-    found = [line.split(f" {what}")[0].split()[-1] for line in dict.fromkeys(lines) if f" {what}, " in line]
-    return sum(map(int, found))
+    """How many items of a stage the workers say they made, or found made, together."""
+    found = [re.search(rf"^{stage}: .*?(\d+) {what}, ", worker.text(), re.MULTILINE) for worker in workers]
+    return sum(int(match[1]) for match in found)
 
 
 def test_two_runs_share_what_is_missing(finished, tmp_path):
