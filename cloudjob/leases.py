@@ -70,9 +70,10 @@ class Lease:
         """`folder` holds all leases; `job` is the number of this process's job, for others to read."""
         self.place, self.what, self.patience = folder / stage / item, f"{stage} {item}", patience
         self.holder: dict[str, Any] | None = None  # who held it at the last look
-        mine = {"host": files.HOST, "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
-        mine |= {"job": job, "stage": stage, "item": item, "since": round(time.time()), "key": uuid.uuid4().hex}
-        self._text = json.dumps(mine)
+        pid, key = os.getpid(), uuid.uuid4().hex
+        who = {"host": files.HOST, "machine": _machine(), "pid": pid, "started": _started(pid), "job": job, "key": key}
+        self._facts = who | {"stage": stage, "item": item, "patience": patience}
+        self._text = ""  # of its files
         self._number: int | None = None  # while it is held
         self._lost = False
         self._raised = 0.0
@@ -112,6 +113,7 @@ class Lease:
                 return False
         elif not self._make_place():
             return False
+        self._text = json.dumps(self._facts | {"since": round(time.time())})
         number, begun = numbers[-1] + 1 if numbers else 0, time.clock_gettime(_clock)
         if not self._make(number):
             return False
@@ -141,7 +143,9 @@ class Lease:
         else:
             self._still += min(now - self._looked, self.patience / 4)
         self._looked = now
-        return self._still >= self.patience or (self.holder is not None and _gone(self.holder))
+        if self.holder is None:  # the file was cut short
+            return self._still >= self.patience
+        return self._still >= max(self.patience, self.holder["patience"]) or _gone(self.holder)
 
     def occupied(self) -> str:
         """Who holds it, in words."""
@@ -165,16 +169,18 @@ class Lease:
             if self._number is None or self._lost:
                 return
             begun, end = time.clock_gettime(_clock), time.monotonic() + _WITHDRAWS
-            while not (made := self._make(self._number + 1)):
+            above = self._number + 1
+            # Its own number may lie there from an attempt that an error cut short.
+            while not (made := self._make(above) or self._read(above) == self._text):
                 if self._read(self._number) != self._text or time.monotonic() > end:
                     break
                 time.sleep(0.02)
-            if made and self._read(self._number) == self._text and self._numbers()[-1:] == [self._number + 1]:
+            if made and self._read(self._number) == self._text and self._numbers()[-1:] == [above]:
                 self._remove(self._number)
-                self._number, self._raised = self._number + 1, begun
+                self._number, self._raised = above, begun
                 return
             if made:
-                self._remove(self._number + 1)
+                self._remove(above)
             self._lost = True
 
     def _live(self) -> None:
@@ -225,8 +231,12 @@ class Lease:
             descriptor = os.open(self.place / str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except (FileExistsError, FileNotFoundError):
             return False
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(self._text)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(self._text)
+        except OSError:  # a full disk still has room for the name
+            self._remove(number)
+            raise
         return True
 
     def _remove(self, number: int) -> None:
@@ -277,8 +287,9 @@ def held(folder: Path) -> list[dict[str, Any]]:
 
 def alive(folder: Path, patience: float) -> dict[str, Any] | None:
     """A lease below a folder whose owner is at work, None where there is none. What other machines' processes hold is
-    watched, for `patience` seconds at most, until a number grows."""
-    first, end = {lease["key"]: lease for lease in held(folder)}, time.monotonic() + patience
+    watched, for `patience` seconds or for theirs at most, until a number grows."""
+    first = {lease["key"]: lease for lease in held(folder)}
+    end = time.monotonic() + max([patience, *(lease["patience"] for lease in first.values())])
     while now := held(folder):
         for lease in now:
             seen = first.setdefault(lease["key"], lease)
@@ -307,8 +318,11 @@ def said(owner: dict[str, Any]) -> str:
 
 def _top(place: Path) -> dict[str, Any] | None:
     """The owner of a lease with its number; None where there is none, or where nothing is known of it."""
-    numbers = _numbers(place)
-    owner = _owner(_read(place / str(numbers[-1]))) if numbers else None
+    try:
+        numbers = _numbers(place)
+        owner = _owner(_read(place / str(numbers[-1]))) if numbers else None
+    except OSError:  # not ours to read
+        return None
     return owner and owner | {"number": numbers[-1]}
 
 

@@ -19,7 +19,8 @@ from cloudjob import files, leases
 from cloudjob.errors import ConfigError, DiskFullError, InterruptedJob
 from cloudjob.leases import Lease
 
-ELSEWHERE = {"host": "node7", "machine": "another", "pid": 1, "started": "1", "job": "77", "since": 0, "key": "k"}
+ELSEWHERE = {"host": "node7", "machine": "another", "pid": 1, "started": "1", "job": "77"}
+ELSEWHERE |= {"since": 0, "key": "k", "patience": 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -351,6 +352,17 @@ def test_a_number_above_ones_own_means_that_it_is_lost(tmp_path):
     owner.release()
 
 
+def test_the_longer_patience_of_the_two_counts(tmp_path, clock):
+    """The owner raises its number as its own patience asks."""
+    left_by(tmp_path, ELSEWHERE | {"patience": 60})
+    waiter = of(tmp_path, patience=8)
+    for _ in range(30):
+        assert not waiter.take()
+        clock.seconds += 2
+    assert waiter.take()
+    waiter.release()
+
+
 # --- losing it -------------------------------------------------------------------------------------------------------
 def lost(folder, monkeypatch) -> tuple[Lease, Lease]:
     """A lease whose owner slept too long, and that of the one who took it over."""
@@ -509,6 +521,26 @@ def refuse(number):
     return refusing
 
 
+def fills(descriptor, *_, **__):
+    os.close(descriptor)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+FAILS = {"open": (leases.os, "open", refuse(errno.ENOSPC)), "close": (leases, "open", fills, False)}
+
+
+def test_a_number_of_its_own_that_an_error_cut_short_is_no_others(tmp_path, monkeypatch):
+    with of(tmp_path) as lease:
+        lease.take()
+        with monkeypatch.context() as away:
+            away.setattr(lease, "_read", refuse(errno.EIO))
+            with pytest.raises(OSError, match="Input/output"):
+                lease._raise()
+        lease._raise()
+        lease.check()
+        assert lease._number == 1
+
+
 def test_neither_locks_nor_links_are_needed(tmp_path, monkeypatch):
     for owner, name in ((fcntl, "flock"), (fcntl, "lockf"), (os, "link"), (os, "symlink")):
         monkeypatch.setattr(owner, name, refuse(errno.ENOLCK))
@@ -536,9 +568,10 @@ def test_a_file_system_that_refuses_gets_one_line(tmp_path, monkeypatch, operati
 def test_a_full_disk_or_a_server_that_is_away_for_a_while_costs_no_lease(tmp_path, monkeypatch):
     with of(tmp_path, patience=0.6) as lease:
         lease.take()
-        with monkeypatch.context() as full:
-            full.setattr(leases.os, "open", refuse(errno.ENOSPC))
-            time.sleep(0.3)
+        for operation in ("open", "close"):  # before and after the name is there
+            with monkeypatch.context() as full:
+                full.setattr(*FAILS[operation])
+                time.sleep(0.3)
         time.sleep(0.3)
         assert lease._number > 0  # of itself
         lease.check()

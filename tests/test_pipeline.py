@@ -18,7 +18,7 @@ import pytest
 import rasterio
 import shapely
 from forked import Forked
-from front_door import CLOUDJOB, CONFIG, STAGES, call, clean_message, copied, forget, good
+from front_door import CLOUDJOB, CONFIG, STAGES, call, clean_message, copied, forget, good, same
 from rasterio.warp import transform_geom
 from scipy import ndimage
 
@@ -33,20 +33,6 @@ needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec besi
 
 def products(run: Path) -> list[str]:
     return sorted(folder.name for folder in (run / "outputs").iterdir())
-
-
-def results(run: Path) -> dict[str, bytes]:
-    """The bytes of all that a run is for: shards, the last checkpoint, outputs, scores."""
-    newest = max((run / "train" / "checkpoints").glob("step-*.pt"))
-    files = [*(run / "shards").iterdir(), newest, *(run / "outputs").rglob("*.*"), *(run / "evaluation").iterdir()]
-    files += [run / "scenes.jsonl", run / "pairs.jsonl"]
-    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
-
-
-def same(a: Path, b: Path) -> None:
-    one, other = results(a), results(b)
-    assert sorted(one) == sorted(other)
-    assert [name for name in one if one[name] != other[name]] == []
 
 
 @pytest.fixture(scope="session")

@@ -356,7 +356,7 @@ class EvaluateConfig(Section):
 class LeasesConfig(Section):
     """Who makes an item holds its lease; others wait, or take it over where its owner is lost."""
 
-    patience: Annotated[float, Field(gt=0)] = Field(
+    patience: Annotated[float, Field(ge=1)] = Field(
         PATIENCE, description="seconds without a sign of life after which an owner on another machine counts as lost"
     )
 
