@@ -1,6 +1,7 @@
 """The run folder: the one owner of file names. Every stage finds here where its files lie, and whom it talks to."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class RunFolder:
         self.evaluation = self.evaluation_folder / "summary.json"
         self.report = self.root / "report" / "index.html"
 
+    @property
+    def quoted(self) -> str:
+        """The root as a shell takes it, for commands that are told."""
+        return shlex.quote(str(self.root))
+
     def safe(self, product: str) -> Path:
         """The folder of a product."""
         return self.root / "scenes" / f"{product}.SAFE"
@@ -91,7 +97,7 @@ class RunFolder:
     def made_by(self, path: Path, stage: str) -> Path:
         """The path of a file that `stage` writes; InputError while there is none."""
         if not path.exists():
-            raise InputError(f"{path} is not there yet. Run: cloudjob {stage} {self.root}")
+            raise InputError(f"{path} is not there yet. Run: cloudjob {stage} {self.quoted}")
         return path
 
     def set_aside(self, path: Path) -> bool:

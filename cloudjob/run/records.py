@@ -143,7 +143,7 @@ def require(folder: RunFolder, stage: str, names: Sequence[str], *, reader: str)
         name, reason = next(iter(missing.items()))
         raise InputError(
             f"{reader} reads what {stage} makes, and {len(missing)} of {len(names)} items are not complete "
-            f"({name}: {reason}). Run: cloudjob {stage} {folder.root}"
+            f"({name}: {reason}). Run: cloudjob {stage} {folder.quoted}"
         )
 
 
@@ -151,7 +151,9 @@ def wanted(folder: RunFolder, items: Sequence[Item]) -> list[Item]:
     """Those of these items that the command line asked for."""
     unknown = set(folder.only) - {item.name for item in items}
     if unknown:
-        raise ConfigError(f"--only {', '.join(sorted(unknown))}: no such item; see cloudjob items STAGE {folder.root}")
+        raise ConfigError(
+            f"--only {', '.join(sorted(unknown))}: no such item; see cloudjob items STAGE {folder.quoted}"
+        )
     return [item for item in items if not folder.only or item.name in folder.only]
 
 

@@ -79,7 +79,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         raise ConfigError(
             f"pair: none of {len(rows)} candidates is acceptable; {folder.pairs} says why for each. "
             "Loosen the rules in the section pair, search other dates, or accept some by eye: "
-            f"cloudjob review {folder.root}"
+            f"cloudjob review {folder.quoted}"
         )
     summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
     return summary

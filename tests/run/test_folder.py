@@ -1,5 +1,7 @@
 """The run folder: names of files, and what is said where one is not there yet."""
 
+import shlex
+
 import pytest
 
 from cloudjob.errors import InputError
@@ -28,6 +30,7 @@ def test_names_of_files_are_those_that_the_readme_promises(tmp_path):
         "evaluation/S2A.png": folder.evaluation_picture(product),
         "report/index.html": folder.report,
         "jobs/log.tsv": folder.jobs,
+        "jobs/history.jsonl": folder.history,
         "config.yaml": folder.config,
     }
     assert {str(path.relative_to(tmp_path)) for path in names.values()} == set(names)
@@ -57,3 +60,10 @@ def test_only_a_file_of_the_run_is_set_aside(tmp_path):
     assert not folder.set_aside(folder.root / "../model.pt")
     assert not folder.set_aside(folder.root / "scenes")
     assert foreign.exists()
+
+
+def test_a_command_that_is_told_can_be_pasted_into_a_shell(tmp_path):
+    folder = RunFolder(tmp_path / "exp [1]")
+    with pytest.raises(InputError) as caught:
+        folder.index()
+    assert shlex.split(str(caught.value).partition("Run: ")[2]) == ["cloudjob", "shard", str(folder.root)]
