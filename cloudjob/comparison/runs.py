@@ -1,6 +1,7 @@
 """Runs the variants: the data are made once in the run folder `base`, and a variant's run folder links to them."""
 
 import contextlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def plan(comparison: Comparison, folder: RunFolder) -> dict[str, str | None]:
 
 
 def _command(comparison: Comparison, folder: RunFolder, name: str) -> str:
-    return f"cloudjob compare {comparison.file} --run-dir {folder.root} --only {name}"
+    return f"cloudjob compare {shlex.quote(str(comparison.file))} --run-dir {folder.quoted} --only {name}"
 
 
 def _run(folder: RunFolder, name: str) -> RunFolder:

@@ -29,7 +29,7 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
     """
     rows = shown_pairs(folder)
     if not folder.decisions.exists():
-        raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.root}")
+        raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
     decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
     return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
 

@@ -1,6 +1,7 @@
 """The run folder: the one owner of file names. Every stage finds here where its files lie, and whom it talks to."""
 
 import os
+import shlex
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +80,11 @@ class RunFolder:
             meanwhile=meanwhile,
         )
 
+    @property
+    def quoted(self) -> str:
+        """The root as a shell takes it, for commands that are told."""
+        return shlex.quote(str(self.root))
+
     def safe(self, product: str) -> Path:
         """The folder of a product."""
         return self.root / "scenes" / f"{product}.SAFE"
@@ -131,7 +137,7 @@ class RunFolder:
         try:
             return reader(self.made_by(path, stage))
         except CorruptFileError as error:
-            raise DamagedInputError(f"{error}. To make it again: cloudjob {stage} {self.root}") from None
+            raise DamagedInputError(f"{error}. To make it again: cloudjob {stage} {self.quoted}") from None
 
     def whole_rows(self, path: Path, *, stage: str) -> list[dict]:
         """The rows of a .jsonl file for people to look at: none while there is no file, and lines that cannot be read
@@ -141,13 +147,15 @@ class RunFolder:
         rows, bad = files.split_jsonl(path)
         if bad:
             lines = ", ".join(map(str, bad))
-            self.say(f"{path}:{bad[0]}  cannot be read and is left out (lines: {lines}); cloudjob {stage} {self.root}")
+            self.say(
+                f"{path}:{bad[0]}  cannot be read and is left out (lines: {lines}); cloudjob {stage} {self.quoted}"
+            )
         return rows
 
     def made_by(self, path: Path, stage: str) -> Path:
         """The path of a file that `stage` writes; InputError while there is none."""
         if not path.exists():
-            raise InputError(f"{path} is not there yet. Run: cloudjob {stage} {self.root}")
+            raise InputError(f"{path} is not there yet. Run: cloudjob {stage} {self.quoted}")
         return path
 
     def set_aside(self, path: Path) -> bool:

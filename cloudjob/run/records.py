@@ -133,7 +133,9 @@ def why(folder: RunFolder, item: Item) -> str | None:
     found = record(folder, item.stage, item.name, result=False)
     if found is None:
         kept = path(folder, item.stage, item.name)
-        return f"its record {kept} cannot be read; cloudjob {item.stage} {folder.root}" if kept.exists() else "missing"
+        return (
+            f"its record {kept} cannot be read; cloudjob {item.stage} {folder.quoted}" if kept.exists() else "missing"
+        )
     if forced(folder, item):
         return "--force"
     if found["status"] == "failed":
@@ -201,7 +203,7 @@ def require(folder: RunFolder, stage: str, names: Sequence[str], *, reader: str)
         name, reason = next(iter(missing.items()))
         raise InputError(
             f"{reader} reads what {stage} makes, and {len(missing)} of {len(names)} items are not complete "
-            f"({name}: {reason}). Run: cloudjob {stage} {folder.root}"
+            f"({name}: {reason}). Run: cloudjob {stage} {folder.quoted}"
         )
 
 
@@ -224,7 +226,7 @@ def need(folder: RunFolder, stage: str, names: Iterable[str], *, own: str = "") 
             if name == own and gone:
                 raise LeftOutError(f"{stage} of {name}: {reason}")
             again = "pair" if gone else stage  # without the one that is gone
-            raise InputError(f"{stage} of {name}: {reason}. Run: cloudjob {again} {folder.root}")
+            raise InputError(f"{stage} of {name}: {reason}. Run: cloudjob {again} {folder.quoted}")
 
 
 def left_out(folder: RunFolder, stage: str, item: str) -> bool:
@@ -263,7 +265,9 @@ def wanted(folder: RunFolder, items: Sequence[Item]) -> list[Item]:
     """Those of these items that the command line asked for."""
     unknown = set(folder.only) - {item.name for item in items}
     if unknown:
-        raise ConfigError(f"--only {', '.join(sorted(unknown))}: no such item; see cloudjob items STAGE {folder.root}")
+        raise ConfigError(
+            f"--only {', '.join(sorted(unknown))}: no such item; see cloudjob items STAGE {folder.quoted}"
+        )
     return [item for item in items if not folder.only or item.name in folder.only]
 
 

@@ -107,7 +107,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         raise ConfigError(
             f"pair: none of {len(rows)} candidates is acceptable{gone}; {folder.pairs} says why for each. "
             "Loosen the rules in the section pair, search other dates, or accept some by eye: "
-            f"cloudjob review {folder.root}"
+            f"cloudjob review {folder.quoted}"
         )
     summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
     return summary

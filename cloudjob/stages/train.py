@@ -65,7 +65,7 @@ def _say_lacking(folder: RunFolder, index: dict) -> None:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         folder.say(f"train: on all but {len(lacking)} cloudy products without a shard: {', '.join(lacking[:3])}{more}")
         if came := len(_of(lacking, folder.index()["files"])):
-            again = f"cloudjob train {folder.root} --force"
+            again = f"cloudjob train {folder.quoted} --force"
             folder.say(f"train: {came} of them have one by now; to train on them too: {again}")
 
 
@@ -75,7 +75,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     index = _index(folder)
     _say_lacking(folder, index)
     if index["normalisation"] is None and "lacking" in index:
-        raise InputError(f"train: no triplet to train on is made yet. Run: cloudjob run {folder.root} --until shard")
+        raise InputError(f"train: no triplet to train on is made yet. Run: cloudjob run {folder.quoted} --until shard")
     if index["normalisation"] is None:
         raise ConfigError("train: no triplet to train on; loosen shard.cloud or shard.split, or add tiles and dates")
     records.require(folder, "shard", [entry["pair"] for entry in index["files"]], reader=STAGE)

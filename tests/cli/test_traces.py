@@ -99,7 +99,8 @@ def test_a_command_that_is_refused_leaves_the_configuration_byte_for_byte(stages
         ("--set", "infer.checkpoint=$NOT_SET_HERE/a.pt"),
     ],
 )
-def test_what_can_be_checked_is_checked_before_anything_is_written(stages, wrong):
+def test_what_can_be_checked_is_checked_before_anything_is_written_or_served(stages, monkeypatch, wrong):
+    monkeypatch.setattr(execute, "data_space", lambda *_: pytest.fail("the archive is made"))
     assert main(["infer", "a.yaml", "--run-dir", "run", "--set", "seed=9", *wrong]) in (2, 3)
     assert not RUN.exists()
 

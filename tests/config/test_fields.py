@@ -84,7 +84,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_key(tmp_path, monkeypatch)
         loaded(tmp_path, "infer: {checkpoint: ~nobody-here/a}")
 
 
-@given(st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1).map(lambda t: f"/a/{t}"))
+@given(st.text("a$~{}é #", min_size=1).map(lambda name: f"/a/{name}"))
 def test_a_path_is_written_so_that_it_is_read_again(name):
     kind = TypeAdapter(ConfiguredPath)
     path = Path(name).resolve()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_names_of_files_are_those_that_the_readme_promises(tmp_path):
         "evaluation/S2A.png": folder.evaluation_picture(product),
         "report/index.html": folder.report,
         "jobs/log.tsv": folder.jobs,
+        "jobs/history.jsonl": folder.history,
         "config.yaml": folder.config,
     }
     assert {str(path.relative_to(tmp_path)) for path in names.values()} == set(names)
@@ -106,3 +108,10 @@ def test_a_damaged_file_is_named_with_line_and_command(tmp_path):
     assert not said
     assert folder.whole_rows(folder.pairs, stage="pair") == [{"pair": "a"}]
     assert said == [f"{folder.pairs}:2  cannot be read and is left out (lines: 2); cloudjob pair {tmp_path}"]
+
+
+def test_a_command_that_is_told_can_be_pasted_into_a_shell(tmp_path):
+    folder = RunFolder(tmp_path / "exp [1]")
+    with pytest.raises(InputError) as caught:
+        folder.index()
+    assert shlex.split(str(caught.value).partition("Run: ")[2]) == ["cloudjob", "shard", str(folder.root)]
