@@ -87,7 +87,9 @@ def _command(comparison: Comparison, folder: RunFolder, name: str) -> str:
 
 
 def _run(folder: RunFolder, name: str) -> RunFolder:
-    return RunFolder(folder.root / name)
+    found = RunFolder(folder.root / name)
+    found.say = folder.say
+    return found
 
 
 def _make_base(comparison: Comparison, folder: RunFolder) -> Made:
@@ -146,12 +148,22 @@ def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> Non
                 continue  # of an earlier configuration, or damaged: the stage that needs it says so
             same = own.exists() and own.read_bytes() == record
             if stage == "train" and not same:
-                shutil.rmtree(target.checkpoints, ignore_errors=True)  # of another network, perhaps a longer training
+                _clear(target)
             for name in outputs:
                 if not same or not (target.root / name).exists():
                     link(origin.root / name, target.root / name)
             if not same:
                 write_bytes(own, record)
+
+
+def _clear(target: RunFolder) -> None:
+    """Removes the links to another network, perhaps of a longer training; a training of the run's own is kept aside."""
+    from cloudjob.training.state import set_aside
+
+    if any(path.stat().st_nlink == 1 for path in target.checkpoints.glob("step-*.pt")):
+        target.say(f"{STAGE}: the training of {target.root} itself is kept in {set_aside(target.training)}")
+    else:
+        shutil.rmtree(target.checkpoints, ignore_errors=True)
 
 
 def _cloudjob(folder: RunFolder, verb: str, path: Path, root: Path, overrides: list[str], *limits: str) -> int:

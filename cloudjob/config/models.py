@@ -262,7 +262,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     compile: bool | Literal["auto"] = Field("auto", description="torch.compile the network; auto: on a GPU")
     threads: Count | None = Field(
-        None, description="CPU threads per rank; default: the cores of the task over its ranks"
+        None, description="CPU threads per rank; default: OMP_NUM_THREADS, or the cores of the task over its ranks"
     )
     loader_threads: Count = Field(2, description="threads that read the next batch")
     local_dir: Text | None = Field(
