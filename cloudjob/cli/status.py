@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cloudjob import leases
 from cloudjob.cli import story
 from cloudjob.cli.context import open_run, stage_module
 from cloudjob.cli.parser import STAGES
@@ -36,14 +37,14 @@ def status(arguments: argparse.Namespace) -> int:
 
     config, folder, _ = open_run(arguments)
     rows = overview(config, folder, STAGES)
-    training, jobs = _training(folder), queue.unfinished(folder.jobs)
+    training, jobs, held = _training(folder), queue.unfinished(folder.jobs), leases.held(folder.leases)
     if arguments.json:
-        document = {"run": str(folder.root), "stages": rows, "training": training}
+        document = {"run": str(folder.root), "stages": rows, "training": training, "leases": held}
         print(json.dumps(document | {"jobs": [asdict(job) for job in jobs]}, indent=1))
         return _code(rows)
     lines, said = [], None
     for row in rows:
-        lines += story.of_stage(row, folder.root, why=row["waits"] != said)
+        lines += story.of_stage(row, folder.root, held, why=row["waits"] != said)
         said = row["waits"]
     lines += [story.of_training(training)] if training else []
     print("\n".join(lines + story.of_jobs(jobs)))

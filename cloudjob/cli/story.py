@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloudjob import leases
+
 if TYPE_CHECKING:
     from cloudjob.hpc.queue import Job
 
@@ -21,13 +23,18 @@ def counts(items: Sequence[dict]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states) or "no items"
 
 
-def of_stage(row: dict, root: Path, *, why: bool = True) -> list[str]:
+def of_stage(row: dict, root: Path, held: Sequence[dict] = (), *, why: bool = True) -> list[str]:
     """A stage in a few lines: how many items are in which state, when the rest is made, the first reason of those that
-    are not made, and the command that goes on; and `why` it waits, if it does."""
+    are not made, who is at work, and the command that goes on; and `why` it waits, if it does.
+
+    `held` has the leases of all stages.
+    """
     if row["waits"]:
         return [f"{row['stage']:9} waits for an earlier stage", *([f"{_INDENT}{row['waits']}"] if why else [])]
-    lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'])}"]
+    at_work = [lease for lease in held if lease["stage"] == row["stage"]]
+    lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'], max(1, len(at_work)))}"]
     lines += first_reasons(row["items"], "failed", "left out", "rejected")
+    lines += [f"{_INDENT}at work on {lease['item']}: {leases.said(lease)}" for lease in at_work]
     if command := again(row, root):
         lines.append(f"{_INDENT}again: {command}")
     return lines
@@ -44,14 +51,16 @@ def first_reasons(items: Sequence[dict], *states: str) -> list[str]:
     return lines
 
 
-def _time_left(items: Sequence[dict]) -> str:
+def _time_left(items: Sequence[dict], workers: int) -> str:
     """How long the missing items take, if they take as long as those that were made; "" before one was made."""
     took = [item["seconds"] for item in items if item["state"] == "done" and item["seconds"] is not None]
     missing = sum(item["state"] == "missing" for item in items)
     if not took or not missing:
         return ""
     each = sum(took) / len(took)
-    return f"; {missing} times {duration(each)} are {duration(missing * each)} for one worker"
+    by = "one worker" if workers == 1 else f"the {workers} at work"
+    left = missing * each / workers
+    return f"; {missing} times {duration(each)} are {duration(left)} for {by}: {_clock(left)}"
 
 
 def again(row: dict, root: Path) -> str:

@@ -1,6 +1,7 @@
 """plan, status and items: what is said of done, failed, rejected and missing items, and what mends it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,18 @@ def test_status_says_what_failed_and_the_command_that_mends_it(run, capsys):
     assert f"            again: sbatch --array=0,2-4 slurm/infer.sh {run}" in lines(capsys, "status", run, code=4)
 
 
+def test_who_is_at_work_is_told(run, capsys):
+    folder = RunFolder(run)
+    with folder.lease("infer", "new") as lease:
+        assert lease.take()
+        said = lines(capsys, "status", run, code=4)
+        (line,) = (line for line in said if "at work on" in line)
+        assert line.startswith(f"            at work on new: process {os.getpid()} on ")
+        (held,) = json.loads("\n".join(lines(capsys, "status", run, "--json", code=4)))["leases"]
+        assert (held["stage"], held["item"], held["pid"]) == ("infer", "new", os.getpid())
+    assert "at work" not in "\n".join(lines(capsys, "status", run, code=4))
+
+
 def test_without_a_failure_both_end_with_0(run, capsys):
     records.path(RunFolder(run), "infer", "failed").unlink()
     for command in (("plan",), ("status",), ("status", "--json")):
@@ -134,7 +147,7 @@ def test_status_tells_the_training_and_the_unfinished_jobs(run, capsys):
     assert training.endswith("; last sign of life 2 min ago")
     assert [line for line in said if line.startswith("job")] == ["job 7 train: exit code 4"]
     document = json.loads("\n".join(lines(capsys, "status", run, "--json", code=4)))
-    assert set(document) == {"run", "stages", "training", "jobs"}
+    assert set(document) == {"run", "stages", "training", "leases", "jobs"}
     assert 100 <= document["training"]["last_sign_of_life_s"] < 200
     assert [job["id"] for job in document["jobs"]] == ["7"]
     write_jsonl(folder.metrics, [row | {"samples_per_s": 0}])
