@@ -52,9 +52,7 @@ class Archive:
         make_synthetic(self.folder, tiles=TILES, size=96, clear=CLEAR, cloudy=cloudy, cloud=(0.2, 0.3), seed=5)
         self.server = ArchiveServer(self.folder)
         self.server.RequestHandlerClass = Faulty
-        days = [f"_{day:%Y%m%d}T" for day in cloudy]
-        names = (entry.name for entry in self.server.entries)
-        self.cloudy = sorted(name for name in names if any(day in name for day in days))
+        self.cloudy = sorted(entry.name for entry in self.server.entries if entry.sensing.date() in cloudy)
         self.of = dict(zip(FAULTS, self.cloudy[1::2], strict=False))
         self.server.withdrawn = {self.of["withdrawn"]}
         self.server.broken = {}
