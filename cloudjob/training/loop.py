@@ -146,7 +146,7 @@ class Training:
             self._save()
         distributed.barrier()
         self.journal.card("stop", **self.meter.used(), energy=self.meter.kind)
-        raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(self.state, why)))
+        raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(self.state, why, late=self.stopping.late())))
 
     def _end(self, norm: Tensor) -> tuple[list[Path], dict[str, Any]]:
         """All samples are seen: rank 0 completes the last checkpoint, while the others wait."""
@@ -237,7 +237,7 @@ def _interval(settings: Settings, save_s: float) -> float:
     return settings.checkpoint_s or checkpoint.interval(save_s, 3600 * settings.failure_h)
 
 
-def _stopped(state: State, why: int) -> str:
-    reasons = {_LATE: "the job's time is nearly over", _LOOKING: "while it looked at held-out triplets"}
-    reason = reasons.get(why, "asked to")
+def _stopped(state: State, why: int, *, late: bool) -> str:
+    reason = "the job's time is nearly over" if why == _LATE or (why == _LOOKING and late) else "asked to"
+    reason += ", while it looked at held-out triplets" * (why == _LOOKING)
     return f"train: stopped at {state.seen} of {state.total} samples ({reason}), saved; run the same command again"
