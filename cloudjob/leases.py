@@ -41,7 +41,9 @@ def _machine() -> str | None:
 def _started(pid: int) -> str | None:
     """When a process of this machine started, in the kernel's ticks; "" for a dead one, None where that is hidden."""
     try:
-        state, *facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        state, *facts = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return None
     return "" if state in "ZX" else facts[18]

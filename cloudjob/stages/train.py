@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config
-from cloudjob.errors import ConfigError, InputError
+from cloudjob.errors import ConfigError, CorruptFileError, InputError
 from cloudjob.files import digest, read_json, write_json
 from cloudjob.names import ProductName, stamp
 from cloudjob.run import records
@@ -39,7 +39,11 @@ def _index(folder: RunFolder) -> dict:
     now = folder.index()
     if folder.force or not folder.trained_on.exists():
         return now
-    begun = read_json(folder.trained_on)
+    try:
+        begun = read_json(folder.trained_on)
+    except CorruptFileError as error:
+        folder.say(f"train: {error}; it counts as none")
+        return now
     whole = all(entry in now["files"] for entry in begun["files"])
     came = [entry for entry in now["files"] if entry not in begun["files"]]
     return begun if whole and came == _of(begun["lacking"], came) else now
