@@ -200,9 +200,13 @@ def test_a_rejected_pair_is_neither_fetched_nor_used_and_the_others_stay(run, co
         "\n".join([header, rows[0].replace(",accept,,rule,", ',reject,"haze, all over",me,'), *rows[1:]])
     )
     pair = rows[0].split(",")[0]
-    done = good("run", copy, "--set", "train.epochs=0.2")
+    done = call("run", copy)
+    assert done.returncode == 2
     assert "review: 0 done" in done.stderr
     assert "2 accepted, 1 rejected" in done.stderr
+    assert "shards: others than it was trained on" in done.stderr  # it is not thrown away unasked
+    good("train", copy, "--set", "train.epochs=0.2", "--force")
+    good("run", copy)
     index = json.loads((copy / "shards" / "index.json").read_text())
     assert pair not in {entry["pair"] for entry in index["files"]}
     assert ',reject,"haze, all over",me,' in decisions.read_text()

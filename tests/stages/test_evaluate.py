@@ -321,6 +321,10 @@ def test_thick_pixels_of_a_scene_are_those_below_known_cloud_else_those_of_its_m
     if not known:
         for path in (run / "truth").glob("*_seen.tif"):
             path.unlink()
+        for path in (run / "records" / "download").glob("*.json"):
+            record = json.loads(path.read_text())
+            record["outputs"] = {name: kept for name, kept in record["outputs"].items() if "_seen" not in name}
+            path.write_text(json.dumps(record))
         cloudjob("evaluate", run, "--force")
     found = {row["product"]: row for row in rows(run) if (row["method"], row["on"]) == ("poisson", "thick")}
     assert len(found) == 3
