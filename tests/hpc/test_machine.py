@@ -19,6 +19,8 @@ FILES = ("__init__.py", "hpc/__init__.py", "hpc/machine.py", "hpc/slurm.py")
 @pytest.fixture
 def repository(tmp_path) -> Path:
     """A repository of somebody's own with a commit."""
+    if not shutil.which("git"):
+        pytest.skip("no git")
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "mine")
     return tmp_path
