@@ -274,6 +274,7 @@ def test_who_was_suspended_while_it_waited_does_not_count_that_time(tmp_path, cl
     waiter.release()
 
 
+@pytest.mark.slow
 def test_a_living_owner_keeps_it_for_as_long_as_it_likes(tmp_path):
     with of(tmp_path, patience=0.4) as owner:
         owner.take()
@@ -490,6 +491,7 @@ def test_what_is_free_first_is_given_first(tmp_path):
     assert list(order) == []
 
 
+@pytest.mark.slow
 def test_who_lives_is_told_from_what_was_left(tmp_path):
     assert leases.alive(tmp_path, 0.2) is None
     left_by(tmp_path, ELSEWHERE)

@@ -53,8 +53,6 @@ class RunFolder:
         self.metrics = self.training / "metrics.jsonl"
         self.validation = self.training / "validation.jsonl"
         self.checks = self.training / "checks.jsonl"
-        self.validation = self.training / "validation.jsonl"
-        self.checks = self.training / "checks.jsonl"
         self.job_cards = self.training / "jobs.jsonl"
         self.samples = self.training / "samples"
         self.tensorboard = self.training / "tensorboard"

@@ -41,6 +41,7 @@ def test_the_ports_follow_from_the_one_that_was_given():
 
 
 @pytest.mark.parametrize("neighbour", [b"", b"SSH-2.0\r\n", b"\xff\xfe\n", b"7\n", b'["job 1", 1]\n', None])
+@pytest.mark.slow
 def test_a_taken_port_is_passed_by_both(port, opened, neighbour):
     """By one that says something, nothing, or holds the line without a word."""
     with socket.socket() as other:

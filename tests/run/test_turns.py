@@ -111,6 +111,7 @@ def test_an_error_gives_the_lease_back(folder):
     files.guards.clear()
 
 
+@pytest.mark.slow
 def test_who_lost_its_lease_neither_records_nor_sets_aside(folder, monkeypatch):
     monkeypatch.setattr("cloudjob.leases.Lease._live", lambda self: None)
     broken = folder.root / "band.jp2"

@@ -259,6 +259,7 @@ def test_a_task_of_a_later_part_makes_the_item_of_its_offset(home):
 @pytest.mark.parametrize(
     "name", ["exp[1]", "a,b", "a b", "#1 100%", "$HOME", "ümläut", "a:b", "it's", '"q"', "-x", "*"]
 )
+@pytest.mark.slow
 def test_a_run_folder_may_be_called_as_one_likes(home, name):
     """In jobs and when they are submitted; and the image sees it."""
     (home / "runs" / "reviewed").rename(home / "runs" / name)

@@ -335,6 +335,7 @@ def test_a_training_that_differs_is_refused_and_left_as_it_is(tmp_path, identity
 
 @pytest.mark.parametrize("changed", [{"samples": 24}, {"epochs": 2}, {"epochs": 2, "samples": 24}])
 @pytest.mark.parametrize("steps", [3, 8])
+@pytest.mark.slow
 def test_a_longer_training_goes_on_where_the_rate_does_not_decay(tmp_path, changed, steps):
     """And ends as one that was as long from the start."""
     settings = replace(PLAIN, decay=False)
