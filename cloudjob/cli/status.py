@@ -4,7 +4,7 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,12 @@ from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from cloudjob.config.models import Config
+
+_WANTED: dict[str, Callable[[dict], bool]] = {  # option of `items` -> whether it lists an item in this state
+    "missing": lambda state: state["why"] is not None,
+    "failed": lambda state: state["state"] == "failed",
+    "left_out": lambda state: state["state"] == records.LEFT_OUT,
+}
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -55,14 +61,13 @@ def items(arguments: argparse.Namespace) -> int:
     """cloudjob items: the items of a stage with their indices, either all or those still to do; with the reason those
     that are left out."""
     config, folder, _ = open_run(arguments)
+    _look_only(folder)
+    wanted = next((_WANTED[name] for name in _WANTED if getattr(arguments, name)), None)
     chosen = []
     for index, item in enumerate(stage_module(arguments.stage).items(config, folder)):
-        if arguments.missing or arguments.failed or arguments.left_out:
-            state = _state(folder, item)
-            wanted = state["why"] is not None if arguments.missing else state["state"] == "failed"
-            if not (state["state"] == records.LEFT_OUT if arguments.left_out else wanted):
-                continue
-        chosen.append((index, item.name + (f"\t{state['reason']}" if arguments.left_out else "")))
+        state = _state(folder, item) if wanted else {}
+        if wanted is None or wanted(state):
+            chosen.append((index, item.name + (f"\t{state['reason']}" if arguments.left_out else "")))
     if arguments.as_array:
         print(story.as_array([index for index, _ in chosen]))
     else:
@@ -71,11 +76,16 @@ def items(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _look_only(folder: RunFolder) -> None:
+    """From here on nothing is made: each record is read once, and thousands of them make no garbage."""
+    folder.kept = {}
+    gc.disable()
+
+
 def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list[dict]:
     """One row per stage: its items with state and reason, or what it waits for. Later stages wait for the same, but for
     a damaged file of one stage: who does not read it is shown all the same."""
-    folder.kept = {}
-    gc.disable()  # thousands of records make no garbage
+    _look_only(folder)
     rows: list[dict] = []
     waits: str | None = None
     for stage in stages:
