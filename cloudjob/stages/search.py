@@ -102,8 +102,8 @@ def _look_again(folder: RunFolder, item: Item, gone: set[str], ask: Callable[[It
     except ItemError as error:
         folder.say(f"search: of {len(gone)} products that are left out, nothing new: {error}")
         return set()
-    wanted = {_acquisition(name) for name in gone}
-    served = {row["product"]: row for row in answer if _acquisition(row["product"]) in wanted}
+    wanted = {ProductName.parse(name).granule for name in gone}
+    served = {row["product"]: row for row in answer if ProductName.parse(row["product"]).granule in wanted}
     if served:
         (before,) = records.results(folder, [item])
         records.replace_result(folder, item, list(({row["product"]: row for row in before} | served).values()))
@@ -116,12 +116,6 @@ def _reopen(folder: RunFolder, products: set[str]) -> None:
         for stage in _FETCHING:
             if records.left_out(folder, stage, name):
                 records.path(folder, stage, name).unlink()
-
-
-def _acquisition(product: str) -> tuple[str, str]:
-    """What a product and its reprocessed versions have in common: datatake and tile."""
-    name = ProductName.parse(product)
-    return name.datatake, name.tile
 
 
 def _check_polygon(config: Config) -> None:
