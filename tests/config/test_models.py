@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from cloudjob.config.acquisition import Query
 from cloudjob.config.fields import Override
-from cloudjob.config.models import PRESETS, Config, Query
+from cloudjob.config.models import PRESETS, Config
 
 QUERY = {"start": "2024-03-01", "end": "2024-03-30", "cloud": [0, 1]}
 RING = [[-162.0, 68.5], [-162.0, 71.5], [-140.0, 71.5], [-162.0, 68.5]]

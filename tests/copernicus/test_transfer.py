@@ -6,7 +6,7 @@ import random
 import pytest
 from scripted_server import Answer, ranged
 
-from cloudjob.config.models import CopernicusConfig
+from cloudjob.config.acquisition import CopernicusConfig
 from cloudjob.copernicus import transfer
 from cloudjob.copernicus.session import Endpoints
 from cloudjob.copernicus.token import TokenSource
