@@ -311,7 +311,9 @@ def merged(below: dict, above: dict) -> dict:
 
 def changes(old: dict, new: dict, *, values: bool = True, prefix: str = "") -> list[str]:
     """Dotted names of what differs between two nested dictionaries, with `old -> new`."""
-    found = []
+    found: list[str] = []
+    if old == new:
+        return found
     for key in sorted({*old, *new}, key=str):
         a, b = old.get(key), new.get(key)
         if a == b:

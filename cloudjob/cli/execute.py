@@ -51,6 +51,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
     context = open_run(arguments)
     config, folder, _ = context
     if arguments.dry_run:
+        folder.kept = {}
         status.print_plan(status.overview(config, folder, stages))
         return 0
     _check(config, folder, stages, arguments)

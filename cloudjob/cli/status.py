@@ -28,7 +28,7 @@ _WANTED: dict[str, Callable[[dict], bool]] = {  # option of `items` -> whether i
 
 def plan(arguments: argparse.Namespace) -> int:
     """cloudjob plan: what would run, and why."""
-    config, folder, _ = open_run(arguments)
+    config, folder = _look(arguments)
     rows = overview(config, folder, STAGES)
     if arguments.json:
         print(json.dumps({"run": str(folder.root), "stages": rows}, indent=1))
@@ -41,7 +41,7 @@ def status(arguments: argparse.Namespace) -> int:
     """cloudjob status: progress of the stages, the training and the jobs, and the commands that repeat what failed."""
     from cloudjob.hpc import queue
 
-    config, folder, _ = open_run(arguments)
+    config, folder = _look(arguments)
     rows = overview(config, folder, STAGES)
     training, jobs, held = _training(folder), queue.unfinished(folder.jobs), leases.held(folder.leases)
     if arguments.json:
@@ -60,8 +60,7 @@ def status(arguments: argparse.Namespace) -> int:
 def items(arguments: argparse.Namespace) -> int:
     """cloudjob items: the items of a stage with their indices, either all or those still to do; with the reason those
     that are left out."""
-    config, folder, _ = open_run(arguments)
-    _look_only(folder)
+    config, folder = _look(arguments)
     wanted = next((_WANTED[name] for name in _WANTED if getattr(arguments, name)), None)
     chosen = []
     for index, item in enumerate(stage_module(arguments.stage).items(config, folder)):
@@ -76,16 +75,17 @@ def items(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _look_only(folder: RunFolder) -> None:
-    """From here on nothing is made: each record is read once, and thousands of them make no garbage."""
-    folder.kept = {}
+def _look(arguments: argparse.Namespace) -> tuple["Config", RunFolder]:
+    """The run, of a command that makes nothing: each record is read once, and thousands of them make no garbage."""
     gc.disable()
+    config, folder, _ = open_run(arguments)
+    folder.kept = {}
+    return config, folder
 
 
 def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list[dict]:
     """One row per stage: its items with state and reason, or what it waits for. Later stages wait for the same, but for
     a damaged file of one stage: who does not read it is shown all the same."""
-    _look_only(folder)
     rows: list[dict] = []
     waits: str | None = None
     for stage in stages:

@@ -5,13 +5,14 @@ outputs it names lie there in full. Records are `records/<stage>/<item>.json`; n
 Who makes an item holds its lease.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from cloudjob.errors import (
     ConfigError,
@@ -91,12 +92,14 @@ def record(folder: RunFolder, stage: str, item: str, *, result: bool = True) -> 
 
 def _read(folder: RunFolder, stage: str, item: str, result: bool = True) -> dict | None:
     try:
-        with open(f"{folder.records}/{stage}/{item}.json", "rb") as file:  # thousands of them: Path and str cost time
+        with open(f"{folder.records}/{stage}/{item}.json", "rb", buffering=0) as file:  # thousands: Path costs time
             text = file.read(_HEAD)
-            if not result and len(text) == _HEAD and _RESULT in text:
-                found = json.loads(text.partition(_RESULT)[0] + b"}")
+            if len(text) < _HEAD:
+                found = from_json(text)
+            elif not result and _RESULT in text:
+                found = from_json(text.partition(_RESULT)[0] + b"}")
             else:
-                found = json.loads(text + file.read())
+                found = from_json(text + file.read())
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and found.keys() >= _KEYS else None
