@@ -1,7 +1,7 @@
 """Forty products through a server with every fault, by two processes at once, one of which is killed five times.
 
-Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body 5 s instead of two minutes,
-a token 20 s instead of ten minutes, patience a minute instead of half an hour.
+Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body 5 s instead of two
+minutes, a token 20 s instead of ten minutes, patience a minute instead of half an hour.
 """
 
 import json
@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from datetime import date, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ from front_door import CLOUDJOB, CONFIG
 
 from cloudjob.archive.make import make_synthetic
 from cloudjob.config.acquisition import CopernicusConfig
-from cloudjob.run.folder import RunFolder
 
 FAULTS = Path(__file__).resolve().parents[2] / "configs" / "faults.yaml"
 TILES = ["04WFD", "05WMU", "05WPS", "06WVC"]
@@ -62,7 +62,7 @@ class Process:
     def silence(self) -> float:
         """The longest time without a word, until it ended."""
         times = [self.begun, *(moment for moment, _ in self.words)]
-        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0)
+        return max((b - a for a, b in pairwise(times)), default=0)
 
 
 class Work:
