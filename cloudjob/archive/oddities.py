@@ -41,7 +41,9 @@ def make_twin(entry: Entry, kind: str, folder: Path) -> Entry:
     digest = hashlib.new(listed.algorithm.lower().replace("-", "_"), (twin / _METADATA).read_bytes()).hexdigest()
     text = re.sub(listed.digest, digest, (twin / "manifest.safe").read_text(encoding="utf-8"), flags=re.IGNORECASE)
     (twin / "manifest.safe").write_text(text, "utf-8")
-    return Entry(twin)
+    found = Entry(twin)
+    found.queryables["Online"] = str(kind != "offline").lower()
+    return found
 
 
 def as_twin(row: dict, kind: str) -> dict:

@@ -416,6 +416,8 @@ def test_twins_are_odd_and_all_else_stays(serve, kind):
     assert manifest.status_code == (404 if kind in ("offline", "withdrawn") else 200)
     item = next(row for row in _rows(search(odd)) if twin.id in json.dumps(row))
     row = next(row for row in _rows(rows(odd)) if row["Id"] == twin.id)
+    online = names_of(rows(odd, **{"$filter": "Online eq true"}))
+    assert (row["Name"] in online) == (kind != "offline")
     sizes, sums = ([key in asset for asset in item["assets"].values()] for key in ("file:size", "file:checksum"))
     assert {
         "no_cloud_cover": "eo:cloud_cover" not in item["properties"] and "cloudCover" not in json.dumps(row),
