@@ -31,7 +31,7 @@ SETTINGS = {
 }
 
 
-class Faulty(archive_server._Handler):
+class Faulty(archive_server.Handler):
     """Lists what it does not serve, and serves some files broken."""
 
     def _product(self, text):

@@ -5,17 +5,20 @@ Routes and error bodies follow recorded responses of stac., catalogue., download
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import re
 import secrets
+import select
 import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 from uuid import UUID
 
@@ -40,14 +43,17 @@ class ArchiveServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, archive: Path, *, port: int = 0, host: str = "127.0.0.1"):
+    def __init__(
+        self, archive: Path, *, port: int = 0, host: str = "127.0.0.1", handler: "type[Handler] | None" = None
+    ):
         entries = [Entry(folder) for folder in Path(archive).glob("S2*.SAFE")]
         self.entries = sorted(entries, key=lambda entry: (entry.sensing, entry.name))
         self.access: dict[str, tuple[str, float]] = {}  # token -> account, expiry on the monotonic clock
         self.refresh: dict[str, tuple[str, float]] = {}
-        self.slots: dict[str, threading.Semaphore] = {}  # account -> its transfers
+        self.transfers: dict[str, set[socket.socket]] = {}  # account -> the connections that carry its files
+        self.lock = threading.Lock()
         self.connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        super().__init__((host, port), _Handler)
+        super().__init__((host, port), handler or Handler)
         self.url = f"http://{host}:{self.server_address[1]}"
 
     def __enter__(self) -> "ArchiveServer":
@@ -63,6 +69,34 @@ class ArchiveServer(ThreadingHTTPServer):
         self.connections.add(connection)
         return connection, address
 
+    def lifetimes(self) -> tuple[float, float]:
+        """Seconds that a token and a refresh token live."""
+        return TOKEN_SECONDS, REFRESH_SECONDS
+
+    def allowed(self, account: str) -> int:
+        """How many transfers of an account may run at a time."""
+        return MAX_TRANSFERS
+
+    @contextlib.contextmanager
+    def transfer(self, account: str, connection: socket.socket) -> Iterator[int]:
+        """One of the account's transfers, for as long as the context; its value is how many run with it.
+
+        One whose client has left ends here, though its thread may not know yet: who is killed and comes back, or gives
+        a silent connection up for another, is not counted twice.
+        """
+        with self.lock:
+            running = self.transfers.setdefault(account, set())
+            running -= {each for each in running if has_left(each)}
+            if len(running) >= self.allowed(account):
+                raise _zipper(429, "DAT-ZIP-100", "Max session number exceeded")
+            running.add(connection)
+            count = len(running)
+        try:
+            yield count
+        finally:
+            with self.lock:
+                running.discard(connection)
+
     def server_close(self) -> None:
         """Closes kept-alive connections too; otherwise their threads would go on answering."""
         super().server_close()
@@ -74,7 +108,16 @@ class ArchiveServer(ThreadingHTTPServer):
         _LOG.debug("connection of %s ended", client_address, exc_info=True)
 
 
-class _Refusal(Exception):
+def has_left(connection: socket.socket, seconds: float = 0) -> bool:
+    """Whether the client has closed its end, or does so within so many seconds."""
+    if connection.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(1000 * seconds))
+
+
+class Refusal(Exception):
     """An HTTP status other than 200, with the JSON body that goes with it."""
 
     def __init__(self, status: int, body: dict, headers: dict | None = None):
@@ -82,11 +125,11 @@ class _Refusal(Exception):
         self.status, self.body, self.headers = status, body, headers
 
 
-def _zipper(status: int, code: str, message: str) -> _Refusal:
-    return _Refusal(status, {"code": code, "message": message})
+def _zipper(status: int, code: str, message: str) -> Refusal:
+    return Refusal(status, {"code": code, "message": message})
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # header and body are two writes
     timeout = 120
@@ -100,22 +143,25 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)  # always, or the next request on this connection would start inside it
         self.base = f"http://{self.headers['Host']}"  # links use the host that the request named
+        self._answer(body)
+
+    do_POST = do_GET
+
+    def _answer(self, body: bytes) -> None:
         try:
             answer = self._route(urlsplit(self.path).query, body)
             if answer is not None:
                 self._send_json(200, answer)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             self._send_json(refusal.status, refusal.body, refusal.headers)
         except (KeyError, TypeError, AttributeError, ValueError, ShapelyError) as error:
             self._send_json(400, {"detail": {"message": f"not understood: {error!r}"}})
-
-    do_POST = do_GET
 
     def _send_json(self, status: int, body: dict, headers: dict | None = None) -> None:
         data = json.dumps(body).encode()
         geojson = body.get("type") in ("Feature", "FeatureCollection")
         self._send_head(status, "application/geo+json" if geojson else "application/json", len(data), headers)
-        self.wfile.write(data)
+        self._deliver(io.BytesIO(data), 0, len(data))
 
     def _send_head(self, status: int, media_type: str, length: int, headers: dict | None) -> None:
         self.send_response(status)
@@ -139,12 +185,12 @@ class _Handler(BaseHTTPRequestHandler):
                 for entry in entries:
                     if entry.name == wanted:
                         return catalogue.stac_item(entry, self.base)
-                raise _Refusal(404, {"code": "NotFoundError", "description": f"Item {wanted} does not exist."})
+                raise Refusal(404, {"code": "NotFoundError", "description": f"Item {wanted} does not exist."})
             case "GET", ["odata", "v1", "Products"]:
                 return _odata_page(entries, parse_qs(query, keep_blank_values=True), self.base)
             case "GET", ["odata", "v1", product, *steps] if product.startswith("Products("):
                 return self._node(product, steps)
-        raise _Refusal(404, {"detail": "Not Found"})
+        raise Refusal(404, {"detail": "Not Found"})
 
     def _grant(self, form: dict[str, str]) -> dict:
         """Password and refresh grants, with the error messages of the identity server (Keycloak)."""
@@ -156,14 +202,15 @@ class _Handler(BaseHTTPRequestHandler):
             account, end = self.server.refresh.get(form.get("refresh_token", ""), (None, 0))
             account, problem = account if now < end else None, "Invalid refresh token"
         if not account:
-            raise _Refusal(401, {"error": "invalid_grant", "error_description": problem})
+            raise Refusal(401, {"error": "invalid_grant", "error_description": problem})
+        token_seconds, refresh_seconds = self.server.lifetimes()
         access, refresh = secrets.token_urlsafe(48), secrets.token_urlsafe(48)
-        self.server.access[access] = account, now + TOKEN_SECONDS
-        self.server.refresh[refresh] = account, now + REFRESH_SECONDS
+        self.server.access[access] = account, now + token_seconds
+        self.server.refresh[refresh] = account, now + refresh_seconds
         return {
             "access_token": access,
-            "expires_in": TOKEN_SECONDS,
-            "refresh_expires_in": REFRESH_SECONDS,
+            "expires_in": token_seconds,
+            "refresh_expires_in": refresh_seconds,
             "refresh_token": refresh,
             "token_type": "Bearer",
         }
@@ -210,18 +257,20 @@ class _Handler(BaseHTTPRequestHandler):
         size, wanted = path.stat().st_size, self.headers.get("Range")
         first, last = _byte_range(wanted, size)
         headers = {"Accept-Ranges": "bytes"} | ({"Content-Range": f"bytes {first}-{last}/{size}"} if wanted else {})
-        slot = self.server.slots.setdefault(account, threading.Semaphore(MAX_TRANSFERS))
         with path.open("rb") as file, contextlib.ExitStack() as held:
-            if not slot.acquire(blocking=False):
-                raise _zipper(429, "DAT-ZIP-100", "Max session number exceeded")
-            held.callback(slot.release)
+            held.enter_context(self.server.transfer(account, self.connection))
             self._send_head(206 if wanted else 200, "application/octet-stream", last - first + 1, headers)
-            tail = max(first, last + 1 - _PIECE)
-            if tail > first:
-                self.connection.sendfile(file, first, tail - first)
-            held.close()  # before the last piece: a client that has it all may start its next transfer at once
-            if size:
-                self.connection.sendfile(file, tail, last + 1 - tail)
+            self._deliver(file, first, last + 1, held.close)
+
+    def _deliver(self, file: BinaryIO, first: int, end: int, closing: Callable[[], None] = lambda: None) -> None:
+        """Sends the bytes from `first` to before `end`. `closing` comes before the last piece: a client that has it all
+        may start its next transfer at once."""
+        tail = max(first, end - _PIECE)
+        if tail > first:
+            self.connection.sendfile(file, first, tail - first)
+        closing()
+        if end > tail:
+            self.connection.sendfile(file, tail, end - tail)
 
 
 def _byte_range(header: str | None, size: int) -> tuple[int, int]:
@@ -233,7 +282,7 @@ def _byte_range(header: str | None, size: int) -> tuple[int, int]:
     first = int(start) if start else max(0, size - int(end or 0))
     last = min(int(end), size - 1) if start and end else size - 1
     if first > last:
-        raise _Refusal(416, {"detail": f"Range {header} not satisfiable"}, {"Content-Range": f"bytes */{size}"})
+        raise Refusal(416, {"detail": f"Range {header} not satisfiable"}, {"Content-Range": f"bytes */{size}"})
     return first, last
 
 
@@ -278,7 +327,7 @@ def _count(options: dict[str, list[str]], key: str, default: int, highest: int) 
     text = options.get(key, [str(default)])[0]
     if not text.isdigit() or int(text) > highest:
         detail = {"loc": ["query", key], "msg": f"Input should be an integer from 0 to {highest}", "input": text}
-        raise _Refusal(422, {"detail": [detail]})
+        raise Refusal(422, {"detail": [detail]})
     return int(text)
 
 

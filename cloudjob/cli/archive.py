@@ -17,6 +17,7 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.run.history import Entry
 
 if TYPE_CHECKING:
+    from cloudjob.archive.server import ArchiveServer
     from cloudjob.config.models import ArchiveConfig, Config
 
 _NETWORK = ("search", "preview", "download")  # stages that ask the Data Space
@@ -112,12 +113,10 @@ def _make(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from cloudjob.archive.server import ArchiveServer
-
     if not arguments.folder.is_dir():
         raise ConfigError(f"{arguments.folder}: no such folder; make one with cloudjob archive make")
     try:
-        server = ArchiveServer(arguments.folder, port=arguments.port)
+        server = _server(arguments)
     except (OSError, OverflowError) as error:  # OverflowError: a number above 65535
         if getattr(error, "filename", None):
             raise
@@ -127,3 +126,19 @@ def _serve(arguments: argparse.Namespace) -> int:
         say(f"serving {arguments.folder} at {server.url}; stop with Ctrl-C")
         while True:
             time.sleep(3600)
+
+
+def _server(arguments: argparse.Namespace) -> "ArchiveServer":
+    from cloudjob.archive.hostile import HostileServer
+    from cloudjob.config.faults import FaultsConfig
+    from cloudjob.config.source import load_section
+
+    faults = load_section(arguments.faults, FaultsConfig) if arguments.faults else FaultsConfig()
+    return HostileServer(
+        arguments.folder,
+        rates=faults.rates(),
+        rules=faults.rules(),
+        seed=arguments.seed,
+        journal=arguments.journal,
+        port=arguments.port,
+    )

@@ -136,6 +136,11 @@ class Parser:
         serve = actions.add_parser("serve", help="serve a folder of products as the Data Space does")
         serve.add_argument("folder", type=_path)
         serve.add_argument("--port", type=int, default=8765)
+        text = "serve with faults: a YAML file of names and rates, e.g. configs/faults.yaml"
+        serve.add_argument("--faults", type=_path, metavar="FILE", help=text)
+        serve.add_argument("--seed", type=int, default=0, help="of the faults: who meets which")
+        text = "append a line of JSON for each request"
+        serve.add_argument("--journal", type=_path, metavar="FILE", help=text)
 
 
 def _path(text: str) -> Path:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
 
 Key = tuple[str | int, ...]  # names of sections and keys, and places in lists
+Kind = TypeVar("Kind", bound=Section)
 
 
 _YAML = "tag:yaml.org,2002:"
@@ -103,10 +104,20 @@ def load(path: Path, overrides: Sequence[str] = (), *, folder: Path | None = Non
         changed[tuple(key.split("."))] = text
     source = Source(path, lines, changed)
     folders = {"folder": path.parent.resolve(), "overrides": folder or Path.cwd()}
+    return _validated(Config, data, source, context=folders), source
+
+
+def load_section(path: Path, kind: type[Kind]) -> Kind:
+    """The section that a YAML file of its own holds; ConfigError lists every mistake at once."""
+    data, lines = read(path)
+    return _validated(kind, data, Source(path, lines, {}), context={"folder": path.parent.resolve()})
+
+
+def _validated(kind: type[Kind], data: dict, source: Source, *, context: dict[str, Path]) -> Kind:
     try:
-        return Config.model_validate(data, context=folders), source
+        return kind.model_validate(data, context=context)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from None
+        raise ConfigError("\n".join(_explain(detail, source, kind) for detail in error.errors())) from None
 
 
 def dump(config: Config) -> str:
@@ -167,12 +178,12 @@ def _dotted(key: Key) -> str:
     return ".".join(str(part) for part in key)
 
 
-def _explain(detail: ErrorDetails, source: Source) -> str:
+def _explain(detail: ErrorDetails, source: Source, kind: type[Section]) -> str:
     """One mistake that pydantic found, in a line: where, which key, what is wrong."""
     key = tuple(detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        known = _keys_of(key[:-1])
+        known = _keys_of(kind, key[:-1])
         near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{source.where(key)}  {_dotted(key)}: unknown key; {hint}"
@@ -183,9 +194,9 @@ def _explain(detail: ErrorDetails, source: Source) -> str:
     return f"{source.where(key)}  {_dotted(key)}{shown}: {message}"
 
 
-def _keys_of(key: Key) -> list[str]:
-    """The keys allowed in the section at `key`, found in the JSON schema."""
-    schema = Config.model_json_schema()
+def _keys_of(kind: type[Section], key: Key) -> list[str]:
+    """The keys allowed in the part of a section at `key`, found in the JSON schema."""
+    schema = kind.model_json_schema()
     node = schema
     for part in key:
         node = node["items"] if isinstance(part, int) else node["properties"][part]

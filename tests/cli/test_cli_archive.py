@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from cloudjob.archive import server
+from cloudjob.archive import hostile, server
 from cloudjob.cli import archive
 from cloudjob.cli.dispatch import main
 from cloudjob.config import source
@@ -83,6 +83,26 @@ def test_serving_lasts_until_it_is_interrupted(tmp_path, monkeypatch, capsys):
     assert main(["archive", "serve", str(tmp_path), "--port", "0"]) == 75
     assert waited
     assert f"serving {tmp_path} at http://" in capsys.readouterr().err
+
+
+def test_a_file_of_faults_makes_the_server_hostile_and_its_mistakes_are_named(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def record(folder, **options):
+        made.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hostile, "HostileServer", record)
+    text, journal = tmp_path / "faults.yaml", str(tmp_path / "journal.jsonl")
+    command = ["archive", "serve", str(tmp_path), "--port", "0", "--faults", str(text), "--journal", journal]
+    text.write_text("shorts: 0.1\n")
+    assert main(command) == 2
+    assert f"{text}:1  shorts: unknown key; did you mean short?" in capsys.readouterr().err
+    text.write_text("short: 0.1\nlatency: 0.2\n")
+    assert main([*command, "--seed", "3"]) == 75
+    (options,) = made
+    assert {name for name, rate in options["rates"].items() if rate} == {"short"}
+    assert (options["rules"].latency, options["seed"], str(options["journal"])) == (0.2, 3, journal)
 
 
 def test_a_port_that_is_taken_or_is_none_is_said_in_a_line(tmp_path, capsys):

@@ -1,0 +1,214 @@
+"""Forty products through a server with every fault, by two processes at once, one of which is killed five times.
+
+Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body 3 s instead of two
+minutes, a token 20 s instead of ten minutes, patience 30 s instead of half an hour.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from datetime import date, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from forked import Forked
+from front_door import CLOUDJOB, CONFIG
+
+from cloudjob.archive.make import make_synthetic
+from cloudjob.config.acquisition import CopernicusConfig
+
+FAULTS = Path(__file__).resolve().parents[2] / "configs" / "faults.yaml"
+TILES = ["04WFD", "05WMU", "05WPS", "06WVC"]
+CLEAR = [date(2024, 3, 4), date(2024, 3, 20)]
+CLOUDY = [date(2024, 2, 20) + timedelta(days=2 * number) for number in range(8)]
+KILLS, LONGEST, SILENCE, TERM = 5, 300, 60, 5  # of the one process; seconds of the test, between words, to stop
+SETTINGS = {"patience": 30, "retries": 8}
+TOKEN = "/auth/realms/CDSE/protocol/openid-connect/token"
+
+
+class Process:
+    """cloudjob in a process of its own, and when it said what."""
+
+    def __init__(self, *arguments, env: dict):
+        command = [*CLOUDJOB, *map(str, arguments)]
+        self.begun = time.time()
+        self.own = Forked(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.words: list[tuple[float, str]] = []
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def _listen(self) -> None:
+        for line in self.own.stderr:
+            self.words.append((time.time(), line.rstrip()))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line for _, line in self.words)
+
+    def end(self, timeout: float = LONGEST) -> int:
+        """Its exit code, once it has ended."""
+        code = self.own.wait(timeout)
+        self.thread.join(10)
+        return code
+
+    def silence(self) -> float:
+        """The longest time without a word, until it ended."""
+        times = [self.begun, *(moment for moment, _ in self.words)]
+        return max((b - a for a, b in pairwise(times)), default=0)
+
+
+class Work:
+    """An archive that is served with faults, and a run folder on it."""
+
+    def __init__(self, folder: Path, faults: Path):
+        self.archive, self.root, self.journal = folder / "archive", folder / "run", folder / "journal.jsonl"
+        make_synthetic(self.archive, tiles=TILES, size=64, clear=CLEAR, cloudy=CLOUDY, cloud=(0.2, 0.3), seed=5)
+        (folder / "home").mkdir()
+        self.env = os.environ | {"CDSE_USERNAME": "ann", "CDSE_PASSWORD": "secret-of-ann", "HOME": str(folder / "home")}
+        command = ("archive", "serve", self.archive, "--port", 0, "--faults", faults, "--journal", self.journal)
+        self.server = Process(*command, "--seed", 1, env=self.env)
+        while not (found := re.search(r"at (http://\S+);", self.server.text)):
+            assert self.server.own.poll() is None, self.server.text
+            time.sleep(0.05)
+        self.config = folder / "hostile.yaml"
+        self.config.write_text(yaml.safe_dump(self._settings(found[1])))
+        self.ended: list[tuple[Process, int]] = []
+
+    def _settings(self, url: str) -> dict:
+        settings = yaml.safe_load(CONFIG.read_text())
+        del settings["archive"]
+        paths = {"stac": "/v1", "catalogue": "/odata/v1", "download": "/odata/v1", "token": TOKEN}
+        known = {key: value for key, value in SETTINGS.items() if key in CopernicusConfig.model_fields}
+        settings["copernicus"] = {name: url + path for name, path in paths.items()} | known
+        settings["masks"] = {"cloud_m": 0, "shadow_m": 0, "cirrus_m": 0}
+        settings["pair"] = {"max_days": 60}
+        return settings
+
+    def start(self, *command: str) -> Process:
+        return Process(*(command or ("run", "--until", "download")), self.config, "--run-dir", self.root, env=self.env)
+
+    def end(self, process: Process) -> int:
+        """Waits for the end of a process, and looks at what it has said and how it ended."""
+        code = process.end()
+        self.ended.append((process, code))
+        assert code in (0, 4), process.text
+        assert (code == 4) == ("failed items" in process.text), process.text
+        return code
+
+    def requests(self) -> list[dict]:
+        lines = self.journal.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def bands(self) -> int:
+        return len(list((self.root / "scenes").glob("*.SAFE/GRANULE/*/IMG_DATA/R10m/*.jp2")))
+
+
+@pytest.fixture
+def work(tmp_path):
+    made = Work(tmp_path, FAULTS)
+    yield made
+    made.server.own.send_signal(signal.SIGINT)
+    made.server.end(20)
+
+
+@pytest.mark.slow
+def test_forty_products_come_whole(work):
+    begun, chance = time.time(), random.Random(1)
+    other, kills = work.start(), []
+    while len(kills) < KILLS:
+        victim = work.start()
+        try:
+            victim.end(timeout=chance.uniform(4, 8))
+        except subprocess.TimeoutExpired:
+            victim.own.kill()
+            assert victim.end() == -signal.SIGKILL
+            kills.append(time.time())
+            work.ended.append((victim, -signal.SIGKILL))
+        else:
+            assert work.end(victim) == 4, "nothing was left to be killed at"
+        if len(kills) == 3 and other.own.poll() is None:
+            stop(other)
+            work.ended.append((other, 75))
+            other = work.start()
+    finish(work, other)
+    assert time.time() - begun < LONGEST
+    for process, _ in work.ended:
+        assert process.silence() < SILENCE, process.text
+        assert "Traceback" not in process.text
+    check_files(work)
+    check_journal(work, kills)
+
+
+def stop(process: Process) -> None:
+    """SIGTERM is answered in good order, soon."""
+    begun = time.time()
+    process.own.terminate()
+    assert process.end() == 75, process.text
+    assert time.time() - begun < TERM
+
+
+def finish(work: Work, other: Process) -> None:
+    """The same command by two processes at once, again and again, until nothing is missing. A wrong checksum of the
+    catalogue is a right one when it is asked again."""
+    codes = {work.end(each) for each in (other, work.start())}
+    for number in range(12):
+        if codes == {0}:
+            return
+        if number % 3 == 1:
+            work.end(work.start("search", "--force"))
+        codes = {work.end(each) for each in (work.start(), work.start())}
+    raise AssertionError(work.ended[-1][0].text)
+
+
+def check_files(work: Work) -> None:
+    """Every file of the forty products is there, byte for byte as in the archive; nothing lies half made beside it."""
+    products = sorted(path.name for path in work.archive.glob("*.SAFE"))
+    assert len(products) == 40
+    for name in products:
+        files = [path for path in (work.root / "scenes" / name).rglob("*") if path.is_file()]
+        assert len([path for path in files if path.parent.name == "R10m"]) == 4, name
+        for path in files:
+            original = work.archive / path.relative_to(work.root / "scenes")
+            assert path.read_bytes() == original.read_bytes(), path
+
+
+def check_journal(work: Work, kills: list[float]) -> None:
+    asked = work.requests()
+    assert {line.get("fault") for line in asked} > {"short", "reset", "unauthorized", "page_short", "refresh_lost"}
+    assert not [line for line in asked if line.get("leaks")]
+    assert not [line for line in asked if line["service"] == "elsewhere"]
+    refused = [line for line in asked if line.get("status") == 429 and "fault" not in line]
+    assert not refused, "a fifth connection"
+    assert max(line.get("running", 0) for line in asked) <= 4
+    assert sum(line.get("grant") == "password" for line in asked) < 20
+    misled = {name for line in asked for name, fault in line.get("rows", {}).items() if fault == "checksum_wrong"}
+    named, whole = when_named(work.root), defaultdict(list)
+    for line in asked:
+        path = path_of(line) if line["service"] == "file" else ""
+        if path not in named or path.split(".")[0] in misled:
+            continue
+        assert line["time"] < named[path] + 0.01, f"{path} was asked for again though it was there"
+        if line.get("status") == 200 and line["bytes"] == line["size"] and line.get("fault") in (None, "slow"):
+            whole[path].append(line["time"] + line["seconds"])
+    for path, ends in whole.items():
+        lost = sum(any(end - 1 < kill < end + 1 for kill in kills) for end in ends)
+        assert len(ends) - lost <= 1, f"{path} came whole {len(ends)} times"
+
+
+def when_named(root: Path) -> dict[str, float]:
+    """When each file got its name, by its path below the scenes: its inode has not changed since."""
+    scenes = root / "scenes"
+    return {str(path.relative_to(scenes)): path.stat().st_ctime for path in scenes.rglob("*") if path.is_file()}
+
+
+def path_of(line: dict) -> str:
+    """The path of a file below the scenes, of its address: Products(id)/Nodes(name.SAFE)/Nodes(GRANULE)/..."""
+    return "/".join(re.findall(r"Nodes\(([^)]*)\)", line["path"]))
