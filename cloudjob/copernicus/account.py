@@ -173,10 +173,9 @@ class Account:
     def _refuse(self, why: str) -> ConfigError:
         """The error, which this process raises from now on instead of trying again."""
         self._refused = ConfigError(
-            f"credentials refused ({self._credentials.said}): {why}. Sign in by hand: "
-            "https://dataspace.copernicus.eu says whether the password is wrong, the account has expired or its terms are "
-            "to be accepted. With two-factor sign-in set CDSE_TOTP_SECRET (or CDSE_TOTP to a fresh code), and see that "
-            "the clock is right"
+            f"credentials refused ({self._credentials.said}): {why}. Sign in by hand: https://dataspace.copernicus.eu "
+            "says whether the password is wrong, the account has expired or its terms are to be accepted. With "
+            "two-factor sign-in set CDSE_TOTP_SECRET (or CDSE_TOTP to a fresh code), and see that the clock is right"
         )
         return self._refused
 

@@ -147,7 +147,9 @@ def test_a_wrong_password_is_sent_once_by_all_and_never_shown(server, new, envir
     server.scripts["/token"] = [REFUSED]
     account = new()
     for each in (account, account, new()):
-        with pytest.raises(ConfigError, match=r"CDSE_PASSWORD.*HTTP 401 invalid_grant Invalid user.*Sign in by hand") as error:
+        with pytest.raises(
+            ConfigError, match=r"CDSE_PASSWORD.*HTTP 401 invalid_grant Invalid user.*Sign in by hand"
+        ) as error:
             each.check()
         assert "very-secret" not in str(error.value) + repr(each)
     assert len(server.requests) == 1
