@@ -20,16 +20,14 @@ import requests
 
 from cloudjob import leases
 from cloudjob.copernicus.credentials import STEP, Credentials, Ledger
-from cloudjob.copernicus.patience import Patience
+from cloudjob.copernicus.patience import LOOK, PACE, Patience
 from cloudjob.copernicus.session import Endpoints, Session, ask, host_of, open_session, refusal
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 from cloudjob.files import atomic, is_disk_full, trouble
 from cloudjob.leases import Lease
 
 CONNECTIONS = 4  # that the service lets an account have at a time, on all machines together
-_PACE = 30.0  # seconds between two lines about a wait
 _SHORT = 2.0  # seconds; no word is lost about shorter waits
-_LOOK = 0.2  # seconds between two looks for a wish to stop
 _kept: dict[Path, dict] = {}  # token file -> its content, for all accounts of this process
 
 
@@ -93,13 +91,13 @@ class Account:
 
     def _first_free(self, wanted: Sequence[Lease], what: str) -> Lease:
         """The first of these leases that is to be had. Says who has them after some seconds, then now and then."""
-        told = time.monotonic() - _PACE + _SHORT
+        told = time.monotonic() - PACE + _SHORT
         while True:
             for lease in wanted:
                 if lease.take():
                     return lease
             now = time.monotonic()
-            if now - told > _PACE:
+            if now - told > PACE:
                 holder = wanted[0].holder
                 self._session.said(f"waits for {what}: in use by {leases.said(holder) if holder else 'others'}")
                 told = now
@@ -107,7 +105,7 @@ class Account:
             while (left := end - time.monotonic()) > 0:
                 if self._session.stopped():
                     raise InterruptedJob(f"stopped while waiting for {what}; run the same command again")
-                time.sleep(min(left, _LOOK))
+                time.sleep(min(left, LOOK))
 
     # --- the token ----------------------------------------------------------------------------------------------------
     @property
@@ -196,7 +194,7 @@ class Account:
                 )
             if self._session.stopped():
                 raise InterruptedJob("stopped while waiting for the next code of the second factor")
-            time.sleep(min(_LOOK, STEP / 10))
+            time.sleep(min(LOOK, STEP / 10))
         ledger.sends(code)
         return grant | {"totp": code}
 

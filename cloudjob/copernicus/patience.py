@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from cloudjob.errors import InterruptedJob, ItemError
 from cloudjob.files import HOST
 
-_PACE = 30.0  # seconds between two lines about one host
-_LOOK = 0.2  # seconds between two looks for a wish to stop
+PACE = 30.0  # seconds between two lines about one host
+LOOK = 0.2  # seconds between two looks for a wish to stop
 _SHORT = 5.0  # seconds; no word is lost about shorter waits
 
 
@@ -114,16 +114,18 @@ class Weather:
         while (left := end - time.monotonic()) > 0 and not (was_down and not self.down):
             if stopped():
                 raise InterruptedJob(f"{self.host}: stopped while waiting ({why}); run the same command again")
-            if seconds >= _SHORT and self._may_speak():
-                said(f"{self.host}: {why}; " + (f"asked since {self._clock}" if was_down else f"again in {left:.0f} s"))
-            time.sleep(min(left, _LOOK))
+            if seconds >= _SHORT:
+                since = f"no answer since {self._clock}" if was_down else f"again in {left:.0f} s"
+                self.tell(f"{why}; {since}", said)
+            time.sleep(min(left, LOOK))
 
-    def _may_speak(self) -> bool:
+    def tell(self, line: str, said: Callable[[str], None]) -> None:
+        """Says a line about the host, unless there was one of late: all threads meet the same."""
         with self._lock:
-            if time.monotonic() - self._told < _PACE:
-                return False
+            if time.monotonic() - self._told < PACE:
+                return
             self._told = time.monotonic()
-            return True
+        said(f"{self.host}: {line}")
 
 
 _known: dict[str, Weather] = {}

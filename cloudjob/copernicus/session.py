@@ -12,11 +12,10 @@ import requests
 from urllib3.exceptions import InvalidHeader, NewConnectionError
 from urllib3.util.retry import Retry
 
-from cloudjob.copernicus.patience import Patience, duration, weather
+from cloudjob.copernicus.patience import LOOK, PACE, Patience, duration, weather
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
-_LOOK = 0.2  # seconds between two looks for a wish to stop
 _HOPS = 5  # redirects that are followed
 _PASSING = (429, 500, 502, 503, 504)  # HTTP statuses that another try may cure
 _MOMENTS = 2  # further tries where the caller says that a status may be one of a moment
@@ -89,10 +88,10 @@ def ask(
     with all other threads (`Weather`). `data` may be a function, called anew for each try.
     """
 
-    def passing(response: requests.Response, tries: int) -> bool:
-        return response.status_code in _PASSING or (response.status_code in moment and tries <= _MOMENTS)
+    def trouble(response: requests.Response, tries: int) -> str:
+        return _status(response, (*_PASSING, *(moment if tries <= _MOMENTS else ())))
 
-    return _persist(session, method, url, stopped or session.stopped, passing, arguments)
+    return _persist(session, method, url, stopped or session.stopped, trouble, arguments)
 
 
 def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
@@ -101,10 +100,11 @@ def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
     An answer that is no JSON object, as the page of a portal in between, is asked for again.
     """
 
-    def passing(response: requests.Response, tries: int) -> bool:
-        return response.status_code in _PASSING or (response.ok and _json_object(response) is None)
+    def trouble(response: requests.Response, tries: int) -> str:
+        odd = response.ok and _json_object(response) is None
+        return "an answer that is not a JSON object" if odd else _status(response, _PASSING)
 
-    response = _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, passing, arguments)
+    response = _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
     if not response.ok:
         raise ItemError(refusal(response))
     if (body := _json_object(response)) is None:
@@ -126,7 +126,7 @@ def refusal(response: requests.Response) -> str:
     code = body.get("code") or body.get("error") or response.reason
     message = body.get("message") or body.get("error_description") or body.get("detail") or ""
     words = f"{host_of(response.url)}: HTTP {response.status_code} {code} {message}"
-    if response.status_code != 429:
+    if response.status_code != 429 and "quota" not in words.lower():
         return words
     asked = f"It asks to wait {duration(seconds)}. " if (seconds := _retry_after(response)) else ""
     return (
@@ -140,16 +140,16 @@ def _persist(
     method: str,
     url: str,
     stopped: Callable[[], bool],
-    passing: Callable[[requests.Response, int], bool],
+    trouble: Callable[[requests.Response, int], str],
     arguments: dict,
 ) -> requests.Response:
-    """Tries until an answer is not `passing` (response, number of the try), or has been so too often."""
+    """Tries until the `trouble` with (response, number of the try) is "", or there was some too often."""
     patience, host = session.patience, weather(host_of(url))
     host.ask_first(patience)
     data, form = arguments.pop("data", None), None
     tries, unsent = 0, False
     while True:
-        tries += 1
+        tries, was_down = tries + 1, host.down
         if not unsent:
             form = data() if callable(data) else data
         unsent, status, asked = False, 0, 0.0
@@ -161,11 +161,12 @@ def _persist(
             why, unsent = _words(error), _is_unsent(error)
         else:
             status, asked = response.status_code, _retry_after(response)
-            why = f"HTTP {status} {response.reason}"
-            if 0 < status < 500:
+            if status < 500:
                 host.good(session.said)
-            if not passing(response, tries):
+            if not (why := trouble(response, tries)):
                 return response
+        if was_down and not host.down:
+            tries = 1  # what it says now has nothing to do with its silence
         silent = not 0 < status < 500
         last = tries > patience.retries or asked > patience.seconds
         if unsent or (silent and (host.down or (last and not _is_alive(session, url, stopped)))):
@@ -193,7 +194,7 @@ def _redirected(
         url = urljoin(url, response.headers["location"])
         if _origin(url) not in allowed:
             to = "{}://{}".format(*urlsplit(url)[:2])
-            raise requests.TooManyRedirects(f"it redirects to {to}, which is not followed")
+            raise requests.TooManyRedirects(f"it redirects to {to}, a host that the configuration does not name")
     raise requests.TooManyRedirects(f"it redirects more than {_HOPS} times")
 
 
@@ -201,6 +202,7 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
     """The response, made in a thread of its own: no time-out of a socket ends on a wish to stop, or where an answer
     arrives byte by byte."""
     outcome: queue.SimpleQueue = queue.SimpleQueue()
+    host = weather(host_of(url))
 
     def work() -> None:
         try:
@@ -208,16 +210,19 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
         except BaseException as error:  # of whatever kind: it is raised where the answer is waited for
             outcome.put(error)
 
-    threading.Thread(target=work, daemon=True, name=f"request to {host_of(url)}").start()
-    end = time.monotonic() + session.patience.answer
+    threading.Thread(target=work, daemon=True, name=f"request to {host.host}").start()
+    begun = time.monotonic()
     while True:
         try:
-            found = outcome.get(timeout=_LOOK)
+            found = outcome.get(timeout=LOOK)
         except queue.Empty:
             if stopped():
-                raise InterruptedJob(f"{host_of(url)}: stopped while waiting for its answer") from None
-            if time.monotonic() > end:
-                raise requests.ReadTimeout(f"not whole after {session.patience.answer:.0f} s") from None
+                raise InterruptedJob(f"{host.host}: stopped while waiting for its answer") from None
+            waited = time.monotonic() - begun
+            if waited > session.patience.answer:
+                raise requests.ReadTimeout(f"not whole after {waited:.0f} s") from None
+            if waited > PACE:
+                host.tell(f"silent for {waited:.0f} s", session.said)
             continue
         if isinstance(found, BaseException):
             raise found
@@ -236,6 +241,10 @@ def _is_alive(session: Session, url: str, stopped: Callable[[], bool]) -> bool:
 def _origin(url: str) -> tuple:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _status(response: requests.Response, passing: Collection[int]) -> str:
+    return f"HTTP {response.status_code} {response.reason}" if response.status_code in passing else ""
 
 
 def _json_object(response: requests.Response) -> dict | None:
@@ -268,8 +277,10 @@ def _is_unsent(error: requests.RequestException) -> bool:
 
 
 def _words(error: requests.RequestException) -> str:
-    """What happened, in the system's words where they are there. No message of a header, which may hold a token."""
+    """What happened, in the system's words where there are some. Those about a header may hold a token."""
     *_, first = _causes(error)
     if isinstance(error, requests.exceptions.InvalidHeader):
         return "a header that cannot be sent"
+    if isinstance(error, requests.TooManyRedirects):
+        return str(error)
     return getattr(first, "strerror", None) or f"{type(first).__name__}: {first}"
