@@ -49,7 +49,7 @@ class Patience:
 
         At least the seconds that the service `asked` for; four times as long where it has `limited` the rate.
         """
-        backoff = min(self.first * 2.0 ** (tries - 1) * (4 if limited else 1), self.longest)
+        backoff = min(self.first * 2.0 ** min(tries - 1, 30) * (4 if limited else 1), self.longest)
         return max(backoff * random.uniform(0.5, 1), asked + random.uniform(0, self.first) if asked else 0)
 
 
