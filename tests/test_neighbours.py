@@ -97,6 +97,7 @@ def archive(request, tmp_path, monkeypatch):
         urls = {"stac": "/v1", "catalogue": "/odata/v1", "download": "/odata/v1"}
         urls["token"] = "/auth/realms/CDSE/protocol/openid-connect/token"
         settings["copernicus"] = {name: server.url + path for name, path in urls.items()}
+        settings["copernicus"]["account_folder"] = str(tmp_path / "account")
         (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings))
         yield made
 

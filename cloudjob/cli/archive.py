@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cloudjob.cli.context import open_run, overrides, stage_module
 from cloudjob.cli.progress import say
-from cloudjob.errors import ConfigError, InputError
+from cloudjob.errors import ConfigError, InputError, ItemError
 from cloudjob.leases import Lease
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -42,13 +43,14 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
 
     products = config.archive.path or folder.archive
     _fill(config.archive, products, folder)
-    with ArchiveServer(products) as server:
+    with ArchiveServer(products) as server, tempfile.TemporaryDirectory(prefix="cloudjob-") as own:
         here = config.copernicus.model_copy(
             update={
                 "stac": f"{server.url}/v1",
                 "catalogue": f"{server.url}/odata/v1",
                 "download": f"{server.url}/odata/v1",
                 "token": f"{server.url}/auth/realms/CDSE/protocol/openid-connect/token",
+                "account_folder": Path(own),
             }
         )
         os.environ.setdefault("CDSE_USERNAME", "embedded")
@@ -56,11 +58,37 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
         yield config.model_copy(update={"copernicus": here})
 
 
-def _network_needed(config: "Config", folder: RunFolder, stages: Sequence[str]) -> bool:
+def sign_in(config: "Config", folder: RunFolder, stages: Sequence[str]) -> None:
+    """Signs in to the Data Space before anything long starts, where one of these stages will fetch files. ConfigError,
+    with what to do, where the credentials are missing or refused; a service that does not answer is said alone."""
+    fetching = [stage for stage in _NETWORK[1:] if stage in stages]
+    if config.archive or not fetching or not _network_needed(config, folder, stages, unknown=stages[0] not in fetching):
+        return
+    from cloudjob.copernicus.account import open_account
+    from cloudjob.copernicus.session import Endpoints
+
+    account = open_account(
+        Endpoints(**config.copernicus.urls()),
+        folder=config.copernicus.account(),
+        patience=config.copernicus.waiting(),
+        stopped=folder.stop_requested,
+        said=folder.say,
+        job=folder.job,
+        lease_patience=folder.patience,
+    )
+    try:
+        account.check()
+    except ItemError as error:
+        folder.say(f"cloudjob: {error}")
+
+
+def _network_needed(config: "Config", folder: RunFolder, stages: Sequence[str], *, unknown: bool = True) -> bool:
+    """Whether there is anything to ask for; `unknown` is the answer while an earlier stage has not made its list."""
     try:
         items = [item for stage in _NETWORK if stage in stages for item in stage_module(stage).items(config, folder)]
     except InputError:
-        return True
+        return unknown
+    items = [item for item in items if not folder.only or item.name in folder.only]
     again = "search" in stages and any(records.left_out(folder, *each) for each in _fetched(folder))
     return bool(items) and (folder.force or again or any(records.why(folder, item) for item in items))
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from cloudjob.cli import archive, execute, status, streams, tools
+from cloudjob.cli import archive, doctor, execute, status, streams, tools
 from cloudjob.cli.parser import STAGES, parse
 from cloudjob.cli.progress import say
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status.status,
     "items": status.items,
     "config": tools.config,
+    "doctor": doctor.command,
     "bench": tools.bench,
     "compare": tools.compare,
     "model": tools.model,

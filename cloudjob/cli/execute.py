@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cloudjob import __version__, leases
 from cloudjob.cli import status
-from cloudjob.cli.archive import data_space
+from cloudjob.cli.archive import data_space, sign_in
 from cloudjob.cli.context import check_writable, open_run, stage_module
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
@@ -57,6 +57,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
     _check(config, folder, stages, arguments)
     listen(folder, first=_first_rank())
     _begin(folder, stages, tidy=tidy)
+    sign_in(config, folder, stages)
     failed: list[str] = []
     with Traces(context, arguments, silent=not _first_rank()) as traces, data_space(config, folder, stages) as config:
         if getattr(arguments, "apply", None):

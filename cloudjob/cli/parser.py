@@ -48,6 +48,7 @@ class Parser:
         self._add_stages()
         self._add_overviews()
         self._add_config()
+        self._add_doctor()
         self._add_bench()
         self._add_compare()
         self._add_model()
@@ -102,6 +103,13 @@ class Parser:
         config.add_argument("action", choices=("show", "check", "schema"))
         config.add_argument("config", metavar="CONFIG", type=_path, nargs="?")
         _add_set(config)
+
+    def _add_doctor(self) -> None:
+        doctor = self._command("doctor", "say what a run needs and does not have, and what to do")
+        doctor.add_argument("config", metavar="CONFIG", type=_path, nargs="?")
+        text = "whether each service of the Data Space is reachable and accepts the credentials"
+        doctor.add_argument("--online", action="store_true", required=True, help=text)
+        doctor.set_defaults(set=[])
 
     def _add_bench(self) -> None:
         bench = self._command("bench", "measure this node: ratios against the plain way")

@@ -1,11 +1,15 @@
 """What may be configured of where scenes come from: the Data Space's addresses, area, dates and cloud cover."""
 
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cloudjob.config.fields import Day, Percent, Product, Section, ascending
+from cloudjob.config.fields import ConfiguredPath, Day, Percent, Product, Section, ascending
+from cloudjob.copernicus.patience import Patience
+from cloudjob.errors import ConfigError
+from cloudjob.files import expanded
 
 
 class CopernicusConfig(Section):
@@ -16,10 +20,28 @@ class CopernicusConfig(Section):
     download: str = "https://download.dataspace.copernicus.eu/odata/v1"
     token: str = "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
     connections: Annotated[int, Field(ge=1, le=4)] = Field(4, description="the account's limit is 4 at a time")
+    account_folder: ConfiguredPath | None = Field(
+        None, description="holds the account's token and leases, on a disk that all nodes share (default: ~/.cloudjob)"
+    )
+    retries: Annotated[int, Field(ge=0)] = Field(Patience.retries, description="of a request that fails by itself")
+    patience: Annotated[float, Field(gt=0)] = Field(
+        Patience.seconds, description="seconds for which a service that answers nobody is waited for"
+    )
 
     def urls(self) -> dict[str, str]:
         """The addresses by name."""
-        return self.model_dump(exclude={"connections"})
+        return self.model_dump(include={"stac", "catalogue", "download", "token"})
+
+    def waiting(self) -> Patience:
+        """How long the services are waited for."""
+        return Patience(self.retries, self.patience)
+
+    def account(self) -> Path:
+        """The folder of the accounts. ConfigError where there is no home to put it in."""
+        try:
+            return self.account_folder or Path(expanded("~/.cloudjob"))
+        except ValueError as error:
+            raise ConfigError(f"copernicus.account_folder: {error}; name a folder on a shared disk") from None
 
 
 class Query(Section):

@@ -8,9 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import requests
-
-from cloudjob.copernicus.session import Endpoints, get_json, host_of
+from cloudjob.copernicus.session import Endpoints, Session, get_json, host_of
 from cloudjob.errors import ConfigError, ItemError
 from cloudjob.names import ProductName
 
@@ -42,7 +40,7 @@ class Scene:
 
 
 def search_stac(
-    session: requests.Session,
+    session: Session,
     endpoints: Endpoints,
     *,
     polygon: list[tuple[float, float]],
@@ -80,7 +78,7 @@ def search_stac(
 
 
 def search_odata(
-    session: requests.Session,
+    session: Session,
     endpoints: Endpoints,
     *,
     polygon: list[tuple[float, float]],
@@ -132,7 +130,7 @@ def digest_of(multihash: str) -> tuple[str, str]:
 
 
 def _collect(
-    session: requests.Session,
+    session: Session,
     first: dict,
     *,
     rows: str,

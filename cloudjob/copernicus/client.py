@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from cloudjob.copernicus.account import Account
 from cloudjob.copernicus.session import Endpoints, open_session
-from cloudjob.copernicus.token import TokenSource, from_environment
 from cloudjob.copernicus.transfer import fetch, file_url, mismatch
 
 
@@ -27,22 +27,20 @@ class Entry(Protocol):
 class Client:
     """Fetches files. It sends no request, and needs no credentials, before the first file."""
 
-    def __init__(self, endpoints: Endpoints, *, connections: int):
+    def __init__(self, endpoints: Endpoints, *, connections: int, account: Account):
         self.endpoints = endpoints
         self._connections = connections
         self._local = threading.local()
-        self._lock = threading.Lock()
-        self._token: TokenSource | None = None
+        self._account = account
 
     def file(self, product_id: str, product: str, path: str, folder: Path, **expected: Any) -> Path:
         """Fetches `path` of the product (name without .SAFE) into its SAFE `folder`; `expected` is size and digest."""
-        with self._lock:
-            self._token = self._token or from_environment(self.endpoints, open_session())
         if not hasattr(self._local, "session"):
-            self._local.session = open_session()
+            self._local.session = open_session(self.endpoints)
         target = folder / path
         url = file_url(self.endpoints, product_id, product, path)
-        fetch(self._local.session, url, target, token=self._token, **expected)
+        with self._account.slot():
+            fetch(self._local.session, url, target, token=self._account, **expected)
         return target
 
     def files(self, product_id: str, product: str, entries: Iterable[Entry], folder: Path) -> list[Path]:

@@ -1,18 +1,31 @@
-"""Requests to the Copernicus Data Space: addresses, retries with back-off, time-outs, errors."""
+"""Requests to the Copernicus Data Space: addresses, retries with back-off, time-outs, redirects, errors."""
 
-from dataclasses import dataclass
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import astuple, dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader, NewConnectionError
 from urllib3.util.retry import Retry
 
-from cloudjob.errors import ItemError
+from cloudjob.copernicus.patience import LOOK, PACE, Patience, duration, weather
+from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
-_LONGEST_WAIT = 300  # seconds, even if Retry-After asks for more: a batch job pays for the wait
-_DATA_SPACE = ".dataspace.copernicus.eu"
+_HOPS = 5  # redirects that are followed
+_PASSING = (429, 500, 502, 503, 504)  # HTTP statuses that another try may cure
+_MOMENTS = 2  # further tries where the caller says that a status may be one of a moment
+_UNSENT = (
+    requests.ConnectTimeout,
+    requests.exceptions.ProxyError,
+    requests.exceptions.SSLError,
+    NewConnectionError,
+)
+_NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)
 
 
 @dataclass(frozen=True)
@@ -25,43 +38,32 @@ class Endpoints:
     token: str
 
 
-class _Retry(Retry):
-    def get_backoff_time(self) -> float:
-        """Seconds to wait, before the first retry too: urllib3 retries at once, which counts against a rate limit."""
-        return min(self.backoff_factor * 2 ** (len(self.history) - 1), _LONGEST_WAIT)
+class Session(requests.Session):
+    """What its requests have in common beside the connections: see `open_session`."""
 
-    def parse_retry_after(self, retry_after: str) -> float:
-        """Seconds that the service asks for, at most _LONGEST_WAIT."""
-        return min(super().parse_retry_after(retry_after), _LONGEST_WAIT)
-
-
-class _Session(requests.Session):
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        """Keeps the token on a redirect within the Data Space (catalogue to download); requests decides on others."""
-        old, new = urlsplit(str(response.request.url)), urlsplit(str(prepared_request.url))
-        within = new.scheme == "https" and all((url.hostname or "").endswith(_DATA_SPACE) for url in (old, new))
-        if not within and self.should_strip_auth(response.request.url, prepared_request.url):
-            prepared_request.headers.pop("Authorization", None)
+    patience: Patience
+    stopped: Callable[[], bool]
+    said: Callable[[str], None]
+    trusted: frozenset[tuple]  # scheme, host and port of the services
 
 
-def open_session(*, retries: int = 5, backoff: float = 8.0) -> requests.Session:
-    """A session for one thread, which retries a request after HTTP 429, 5xx and broken connections.
+def open_session(
+    endpoints: Endpoints | None = None,
+    *,
+    patience: Patience | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    said: Callable[[str], None] = lambda line: None,
+) -> Session:
+    """A session for one thread; `ask` says what becomes of its requests.
 
-    It waits as long as Retry-After says, otherwise `backoff` seconds, then twice as long each time: with the
-    defaults four minutes in all. It uses the proxies of the environment, but no passwords of a .netrc file.
+    A redirect is followed to the hosts of `endpoints` alone. It uses the proxies of the environment, but no passwords
+    of a .netrc file.
     """
-    session = _Session()
+    session = Session()
+    session.patience, session.stopped, session.said = patience or Patience(), stopped, said
+    session.trusted = frozenset(map(_origin, astuple(endpoints))) if endpoints else frozenset()
     session.auth = lambda request: request  # without an auth, requests replaces our token by the one of .netrc
     session.headers.update({"User-Agent": "cloudjob", "Accept-Encoding": "identity"})
-    retry = _Retry(
-        total=retries,
-        backoff_factor=backoff,
-        status_forcelist=(429, 500, 502, 503, 504),
-        allowed_methods=None,  # POST too: searches and token requests are safe to retry
-        raise_on_status=False,
-    )
-    session.mount("https://", HTTPAdapter(max_retries=retry))
-    session.mount("http://", HTTPAdapter(max_retries=retry))
     return session
 
 
@@ -70,30 +72,49 @@ def host_of(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def ask(session: requests.Session, method: str, url: str, **arguments: Any) -> requests.Response:
-    """The response, whatever its status; ItemError if there is none."""
-    try:
-        return session.request(method, url, timeout=_TIMEOUT, **arguments)
-    except requests.RequestException as error:
-        raise ItemError(f"{host_of(url)}: no answer ({type(error).__name__}: {error})"[:500]) from None
+def ask(
+    session: Session,
+    method: str,
+    url: str,
+    *,
+    stopped: Callable[[], bool] | None = None,
+    moment: Collection[int] = (),
+    **arguments: Any,
+) -> requests.Response:
+    """The response, whatever its status; ItemError if there is none, InterruptedJob on a wish to stop.
+
+    After HTTP 429, 5xx and broken connections it tries again, `patience.retries` times, as late as Retry-After says,
+    otherwise with growing waits; twice after the statuses `moment`. A host that answers nobody is waited for together
+    with all other threads (`Weather`). `data` may be a function, called anew for each try.
+    """
+
+    def trouble(response: requests.Response, tries: int) -> str:
+        return _status(response, (*_PASSING, *(moment if tries <= _MOMENTS else ())))
+
+    return _persist(session, method, url, stopped or session.stopped, trouble, arguments)
 
 
-def get_json(session: requests.Session, method: str, url: str, **arguments: Any) -> dict:
-    """The JSON object of the response; ItemError with the service's own message if it refuses."""
-    response = ask(session, method, url, **arguments)
+def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
+    """The JSON object of the response; ItemError with the service's own message if it refuses.
+
+    An answer that is no JSON object, as the page of a portal in between, is asked for again.
+    """
+
+    def trouble(response: requests.Response, tries: int) -> str:
+        odd = response.ok and _json_object(response) is None
+        return "an answer that is not a JSON object" if odd else _status(response, _PASSING)
+
+    response = _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
     if not response.ok:
         raise ItemError(refusal(response))
-    try:
-        body = response.json()
-    except requests.JSONDecodeError:
-        body = None
-    if not isinstance(body, dict):
+    if (body := _json_object(response)) is None:
         raise ItemError(f"{host_of(url)}: the answer is not a JSON object but {response.text[:100]!r}")
     return body
 
 
 def refusal(response: requests.Response) -> str:
-    """Host, status, code and message of an error response, for which the services use four different formats."""
+    """Host, status, code and message of an error response, for which the services use four different formats; and what
+    to do, where that is known."""
     try:
         body = response.json()
     except requests.JSONDecodeError:
@@ -104,4 +125,162 @@ def refusal(response: requests.Response) -> str:
         body = body["error"]
     code = body.get("code") or body.get("error") or response.reason
     message = body.get("message") or body.get("error_description") or body.get("detail") or ""
-    return f"{host_of(response.url)}: HTTP {response.status_code} {code} {message}"
+    words = f"{host_of(response.url)}: HTTP {response.status_code} {code} {message}"
+    if response.status_code != 429 and "quota" not in words.lower():
+        return words
+    asked = f"It asks to wait {duration(seconds)}. " if (seconds := _retry_after(response)) else ""
+    return (
+        f"{words}. {asked}Either another program uses the account, or its quota is used up (dataspace.copernicus.eu, "
+        "Quotas): run the same command again later"
+    )
+
+
+def _persist(
+    session: Session,
+    method: str,
+    url: str,
+    stopped: Callable[[], bool],
+    trouble: Callable[[requests.Response, int], str],
+    arguments: dict,
+) -> requests.Response:
+    """Tries until the `trouble` with (response, number of the try) is "", or there was some too often."""
+    patience, host = session.patience, weather(host_of(url))
+    host.ask_first(patience)
+    data, form = arguments.pop("data", None), None
+    tries, unsent = 0, False
+    while True:
+        tries, was_down = tries + 1, host.down
+        if not unsent:
+            form = data() if callable(data) else data
+        unsent, status, asked = False, 0, 0.0
+        try:
+            response = _redirected(session, method, url, stopped, {**arguments, "data": form})
+        except _NO_ADDRESS as error:
+            raise ConfigError(f"{url}: no address that can be asked ({type(error).__name__})") from None
+        except requests.RequestException as error:
+            why, unsent = _words(error), _is_unsent(error)
+        else:
+            status, asked = response.status_code, _retry_after(response)
+            if status < 500:
+                host.good(session.said)
+            if not (why := trouble(response, tries)):
+                return response
+        if was_down and not host.down:
+            tries = 1  # what it says now has nothing to do with its silence
+        silent = not 0 < status < 500
+        last = tries > patience.retries or asked > patience.seconds
+        if unsent or (silent and (host.down or (last and not _is_alive(session, url, stopped)))):
+            host.bad(why, patience, session.said, reached=bool(status))
+        elif last and status:
+            return response
+        elif last:
+            raise ItemError(f"{host.host}: no answer ({why})"[:500])
+        if status:
+            response.close()
+        host.pause(patience.wait(tries, limited=status == 429, asked=asked), why, stopped, session.said)
+
+
+def _redirected(
+    session: Session, method: str, url: str, stopped: Callable[[], bool], arguments: dict
+) -> requests.Response:
+    """One try. Follows redirects: of what may hold a password or a search (POST) to the same host alone, else to the
+    hosts of the configuration; https never becomes http."""
+    allowed = {_origin(url)} | (session.trusted if method == "GET" else frozenset())
+    for _ in range(_HOPS):
+        response = _sent(session, method, url, stopped, arguments)
+        if not response.is_redirect:
+            return response
+        response.close()
+        url = urljoin(url, response.headers["location"])
+        if _origin(url) not in allowed:
+            to = "{}://{}".format(*urlsplit(url)[:2])
+            raise requests.TooManyRedirects(f"it redirects to {to}, a host that the configuration does not name")
+    raise requests.TooManyRedirects(f"it redirects more than {_HOPS} times")
+
+
+def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], arguments: dict) -> requests.Response:
+    """The response, made in a thread of its own: no time-out of a socket ends on a wish to stop, or where an answer
+    arrives byte by byte."""
+    outcome: queue.SimpleQueue = queue.SimpleQueue()
+    host = weather(host_of(url))
+
+    def work() -> None:
+        try:
+            outcome.put(session.request(method, url, timeout=_TIMEOUT, allow_redirects=False, **arguments))
+        except BaseException as error:  # of whatever kind: it is raised where the answer is waited for
+            outcome.put(error)
+
+    threading.Thread(target=work, daemon=True, name=f"request to {host.host}").start()
+    begun = time.monotonic()
+    while True:
+        try:
+            found = outcome.get(timeout=LOOK)
+        except queue.Empty:
+            if stopped():
+                raise InterruptedJob(f"{host.host}: stopped while waiting for its answer") from None
+            waited = time.monotonic() - begun
+            if waited > session.patience.answer:
+                raise requests.ReadTimeout(f"not whole after {waited:.0f} s") from None
+            if waited > PACE:
+                host.tell(f"silent for {waited:.0f} s", session.said)
+            continue
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+def _is_alive(session: Session, url: str, stopped: Callable[[], bool]) -> bool:
+    """Whether the host answers anything: then a request that it fails is at fault itself."""
+    try:
+        response = _sent(session, "GET", urljoin(url, "/"), stopped, {})
+    except requests.RequestException:
+        return False
+    return response.status_code < 500
+
+
+def _origin(url: str) -> tuple:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _status(response: requests.Response, passing: Collection[int]) -> str:
+    return f"HTTP {response.status_code} {response.reason}" if response.status_code in passing else ""
+
+
+def _json_object(response: requests.Response) -> dict | None:
+    try:
+        body = response.json()
+    except requests.JSONDecodeError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _retry_after(response: requests.Response) -> float:
+    """Seconds that the service asks to wait (RFC 9110, 10.2.3), 0 where it does not."""
+    try:
+        return Retry().get_retry_after(response.raw) or 0.0
+    except InvalidHeader:
+        return 0.0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, which libraries keep in three places."""
+    while error is not None:
+        yield error
+        inner = (getattr(error, "reason", None), *error.args, error.__cause__)
+        error = next((each for each in inner if isinstance(each, BaseException)), None)
+
+
+def _is_unsent(error: requests.RequestException) -> bool:
+    """Whether the request cannot have reached the service: no name, no route, nobody listening, another certificate."""
+    return any(isinstance(each, _UNSENT) for each in _causes(error))
+
+
+def _words(error: requests.RequestException) -> str:
+    """What happened, in the system's words where there are some. Those about a header may hold a token."""
+    *_, first = _causes(error)
+    if isinstance(error, requests.exceptions.InvalidHeader):
+        return "a header that cannot be sent"
+    if isinstance(error, requests.TooManyRedirects):
+        return str(error)
+    return getattr(first, "strerror", None) or f"{type(first).__name__}: {first}"

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import requests
 
-from cloudjob.copernicus.session import Endpoints, ask, get_json, host_of, refusal
-from cloudjob.copernicus.token import TokenSource
+from cloudjob.copernicus.account import Account
+from cloudjob.copernicus.session import Endpoints, Session, ask, get_json, host_of, refusal
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
 from cloudjob.files import ask_guards, is_disk_full, rename
 
@@ -34,7 +34,7 @@ def file_url(endpoints: Endpoints, product_id: str, product: str, relative_path:
 
 
 def list_nodes(
-    session: requests.Session, endpoints: Endpoints, product_id: str, product: str, relative_path: str = ""
+    session: Session, endpoints: Endpoints, product_id: str, product: str, relative_path: str = ""
 ) -> list[tuple[str, int]]:
     """(name, bytes) of each entry of a folder of the product; needs no token. Folders have 0 bytes."""
     url = node_url(endpoints, product_id, product, relative_path) + "/Nodes"
@@ -46,13 +46,13 @@ def list_nodes(
 
 
 def fetch(
-    session: requests.Session,
+    session: Session,
     url: str,
     target: Path,
     *,
     size: int | None = None,
     digest: tuple[str, str] | None = None,
-    token: TokenSource | None = None,
+    token: Account | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Downloads one file; `target` exists afterwards whole, or not at all.
@@ -137,7 +137,7 @@ def _continues(response: requests.Response, have: int, size: int | None) -> bool
     return int(found[1]) == have and (size is None or found[2] in ("*", str(size)))
 
 
-def _get(session: requests.Session, url: str, token: TokenSource | None, start: int) -> requests.Response:
+def _get(session: Session, url: str, token: Account | None, start: int) -> requests.Response:
     headers = {"Range": f"bytes={start}-"} if start else {}
     bearer = ""
     for _ in range(2 if token else 1):

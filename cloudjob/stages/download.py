@@ -31,13 +31,24 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 def run(config: Config, folder: RunFolder) -> Summary:
     """Fetches the bands, and from an embedded archive the truth below its synthetic clouds."""
+    from cloudjob.copernicus.account import open_account
     from cloudjob.copernicus.client import Client
     from cloudjob.copernicus.session import Endpoints
     from cloudjob.sentinel2 import product as safe
 
     every = items(config, folder)
     ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
-    client = Client(Endpoints(**config.copernicus.urls()), connections=config.copernicus.connections)
+    endpoints = Endpoints(**config.copernicus.urls())
+    account = open_account(
+        endpoints,
+        folder=config.copernicus.account(),
+        patience=config.copernicus.waiting(),
+        stopped=folder.stop_requested,
+        said=folder.say,
+        job=folder.job,
+        lease_patience=folder.patience,
+    )
+    client = Client(endpoints, connections=config.copernicus.connections, account=account)
 
     def make(item: Item) -> Made:
         records.need(folder, "preview", [item.name], own=item.name)

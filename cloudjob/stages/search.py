@@ -44,12 +44,13 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
     _check_polygon(config)
     endpoints = Endpoints(**config.copernicus.urls())
+    waiting = config.copernicus.waiting()
     search = catalogue.search_stac if config.search.catalogue == "stac" else catalogue.search_odata
 
     def ask(item: Item) -> list[dict]:
         start, end = (datetime.fromisoformat(item.config[key]).replace(tzinfo=UTC) for key in ("first", "last"))
         scenes = search(
-            open_session(),
+            open_session(endpoints, patience=waiting, stopped=folder.stop_requested, said=folder.say),
             endpoints,
             polygon=config.search.polygon,
             start=start,

@@ -1,6 +1,7 @@
 """The embedded archive from the front door: made, served, and in the Data Space's place while stages need it."""
 
 import os
+import re
 import socket
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from cloudjob.archive import hostile, server
 from cloudjob.cli import archive
 from cloudjob.cli.dispatch import main
 from cloudjob.config import source
-from cloudjob.errors import LeftOutError
+from cloudjob.errors import ConfigError, LeftOutError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -157,3 +158,74 @@ def test_where_no_item_needs_it_nothing_is_made(config_file, tmp_path, needs, mo
     folder.force = True
     with pytest.raises(TypeError), archive.data_space(config, folder, ["search"]):
         pass
+
+
+@pytest.fixture
+def served(tmp_path, needs, monkeypatch):
+    """A configuration of a Data Space on this machine, and the sign-ins that it saw."""
+    seen, refuse = [], []
+    handler = server._Handler
+
+    class Strict(handler):
+        def _grant(self, form):
+            seen.append(form["grant_type"])
+            return super()._grant({} if refuse else form)
+
+    monkeypatch.setattr(server, "_Handler", Strict)
+    with server.ArchiveServer(tmp_path / "none") as running:
+        text = CONFIG[CONFIG.index("search:") :] + f"copernicus: {{account_folder: {tmp_path}/account, patience: 2"
+        urls = {"stac": "/v1", "catalogue": "/odata/v1", "download": "/odata/v1"}
+        urls["token"] = "/auth/realms/CDSE/protocol/openid-connect/token"
+        text += "".join(f", {name}: {running.url}{path}" for name, path in urls.items()) + "}\n"
+        (tmp_path / "b.yaml").write_text(text)
+        yield SimpleNamespace(file=tmp_path / "b.yaml", seen=seen, refuse=refuse, needs=needs)
+
+
+def sign_in(served, folder: RunFolder, *stages: str) -> None:
+    archive.sign_in(source.load(served.file)[0], folder, stages)
+
+
+def test_credentials_are_checked_before_anything_long_starts(served, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    served.needs["search"] = [Item("search", "a", {}, {})]
+    with pytest.raises(ConfigError, match="no credentials"):
+        sign_in(served, folder, "search", "preview")
+    monkeypatch.setenv("CDSE_USERNAME", "me")
+    monkeypatch.setenv("CDSE_PASSWORD", "mine")
+    served.refuse.append(True)
+    with pytest.raises(ConfigError, match="credentials refused"):
+        sign_in(served, folder, "search", "preview")
+    assert not folder.root.exists()
+    served.refuse.clear()
+    monkeypatch.setenv("CDSE_PASSWORD", "right")
+    sign_in(served, folder, "search", "preview")
+    assert served.seen == ["password", "password"]
+
+
+def test_who_fetches_nothing_needs_no_credentials(served, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    done, other = Item("preview", "a", {}, {}), Item("preview", "b", {}, {})
+    records.work(folder, "preview", [done], lambda item: ([], None))
+    served.needs["preview"] = [done]
+    served.needs["search"] = [Item("search", "a", {}, {})]
+    sign_in(served, folder, "search")
+    sign_in(served, folder, "preview", "shard")
+    served.needs["preview"].append(other)
+    folder.only = ["a"]
+    sign_in(served, folder, "preview")
+    folder.only = ["b"]
+    with pytest.raises(ConfigError, match="no credentials"):
+        sign_in(served, folder, "preview")
+
+
+def test_a_service_that_is_out_of_reach_keeps_nobody_from_the_rest(served, tmp_path, monkeypatch):
+    folder, said = RunFolder(tmp_path / "run"), []
+    folder.say = said.append
+    monkeypatch.setenv("CDSE_USERNAME", "me")
+    monkeypatch.setenv("CDSE_PASSWORD", "mine")
+    served.needs["preview"] = [Item("preview", "a", {}, {})]
+    text = served.file.read_text()
+    served.file.write_text(re.sub(r"token: http://[^/]*", "token: http://127.0.0.1:9", text))
+    sign_in(served, folder, "preview")
+    assert "127.0.0.1:9: no answer since" in said[0]
+    assert "cloudjob: 127.0.0.1:9: cannot be reached from" in said[-1]

@@ -3,7 +3,18 @@
 import pytest
 from scripted_server import Server
 
+from cloudjob.copernicus import account, patience
+from cloudjob.copernicus.patience import Patience
 from cloudjob.copernicus.session import Endpoints, open_session
+
+QUICK = Patience(retries=3, seconds=9)  # waits of 10, 20, 40 ms
+
+
+@pytest.fixture(autouse=True)
+def forgetful():
+    """Nothing is known of hosts and accounts of earlier tests."""
+    patience._known.clear()
+    account._kept.clear()
 
 
 @pytest.fixture
@@ -24,6 +35,6 @@ def endpoints(server) -> Endpoints:
 
 
 @pytest.fixture
-def session():
-    with open_session(retries=3, backoff=0.01) as session:
+def session(endpoints):
+    with open_session(endpoints, patience=QUICK) as session:
         yield session

@@ -5,11 +5,10 @@ from datetime import UTC, date, datetime
 import numpy as np
 import pytest
 
+from cloudjob.copernicus.account import open_account
 from cloudjob.copernicus.catalogue import digest_of, search_odata, search_stac
 from cloudjob.copernicus.session import Endpoints
-from cloudjob.copernicus.token import TokenSource
 from cloudjob.copernicus.transfer import fetch, file_url, list_nodes
-from cloudjob.errors import ConfigError
 from cloudjob.sentinel2.product import (
     Product,
     band_files,
@@ -41,8 +40,15 @@ def archive(tmp_path_factory):
         yield folder, sorted(names), running.url
 
 
+@pytest.fixture
+def credentials(monkeypatch):
+    monkeypatch.setenv("CDSE_USERNAME", "me")
+    monkeypatch.setenv("CDSE_PASSWORD", "secret")
+    return monkeypatch
+
+
 @pytest.mark.slow
-def test_search_and_fetch(archive, session, tmp_path):
+def test_search_and_fetch(archive, session, tmp_path, credentials):
     folder, names, url = archive
     endpoints = Endpoints(
         stac=f"{url}/v1",
@@ -66,7 +72,7 @@ def test_search_and_fetch(archive, session, tmp_path):
     assert ("manifest.safe", (folder / f"{names[0]}.SAFE/manifest.safe").stat().st_size) in list_nodes(
         session, endpoints, scene.id, scene.product
     )
-    token = TokenSource(endpoints, session, "me", "secret")
+    token = open_account(endpoints, folder=tmp_path)
     safe = tmp_path / f"{scene.product}.SAFE"
 
     def get(path, **expected):
@@ -84,11 +90,3 @@ def test_search_and_fetch(archive, session, tmp_path):
     assert read_scl(product).shape == (150, 150)
     assert read_overview(product).shape == (3, 50, 50)
     assert np.array_equal(read_bands(product), read_bands(Product.open(folder / safe.name)))
-
-
-def test_refused_credentials(archive, session):
-    _, _, url = archive
-    token = f"{url}/auth/realms/CDSE/protocol/openid-connect/token"
-    endpoints = Endpoints(stac="", catalogue="", download="", token=token)
-    with pytest.raises(ConfigError, match=r"credentials refused .* HTTP 401 invalid_grant"):
-        TokenSource(endpoints, session, "", "").bearer()

@@ -8,8 +8,8 @@ from scripted_server import Answer, ranged
 
 from cloudjob.config.acquisition import CopernicusConfig
 from cloudjob.copernicus import transfer
+from cloudjob.copernicus.account import open_account
 from cloudjob.copernicus.session import Endpoints
-from cloudjob.copernicus.token import TokenSource
 from cloudjob.copernicus.transfer import fetch, file_url, list_nodes, node_url
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
 
@@ -180,7 +180,7 @@ def test_too_many_connections_are_waited_out(server, get):
     get()
 
 
-def test_an_ended_token_is_renewed_once(server, endpoints, session, get):
+def test_an_ended_token_is_renewed_once(server, endpoints, get, tmp_path, monkeypatch):
     def tokens(number):
         return Answer.json(
             {
@@ -194,7 +194,9 @@ def test_an_ended_token_is_renewed_once(server, endpoints, session, get):
     ended = Answer.json({"code": "DAT-ZIP-109", "message": "token expired"}, 401)
     server.scripts["/token"] = [tokens(1), tokens(2)]
     server.scripts["/f"] = [ended, Answer(200, DATA)]
-    source = TokenSource(endpoints, session, "me", "secret")
+    monkeypatch.setenv("CDSE_USERNAME", "me")
+    monkeypatch.setenv("CDSE_PASSWORD", "secret")
+    source = open_account(endpoints, folder=tmp_path)
     get(token=source)
     asked = [(path, headers.get("Authorization")) for _, path, headers, _ in server.requests]
     assert asked == [("/token", None), ("/f", "Bearer A1"), ("/token", None), ("/f", "Bearer A2")]
