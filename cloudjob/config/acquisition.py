@@ -56,9 +56,12 @@ class SearchConfig(Section):
     for cloudy products."""
 
     polygon: list[tuple[float, float]] | None = Field(
-        None, description="closed ring of (longitude, latitude), degrees; an edge over 180 degrees crosses the date line"
+        None,
+        description="closed ring of (longitude, latitude), degrees; an edge over 180 degrees crosses the date line",
     )
-    area: ConfiguredPath | None = Field(None, description="instead: a GeoJSON file of polygons, WGS 84; holes count too")
+    area: ConfiguredPath | None = Field(
+        None, description="instead: a GeoJSON file of polygons, WGS 84; holes count too"
+    )
     tiles: list[Annotated[Tile, BeforeValidator(_tile)]] = Field([], description="tiles such as 05WPS, and no others")
     clear: Query
     cloudy: Query

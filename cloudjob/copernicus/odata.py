@@ -7,7 +7,18 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from cloudjob.copernicus.scenes import Asker, Question, Rows, Scene, footprint, from_name, given, iso, other_shape
+from cloudjob.copernicus.scenes import (
+    Asker,
+    Question,
+    Rows,
+    Scene,
+    footprint,
+    from_name,
+    given,
+    iso,
+    number,
+    other_shape,
+)
 from cloudjob.copernicus.session import host_of
 
 _OFFLINE = "Online eq false"
@@ -74,13 +85,13 @@ def _scene(row: dict) -> Scene:
     attributes: dict[Any, Any] = {each.get("Name"): each.get("Value") for each in row["Attributes"]}
     return Scene(
         **from_name(row["Name"]),
-        id=given(row, "Id"),
+        id=given(row, "Id", str),
         datetime=iso(datetime.fromisoformat(row["ContentDate"]["Start"])),
-        cloud_cover=given(attributes, "cloudCover"),
+        cloud_cover=given(attributes, "cloudCover", int, float),
         snow_cover=None,
         sun_elevation=None,
         no_data=None,
         footprint=footprint(row, "GeoFootprint"),
-        size=row.get("ContentLength") or None,  # 0 = not known
-        online=row.get("Online", True),
+        size=number(row, "ContentLength") or None,  # 0 = not known
+        online=row.get("Online", True) is not False,
     )

@@ -124,16 +124,22 @@ def other_shape(host: str, what: str) -> ItemError:
     return ItemError(f"{host}: an answer of another shape than documented: {what}")
 
 
-def given(row: dict, key: str) -> Any:
-    """The value of a key that no product can do without."""
-    if row[key] is None:
-        raise ValueError(f"{key} is null")
-    return row[key]
+def given(row: dict, key: str, *kinds: type) -> Any:
+    """The value of a key that no product can do without, of one of these types."""
+    if not isinstance(value := row[key], kinds):
+        raise ValueError(f"{key} is {json.dumps(value)[:60]}")
+    return value
+
+
+def number(row: dict, key: str) -> Any:
+    """The number under a key, None where there is none."""
+    value = row.get(key)
+    return value if isinstance(value, int | float) else None
 
 
 def footprint(row: dict, key: str) -> dict:
     """The GeoJSON polygon, or polygons, under a key."""
-    geometry = given(row, key)
+    geometry = given(row, key, dict)
     if geometry["type"] not in ("Polygon", "MultiPolygon"):
         raise ValueError(f"{key} is a {geometry['type']}")
     shape(geometry)

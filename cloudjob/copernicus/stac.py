@@ -7,7 +7,7 @@ import json
 import re
 from datetime import datetime, timedelta
 
-from cloudjob.copernicus.scenes import Asker, Question, Rows, Scene, footprint, from_name, given, iso
+from cloudjob.copernicus.scenes import Asker, Question, Rows, Scene, footprint, from_name, given, iso, number
 
 _PRODUCT_ID = re.compile(r"Products\(([0-9a-f-]{36})\)")
 _CHECKED = ("B04_10m", "B03_10m", "B02_10m", "B08_10m", "B04_60m", "B03_60m", "B02_60m", "B11_60m", "B11_20m")
@@ -15,7 +15,12 @@ _CHECKED += ("SCL_20m", "safe_manifest", "product_metadata", "granule_metadata")
 _CHECKED_WITH = ("file:local_path", "file:size", "file:checksum")
 _FIELDS = ["id", "geometry"]
 _FIELDS += [f"properties.{name}" for name in ("datetime", "eo:cloud_cover", "eo:snow_cover", "view:sun_elevation")]
-_FIELDS += ["properties.statistics", "assets.Product.href", "assets.Product.file:size", "assets.safe_manifest.alternate"]
+_FIELDS += [
+    "properties.statistics",
+    "assets.Product.href",
+    "assets.Product.file:size",
+    "assets.safe_manifest.alternate",
+]
 _FIELDS += [f"assets.{asset}.{name}" for asset in _CHECKED for name in _CHECKED_WITH]
 
 
@@ -57,12 +62,12 @@ def _scene(item: dict) -> Scene:
         **from_name(item["id"]),
         id=match[1],
         datetime=iso(datetime.fromisoformat(properties["datetime"])),
-        cloud_cover=given(properties, "eo:cloud_cover"),
-        snow_cover=properties.get("eo:snow_cover"),
-        sun_elevation=properties.get("view:sun_elevation"),
-        no_data=(properties.get("statistics") or {}).get("nodata"),
+        cloud_cover=given(properties, "eo:cloud_cover", int, float),
+        snow_cover=number(properties, "eo:snow_cover"),
+        sun_elevation=number(properties, "view:sun_elevation"),
+        no_data=number(properties.get("statistics") or {}, "nodata"),
         footprint=footprint(item, "geometry"),
-        size=assets.get("Product", {}).get("file:size") or None,
+        size=number(assets.get("Product", {}), "file:size") or None,
         online=True,  # STAC does not say: `odata.offline` does
         checksums={
             asset["file:local_path"].removeprefix(prefix): {
