@@ -52,8 +52,8 @@ def _tile(name: str) -> str:
 
 
 class SearchConfig(Section):
-    """What the catalogue is asked for: where (an area, tiles, or tiles within an area), and one query each for clear and
-    for cloudy products."""
+    """What the catalogue is asked for: where (an area, tiles, or both), and one query each for clear and for cloudy
+    products."""
 
     polygon: list[tuple[float, float]] | None = Field(
         None,

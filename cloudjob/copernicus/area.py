@@ -90,7 +90,7 @@ def rings(outlines: list[Ring], key: str, said: Callable[[str], None] = lambda l
 
 def unwrapped(ring: Ring) -> Ring:
     """The ring with longitudes that go on beyond 180 where an edge crosses the date line."""
-    found, turn = [tuple(ring[0])], 0.0
+    turn, found = 0.0, ring[:1]
     for (before, _), (lon, lat) in pairwise(ring):
         if 180 < abs(lon - before) < 360:
             turn += math.copysign(360, before - lon)

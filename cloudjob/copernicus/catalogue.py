@@ -1,4 +1,4 @@
-"""Search of the Copernicus Data Space for Sentinel-2 Level-2A products: complete by OData's count, each product once."""
+"""Search of the Copernicus Data Space for Sentinel-2 Level-2A products: all that OData counts, each of them once."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,15 +36,15 @@ def search(
     said: Callable[[str], None] = lambda line: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[Scene]:
-    """All products from `start` to before `end` that touch `polygon`, a closed ring of (longitude, latitude), and lie on
-    one of the `tiles`; anywhere without the one or the other.
+    """All products from `start` to before `end` that touch `polygon`, a closed ring of (longitude, latitude), and lie
+    on one of the `tiles`; anywhere without the one or the other.
 
     `cloud` is the range of cloud cover in percent. Sorted by (datetime, product), each product once, offline ones too.
     OData counts them, whichever catalogue describes them, and describes what STAC lacks; by itself it knows no snow,
     sun, share of no data and checksums. A row that cannot be read is left out, and `said` by its name.
 
-    ItemError if OData gives fewer different rows than it counts, if none of several rows can be read, or if an answer is
-    malformed; InterruptedJob when `stopped`.
+    ItemError if OData gives fewer different rows than it counts, if none of several rows can be read, or if an answer
+    is malformed; InterruptedJob when `stopped`.
     """
     asker = Asker(session, endpoints, page_size, stopped)
     found: Rows = {}
@@ -71,7 +71,7 @@ def digest_of(multihash: str) -> tuple[str, str]:
 
 
 def distinct(scenes: Iterable[Scene]) -> list[Scene]:
-    """Each product once, by (datetime, product): of equal names one that is online, with less no data, on more ground."""
+    """Each product once, by (datetime, product): of equal names what is online, has less no data, covers more."""
     found: dict[str, Scene] = {}
     for scene in scenes:
         found[scene.product] = min(scene, found.get(scene.product, scene), key=_lack)

@@ -53,8 +53,8 @@ Rows = dict[str, Scene | Odd]  # by the catalogue's own key: each row once, on h
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked for: from `start` to before `end`, within a range of cloud cover in percent, that touches `ring` and
-    lies on one of the `tiles` (anywhere without the one or the other)."""
+    """What is asked for: from `start` to before `end`, within a range of cloud cover in percent, that touches `ring`
+    and lies on one of the `tiles` (anywhere without the one or the other)."""
 
     start: datetime
     end: datetime

@@ -10,7 +10,17 @@ from datetime import datetime, timedelta
 from cloudjob.copernicus.scenes import Asker, Question, Rows, Scene, footprint, from_name, given, iso, number
 
 _PRODUCT_ID = re.compile(r"Products\(([0-9a-f-]{36})\)")
-_CHECKED = ("B04_10m", "B03_10m", "B02_10m", "B08_10m", "B04_60m", "B03_60m", "B02_60m", "B11_60m", "B11_20m")
+_CHECKED: tuple[str, ...] = (
+    "B04_10m",
+    "B03_10m",
+    "B02_10m",
+    "B08_10m",
+    "B04_60m",
+    "B03_60m",
+    "B02_60m",
+    "B11_60m",
+    "B11_20m",
+)
 _CHECKED += ("SCL_20m", "safe_manifest", "product_metadata", "granule_metadata")
 _CHECKED_WITH = ("file:local_path", "file:size", "file:checksum")
 _FIELDS = ["id", "geometry"]

@@ -142,7 +142,7 @@ def _check_roles(config: Config, rows: list[dict]) -> None:
             )
 
 
-def _tell(config: Config, folder: RunFolder, summary: Summary, rows: list[dict], gone: Collection[str]) -> None:
+def _tell(config: Config, folder: RunFolder, summary: Summary, rows: list[dict], gone: set[str]) -> None:
     """How many products there are, and what is special about some."""
     names = {row["product"] for row in rows}
     reasons = {row["product"]: row["left_out"] for row in rows if row.get("left_out")}
@@ -239,7 +239,7 @@ def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list
 
 
 def _lack(row: dict) -> tuple[bool, float]:
-    """What sorts the rows of one product, which several queries may give: one that can be had, that with less no data."""
+    """What sorts the rows of one product, of several queries: first what can be had, then what has less no data."""
     no_data = row.get("no_data")
     return bool(row.get("left_out")), 100.0 if no_data is None else no_data
 
