@@ -34,6 +34,7 @@ def search(
     cloud: tuple[float, float],
     page_size: int = _PAGE,
     said: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[Scene]:
     """All products from `start` to before `end` that touch `polygon`, a closed ring of (longitude, latitude), and lie
@@ -46,7 +47,7 @@ def search(
     ItemError if OData gives fewer different rows than it counts, if none of several rows can be read, or if an answer
     is malformed; InterruptedJob when `stopped`.
     """
-    asker = Asker(session, endpoints, page_size, stopped)
+    asker = Asker(session, endpoints, page_size, progress, stopped)
     found: Rows = {}
     for first in range(0, max(len(tiles), 1), _TILES):
         some = tuple(tiles[first : first + _TILES])

@@ -74,11 +74,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks both catalogues: rows to a page at most, and whether to stop."""
+    """Who asks both catalogues: rows to a page at most, who hears how far it is, and whether to stop."""
 
     session: requests.Session
     endpoints: Endpoints
     page_size: int
+    progress: Callable[[str], None] = lambda line: None
     stopped: Callable[[], bool] = lambda: False
 
     def get(self, request: dict) -> dict:
@@ -116,6 +117,7 @@ class Asker:
                     request["url"] = urljoin(base, request["url"])
             except _ODD as error:
                 raise other_shape(host, repr(error)) from None
+            self.progress(f"{len(found)} products from {host}")
         return found
 
 

@@ -83,10 +83,12 @@ def _asker(config: Config, folder: RunFolder) -> Callable[[Item], list[dict]]:
 
     rings = _rings(config, folder)
     endpoints = Endpoints(**config.copernicus.urls())
+    names = [item.name for item in items(config, folder)]
 
     def ask(item: Item) -> list[dict]:
         start, end = (datetime.fromisoformat(item.config[key]).replace(tzinfo=UTC) for key in ("first", "last"))
         session, scenes = open_session(), []
+        done = names.index(item.name) / len(names)
         for ring in rings:
             scenes += catalogue.search(
                 session,
@@ -98,6 +100,7 @@ def _asker(config: Config, folder: RunFolder) -> Callable[[Item], list[dict]]:
                 end=end + timedelta(days=1),
                 cloud=tuple(item.config["cloud"]),
                 said=folder.say,
+                progress=lambda line: folder.progress(done, f"search {item.name}: {line}"),
                 stopped=folder.stop_requested,
             )
         found = catalogue.distinct(scenes)

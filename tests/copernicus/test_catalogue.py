@@ -50,6 +50,12 @@ def test_all_pages_are_followed_and_the_products_sorted(data_space, ask, kind, p
     assert len(data_space.asked(count=True)) == 1
 
 
+def test_how_far_it_is_is_told_after_each_page(data_space, ask):
+    told = []
+    ask(catalogue="odata", page_size=2, progress=told.append)
+    assert [int(line.split()[0]) for line in told] == [2, 4, 5]
+
+
 @BOTH
 def test_a_month_without_products_is_asked_for_once(server, ask, kind):
     space = DataSpace(server, [])
