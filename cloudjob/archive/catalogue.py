@@ -26,7 +26,7 @@ _STATISTICS = {
     **{name: name.upper() for name in ("medium_proba_clouds", "high_proba_clouds", "thin_cirrus")},
 }
 _SCHEMAS = ("alternate-assets/v1.2", "eo/v2.0", "file/v2.1", "grid/v1.1", "projection/v2.0", "raster/v2.0", "view/v1.0")
-_CONFORMS = ("core", "item-search", "item-search#filter", "item-search#query", "item-search#sort")
+_CONFORMS = ("core", "item-search", *(f"item-search#{name}" for name in ("fields", "filter", "query", "sort")))
 
 
 class Entry:

@@ -62,6 +62,21 @@ def search_odata(entries: list[Entry], text: str, order: str) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.queryables[match[1]], entry.id), reverse=match[2] == " desc")
 
 
+def selected(item: dict, fields: dict) -> dict:
+    """The members of an item that a search's `fields` includes, as dotted paths; all of it where it includes none (STAC
+    API, Fields extension)."""
+    found: dict = {}
+    for path in fields.get("include", []):
+        source, target, (*outer, last) = item, found, path.split(".")
+        for name in outer:
+            source = source.get(name) or {}
+        if last in source:
+            for name in outer:
+                target = target.setdefault(name, {})
+            target[last] = source[last]
+    return found or item
+
+
 def _from_stac(body: dict) -> dict:
     times = body.get("datetime", "..").split("/")  # one instant, or an interval whose ends may be open
     start, end = (None if time in ("", "..") else _instant(time) for time in (times[0], times[-1]))

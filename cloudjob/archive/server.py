@@ -297,7 +297,8 @@ def _stac_page(entries: list[Entry], body: dict, base: str) -> dict:
     if search != stamp:
         raise ValueError("the token belongs to another search")
     found, end = queries.search_stac(entries, query), int(start) + limit
-    items = [catalogue.stac_item(entry, base) for entry in found[int(start) : end]]
+    fields = body.get("fields") or {}
+    items = [queries.selected(catalogue.stac_item(entry, base), fields) for entry in found[int(start) : end]]
     url = f"{base}/v1/search"
     links = [catalogue.link("root", f"{base}/v1/"), catalogue.link("self", url)]
     if end < len(found):

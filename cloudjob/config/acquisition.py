@@ -4,9 +4,9 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cloudjob.config.fields import ConfiguredPath, Day, Percent, Product, Section, ascending
+from cloudjob.config.fields import ConfiguredPath, Day, Percent, Product, Section, Tile, ascending
 from cloudjob.copernicus.patience import Patience
 from cloudjob.errors import ConfigError
 from cloudjob.files import expanded
@@ -69,10 +69,22 @@ class Query(Section):
         return parts
 
 
-class SearchConfig(Section):
-    """What the catalogue is asked for: the area, and one query each for clear and for cloudy products."""
+def _tile(name: str) -> str:
+    return name.removeprefix("T")  # as product names write it; the catalogues know no tile of such a name
 
-    polygon: list[tuple[float, float]] = Field(description="closed ring of (longitude, latitude), degrees")
+
+class SearchConfig(Section):
+    """What the catalogue is asked for: where (an area, tiles, or both), and one query each for clear and for cloudy
+    products."""
+
+    polygon: list[tuple[float, float]] | None = Field(
+        None,
+        description="closed ring of (longitude, latitude), degrees; an edge over 180 degrees crosses the date line",
+    )
+    area: ConfiguredPath | None = Field(
+        None, description="instead: a GeoJSON file of polygons, WGS 84; holes count too"
+    )
+    tiles: list[Annotated[Tile, BeforeValidator(_tile)]] = Field([], description="tiles such as 05WPS, and no others")
     clear: Query
     cloudy: Query
     catalogue: Literal["stac", "odata"] = "stac"
@@ -80,12 +92,25 @@ class SearchConfig(Section):
 
     @field_validator("polygon")
     @classmethod
-    def _ring(cls, ring: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    def _ring(cls, ring: list[tuple[float, float]] | None) -> list[tuple[float, float]] | None:
+        if ring is None:
+            return None
         if len(ring) < 4 or ring[0] != ring[-1]:
             first = list(ring[0]) if ring else []
             raise ValueError(
                 f"the polygon is not closed: the last point must repeat the first one; add {first} at the end"
             )
-        if any(abs(lon) > 180 or abs(lat) > 90 for lon, lat in ring):
-            raise ValueError("a point lies outside longitude -180..180, latitude -90..90; write (longitude, latitude)")
+        if any(not (abs(lon) <= 180 and abs(lat) <= 90) for lon, lat in ring):
+            from cloudjob.copernicus.area import off_the_globe  # imports what no other command needs
+
+            if mistake := off_the_globe(ring):
+                raise ValueError(mistake)
         return ring
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.polygon and self.area:
+            raise ValueError("polygon and area are both given: leave one out")
+        if not (self.polygon or self.area or self.tiles):
+            raise ValueError("where? Give polygon, area or tiles")
+        return self

@@ -12,9 +12,10 @@ EXCLUDED = "named in search.exclude"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """One item per product that the search found; an excluded one is left out."""
-    excluded = {name: {"left_out": EXCLUDED} for name in config.search.exclude}
+    """One item per product that the search found; an excluded one is left out, and one that the catalogue lacks."""
     rows = folder.rows(folder.scenes, stage="search")
+    excluded = {row["product"]: {"left_out": row["left_out"]} for row in rows if row.get("left_out")}
+    excluded |= {name: {"left_out": EXCLUDED} for name in config.search.exclude}
     return [Item(STAGE, row["product"], excluded.get(row["product"], {}), {"scene": digest(row["id"])}) for row in rows]
 
 
@@ -50,9 +51,10 @@ def run(config: Config, folder: RunFolder) -> Summary:
         return [manifest, *files], {"offsets": product.offsets, "sun_elevation": product.sun_elevation}
 
     summary = records.work(folder, STAGE, every, make)
-    gone = {name: why for name, why in summary.left_out.items() if name not in config.search.exclude}
+    named = {item.name for item in every if item.config}
+    gone = {name: why for name, why in summary.left_out.items() if name not in named}
     if gone and not folder.only and not summary.done and not summary.skipped:
-        summary.left_out = {name: EXCLUDED for name in summary.left_out if name not in gone}
+        summary.left_out = {name: why for name, why in summary.left_out.items() if name in named}
         summary.failed |= {name: f"{why}; is copernicus.download right?" for name, why in gone.items()}
         for name in gone:
             records.path(folder, STAGE, name).unlink()

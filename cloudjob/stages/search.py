@@ -3,65 +3,62 @@
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError, ItemError
-from cloudjob.files import write_jsonl
+from cloudjob.files import file_sha256, write_jsonl
 from cloudjob.names import ProductName
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Summary
 
+if TYPE_CHECKING:
+    from cloudjob.copernicus.scenes import Ring
+
 STAGE = "search"
+OFFLINE = "offline: the Data Space does not hand it out"  # why a row of scenes.jsonl is left out
+GONE = "no longer in the catalogue"
 _FETCHING = ("preview", "download")  # the stages that find out that a product is gone
+_NAMED = 10  # products that are named of a list
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per role (clear, cloudy) and calendar month of its query."""
+    wanted = config.search
+    where: dict = {"polygon": [list(point) for point in wanted.polygon]} if wanted.polygon else {}
+    where |= {"tiles": sorted(set(wanted.tiles))} if wanted.tiles else {}
+    inputs = {}
+    if wanted.area:
+        if not wanted.area.is_file():
+            raise ConfigError(f"search.area: {wanted.area} is no file")
+        inputs["area"] = file_sha256(wanted.area)
+    if config.archive:
+        inputs["archive"] = config.archive.model_dump_json(exclude={"path"})
     found = []
     for role in ("clear", "cloudy"):
-        query = getattr(config.search, role)
+        query = getattr(wanted, role)
         for first, last in query.months():
             part = {"role": role, "first": str(first), "last": str(last), "cloud": list(query.cloud)}
-            part |= {
-                "polygon": [list(point) for point in config.search.polygon],
-                "catalogue": config.search.catalogue,
-            }
-            inputs = {}
-            if config.archive:
-                inputs["archive"] = config.archive.model_dump_json(exclude={"path"})
-            found.append(Item(STAGE, f"{role}-{first:%Y-%m}", part, inputs))
+            part |= where | {"catalogue": wanted.catalogue}
+            found.append(Item(STAGE, f"{role}-{first:%Y-%m}", part, dict(inputs)))
     return found
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
     """Asks the queries and joins their answers. ConfigError where a role has no product at all.
 
-    A query that has answered with a product that is gone is asked once more: it may be served again.
+    A query that has answered with a product that is gone is asked once more: it may be served again. One that is asked
+    again (`--force`) says what is new and what is gone.
     """
-    from cloudjob.copernicus import catalogue
-    from cloudjob.copernicus.session import Endpoints, open_session
-
-    _check_polygon(config)
-    endpoints = Endpoints(**config.copernicus.urls())
-    waiting = config.copernicus.waiting()
-    search = catalogue.search_stac if config.search.catalogue == "stac" else catalogue.search_odata
-
-    def ask(item: Item) -> list[dict]:
-        start, end = (datetime.fromisoformat(item.config[key]).replace(tzinfo=UTC) for key in ("first", "last"))
-        scenes = search(
-            open_session(endpoints, patience=waiting, stopped=folder.stop_requested, said=folder.say),
-            endpoints,
-            polygon=config.search.polygon,
-            start=start,
-            end=end + timedelta(days=1),
-            cloud=tuple(item.config["cloud"]),
-            said=folder.say,
-        )
-        return [asdict(scene) for scene in scenes]
-
     every = items(config, folder)
-    summary = records.work(folder, STAGE, every, lambda item: ([], ask(item)))
+    ask = _asker(config, folder)
+
+    def make(item: Item) -> records.Made:
+        rows = ask(item)
+        return [], rows + _missing(folder, item, rows)
+
+    summary = records.work(folder, STAGE, every, make)
     found = records.settled(folder, every)
     if not found:
         folder.scenes.unlink(missing_ok=True)
@@ -72,20 +69,122 @@ def run(config: Config, folder: RunFolder) -> Summary:
             _reopen(folder, gone & served)
     gone = {name for item in found for name in _gone(config, folder, item)} | set(config.search.exclude)
     rows = _merge(found, records.results(folder, found), gone)
-    for role in ("clear", "cloudy"):
-        if not summary.failed and not any(role in row["roles"] for row in rows):
-            query = getattr(config.search, role)
-            raise ConfigError(
-                f"search.{role}: no product of {query.start} to {query.end} with {query.cloud[0]:g} to "
-                f"{query.cloud[1]:g} % cloud touches the polygon; widen the dates, the cloud range or the area"
-            )
+    if not summary.failed:
+        _check_roles(config, rows)
     write_jsonl(folder.scenes, rows)
+    _tell(config, folder, summary, rows, gone)
+    return summary
+
+
+def _asker(config: Config, folder: RunFolder) -> Callable[[Item], list[dict]]:
+    """A function that asks the query of an item: the rows of its products."""
+    from cloudjob.copernicus import catalogue
+    from cloudjob.copernicus.session import Endpoints, open_session
+
+    rings = _rings(config, folder)
+    endpoints, waiting = Endpoints(**config.copernicus.urls()), config.copernicus.waiting()
+    names = [item.name for item in items(config, folder)]
+
+    def ask(item: Item) -> list[dict]:
+        start, end = (datetime.fromisoformat(item.config[key]).replace(tzinfo=UTC) for key in ("first", "last"))
+        session, scenes = open_session(endpoints, patience=waiting, stopped=folder.stop_requested, said=folder.say), []
+        done = names.index(item.name) / len(names)
+        for ring in rings:
+            scenes += catalogue.search(
+                session,
+                endpoints,
+                catalogue=config.search.catalogue,
+                polygon=ring,
+                tiles=item.config.get("tiles", ()),
+                start=start,
+                end=end + timedelta(days=1),
+                cloud=tuple(item.config["cloud"]),
+                said=folder.say,
+                progress=lambda line: folder.progress(done, f"search {item.name}: {line}"),
+                stopped=folder.stop_requested,
+            )
+        found = catalogue.distinct(scenes)
+        return [asdict(scene) | ({} if scene.online else {"left_out": OFFLINE}) for scene in found]
+
+    return ask
+
+
+def _rings(config: Config, folder: RunFolder) -> "list[Ring] | list[None]":
+    """The rings to ask for one by one, and says where they lie; [None] where tiles alone are asked for. ConfigError
+    where there is no such area, or no such tile."""
+    from cloudjob.copernicus import area
+    from cloudjob.sentinel2.geometry import tile_corner
+
+    for tile in config.search.tiles:
+        try:
+            tile_corner(tile)
+        except ConfigError as error:
+            raise ConfigError(f"search.tiles: {error}") from None
+    if config.search.polygon:
+        key, outlines = "search.polygon", [config.search.polygon]
+    elif config.search.area:
+        key, outlines = "search.area", area.read_geojson(config.search.area, "search.area")
+    else:
+        return [None]
+    rings = area.rings(outlines, key, folder.say)
+    folder.say(f"{key}: {area.describe(outlines)}")
+    return rings
+
+
+def _check_roles(config: Config, rows: list[dict]) -> None:
+    """ConfigError where a role has no product that can be had."""
+    for role in ("clear", "cloudy"):
+        own = [row for row in rows if role in row["roles"]]
+        if all(row.get("left_out") for row in own):
+            query = getattr(config.search, role)
+            but = f" ({len(own)} that are left out)" if own else ""
+            raise ConfigError(
+                f"search.{role}: no product{but} of {query.start} to {query.end} with {query.cloud[0]:g} to "
+                f"{query.cloud[1]:g} % cloud touches the area; widen the dates, the cloud range or the area. "
+                "Is each of its points (longitude, latitude)?"
+            )
+
+
+def _tell(config: Config, folder: RunFolder, summary: Summary, rows: list[dict], gone: set[str]) -> None:
+    """How many products there are, and what is special about some."""
     names = {row["product"] for row in rows}
+    reasons = {row["product"]: row["left_out"] for row in rows if row.get("left_out")}
     summary.note = f"{len(names)} products on {len({row['tile'] for row in rows})} tiles"
-    summary.note += f", {len(names & gone)} of them left out" if names & gone else ""
+    left_out = names & gone | reasons.keys()
+    offline = [name for name, reason in reasons.items() if reason == OFFLINE]
+    summary.note += f", {len(left_out)} of them left out" if left_out else ""
+    summary.note += f" ({len(offline)} offline)" if offline else ""
+    for reason in (OFFLINE, GONE):
+        if found := [name for name in reasons if reasons[name] == reason]:
+            folder.say(f"search: left out, {reason}: {_named(found)}")
+    parts: dict[str, list[str]] = {}
+    for name in sorted(names - left_out):
+        parts.setdefault(ProductName.parse(name).granule, []).append(name)
+    for halves in parts.values():
+        if len(halves) > 1:
+            folder.say(f"search: parts of one acquisition, each a product of its own: {', '.join(halves)}")
     for name in sorted(set(config.search.exclude) - names):
         folder.say(f"search.exclude: {name} is not among the products that were found")
-    return summary
+
+
+def _named(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:_NAMED])
+    return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _missing(folder: RunFolder, item: Item, rows: list[dict]) -> list[dict]:
+    """The products of an earlier answer to the same query that this one lacks, marked as left out. Says what is new and
+    what is gone."""
+    before = records.record(folder, STAGE, item.name) or {}
+    if (before.get("status"), before.get("config"), before.get("inputs")) != ("done", item.config, item.inputs):
+        return []
+    known = {row["product"]: row for row in before["result"]}
+    names = {row["product"] for row in rows}
+    there = {name for name, row in known.items() if row.get("left_out") != GONE}
+    changes = {"new": names - there, "gone": there - names}
+    told = [f"{len(found)} {what}: {_named(found)}" for what, found in changes.items() if found]
+    folder.say(f"search {item.name}: {'; '.join(told) or 'nothing new, nothing gone'}")
+    return [row | {"left_out": GONE} for name, row in known.items() if name not in names]
 
 
 def _gone(config: Config, folder: RunFolder, item: Item) -> set[str]:
@@ -104,7 +203,11 @@ def _look_again(folder: RunFolder, item: Item, gone: set[str], ask: Callable[[It
         folder.say(f"search: of {len(gone)} products that are left out, nothing new: {error}")
         return set()
     wanted = {ProductName.parse(name).granule for name in gone}
-    served = {row["product"]: row for row in answer if ProductName.parse(row["product"]).granule in wanted}
+    served = {
+        row["product"]: row
+        for row in answer
+        if ProductName.parse(row["product"]).granule in wanted and not row.get("left_out")
+    }
     if served:
         (before,) = records.results(folder, [item])
         records.replace_result(folder, item, list(({row["product"]: row for row in before} | served).values()))
@@ -119,29 +222,29 @@ def _reopen(folder: RunFolder, products: set[str]) -> None:
                 records.path(folder, stage, name).unlink()
 
 
-def _check_polygon(config: Config) -> None:
-    from shapely.geometry import Polygon
-    from shapely.validation import explain_validity
-
-    if not (polygon := Polygon(config.search.polygon)).is_valid:
-        raise ConfigError(f"search.polygon: {explain_validity(polygon)}")
-
-
 def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list[dict]:
     """One row per product, with its roles. Of one datatake and tile the newest processing baseline is kept, ESA's
     before anybody else's, and what lies on other ground: what two stations received comes in two halves. Where one is
-    gone, the newest that is not is kept beside it."""
+    gone or left out, the newest that is not is kept beside it."""
     rows: dict[str, dict] = {}
     for item, scenes in zip(every, results, strict=True):
         for scene in scenes:
-            row = rows.setdefault(scene["product"], {**scene, "roles": []})
-            row["roles"] = sorted({*row["roles"], item.config["role"]})
+            name, role = scene["product"], item.config["role"]
+            best = min(scene, rows.get(name, scene), key=_lack)
+            rows[name] = best | {"roles": sorted({*rows.get(name, {}).get("roles", ()), role})}
+    gone = {*gone, *(name for name, row in rows.items() if row.get("left_out"))}
     kept: dict[str, list[dict]] = {}
     for row in sorted(rows.values(), key=_newness, reverse=True):
         same = kept.setdefault(ProductName.parse(row["product"]).granule, [])
         if _on_other_ground(row, [other for other in same if other["product"] not in gone]):
             same.append(row)
     return sorted((row for same in kept.values() for row in same), key=lambda row: row["product"])
+
+
+def _lack(row: dict) -> tuple[bool, float]:
+    """What sorts the rows of one product, of several queries: first what can be had, then what has less no data."""
+    no_data = row.get("no_data")
+    return bool(row.get("left_out")), 100.0 if no_data is None else no_data
 
 
 def _newness(row: dict) -> tuple[bool, str, str]:

@@ -6,7 +6,7 @@ import pytest
 
 from cloudjob.archive.catalogue import Entry
 from cloudjob.archive.make import make_synthetic
-from cloudjob.archive.queries import search_odata, search_stac
+from cloudjob.archive.queries import search_odata, search_stac, selected
 
 ORDER = "ContentDate/Start asc"
 ATTRIBUTE = "Attributes/OData.CSC.{0}Attribute/any(a:a/Name eq '{1}' and a/OData.CSC.{0}Attribute/Value {2})"
@@ -74,3 +74,13 @@ def test_filters_that_are_none(entries, text):
 def test_queries_that_are_none(entries, query):
     with pytest.raises((ValueError, KeyError)):
         search_stac(entries, {"query": query})
+
+
+def test_fields_of_stac_are_what_an_answer_is_cut_down_to():
+    item = {"id": "a", "properties": {"eo:cloud_cover": 3, "gsd": 10}, "assets": {"B04": {"href": "x", "file:size": 7}}}
+    fields = {
+        "include": ["id", "properties.eo:cloud_cover", "assets.B04.file:size", "assets.B09.href", "properties.no"]
+    }
+    expected = {"id": "a", "properties": {"eo:cloud_cover": 3}, "assets": {"B04": {"file:size": 7}}}
+    assert selected(item, fields) == expected
+    assert selected(item, {}) == item

@@ -78,13 +78,32 @@ def test_the_optimizer_is_the_one_that_the_readme_was_measured_with():
         (RING[:-1], "not closed"),
         (RING[:2] + RING[:1], "not closed"),  # a line and back
         ([[68.5, -162.0], [71.5, -162.0], [71.5, -140.0], [68.5, -162.0]], "write (longitude, latitude)"),
-        ([[181, 0], [0, 1], [1, 1], [181, 0]], "outside"),
+        ([[361, 0], [0, 1], [1, 1], [361, 0]], "outside"),
+        ([[float("nan"), 0], [0, 1], [1, 1], [float("nan"), 0]], "not closed"),
+        ([[8, 47], [float("nan"), 48], [9, 47], [8, 47]], "outside"),
         ([], "not closed"),
     ],
 )
 def test_a_polygon_is_a_closed_ring_on_the_globe(ring, words):
     assert words in mistake(search=SEARCH | {"polygon": ring})
     assert config(search=SEARCH | {"polygon": [[180, 90], [-180, -90], [0, 0], [180, 90]]})
+
+
+def test_what_the_other_way_round_would_be_an_area_says_where():
+    swapped = [[lat, lon] for lon, lat in RING]
+    assert "The other way round this area lies at 162 W to 140 W, 68.5 N to 71.5 N" in mistake(
+        search=SEARCH | {"polygon": swapped}
+    )
+
+
+def test_an_area_is_a_polygon_or_a_file_and_may_be_left_out_where_tiles_are_named():
+    rest = {"clear": QUERY, "cloudy": QUERY}
+    found = config(search=rest | {"area": "place.geojson", "tiles": ["T05WPS", "04WFD"]}).search
+    assert (found.area, found.tiles) == (Path("/of/the/file/place.geojson"), ["05WPS", "04WFD"])
+    assert config(search=rest | {"tiles": ["05WPS"]}).search.polygon is None
+    assert "Give polygon, area or tiles" in mistake(search=rest)
+    assert "leave one out" in mistake(search=SEARCH | {"area": "place.geojson"})
+    assert "search.tiles.0" in mistake(search=SEARCH | {"tiles": ["Alaska"]})
 
 
 def test_an_open_polygon_says_which_point_is_missing():

@@ -33,6 +33,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # header and body are two writes
 
             def do_GET(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()

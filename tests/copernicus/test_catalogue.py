@@ -1,270 +1,328 @@
+"""Complete by OData's count, each product once, by either catalogue."""
+
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
-from urllib.parse import parse_qs, urlsplit
+from functools import partial
 
 import pytest
+from data_space import DataSpace, name, odata_row, product, square, stac_item
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scripted_server import Answer
 
-from cloudjob.copernicus.catalogue import Scene, digest_of, search_odata, search_stac
-from cloudjob.errors import ItemError
+from cloudjob.copernicus import catalogue
+from cloudjob.copernicus.catalogue import Scene, digest_of, distinct, search, search_odata, search_stac
+from cloudjob.errors import InterruptedJob, ItemError
 
 QUERY = {
     "polygon": [(9.0, 47.0), (9.1, 47.0), (9.1, 47.1), (9.0, 47.0)],
     "start": datetime(2020, 7, 1, tzinfo=UTC),
-    "end": datetime(2020, 7, 6, tzinfo=UTC),
+    "end": datetime(2020, 8, 1, tzinfo=UTC),
     "cloud": (0, 62.5),
 }
-SEARCHES = {"stac": (search_stac, "/v1/search"), "odata": (search_odata, "/odata/v1/Products")}
+BOTH = pytest.mark.parametrize("kind", ["stac", "odata"])
+PATH = {"stac": "/v1/search", "odata": "/odata/v1/Products"}
+ROWS = {"stac": "features", "odata": "value"}
 
 
-def name(day: int, tile: str = "32TNT") -> str:
-    return f"S2B_MSIL2A_202007{day:02d}T101559_N0500_R065_T{tile}_20230530T175912"
+def days(scenes: list[Scene]) -> list[int]:
+    return [int(scene.datetime[8:10]) for scene in scenes]
 
 
-def stac_item(day: int) -> dict:
-    return {
-        "id": name(day),
-        "geometry": {"type": "Polygon", "coordinates": []},
-        "properties": {"datetime": f"2020-07-{day:02d}T10:15:59.024Z", "eo:cloud_cover": 12.5},
-        "assets": {"Product": {"href": f"https://x/Products({day:08d}-af5f-46de-868e-fe5a8faa2d9c)/$value"}},
-    }
+@pytest.fixture
+def data_space(server) -> DataSpace:
+    return DataSpace(server, [product(day) for day in (3, 1, 2, 5, 4)])
 
 
-def odata_row(day: int) -> dict:
-    return {
-        "Id": f"{day:08d}-af5f-46de-868e-fe5a8faa2d9c",
-        "Name": f"{name(day)}.SAFE",
-        "ContentLength": 0,
-        "Online": True,
-        "ContentDate": {"Start": f"2020-07-{day:02d}T10:15:59.024000Z"},
-        "GeoFootprint": {"type": "Polygon", "coordinates": []},
-        "Attributes": [{"Name": "cloudCover", "Value": 12.5}],
-    }
+@pytest.fixture
+def ask(session, endpoints):
+    return partial(search, session, endpoints, **QUERY)
 
 
-def page(kind: str, days: list[int], following: str | None = None, count: int | None = None) -> Answer:
-    if kind == "stac":
-        link = {"rel": "next", "method": "POST", "href": following, "merge": True, "body": {"token": "next:1"}}
-        body = {"features": [stac_item(day) for day in days], "links": [link] if following else []}
-        return Answer.json(body | ({} if count is None else {"numberMatched": count}))
-    body = {"value": [odata_row(day) for day in days]} | ({} if count is None else {"@odata.count": count})
-    return Answer.json(body | ({"@odata.nextLink": following} if following else {}))
+@BOTH
+@pytest.mark.parametrize("page_size", [1, 2, 5, 1000])
+def test_all_pages_are_followed_and_the_products_sorted(data_space, ask, kind, page_size):
+    scenes = ask(catalogue=kind, page_size=page_size)
+    assert days(scenes) == [1, 2, 3, 4, 5]
+    assert [scene.product for scene in scenes] == [name(day) for day in range(1, 6)]
+    assert Scene(**json.loads(json.dumps(asdict(scenes[0])))) == scenes[0]
+    assert len(data_space.asked(count=True)) == 1
 
 
-def test_recorded_stac_answer(server, endpoints, session, shared_data):
-    recorded = json.loads(next(shared_data.glob("cdse_answers/xcube_stac/05_POST*.json")).read_text())
-    server.scripts["/v1/search"] = [Answer.json(recorded)]
-    scenes = search_stac(session, endpoints, **QUERY)
-    assert [scene.product for scene in scenes] == [
-        "S2A_MSIL2A_20200703T103031_N0500_R108_T32TMT_20230613T212700",
-        "S2A_MSIL2A_20200703T103031_N0500_R108_T32TNT_20230613T212700",
-        "S2B_MSIL2A_20200705T101559_N0500_R065_T32TMT_20230530T175912",
-        "S2B_MSIL2A_20200705T101559_N0500_R065_T32TNT_20230530T175912",
-    ]
-    scene = scenes[-1]
-    assert scene.id == "8e7057cf-af5f-46de-868e-fe5a8faa2d9c"
-    assert scene.datetime == "2020-07-05T10:15:59.024Z"
-    assert (scene.tile, scene.relative_orbit, scene.baseline, scene.satellite) == ("32TNT", 65, "05.00", "S2B")
-    assert (scene.cloud_cover, scene.snow_cover, scene.no_data) == (31.64, 0.43, 0.0)
-    assert scene.sun_elevation == pytest.approx(62.75135)
-    assert scene.footprint["type"] == "Polygon"
-    assert scene.size == 1169979461
-    assert len(scene.checksums) == 5
-    scl = scene.checksums["GRANULE/L2A_T32TNT_A017394_20200705T101917/IMG_DATA/R20m/T32TNT_20200705T101559_SCL_20m.jp2"]
-    assert scl["size"] == 2171670
-    assert digest_of(scl["multihash"]) == ("SHA3-256", scl["multihash"][4:])
-    assert Scene(**json.loads(json.dumps(asdict(scene)))) == scene
+def test_how_far_it_is_is_told_after_each_page(data_space, ask):
+    told = []
+    ask(catalogue="odata", page_size=2, progress=told.append)
+    assert [int(line.split()[0]) for line in told] == [2, 4, 5]
 
 
-def test_recorded_empty_stac_answer(server, endpoints, session, shared_data):
-    recorded = json.loads(next(shared_data.glob("cdse_answers/xcube_stac/19_POST*.json")).read_text())
-    server.scripts["/v1/search"] = [Answer.json(recorded)]
-    assert search_stac(session, endpoints, **QUERY) == []
+@BOTH
+def test_a_month_without_products_is_asked_for_once(server, ask, kind):
+    space = DataSpace(server, [])
+    assert ask(catalogue=kind) == []
+    assert (len(space.asked(count=True)), len(space.asked(offline=True))) == (1, 0)
 
 
-def test_recorded_odata_pages(server, endpoints, session, shared_data):
-    """Level-1C rows are all there is; read as Level-2A, followed over the pages by the recorded kind of links."""
-    text = (shared_data / "cdse_answers/eodag/cop_dataspace_search.json").read_text()
-    text = text.replace("MSIL1C", "MSIL2A").replace("https://catalogue.dataspace.copernicus.eu", server.url)
-    server.scripts["/odata/v1/Products"] = [
-        Answer(200, text.encode()),
-        Answer.json({"@odata.context": "$metadata#Products(Attributes())", "value": []}),  # after the last full page
-    ]
-    scenes = search_odata(session, endpoints, **QUERY)
-    assert [scene.tile for scene in scenes] == ["54PXA", "55PBR"]
-    assert scenes[0].id == "05edf2bb-d103-49f1-a677-9e474138d84f"
-    assert scenes[0].datetime == "2020-08-08T01:03:11.024Z"
-    assert scenes[0].cloud_cover == 95.136736479015
-    assert scenes[0].size == 224105657
-    assert scenes[0].footprint["type"] == "Polygon"
-    assert scenes[0].checksums == {}
-    assert parse_qs(urlsplit(server.requests[1][1]).query)["$skip"] == ["2"]
-
-
-def test_recorded_rows_that_are_no_scenes_are_an_error(server, endpoints, session, shared_data):
-    recorded = json.loads((shared_data / "cdse_answers/cdsetool/odata_page_5.json").read_text())
-    server.scripts["/odata/v1/Products"] = [Answer.json(recorded)]
-    with pytest.raises(ItemError, match=r"127\.0\.0\.1:\d+: an answer of another shape"):
-        search_odata(session, endpoints, **QUERY)
-
-
-def test_what_stac_is_asked(server, endpoints, session):
-    server.scripts["/v1/search"] = [page("stac", [])]
-    search_stac(session, endpoints, **QUERY, page_size=7)
-    assert json.loads(server.requests[0][3]) == {
-        "collections": ["sentinel-2-l2a"],
-        "intersects": {"type": "Polygon", "coordinates": [[[9.0, 47.0], [9.1, 47.0], [9.1, 47.1], [9.0, 47.0]]]},
-        "datetime": "2020-07-01T00:00:00.000Z/2020-07-05T23:59:59.999Z",
-        "query": {"eo:cloud_cover": {"gte": 0, "lte": 62.5}},
-        "sortby": [{"field": "datetime", "direction": "asc"}],
-        "limit": 7,
-    }
-
-
-def test_what_odata_is_asked(server, endpoints, session):
-    server.scripts["/odata/v1/Products"] = [page("odata", [])]
-    search_odata(session, endpoints, **QUERY, page_size=7)
-    query = {key: value[0] for key, value in parse_qs(urlsplit(server.requests[0][1]).query).items()}
-    assert query.pop("$filter").split(" and ", 5) == [
-        "Collection/Name eq 'SENTINEL-2'",
-        "Attributes/OData.CSC.StringAttribute/any(att:att/Name eq 'productType'",
-        "att/OData.CSC.StringAttribute/Value eq 'S2MSI2A')",
-        "Attributes/OData.CSC.DoubleAttribute/any(att:att/Name eq 'cloudCover'",
-        "att/OData.CSC.DoubleAttribute/Value ge 0.0000)",
-        "Attributes/OData.CSC.DoubleAttribute/any(att:att/Name eq 'cloudCover' and "
-        "att/OData.CSC.DoubleAttribute/Value le 62.5000) and "
+@BOTH
+def test_what_is_asked_is_counted_too(data_space, ask, kind):
+    ask(catalogue=kind)
+    (counted,) = data_space.asked(count=True)
+    assert counted["$filter"].endswith(
         "OData.CSC.Intersects(area=geography'SRID=4326;POLYGON((9.0 47.0,9.1 47.0,9.1 47.1,9.0 47.0))') and "
-        "ContentDate/Start ge 2020-07-01T00:00:00.000Z and ContentDate/Start lt 2020-07-06T00:00:00.000Z",
-    ]
-    assert query == {
-        "$orderby": "ContentDate/Start asc",
-        "$top": "7",
-        "$count": "true",
-        "$expand": "Attributes",
-    }
+        "ContentDate/Start ge 2020-07-01T00:00:00.000Z and ContentDate/Start lt 2020-08-01T00:00:00.000Z"
+    )
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
-def test_pages_are_followed_to_the_end_sorted_and_unique(server, endpoints, session, kind):
-    search, path = SEARCHES[kind]
-    following = f"{server.url}{path}?page=2"
-    server.scripts[path] = [
-        page(kind, [3, 1], following, count=5),
-        page(kind, [1, 2, 4], following),  # a next link after the last row
-        page(kind, []),
-    ]
-    scenes = search(session, endpoints, **QUERY)
-    assert [scene.product for scene in scenes] == [name(day) for day in (1, 2, 3, 4)]
-    assert len(server.requests) == 3
-    if kind == "stac":  # the token of the link is added to the first request's body
-        first, second = (json.loads(body) for *_, body in server.requests[:2])
-        assert second == {**first, "token": "next:1"}
+# Rows that pages repeat, so that others are lost.
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
-def test_truncation_is_an_error(server, endpoints, session, kind):
-    search, path = SEARCHES[kind]
-    server.scripts[path] = [page(kind, [1, 2], count=12000)]  # OData leaves the next link out beyond 10000
-    with pytest.raises(ItemError, match="has 12000 products, gave 2: make the dates or the area smaller"):
-        search(session, endpoints, **QUERY)
+def test_repeated_rows_are_not_taken_for_the_lost_ones(server, session, endpoints):
+    """15 products; whatever the range, OData's pages repeat three rows in the place of three others."""
+    space = DataSpace(server, [product(day) for day in range(1, 16)])
+    space.repeats = lambda rows, number: rows[: max(len(rows) - 3, 0)] + rows[:3]
+    with pytest.raises(ItemError, match=r"has \d+ products of .*, gave \d+ different ones; run the same command again"):
+        search_odata(session, endpoints, **QUERY, page_size=5)
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
-def test_pages_that_go_in_circles_are_an_error(server, endpoints, session, kind):
-    search, path = SEARCHES[kind]
-    server.scripts[path] = [page(kind, [1, 2], f"{server.url}{path}?page=1")]
-    with pytest.raises(ItemError, match="repeat themselves"):
-        search(session, endpoints, **QUERY)
+def test_what_pages_have_lost_is_asked_for_in_halves(server, session, endpoints):
+    space = DataSpace(server, [product(day) for day in range(1, 16)])
+    space.repeats = lambda rows, number: rows if len(rows) <= 5 else rows[:-3] + rows[:3]
+    assert days(search_odata(session, endpoints, **QUERY, page_size=5)) == list(range(1, 16))
+
+
+def test_what_stac_lacks_is_described_by_odata(data_space, ask):
+    data_space.lacking, said = {name(2), name(5)}, []
+    data_space.products[3]["online"] = False
+    scenes = ask(catalogue="stac", said=said.append)
+    assert days(scenes) == [1, 2, 3, 4, 5]
+    assert [scene.online for scene in scenes] == [True] * 4 + [False]
+    assert "lacks 2 of 5 products" in said[0]
+    data_space.repeats = lambda rows, number: rows[:-1] + rows[:1]
+    with pytest.raises(ItemError, match="different ones"):
+        ask(catalogue="stac")
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    numbers=st.lists(st.integers(1, 30), unique=True, max_size=25),
+    page_size=st.integers(1, 6),
+    lost=st.integers(0, 3),
+    broken=st.booleans(),
+    kind=st.sampled_from(["stac", "odata"]),
+)
+def test_the_answer_is_whole_or_an_error(server, ask, numbers, page_size, lost, broken, kind):
+    space = DataSpace(server, [product(day) for day in numbers])
+    space.lacking = {name(day) for day in numbers[:lost]}
+    space.repeats = lambda rows, number: rows[: len(rows) - lost] + rows[:lost] if broken else rows
+    try:
+        assert days(ask(catalogue=kind, page_size=page_size)) == sorted(numbers)
+    except ItemError:
+        assert broken
+        assert lost
+
+
+@BOTH
+def test_pages_that_repeat_themselves_end(server, ask, kind):
+    space = DataSpace(server, [product(1)])
+    space.recount = lambda number: 3
+    link = {"rel": "next", "method": "POST", "href": f"{server.url}/v1/search", "body": {"token": "next:1"}}
+    circle = {"stac": {"features": [stac_item(product(1))], "links": [link | {"merge": True}]}}
+    circle["odata"] = {"value": [odata_row(product(1))], "@odata.nextLink": f"{server.url}/odata/v1/Products?page=1"}
+    circle["odata"]["@odata.count"] = 3
+    server.scripts[PATH[kind]] = [Answer.json(circle[kind])]
+    with pytest.raises(ItemError, match="has 3 products of"):
+        ask(catalogue=kind)
+    assert len(server.requests) < 60
+
+
+# More rows than a question may have.
+
+
+@BOTH
+def test_a_range_that_has_too_many_is_halved(data_space, ask, monkeypatch, kind):
+    assert catalogue._MOST + catalogue._PAGE <= 10000  # OData lists no row beyond
+    monkeypatch.setattr(catalogue, "_MOST", 2)
+    assert days(ask(catalogue=kind)) == [1, 2, 3, 4, 5]
+    spans = [each["$filter"].split("ContentDate/Start ")[1:] for each in data_space.asked(count=True)]
+    edges = {(start[3:27], end[3:27]) for start, end in spans}
+    assert ("2020-07-01T00:00:00.000Z", "2020-07-16T12:00:00.000Z") in edges
+
+
+def test_too_many_within_a_second_are_an_error(data_space, ask, monkeypatch):
+    monkeypatch.setattr(catalogue, "_MOST", 2)
+    data_space.products = [product(1, id=f"{number:08d}-af5f-46de-868e-fe5a8faa2d9c") for number in range(3)]
+    with pytest.raises(ItemError, match=r"3 products of .*: make the area smaller"):
+        ask(
+            catalogue="odata",
+            start=datetime(2020, 7, 1, 10, 15, 59, tzinfo=UTC),
+            end=datetime(2020, 7, 1, 10, 16, tzinfo=UTC),
+        )
+
+
+# Tiles, and links.
+
+
+@BOTH
+def test_tiles_are_asked_for_by_ten_without_their_t(data_space, ask, server, kind):
+    tiles = [f"32TN{letter}" for letter in "ABCDEFGHJKLM"]
+    ask(catalogue=kind, tiles=tiles, polygon=None)
+    counted = [each["$filter"] for each in data_space.asked(count=True)]
+    assert [text.count("'tileId'") for text in counted] == [10, 2]
+    assert "/Value eq '32TNA') or Attributes/" in counted[0]
+    assert "Intersects" not in counted[0]
+    if kind == "stac":
+        body = json.loads(next(body for method, *_, body in server.requests if method == "POST"))
+        assert body["query"]["grid:code"] == {"in": [f"MGRS-{tile}" for tile in tiles[:10]]}
+        assert "intersects" not in body
+
+
+@BOTH
+@pytest.mark.parametrize("other", ["http://127.0.0.1:9", "https://{host}"])
+def test_a_next_link_to_another_host_is_not_followed(server, ask, kind, other):
+    DataSpace(server, [product(1)])
+    following = other.format(host=server.url.removeprefix("http://")) + PATH[kind]
+    page = {"features": [stac_item(product(1))], "links": [{"rel": "next", "href": following}]}
+    page |= {"value": [odata_row(product(1))], "@odata.nextLink": following, "@odata.count": 1}
+    server.scripts[PATH[kind]] = [Answer.json(page)]
+    with pytest.raises(ItemError, match="is on another host, http"):
+        ask(catalogue=kind)
+
+
+def test_a_next_link_may_name_the_other_catalogue_and_be_relative(server, ask):
+    DataSpace(server, [product(1)])
+    first = {"features": [stac_item(product(1))], "links": [{"rel": "next", "href": "/other?token=next%3A1"}]}
+    server.scripts["/v1/search"] = [Answer.json(first)]
+    server.scripts["/other"] = [Answer.json({"features": [stac_item(product(2))], "links": []})]
+    assert days(ask(catalogue="stac")) == [1, 2]
+    assert ("GET", "/other?token=next%3A1") in [request[:2] for request in server.requests]
+
+
+@BOTH
+def test_a_stop_ends_the_search_before_the_next_request(data_space, server, ask, kind):
+    with pytest.raises(InterruptedJob):
+        ask(catalogue=kind, page_size=1, stopped=lambda: len(server.requests) == 2)
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
-def test_a_next_link_to_another_host_is_not_followed(server, endpoints, session, kind):
-    search, path = SEARCHES[kind]
-    server.scripts[path] = [page(kind, [1], f"http://127.0.0.1:9{path}")]
-    with pytest.raises(ItemError, match=r"another host, 127\.0\.0\.1:9; not followed"):
-        search(session, endpoints, **QUERY)
+# Rows that are odd.
 
 
-@pytest.mark.parametrize("kind", SEARCHES)
+def reshape(row: dict, path: str, value) -> None:
+    """Gives a row's member (a dotted path) another value."""
+    *outer, last = path.split(".")
+    for each in outer:
+        row = row[each]
+    row[last] = value
+
+
+@BOTH
 @pytest.mark.parametrize(
-    "damage",
+    ("stac", "odata", "value"),
     [
-        lambda body, rows: body.pop(rows),
-        lambda body, rows: body.update({rows: [7]}),
-        lambda body, rows: body[rows][0].update({"id": "S2A_X", "Name": "S2A_X"}),
-        lambda body, rows: body[rows][0].update({"assets": {}, "GeoFootprint": None}),
-        lambda body, rows: body[rows][0].update({"properties": None, "Attributes": None}),
+        ("geometry", "GeoFootprint", None),
+        ("geometry", "GeoFootprint", {"type": "Point", "coordinates": [9, 47]}),
+        ("geometry", "GeoFootprint", {"type": "Polygon", "coordinates": [[[9]]]}),
+        ("geometry", "GeoFootprint", {}),
+        ("properties", "Attributes", None),
+        ("properties.eo:cloud_cover", "Attributes", []),
+        ("properties.eo:cloud_cover", "Attributes", [{"Name": "cloudCover"}]),
+        ("properties.datetime", "ContentDate", None),
+        ("assets", "Id", {}),
+        ("id", "Name", "S2A_X"),
     ],
 )
-def test_answers_of_another_shape_are_an_error(server, endpoints, session, kind, damage):
-    search, path = SEARCHES[kind]
-    body = json.loads(page(kind, [1]).body)
-    damage(body, "features" if kind == "stac" else "value")
-    server.scripts[path] = [Answer.json(body)]
-    with pytest.raises(ItemError, match=r"127\.0\.0\.1:\d+: an answer of another shape"):
-        search(session, endpoints, **QUERY)
+def test_one_odd_row_is_named_and_loses_no_other(data_space, ask, kind, stac, odata, value):
+    def damage(row, own):
+        if own == name(2) and ("Id" in row) == (kind == "odata"):
+            reshape(row, {"stac": stac, "odata": odata}[kind], value)
 
-
-ODD = {
-    "stac": [
-        lambda row: row.update(geometry=None),
-        lambda row: row.pop("geometry"),
-        lambda row: row.update(properties=None),
-        lambda row: row["properties"].update({"eo:cloud_cover": None}),
-        lambda row: row["properties"].update(datetime=None),
-        lambda row: row.update(assets={}),
-        lambda row: row.update(id="S2A_X"),
-    ],
-    "odata": [
-        lambda row: row.update(GeoFootprint=None),
-        lambda row: row.pop("ContentDate"),
-        lambda row: row.update(Attributes=None),
-        lambda row: row.update(Attributes=[{"Name": "cloudCover"}]),
-        lambda row: row.update(Id=None),
-        lambda row: row.update(Name="S2A_X.SAFE"),
-    ],
-}
-
-
-@pytest.mark.parametrize(("kind", "damage"), [(kind, damage) for kind, each in ODD.items() for damage in each])
-def test_one_odd_row_is_named_and_loses_no_other(server, endpoints, session, kind, damage):
-    search, path = SEARCHES[kind]
-    body = json.loads(page(kind, [1, 2, 3], count=3).body)
-    row = body["features" if kind == "stac" else "value"][1]
-    damage(row)
-    server.scripts[path], said = [Answer.json(body)], []
-    scenes = search(session, endpoints, **QUERY, said=said.append)
-    assert [scene.product for scene in scenes] == [name(1), name(3)]
+    data_space.damage, said = damage, []
+    assert days(ask(catalogue=kind, said=said.append)) == [1, 3, 4, 5]
     (line,) = said
-    assert (row.get("id") or row["Name"].removesuffix(".SAFE")) in line
+    assert ("S2A_X" if value == "S2A_X" else name(2)) in line
     assert "is left out" in line
 
 
-def test_what_a_row_can_do_without_leaves_it_in(server, endpoints, session):
-    """No checksum of a file, no statistics, an asset that is null: the product is there all the same."""
-    body = json.loads(page("stac", [1, 2]).body)
-    whole, odd = (item["assets"] for item in body["features"])
-    checked = {"file:local_path": "B04.jp2", "file:size": 7, "file:checksum": "1620ab"}
-    whole["B04_10m"], odd["B04_10m"] = checked, {"file:local_path": "B04.jp2", "file:size": 7}
-    odd |= {"B03_10m": None, "B02_10m": checked | {"file:local_path": "B02.jp2"}}
-    body["features"][1]["properties"]["statistics"] = None
-    server.scripts["/v1/search"], said = [Answer.json(body)], []
-    scenes = search_stac(session, endpoints, **QUERY, said=said.append)
-    assert [set(scene.checksums) for scene in scenes] == [{"B04.jp2"}, {"B02.jp2"}]
-    assert said == []
+@BOTH
+def test_a_month_of_one_odd_row_is_no_error_but_one_of_several_is(server, ask, kind):
+    space, said = DataSpace(server, [product(1)]), []
+    space.damage = lambda row, own: row.update(id="S2A_X", Name="S2A_X")
+    assert ask(catalogue=kind, said=said.append) == []
+    assert len(said) == 1
+    space.products.append(product(2))
+    space.damage = lambda row, own: row.update(geometry=None, GeoFootprint=None)
+    with pytest.raises(ItemError, match=r"127\.0\.0\.1:\d+: an answer of another shape"):
+        ask(catalogue=kind)
 
 
-def test_a_row_that_is_read_on_another_page_counts(server, endpoints, session):
-    following, bodies = f"{server.url}/v1/search?page=2", []
-    for days, odd in (([1, 2], 0), ([1, 2, 3], 1), ([], None)):
-        bodies.append(json.loads(page("stac", days, following).body))
-        if odd is not None:
-            bodies[-1]["features"][odd]["geometry"] = None
-    server.scripts["/v1/search"], said = [Answer.json(body) for body in bodies], []
+@BOTH
+@pytest.mark.parametrize("damage", [lambda body, rows: body.pop(rows), lambda body, rows: body.update({rows: 7})])
+def test_answers_of_another_shape_are_an_error(server, ask, kind, damage):
+    DataSpace(server, [])
+    body = {"features": [], "value": [], "links": [], "@odata.count": 0}
+    damage(body, ROWS[kind])
+    server.scripts[PATH[kind]] = [Answer.json(body)]
+    with pytest.raises(ItemError, match=r"127\.0\.0\.1:\d+: an answer of another shape"):
+        ask(catalogue=kind)
+
+
+def test_a_catalogue_that_does_not_count_is_an_error(server, ask):
+    server.scripts["/odata/v1/Products"] = [Answer.json({"value": []})]
+    with pytest.raises(ItemError, match=r"@odata\.count is None"):
+        ask(catalogue="odata")
+
+
+def test_what_a_row_can_do_without_leaves_it_in(data_space, session, endpoints):
+    """No checksum of a file, no size, no statistics, an asset that is null: the product is there all the same."""
+    checked = {"file:local_path": f"{name(1)}.SAFE/manifest.safe", "file:size": 7, "file:checksum": "1620ab"}
+
+    def damage(row, own):
+        if "assets" in row:
+            row["assets"] |= {"safe_manifest": checked, "B04_10m": {"file:local_path": "B04.jp2"}, "B03_10m": None}
+            row["properties"]["statistics"] = None
+
+    data_space.damage, said = damage, []
     scenes = search_stac(session, endpoints, **QUERY, said=said.append)
-    assert ([scene.product for scene in scenes], said) == ([name(day) for day in (1, 2, 3)], [])
+    assert (days(scenes), said) == ([1, 2, 3, 4, 5], [])
+    assert scenes[0].checksums == {"manifest.safe": {"size": 7, "multihash": "1620ab"}}
+    assert (scenes[0].no_data, scenes[0].size) == (None, None)
+
+
+def test_a_row_that_is_read_on_another_page_counts(server, ask):
+    DataSpace(server, [product(1), product(2)])
+    pages = []
+    for numbers, odd in (([1, 2], 0), ([1, 2, 3], 1), ([], None)):
+        rows = [stac_item(product(day)) | ({"geometry": None} if n == odd else {}) for n, day in enumerate(numbers)]
+        link = {"rel": "next", "method": "POST", "href": f"{server.url}/v1/search?page=2", "body": {}}
+        pages.append(Answer.json({"features": rows, "links": [link]}))
+    server.scripts["/v1/search"], said = pages, []
+    assert (days(ask(catalogue="stac", said=said.append)), said) == ([1, 2, 3], [])
+
+
+# Which of several, and what can be had.
+
+
+@BOTH
+def test_offline_products_are_marked(data_space, ask, kind):
+    data_space.products[0]["online"] = False
+    assert {day for day, scene in zip([1, 2, 3, 4, 5], ask(catalogue=kind), strict=True) if not scene.online} == {3}
+
+
+def test_of_equal_names_that_with_less_no_data_is_taken(server, ask):
+    large, small = (
+        product(1, footprint=square(1.0)),
+        product(1, footprint=square(0.5), id="f" * 8 + product(1)["id"][8:]),
+    )
+    for products in ([large, small], [small, large]):
+        DataSpace(server, products)
+        (scene,) = ask(catalogue="odata")
+        assert scene.id == large["id"]
+        DataSpace(server, [each | {"online": each is small} for each in products])
+        (scene,) = ask(catalogue="odata")
+        assert scene.id == small["id"]
+    (described,) = ask(catalogue="odata")
+    scenes = [Scene(**asdict(described) | {"id": str(share), "no_data": share}) for share in (3.0, None, 1.0, 2.0)]
+    assert distinct(scenes)[0].id == "1.0"
 
 
 def test_digest_goes_by_its_length():

@@ -1,9 +1,11 @@
 """Answers of several queries become one row per product."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ from cloudjob.files import read_jsonl
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
-from cloudjob.stages import search
+from cloudjob.stages import preview, search
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 NAME = "S2A_MSIL2A_20240301T222541_N0400_R029_T05WPS_20240302T001122"
@@ -66,9 +68,10 @@ class Catalogue:
     """Stands in for the Data Space: month -> names that it lists, or an error."""
 
     def __init__(self):
-        self.months, self.asked = {}, []
+        self.months, self.asked, self.offline = {}, [], set()
 
-    def search(self, session, endpoints, *, polygon, start, end, cloud, said):
+    def search(self, session, endpoints, *, start, cloud, **arguments):
+        self.arguments = arguments
         role = "clear" if cloud[1] == 1 else "cloudy"
         self.asked.append(f"{role}-{start:%Y-%m}")
         found = self.months.get(self.asked[-1], [])
@@ -84,8 +87,8 @@ class Catalogue:
                 datetime="2024",
                 relative_orbit=1,
                 cloud_cover=1.0,
-                footprint={},
-                online=True,
+                footprint={"type": "Polygon", "coordinates": []},
+                online=identity not in self.offline,
             )
             for name, identity in found
         ]
@@ -99,7 +102,7 @@ OTHER = NAME.replace("20240301T", "20240320T")
 def data_space(monkeypatch) -> Catalogue:
     found = Catalogue()
     found.months = {"clear-2024-03": [(NAME, "1"), (OTHER, "2")], "cloudy-2024-03": [(CLOUDY, "3")]}
-    monkeypatch.setattr(catalogue, "search_stac", found.search)
+    monkeypatch.setattr(catalogue, "search", found.search)
     return found
 
 
@@ -188,6 +191,142 @@ def test_excluded_products_are_listed_and_not_asked_for_again(data_space, folder
     assert (data_space.asked, products) == ([], {OTHER, CLOUDY, newer, NAME})  # the older one is taken instead
     assert summary.note == "4 products on 1 tiles, 1 of them left out"
     assert "T05WPT_20240302T001122 is not among the products that were found" in folder.said[-1]
+
+
+GONE = {"left_out": "no longer in the catalogue"}
+
+
+def said_of(folder: RunFolder, start: str) -> list[str]:
+    return [line for line in folder.said if line.startswith(start)]
+
+
+def rows(folder: RunFolder) -> dict[str, dict]:
+    return {row["product"]: row for row in read_jsonl(folder.scenes)}
+
+
+def test_force_says_what_is_new_and_what_is_gone_and_leaves_that_out(data_space, folder):
+    found(folder)
+    assert said_of(folder, "search clear") == []
+    newcomer = NAME.replace("20240301T", "20240322T")
+    data_space.months["clear-2024-03"] = [(newcomer, "4"), (OTHER, "2")]
+    folder.force = True
+    summary, products = found(folder)
+    assert said_of(folder, "search clear-2024-03") == [f"search clear-2024-03: 1 new: {newcomer}; 1 gone: {NAME}"]
+    assert "search cloudy-2024-03: nothing new, nothing gone" in folder.said
+    assert products == {NAME, OTHER, CLOUDY, newcomer}
+    assert {name for name, row in rows(folder).items() if row.items() >= GONE.items()} == {NAME}
+    assert summary.note == "4 products on 1 tiles, 1 of them left out"
+    left_out = {item.name: item.config for item in preview.items(source.load(CONFIG, [])[0], folder) if item.config}
+    assert left_out == {NAME: GONE}
+    folder.said.clear()
+    data_space.months["clear-2024-03"] = [(newcomer, "4"), (OTHER, "2"), (NAME, "1")]
+    found(folder)
+    assert said_of(folder, "search clear-2024-03") == [f"search clear-2024-03: 1 new: {NAME}"]
+    assert "left_out" not in rows(folder)[NAME]
+
+
+def test_what_is_gone_stays_gone_without_being_said_again(data_space, folder):
+    found(folder)
+    data_space.months["clear-2024-03"] = [(OTHER, "2")]
+    folder.force = True
+    for told in (f"1 gone: {NAME}", "nothing new, nothing gone"):
+        folder.said.clear()
+        found(folder)
+        assert said_of(folder, "search clear-2024-03") == [f"search clear-2024-03: {told}"]
+        assert rows(folder)[NAME].items() >= GONE.items()
+
+
+def test_another_question_knows_of_nothing_that_is_gone(data_space, folder):
+    found(folder)
+    data_space.months["clear-2024-03"] = [(OTHER, "2")]
+    assert found(folder, "search.tiles=[05WPS]")[1] == {OTHER, CLOUDY}
+    assert said_of(folder, "search clear") == []
+
+
+def test_a_product_that_left_one_query_for_the_other_is_not_left_out(data_space, folder):
+    found(folder)
+    data_space.months = {"clear-2024-03": [(OTHER, "2")], "cloudy-2024-03": [(CLOUDY, "3"), (NAME, "1")]}
+    folder.force = True
+    found(folder)
+    assert "left_out" not in rows(folder)[NAME]
+
+
+def test_offline_products_are_left_out_with_their_number(data_space, folder):
+    older = OTHER.replace("N0400", "N0300")
+    data_space.months["clear-2024-03"].append((older, "8"))
+    data_space.offline = {"2"}
+    summary, products = found(folder)
+    assert products == {NAME, OTHER, CLOUDY, older}  # the older copy takes its place
+    assert summary.note == "4 products on 1 tiles, 1 of them left out (1 offline)"
+    assert said_of(folder, "search: left out") == [f"search: left out, {search.OFFLINE}: {OTHER}"]
+    leave_out(folder, OTHER)  # as preview does
+    data_space.asked.clear()
+    found(folder)
+    assert (data_space.asked, rows(folder)[OTHER]["left_out"]) == (["clear-2024-03"], search.OFFLINE)
+    data_space.offline = set()
+    found(folder)
+    assert "left_out" not in rows(folder)[OTHER]
+    assert records.record(folder, "preview", OTHER) is None  # it is looked at anew
+
+
+def test_a_role_of_which_all_is_offline_has_nothing(data_space, folder):
+    data_space.offline = {"3"}
+    with pytest.raises(ConfigError, match=r"search\.cloudy: no product \(1 that are left out\)"):
+        found(folder)
+
+
+def test_where_the_area_lies_is_said_and_a_ring_across_180_degrees_asked_for_in_two_parts(data_space, folder):
+    ring = "search.polygon=[[178, 65], [-178, 65], [-178, 67], [178, 67], [178, 65]]"
+    found(folder, ring)
+    assert "search.polygon: 178 E to 178 W, 65 N to 67 N (about 181 km by 222 km)" in folder.said
+    assert data_space.asked.count("clear-2024-03") == 2
+
+
+def test_an_area_of_a_file_and_tiles_are_asked_for_and_a_changed_file_is_asked_again(data_space, folder, tmp_path):
+    config = yaml.safe_load(CONFIG.read_text())
+    config["search"].pop("polygon")
+    config["search"] |= {"area": "place.geojson", "tiles": ["T05WPS"]}
+    written, place = tmp_path / "config.yaml", tmp_path / "place.geojson"
+    written.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"search\.area: .*place\.geojson is no file"):
+        search.items(source.load(written)[0], folder)
+    for north in (71, 72):
+        ring = [[-162, 68], [-140, 68], [-140, north], [-162, 68]]
+        place.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+        data_space.asked.clear()
+        search.run(source.load(written)[0], folder)
+        assert len(data_space.asked) == 4
+        assert data_space.arguments["polygon"] == [tuple(point) for point in ring]
+        assert data_space.arguments["tiles"] == ["05WPS"]
+    assert search.run(source.load(written)[0], folder).done == []
+
+
+def test_a_tile_that_is_none_is_a_mistake(data_space, folder):
+    with pytest.raises(ConfigError, match=r"search\.tiles: no such Sentinel-2 tile: '61WPS'"):
+        found(folder, "search.tiles=[61WPS]")
+
+
+def test_records_of_earlier_versions_are_still_valid(folder):
+    """What is asked for of an area and nothing else is written down as before."""
+    item = search.items(source.load(CONFIG, ["archive=null"])[0], folder)[0]
+    assert set(item.config) == {"role", "first", "last", "cloud", "polygon", "catalogue"}
+    assert item.inputs == {}
+
+
+def test_halves_are_named_as_parts_of_one_acquisition(data_space, folder, monkeypatch):
+    half = NAME.replace("20240302T", "20240303T")
+    data_space.months["clear-2024-03"].append((half, "9"))
+    monkeypatch.setattr(search, "_on_other_ground", lambda row, others: True)
+    found(folder)
+    assert f"search: parts of one acquisition, each a product of its own: {NAME}, {half}" in folder.said
+
+
+def test_of_equal_names_that_with_less_no_data_is_taken():
+    more, less, unknown = (scene(NAME, id=str(share), no_data=share) for share in (3.0, 1.0, None))
+    for answers in itertools.permutations([more, less, unknown]):
+        items = [Item("search", f"clear-{number}", {"role": "clear"}, {}) for number in range(3)]
+        (row,) = search._merge(items, [[answer] for answer in answers])
+        assert row["id"] == "1.0"
 
 
 def on(south: float, north: float) -> dict:
