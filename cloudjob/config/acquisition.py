@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cloudjob.config.fields import Day, Percent, Product, Section, ascending
+from cloudjob.config.fields import ConfiguredPath, Day, Percent, Product, Section, ascending
 
 
 class CopernicusConfig(Section):
@@ -17,9 +17,27 @@ class CopernicusConfig(Section):
     token: str = "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
     connections: Annotated[int, Field(ge=1, le=4)] = Field(4, description="the account's limit is 4 at a time")
 
+    source: Literal["https", "path", "s3"] = Field(
+        "https", description="the download service, a folder of this site, or the S3 storage (extra s3)"
+    )
+    folder: ConfiguredPath | None = Field(
+        None, description="with source path: holds <NAME>.SAFE, or zip archives of them, at any depth"
+    )
+    s3: str = Field("https://eodata.dataspace.copernicus.eu", description="with source s3: its address")
+    slowest: Annotated[float, Field(ge=0)] = Field(
+        10_000, description="bytes per second below which, for a minute, a transfer is begun anew"
+    )
+    longest: Annotated[float, Field(gt=0)] = Field(3600, description="seconds after which it is too")
+
     def urls(self) -> dict[str, str]:
         """The addresses by name."""
-        return self.model_dump(exclude={"connections"})
+        return self.model_dump(include={"stac", "catalogue", "download", "token"})
+
+    @model_validator(mode="after")
+    def _folder(self) -> Self:
+        if (self.source == "path") != (self.folder is not None):
+            raise ValueError("source path and folder belong together: set both or neither")
+        return self
 
 
 class Query(Section):

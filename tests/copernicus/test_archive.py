@@ -8,7 +8,7 @@ import pytest
 from cloudjob.copernicus.catalogue import digest_of, search_odata, search_stac
 from cloudjob.copernicus.session import Endpoints
 from cloudjob.copernicus.token import TokenSource
-from cloudjob.copernicus.transfer import fetch, file_url, list_nodes
+from cloudjob.copernicus.sources.https import file_url, list_nodes
 from cloudjob.errors import ConfigError
 from cloudjob.sentinel2.product import (
     Product,

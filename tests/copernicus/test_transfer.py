@@ -10,7 +10,7 @@ from cloudjob.config.acquisition import CopernicusConfig
 from cloudjob.copernicus import transfer
 from cloudjob.copernicus.session import Endpoints
 from cloudjob.copernicus.token import TokenSource
-from cloudjob.copernicus.transfer import fetch, file_url, list_nodes, node_url
+from cloudjob.copernicus.sources.https import file_url, list_nodes, node_url
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
 
 SIZE = 3_000_000
