@@ -1,6 +1,7 @@
 """What is known of a product's file before it is fetched, and whether bytes agree with it."""
 
 import hashlib
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,10 @@ def _multihash(of_stac: dict | None) -> tuple[str, str] | None:
 
 
 def _usable(digest: tuple[str, str] | None) -> tuple[str, str] | None:
-    """The digest in lower case; None for an unknown algorithm, or for what stands where a digest is missing."""
+    """The digest; None for an unknown algorithm, and for zeros or other text that stands where a digest is missing."""
     algorithm, digits = digest or ("", "")
-    hexadecimal = digits.lower()
-    if len(digits) != _DIGITS.get(algorithm, -1) or set(hexadecimal) - set("0123456789abcdef") or not digits.strip("0"):
-        return None
-    return algorithm, hexadecimal
+    usable = len(digits) == _DIGITS.get(algorithm) and set(digits) <= set(string.hexdigits) and digits.strip("0")
+    return (algorithm, digits) if usable else None
 
 
 class Check:
@@ -112,8 +111,8 @@ class Check:
             return f"{self.length} bytes instead of {self._file.size}"
         if other := self.alien():
             return other
-        if self._hash and self._file.digest and self._hash.hexdigest() != self._file.digest[1]:
-            return f"{self._file.digest[0]} is {self._hash.hexdigest()} instead of {self._file.digest[1]}"
+        if self._hash and self._file.digest and self._hash.hexdigest() != (digest := self._file.digest[1].lower()):
+            return f"{self._file.digest[0]} is {self._hash.hexdigest()} instead of {digest}"
         return None
 
 

@@ -126,11 +126,11 @@ class Queue:
     # --- orders -------------------------------------------------------------------------------------------------------
     def _add(self, order: Order) -> Order:
         """Takes up an order, unless it was already."""
-        known = self._orders.setdefault(order.folder, order)
-        if known is order:
+        if order.folder not in self._orders:
+            self._orders[order.folder] = order
             order.number = next(self._numbers)
             self._push(_Job(order, None))
-        return known
+        return self._orders[order.folder]
 
     def _push(self, job: _Job) -> None:
         heapq.heappush(self._ready, (job.order.number, next(self._numbers), job))

@@ -52,23 +52,24 @@ class Https:
         if start and not (response.status_code in (200, *_NO_MATTER_OF_RANGE) or _continues(response, start)):
             response.close()
             start, response = 0, self._get(url, 0)
+        start = 0 if response.status_code == 200 else start
         try:
             _check(response, path.rpartition("/")[2], start)
         except BaseException:
             response.close()
             raise
-        return _Body(response, start if response.status_code == 206 else 0)
+        return _Body(response, start)
 
     def _get(self, url: str, start: int) -> requests.Response:
         """A token can expire earlier than announced: after HTTP 401 one more try with a new one."""
         if not hasattr(self._local, "session"):
             self._local.session = self._open_session()
         headers, bearer = {"Range": f"bytes={start}-"} if start else {}, ""
-        for _ in range(2):
+        for second in (False, True):
             bearer = self._account.bearer(rejected=bearer)
             headers["Authorization"] = f"Bearer {bearer}"
             response = ask(self._local.session, "GET", url, headers=headers, stream=True)
-            if response.status_code != 401:
+            if response.status_code != 401 or second:
                 break
             response.close()
         return response
