@@ -24,7 +24,8 @@ _REFUSED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNo
 class S3:
     """The storage at `endpoint`. A product lies where the catalogue says."""
 
-    def __init__(self, endpoint: str, slot: Callable[[], AbstractContextManager]):
+    def __init__(self, endpoint: str, slot: Callable[[], AbstractContextManager] = contextlib.nullcontext):
+        """`slot` lends one of the account's connections."""
         self._endpoint, self.slot = endpoint, slot
         self._lock = threading.Lock()
         self._client: Any = None  # one for all threads
