@@ -68,7 +68,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { \
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv .venv; \
 	  else echo "python3-venv is missing; ask for: apt-get install python3-venv"; exit 2; fi; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[mpi,tensorboard,zstd,test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[mpi,tensorboard,zstd,s3,test]"
 	@touch $@
 
 clean:

@@ -28,6 +28,7 @@ OWNERS = {
     "hdf5plugin": {"patches/"},
     "h5py": {"patches/", "restoration/output.py"},
     "requests": {"copernicus/"},
+    "boto3": {"copernicus/sources/s3.py"},
 }
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -13,7 +13,7 @@ from cloudjob.cli.context import open_run, overrides, stage_module
 from cloudjob.cli.progress import say
 from cloudjob.errors import ConfigError, InputError, ItemError
 from cloudjob.leases import Lease
-from cloudjob.run import records
+from cloudjob.run import fetching, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.history import Entry
 
@@ -61,23 +61,13 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
 def sign_in(config: "Config", folder: RunFolder, stages: Sequence[str]) -> None:
     """Signs in to the Data Space before anything long starts, where one of these stages will fetch files. ConfigError,
     with what to do, where the credentials are missing or refused; a service that does not answer is said alone."""
-    fetching = [stage for stage in _NETWORK[1:] if stage in stages]
-    if config.archive or not fetching or not _network_needed(config, folder, stages, unknown=stages[0] not in fetching):
+    fetchers = [stage for stage in _NETWORK[1:] if stage in stages]
+    if config.archive or config.copernicus.source != "https" or not fetchers:
         return
-    from cloudjob.copernicus.account import open_account
-    from cloudjob.copernicus.session import Endpoints
-
-    account = open_account(
-        Endpoints(**config.copernicus.urls()),
-        folder=config.copernicus.account(),
-        patience=config.copernicus.waiting(),
-        stopped=folder.stop_requested,
-        said=folder.say,
-        job=folder.job,
-        lease_patience=folder.patience,
-    )
+    if not _network_needed(config, folder, stages, unknown=stages[0] not in fetchers):
+        return
     try:
-        account.check()
+        fetching.open_account(folder, config.copernicus).check()
     except ItemError as error:
         folder.say(f"cloudjob: {error}")
 

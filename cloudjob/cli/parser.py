@@ -20,7 +20,7 @@ STAGES = {
     "evaluate": "score the outputs against the truth or the clear date, beside baselines",
     "report": "one self-contained page about the run",
 }
-BENCHES = ("shard", "read", "train")
+BENCHES = ("download", "shard", "read", "train")
 EXAMPLES = """examples:
   cloudjob run configs/demo.yaml                       all stages, on the embedded archive
   cloudjob train runs/demo --set train.epochs=20       one stage of a run folder

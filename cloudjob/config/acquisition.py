@@ -28,6 +28,18 @@ class CopernicusConfig(Section):
         Patience.seconds, description="seconds for which a service that answers nobody is waited for"
     )
 
+    source: Literal["https", "path", "s3"] = Field(
+        "https", description="the download service, a folder of this site, or the S3 storage (extra s3)"
+    )
+    folder: ConfiguredPath | None = Field(
+        None, description="with source path: holds <NAME>.SAFE, or zip archives of them, at any depth"
+    )
+    s3: str = Field("https://eodata.dataspace.copernicus.eu", description="with source s3: its address")
+    slowest: Annotated[float, Field(ge=0)] = Field(
+        10_000, description="bytes per second below which, for a minute, a transfer is begun anew"
+    )
+    longest: Annotated[float, Field(gt=0)] = Field(3600, description="seconds after which it is too")
+
     def urls(self) -> dict[str, str]:
         """The addresses by name."""
         return self.model_dump(include={"stac", "catalogue", "download", "token"})
@@ -42,6 +54,12 @@ class CopernicusConfig(Section):
             return self.account_folder or Path(expanded("~/.cloudjob"))
         except ValueError as error:
             raise ConfigError(f"copernicus.account_folder: {error}; name a folder on a shared disk") from None
+
+    @model_validator(mode="after")
+    def _folder(self) -> Self:
+        if (self.source == "path") != (self.folder is not None):
+            raise ValueError("source path and folder belong together: set both or neither")
+        return self
 
 
 class Query(Section):

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from cloudjob.copernicus.account import Account
 from cloudjob.copernicus.session import Endpoints, Session, ask, get_json, host_of, refusal
-from cloudjob.copernicus.transfer import file_url
+from cloudjob.copernicus.sources.https import file_url
 from cloudjob.errors import CloudjobError, ConfigError, InterruptedJob, ItemError
 
 S3 = "https://eodata.dataspace.copernicus.eu"

@@ -1,167 +1,259 @@
-"""Downloads files of a product from the Copernicus Data Space: resumable, and verified before the final rename."""
+"""One file from a source to the disk: continued where it broke off, verified as it comes, whole or not at all."""
 
-import hashlib
-import os
-import re
+import contextlib
+import random
+import secrets
+import threading
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from typing import Protocol
 
-import requests
+from cloudjob.copernicus.checks import HEAD, Check, Wanted
+from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, ItemError, LeftOutError
+from cloudjob.files import ask_guards, flush, is_disk_full, rename
 
-from cloudjob.copernicus.account import Account
-from cloudjob.copernicus.session import Endpoints, Session, ask, get_json, host_of, refusal
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
-from cloudjob.files import ask_guards, is_disk_full, rename
-
-_DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}
-_CHUNK = 1 << 16  # bytes; at most this much is lost when a connection breaks
-_GONE = (404, 410)  # HTTP: a product that was found and is not there has been withdrawn
-_BREAKS = 5  # consecutive connections that may break without delivering a byte
+_BLOCK = 1 << 20  # bytes
+_LOOKS = 3  # how often a file is not there before that is believed
+_ADVANCE = 1 << 20  # bytes; a try that brought as many was no failure
 
 
-def node_url(endpoints: Endpoints, product_id: str, product: str, relative_path: str = "") -> str:
-    """Address of a file or folder of the product (name without .SAFE); "" is the SAFE folder itself."""
-    parts = [f"{product}.SAFE", *filter(None, relative_path.split("/"))]
-    return f"{endpoints.download}/Products({product_id})" + "".join(f"/Nodes({quote(part)})" for part in parts)
+class Broken(Exception):
+    """The answer broke off, or is not the file. Another try may help."""
 
 
-def file_url(endpoints: Endpoints, product_id: str, product: str, relative_path: str) -> str:
-    """Address of a file's content, for `fetch`."""
-    return node_url(endpoints, product_id, product, relative_path) + "/$value"
+class Body(Protocol):
+    """The bytes of a file from the byte `start` on. `read` gives those that are there, b"" at the end, or raises
+    Broken; `stop` ends a read of another thread that waits."""
+
+    start: int
+
+    def read(self) -> bytes: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
 
 
-def list_nodes(
-    session: Session, endpoints: Endpoints, product_id: str, product: str, relative_path: str = ""
-) -> list[tuple[str, int]]:
-    """(name, bytes) of each entry of a folder of the product; needs no token. Folders have 0 bytes."""
-    url = node_url(endpoints, product_id, product, relative_path) + "/Nodes"
-    body = get_json(session, "GET", url)
-    try:
-        return [(node["Name"], node["ContentLength"]) for node in body["result"]]
-    except (KeyError, TypeError) as error:
-        raise ItemError(f"{host_of(url)}: a folder listing of another shape: {error!r}") from None
+@dataclass(frozen=True)
+class Limits:
+    """When a transfer is given up: after so many tries that failed, below a speed, after a time."""
+
+    retries: int = 5
+    slowest: float = 10_000  # bytes per second, in the mean of `window` seconds
+    window: float = 60.0  # seconds
+    longest: float = 3600.0  # seconds for one answer
+    pause: float = 2.0  # seconds before the second try; then twice as long each time, a minute at most
+
+    def rest(self, tries: int, stopped: Callable[[], bool]) -> None:
+        """Waits before the next try, with jitter; InterruptedJob on a wish to stop."""
+        end = time.monotonic() + min(self.pause * 2 ** (tries - 1), 30 * self.pause) * random.uniform(0.5, 1)
+        while (left := end - time.monotonic()) > 0:
+            if stopped():
+                raise InterruptedJob("stopped while waiting for another try; run the same command again")
+            time.sleep(min(left, 0.2))
 
 
 def fetch(
-    session: Session,
-    url: str,
+    open_at: Callable[[int], Body],
     target: Path,
+    file: Wanted,
     *,
-    size: int | None = None,
-    digest: tuple[str, str] | None = None,
-    token: Account | None = None,
-    progress: Callable[[int], None] | None = None,
+    limits: Limits,
+    stopped: Callable[[], bool] = lambda: False,
+    tell: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Downloads one file; `target` exists afterwards whole, or not at all.
+    """Fetches one file, whose lease is ours; `target` exists afterwards whole, or not at all.
 
-    Received bytes are kept in `<target>.part`, from which a later call resumes. `size` in bytes and `digest`
-    (algorithm "SHA3-256" or "MD5", hexadecimal) are checked; a file that fails is fetched once more from its
-    beginning. `progress` gets the number of bytes as they arrive, and a negative number when some are discarded.
+    `open_at` opens the file at a byte, or at 0 where it cannot continue there. `tell` gets the number of bytes as they
+    arrive. What arrived before an error stays in `<target>.<key>.part`, and the next call goes on from it.
 
-    LeftOutError if the file is not there; ItemError if the service refuses (with its own message) or the connection
-    keeps breaking; CorruptFileError if the bytes are wrong twice; DiskFullError.
+    LeftOutError if the file is not there, ItemError if the source refuses it or fails too often, CorruptFileError if
+    the bytes are wrong again and again, DiskFullError, InterruptedJob on a wish to stop.
     """
-    part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    tell = progress or (lambda count: None)
     try:
-        tell(_length(part))
-        for _ in range(2):
-            _complete(partial(_get, session, url, token), part, size, tell)
-            reason = mismatch(part, size, digest)
-            if reason is None:
-                rename(part, target)
-                return
-            tell(-_length(part))
-            ask_guards()
-            part.unlink()
+        with _Part(target, file) as part:
+            part.inherit(stopped)
+            _complete(open_at, part, limits, stopped, tell)
+            part.finish()
     except OSError as error:
         if not is_disk_full(error):
             raise
-        missing = f"{size - _length(part)} bytes more" if size else "more space"
-        raise DiskFullError(f"{target.parent}: no space left, {target.name} needs {missing}") from None
-    raise CorruptFileError(target, f"{reason}, twice, from {host_of(url)}")
+        raise DiskFullError(
+            f"{target.parent}: no space left, {file.name} needs {file.size or 'some'} bytes; what was fetched is kept. "
+            "Make room and run the same command again"
+        ) from None
 
 
 def _complete(
-    get: Callable[[int], requests.Response], part: Path, size: int | None, tell: Callable[[int], None]
+    open_at: Callable[[int], Body],
+    part: "_Part",
+    limits: Limits,
+    stopped: Callable[[], bool],
+    tell: Callable[[int], None],
 ) -> None:
-    """Retries after a broken connection, as long as that delivers bytes."""
-    breaks = 0
-    while not size or _length(part) < size:
-        before = _length(part)
+    """Tries until the part is whole and right. A first wrong digest is no failure: the part may be of an older file."""
+    failures = gone = wrong = 0
+    while True:
+        before = part.received
         try:
-            _append(get, part, size, tell)
-            return
-        except requests.RequestException as error:
-            breaks = 0 if _length(part) > before else breaks + 1
-            if breaks > _BREAKS:
-                raise ItemError(f"{part}: broke off at byte {before}, {breaks} times: {error}") from None
-            time.sleep(min(breaks, 1))
+            if not part.complete:
+                _receive(open_at, part, limits, stopped, tell)
+            reason = part.check.wrong()
+            if reason is None:
+                return
+            short, reason = part.check.short, f"{part.target.name}: {reason}"
+        except LeftOutError:
+            gone += 1
+            if gone == _LOOKS:
+                raise
+            limits.rest(gone, stopped)
+            continue
+        except Broken as error:
+            short, reason = True, f"{part.target.name}: {error}"
+        if not short or part.check.alien():
+            part.restart()
+            wrong += 1
+        failures = 0 if part.received - before >= _ADVANCE and short else failures + (short or wrong > 1)
+        if failures > limits.retries:
+            if short:
+                raise ItemError(f"{reason}; {failures} tries")
+            raise CorruptFileError(part.target, f"{reason.partition(': ')[2]}, {wrong} times")
+        if failures:
+            limits.rest(failures, stopped)
 
 
-def _append(get: Callable[[int], requests.Response], part: Path, size: int | None, tell: Callable[[int], None]) -> None:
-    """Requests the missing bytes and appends them to the part file; starts anew if they do not continue it."""
-    have = _length(part)
-    response = get(have)
-    if have and response.status_code in (200, 206, 416) and not _continues(response, have, size):
-        tell(-have)
+def _receive(
+    open_at: Callable[[int], Body],
+    part: "_Part",
+    limits: Limits,
+    stopped: Callable[[], bool],
+    tell: Callable[[int], None],
+) -> None:
+    """Asks for the missing bytes and takes them, all or until they break off."""
+    body = open_at(part.check.length)
+    with contextlib.closing(body), _watched(body, part, limits, stopped) as ended:
+        if body.start != part.check.length:
+            part.restart()
+        try:
+            while block := body.read():
+                if stopped():
+                    break
+                ask_guards()  # whoever has lost its lease writes no more
+                part.add(block)
+                tell(len(block))
+                if part.check.length < HEAD + len(block) and (other := part.check.alien()):
+                    raise Broken(other)
+                if part.check.excess:
+                    return
+        except Broken:
+            if not ended:
+                raise
+        if stopped():
+            raise InterruptedJob(f"{part.target.name}: stopped; what was fetched is kept. Run the same command again")
+        if ended:
+            raise Broken(ended[0])
+
+
+@contextlib.contextmanager
+def _watched(body: Body, part: "_Part", limits: Limits, stopped: Callable[[], bool]) -> Iterator[list[str]]:
+    """Ends the body on a wish to stop, when it is too slow, or takes too long. Yields a list that then holds why."""
+    ended: list[str] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        begin = since = time.monotonic()
+        seen = part.received
+        while not over.wait(min(0.2, limits.window / 10)):
+            now = time.monotonic()
+            if stopped():
+                ended.append("stopped")
+            elif now - begin > limits.longest:
+                ended.append(f"not whole after {limits.longest:g} s")
+            elif now - since >= limits.window:
+                if part.received - seen < limits.slowest * limits.window:
+                    ended.append(f"{part.received - seen} bytes in {limits.window:g} s, which is too slow")
+                since, seen = now, part.received
+            if ended:
+                body.stop()
+                return
+
+    threading.Thread(target=watch, name=f"watch over {part.target.name}", daemon=True).start()
+    try:
+        yield ended
+    finally:
+        over.set()
+
+
+class _Part:
+    """The bytes of a file that have arrived, in a file of this process alone, and what is known of them.
+
+    What another process has left is copied, not continued: that process may only be suspended, and would write on.
+    """
+
+    def __init__(self, target: Path, file: Wanted):
+        self.target, self.file = target, file
+        self.path = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        self.check, self.received = Check(file), 0
+        self._stream = self.path.open("xb", buffering=0)
+
+    def __enter__(self) -> "_Part":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        if self.path.exists() and not self.path.stat().st_size:
+            self.path.unlink()
+
+    @property
+    def complete(self) -> bool:
+        return self.file.size is not None and self.check.length >= self.file.size
+
+    def inherit(self, stopped: Callable[[], bool]) -> None:
+        """Takes over the longest part that is there."""
+        others = parts(self.target)
+        others.remove(self.path)
+        try:
+            for part in others[-1:]:
+                with part.open("rb", buffering=0) as stream:
+                    while (block := stream.read(_BLOCK)) and not self.check.excess:
+                        if stopped():
+                            raise InterruptedJob(f"{part}: stopped while reading it; run the same command again")
+                        self._write(block)
+        except BaseException:
+            self.restart()  # two copies are none the better
+            raise
         ask_guards()
-        part.unlink()
-        if response.status_code != 200:  # 200 sends the file from its beginning, the others are useless
-            response.close()
-            response = get(0)
-    name = part.name.removesuffix(".part")
-    with response:
-        if not response.ok:
-            kind = LeftOutError if response.status_code in _GONE else ItemError
-            raise kind(f"{name}: {refusal(response)}")
-        if response.headers.get("Content-Type", "").startswith("application/json"):
-            raise ItemError(f"{name}: {host_of(response.url)} sent a message instead: {response.text[:200]}")
-        with part.open("ab") as file:
-            for chunk in response.iter_content(_CHUNK):
-                ask_guards()  # whoever has taken the work over goes on in the same file
-                file.write(chunk)
-                tell(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
+        for part in others:
+            part.unlink(missing_ok=True)
+        if self.check.alien() or self.check.excess:
+            self.restart()
+
+    def add(self, block: bytes) -> None:
+        self._write(block)
+        self.received += len(block)
+
+    def _write(self, block: bytes) -> None:
+        rest = memoryview(block)
+        while rest:
+            rest = rest[self._stream.write(rest) :]
+        self.check.add(block)
+
+    def restart(self) -> None:
+        """Forgets all bytes."""
+        self._stream.seek(0)
+        self._stream.truncate()
+        self.check = Check(self.file)
+
+    def finish(self) -> None:
+        """Gives the file its name, if its lease is still ours."""
+        self._stream.close()
+        flush(self.path)
+        rename(self.path, self.target)
 
 
-def _continues(response: requests.Response, have: int, size: int | None) -> bool:
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if response.status_code != 206 or found is None:
-        return False
-    return int(found[1]) == have and (size is None or found[2] in ("*", str(size)))
-
-
-def _get(session: Session, url: str, token: Account | None, start: int) -> requests.Response:
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    bearer = ""
-    for _ in range(2 if token else 1):
-        if token:
-            bearer = token.bearer(rejected=bearer)
-            headers["Authorization"] = f"Bearer {bearer}"
-        response = ask(session, "GET", url, headers=headers, stream=True)
-        if response.status_code != 401:  # a token can expire earlier than announced: one retry with a new one
-            break
-    return response
-
-
-def mismatch(part: Path, size: int | None, digest: tuple[str, str] | None) -> str | None:
-    """What is wrong with the size in bytes or the digest (algorithm, hexadecimal) of a file; None if both are right."""
-    if size is not None and _length(part) != size:
-        return f"{_length(part)} bytes instead of {size}"
-    if digest is not None:
-        algorithm, expected = digest
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, _DIGESTS[algorithm]).hexdigest()
-        if found != expected.lower():
-            return f"{algorithm} is {found} instead of {expected.lower()}"
-    return None
-
-
-def _length(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def parts(target: Path) -> list[Path]:
+    """What processes have left of a file, the longest last; `<name>.part` is of earlier versions."""
+    name = "".join(f"[{letter}]" if letter in "*?[" else letter for letter in target.name)
+    found = [(path.stat().st_size, path) for path in target.parent.glob(f"{name}.*part") if path.exists()]
+    return [path for _, path in sorted(found)]

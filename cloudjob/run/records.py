@@ -318,7 +318,8 @@ def work(
                 _make(folder, item, make, summary)
         except InputError as error:
             waiting[item.name] = error
-        folder.progress((number + 1) / len(items), f"{stage}: {number + 1} of {len(items)} ({item.name})")
+        past = number + 1 - len(summary.failed) - len(waiting)  # what failed is no progress
+        folder.progress(past / len(items), f"{stage}: {past} of {len(items)} ({item.name})")
     if waiting and (folder.only or len(waiting) == len(items)):
         name, reason = next(iter(waiting.items()))
         if len(waiting) == 1:

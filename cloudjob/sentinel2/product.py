@@ -4,6 +4,7 @@ Elements and layout: Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,11 +78,12 @@ class Product:
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One file of the product: path below the SAFE folder, size in bytes, digest in lower case."""
+    """One file of the product: path below the SAFE folder, size in bytes, digest in lower case. A checksum that is
+    missing, or of another kind, leaves algorithm and digest empty."""
 
     path: str
     size: int
-    algorithm: str  # "SHA3-256" or "MD5"
+    algorithm: str  # "SHA3-256" or "MD5", ""
     digest: str
 
 
@@ -92,30 +94,36 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     for stream in manifest.all("byteStream"):
         fields = {_local(child): child for child in stream}
         try:
-            entry = ManifestEntry(
-                path=_inside(manifest.path, fields["fileLocation"].attrib["href"]),
-                size=int(stream.attrib["size"]),
-                algorithm=fields["checksum"].attrib["checksumName"],
-                digest=_text(fields["checksum"]).lower(),
-            )
+            file, size = _inside(manifest.path, fields["fileLocation"].attrib["href"]), int(stream.attrib["size"])
         except (KeyError, ValueError) as error:
             raise CorruptFileError(path, f"byteStream number {len(entries) + 1}: {error!r}") from None
-        if entry.algorithm not in _DIGESTS:
-            raise CorruptFileError(path, f"{entry.path}: unknown checksumName {entry.algorithm!r}")
-        entries.append(entry)
+        entries.append(ManifestEntry(file, size, *_checksum(fields.get("checksum"))))
     if not entries:
         raise CorruptFileError(path, "no element byteStream")
     return entries
 
 
+def _checksum(element: Element | None) -> tuple[str, str]:
+    """Algorithm and digest; both empty where the element is missing, or its value or algorithm unknown."""
+    if element is None:
+        return "", ""
+    algorithm, digest = element.get("checksumName", ""), _text(element).lower()
+    whole = algorithm in _DIGESTS and re.fullmatch(
+        rf"[0-9a-f]{{{2 * hashlib.new(_DIGESTS[algorithm]).digest_size}}}", digest
+    )
+    return (algorithm, digest) if whole and digest.strip("0") else ("", "")
+
+
 def check_file(folder: Path, entry: ManifestEntry) -> None:
-    """CorruptFileError unless the file is there with the size and the digest of the manifest."""
+    """CorruptFileError unless the file is there with the size and the digest, if it gives one, of the manifest."""
     path = Path(folder) / entry.path
     if not path.is_file():
         raise CorruptFileError(path, "missing")
     size = path.stat().st_size
     if size != entry.size:
         raise CorruptFileError(path, f"{size} bytes, the manifest says {entry.size}")
+    if not entry.digest:
+        return
     with reading(path), path.open("rb") as file:
         digest = hashlib.file_digest(file, _DIGESTS[entry.algorithm]).hexdigest()
     if digest != entry.digest:

@@ -1,6 +1,7 @@
 """download: fetches the 10 m bands of the products in accepted pairs, verified against their manifests."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,14 @@ from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.files import link
 from cloudjob.names import ProductName
 from cloudjob.patches.splits import FURTHER
-from cloudjob.run import decisions, records
+from cloudjob.run import decisions, fetching, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
-    from cloudjob.copernicus.client import Client
+    from cloudjob.copernicus.checks import Wanted
+    from cloudjob.copernicus.queue import Order, Queue
+    from cloudjob.copernicus.sources import Remote
 
 STAGE = "download"
 
@@ -31,49 +34,75 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 def run(config: Config, folder: RunFolder) -> Summary:
     """Fetches the bands, and from an embedded archive the truth below its synthetic clouds."""
-    from cloudjob.copernicus.account import open_account
-    from cloudjob.copernicus.client import Client
-    from cloudjob.copernicus.session import Endpoints
+    from cloudjob.copernicus import checks
+    from cloudjob.copernicus.queue import Order
+    from cloudjob.copernicus.sources import Remote
     from cloudjob.sentinel2 import product as safe
 
     every = items(config, folder)
-    ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
-    endpoints = Endpoints(**config.copernicus.urls())
-    account = open_account(
-        endpoints,
-        folder=config.copernicus.account(),
-        patience=config.copernicus.waiting(),
-        stopped=folder.stop_requested,
-        said=folder.say,
-        job=folder.job,
-        lease_patience=folder.patience,
-    )
-    client = Client(endpoints, connections=config.copernicus.connections, account=account)
+    products = {row["product"]: Remote.of(row) for row in folder.rows(folder.scenes, stage="search")}
 
-    def make(item: Item) -> Made:
-        records.need(folder, "preview", [item.name], own=item.name)
-        product = folder.safe(item.name)
-        wanted = safe.band_files(safe.read_manifest(product / "manifest.safe"))
-        try:
-            files = client.files(ids[item.name], item.name, wanted, product)
-        except CorruptFileError as error:
-            if not _changed(client, ids[item.name], item.name, product):
-                raise
-            (product / "manifest.safe").unlink()  # so that preview fetches the product as it is now
-            raise ItemError(f"{error}: the product has changed since its preview, which comes anew next time") from None
-        if config.archive:
-            files += _truth(config.archive.path or folder.archive, folder, item.name)
-        return files, None
+    def steps(product: Remote) -> Iterator[list["Wanted"]]:
+        records.need(folder, "preview", [product.name], own=product.name)
+        manifest = safe.read_manifest(folder.safe(product.name) / "manifest.safe")
+        yield checks.wanted(safe.band_files(manifest), product.checksums)
 
-    return records.work(folder, STAGE, every, make)
+    def order(name: str) -> "Order":
+        return Order(products[name], folder.safe(name), steps(products[name]))
+
+    wanted = records.wanted(folder, every)
+    with fetching.open_queue(folder, config.copernicus, stage=STAGE, products=len(wanted)) as queue:
+        queue.plan(order(item.name) for item in wanted if records.why(folder, item) is not None)
+
+        def make(item: Item) -> Made:
+            records.need(folder, "preview", [item.name], own=item.name)
+            try:
+                files = queue.get(order(item.name))
+            except CorruptFileError as error:
+                raise _explained(error, queue, products[item.name], folder) from None
+            if config.archive:
+                files += _truth(config.archive.path or folder.archive, folder, item.name)
+            return files, None
+
+        summary = records.work(folder, STAGE, every, make)
+        summary.note = queue.tally.note() + _saved(products, every, folder)
+    return summary
 
 
-def _changed(client: "Client", product_id: str, name: str, product: Path) -> bool:
-    """Whether the archive has another manifest of a product than its folder `product`."""
-    served = client.file(product_id, name, "manifest.safe", product / ".served")
-    other = served.read_bytes() != (product / "manifest.safe").read_bytes()
+def _explained(error: CorruptFileError, queue: "Queue", product: "Remote", folder: RunFolder) -> ItemError:
+    """The error to raise for bytes that are not the expected ones: the archive may have another product by now."""
+    from cloudjob.copernicus.checks import Wanted
+    from cloudjob.copernicus.queue import Order
+
+    manifest = folder.safe(product.name) / "manifest.safe"
+    (served,) = queue.get(Order(product, manifest.parent / ".served", iter([[Wanted(manifest.name)]])))
+    changed = served.read_bytes() != manifest.read_bytes()
     shutil.rmtree(served.parent)
-    return other
+    if not changed:
+        return error
+    if manifest.name in product.checksums:
+        return ItemError(
+            f"{error}: the product has changed since the search. Run: cloudjob search {folder.quoted} --force"
+        )
+    manifest.unlink()  # so that preview fetches the product as it is now
+    return ItemError(f"{error}: the product has changed since its preview, which comes anew next time")
+
+
+def _saved(products: dict[str, "Remote"], every: list[Item], folder: RunFolder) -> str:
+    """How many bytes need not be fetched, of the products whose size the catalogue tells."""
+    from cloudjob.copernicus.tally import size_of
+
+    taken = {item.name for item in every}
+    rest = sum(product.size or 0 for name, product in products.items() if name not in taken)
+    bands = 0
+    for name in taken:
+        if size := products[name].size:
+            found = [records.record(folder, stage, name) for stage in ("preview", STAGE)]
+            fetched = sum(file["size"] for record in found if record for file in record["outputs"].values())
+            bands += max(size - fetched, 0)
+    parts = [f"{size_of(rest)} by previews"] if rest else []
+    parts += [f"{size_of(bands)} by fetching four bands alone"] if bands else []
+    return f"; saved {' and '.join(parts)}" if parts else ""
 
 
 def _truth(archive: Path, folder: RunFolder, product: str) -> list[Path]:

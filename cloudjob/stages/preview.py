@@ -1,11 +1,18 @@
 """preview: fetches metadata, masks and the 60 m picture of every product: 1 to 3 % of its bytes."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from cloudjob.config.models import Config
 from cloudjob.errors import LeftOutError
 from cloudjob.files import digest
-from cloudjob.run import records
+from cloudjob.run import fetching, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
+
+if TYPE_CHECKING:
+    from cloudjob.copernicus.checks import Wanted
+    from cloudjob.copernicus.queue import Order
 
 STAGE = "preview"
 EXCLUDED = "named in search.exclude"
@@ -21,37 +28,36 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 def run(config: Config, folder: RunFolder) -> Summary:
     """Fetches the small files of each product. Where the archive has none at all, it is not they that are gone."""
-    from cloudjob.copernicus.account import open_account
-    from cloudjob.copernicus.client import Client
-    from cloudjob.copernicus.session import Endpoints
+    from cloudjob.copernicus import checks
+    from cloudjob.copernicus.queue import Order
+    from cloudjob.copernicus.sources import Remote
     from cloudjob.sentinel2 import product as safe
 
     every = items(config, folder)
-    ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
-    endpoints = Endpoints(**config.copernicus.urls())
-    account = open_account(
-        endpoints,
-        folder=config.copernicus.account(),
-        patience=config.copernicus.waiting(),
-        stopped=folder.stop_requested,
-        said=folder.say,
-        job=folder.job,
-        lease_patience=folder.patience,
-    )
-    client = Client(endpoints, connections=config.copernicus.connections, account=account)
+    products = {row["product"]: Remote.of(row) for row in folder.rows(folder.scenes, stage="search")}
 
-    def make(item: Item) -> Made:
-        if item.config:
-            raise LeftOutError(item.config["left_out"])
-        target = folder.safe(item.name)
-        manifest = client.file(ids[item.name], item.name, "manifest.safe", target)
-        wanted = safe.preview_files(safe.read_manifest(manifest))
-        files = client.files(ids[item.name], item.name, wanted, target)
-        product = safe.Product.open(target)
-        return [manifest, *files], {"offsets": product.offsets, "sun_elevation": product.sun_elevation}
+    def steps(product: Remote) -> Iterator[list["Wanted"]]:
+        yield [checks.known("manifest.safe", product.checksums)]
+        manifest = safe.read_manifest(folder.safe(product.name) / "manifest.safe")
+        yield checks.wanted(safe.preview_files(manifest), product.checksums)
 
-    summary = records.work(folder, STAGE, every, make)
-    named = {item.name for item in every if item.config}
+    def order(item: Item) -> "Order":
+        return Order(products[item.name], folder.safe(item.name), steps(products[item.name]))
+
+    wanted = [item for item in records.wanted(folder, every) if "left_out" not in item.config]
+    with fetching.open_queue(folder, config.copernicus, stage=STAGE, products=len(wanted)) as queue:
+        queue.plan(order(item) for item in wanted if records.why(folder, item) is not None)
+
+        def make(item: Item) -> Made:
+            if "left_out" in item.config:
+                raise LeftOutError(item.config["left_out"])
+            files = queue.get(order(item))
+            product = safe.Product.open(folder.safe(item.name))
+            return files, {"offsets": product.offsets, "sun_elevation": product.sun_elevation}
+
+        summary = records.work(folder, STAGE, every, make)
+        summary.note = queue.tally.note()
+    named = {item.name for item in every if "left_out" in item.config}
     gone = {name: why for name, why in summary.left_out.items() if name not in named}
     if gone and not folder.only and not summary.done and not summary.skipped:
         summary.left_out = {name: why for name, why in summary.left_out.items() if name in named}

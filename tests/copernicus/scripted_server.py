@@ -1,8 +1,10 @@
 """A real HTTP server on this machine that answers what a test has written down."""
 
+import contextlib
 import json
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Answer:
-    """`cut` is the number of bytes of the body after which the connection is dropped."""
+    """`cut` is the number of bytes of the body after which the connection is dropped; `drip` the seconds before each
+    byte."""
 
     status: int = 200
     body: bytes = b""
     headers: dict = field(default_factory=dict)
     cut: int | None = None
+    drip: float = 0
 
     @classmethod
     def json(cls, body, status: int = 200, **headers) -> "Answer":
@@ -29,6 +33,7 @@ class Server:
     def __init__(self):
         self.scripts: dict[str, list] = defaultdict(list)
         self.requests: list[tuple[str, str, dict, str]] = []  # method, path with query, headers, body
+        self.connections = 0
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,11 +52,20 @@ class Server:
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(answer.body[: answer.cut])
+                for place in range(len(answer.body) if answer.drip else 0):
+                    time.sleep(answer.drip)
+                    self.wfile.write(answer.body[place : place + 1])
+                if not answer.drip:
+                    self.wfile.write(answer.body[: answer.cut])
                 if answer.cut is not None:
                     self.close_connection = True
 
             do_POST = do_GET
+
+            def handle(self):
+                owner.connections += 1
+                with contextlib.suppress(OSError):  # the client has left
+                    super().handle()
 
             def log_message(self, *args):
                 pass

@@ -1,5 +1,6 @@
 """The client against the embedded archive: the same products by both catalogues, fetched and verified."""
 
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 
 from cloudjob.copernicus.account import open_account
 from cloudjob.copernicus.catalogue import digest_of, search_odata, search_stac
+from cloudjob.copernicus.checks import Wanted
 from cloudjob.copernicus.session import Endpoints
-from cloudjob.copernicus.transfer import fetch, file_url, list_nodes
+from cloudjob.copernicus.sources import Remote
+from cloudjob.copernicus.sources.https import Https, list_nodes
+from cloudjob.copernicus.transfer import Limits, fetch
 from cloudjob.sentinel2.product import (
     Product,
     band_files,
@@ -72,12 +76,12 @@ def test_search_and_fetch(archive, session, tmp_path, credentials):
     assert ("manifest.safe", (folder / f"{names[0]}.SAFE/manifest.safe").stat().st_size) in list_nodes(
         session, endpoints, scene.id, scene.product
     )
-    token = open_account(endpoints, folder=tmp_path)
+    source = Https(endpoints, open_account(endpoints, folder=tmp_path), lambda: session)
     safe = tmp_path / f"{scene.product}.SAFE"
 
     def get(path, **expected):
-        address = file_url(endpoints, scene.id, scene.product, path)
-        fetch(session, address, safe / path, token=token, **expected)
+        file = Wanted(path, **expected)
+        fetch(lambda start: source.open(Remote.of(asdict(scene)), path, start), safe / path, file, limits=Limits())
 
     get("manifest.safe")
     entries = read_manifest(safe / "manifest.safe")

@@ -15,7 +15,7 @@ from cloudjob.copernicus import odata
 from cloudjob.copernicus.catalogue import digest_of, search_odata, search_stac
 from cloudjob.copernicus.scenes import Asker, Odd, Question
 from cloudjob.copernicus.session import get_json
-from cloudjob.copernicus.transfer import list_nodes
+from cloudjob.copernicus.sources.https import list_nodes
 from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.sentinel2.product import band_files, read_manifest
 

@@ -1,39 +1,79 @@
+import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import random
+import threading
+import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted_server import Answer, ranged
 
+from cloudjob import files
 from cloudjob.config.acquisition import CopernicusConfig
 from cloudjob.copernicus import transfer
-from cloudjob.copernicus.account import open_account
+from cloudjob.copernicus.checks import Check, Wanted
 from cloudjob.copernicus.session import Endpoints
-from cloudjob.copernicus.transfer import fetch, file_url, list_nodes, node_url
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
+from cloudjob.copernicus.sources import Remote, https
+from cloudjob.copernicus.sources.https import file_url, list_nodes, node_url
+from cloudjob.copernicus.transfer import Limits, fetch
+from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, ItemError, LeftOutError
 
 SIZE = 3_000_000
-DATA = random.Random(0).randbytes(SIZE)
+DATA = b"\x00\x00\x00\x0cjP  \r\n\x87\n" + random.Random(0).randbytes(SIZE - 12)
 SHA3 = ("SHA3-256", hashlib.sha3_256(DATA).hexdigest().upper())  # as manifests write it
 ITEM = ("8e7057cf-af5f-46de-868e-fe5a8faa2d9c", "S2B_MSIL2A_20200705T101559_N0500_R065_T32TNT_20230530T175912")
 
 
+QUICK = Limits(retries=3, pause=0.01, window=0.5, slowest=1000)
+
+
+class Nobody:
+    """An account without tokens or limits."""
+
+    def bearer(self, *, rejected=""):
+        return "T"
+
+    def slot(self):
+        return contextlib.nullcontext()
+
+
 @pytest.fixture
-def get(server, session, tmp_path):
-    """Fetches DATA as <tmp_path>/new/f.jp2, and checks that progress adds up to its size when it gets there."""
+def get(server, endpoints, session, tmp_path):
+    """Fetches DATA as <tmp_path>/new/f.jp2 from /f; returns the number of bytes that arrived."""
     target = tmp_path / "new" / "f.jp2"
 
-    def get(size=SIZE, digest=SHA3, token=None):
+    def get(size=SIZE, digest=SHA3, account=None, limits=QUICK, stopped=lambda: False, data=DATA):
         told = []
-        fetch(session, f"{server.url}/f", target, size=size, digest=digest, token=token, progress=told.append)
-        assert sum(told) == len(DATA)
-        assert target.read_bytes() == DATA
+        source = https.Https(endpoints, account or Nobody(), lambda: session)
+        fetch(
+            lambda start: source.open(Remote("P"), target.name, start),
+            target,
+            Wanted(target.name, size, digest),
+            limits=limits,
+            stopped=stopped,
+            tell=told.append,
+        )
+        assert target.read_bytes() == data
         assert list(target.parent.iterdir()) == [target]
+        return sum(told)
 
     get.target, get.part = target, target.with_name("f.jp2.part")
     target.parent.mkdir()
     return get
+
+
+@pytest.fixture(autouse=True)
+def short_addresses(monkeypatch):
+    monkeypatch.setattr(https, "file_url", lambda endpoints, product_id, product, path: f"{endpoints.download[:-9]}/f")
+
+
+def left(get) -> list[Path]:
+    return list(get.target.parent.iterdir())
 
 
 def ranges(server) -> list[str | None]:
@@ -61,37 +101,30 @@ def test_recorded_folder_listing(server, endpoints, session, shared_data):
         list_nodes(session, endpoints, *ITEM)
 
 
-@pytest.mark.parametrize(("size", "digest"), [(len(DATA), SHA3), (None, None)])
+@pytest.mark.parametrize(("size", "digest"), [(SIZE, SHA3), (SIZE, None), (None, SHA3), (None, None)])
 def test_whole_file(server, get, size, digest):
     server.scripts["/f"] = [Answer(200, DATA)]
-    get(size, digest)
+    assert get(size, digest) == SIZE
     assert ranges(server) == [None]
 
 
-def test_empty_file(server, session, tmp_path):
+def test_empty_file(server, get):
     server.scripts["/f"] = [Answer(200, b"")]
-    fetch(session, f"{server.url}/f", tmp_path / "f", size=0)
-    assert (tmp_path / "f").read_bytes() == b""
+    assert get(0, None, data=b"") == 0
 
 
-@pytest.mark.slow
 def test_dropped_connections_are_resumed_where_they_ended(server, get):
-    block = 1 << 16  # what is written at a time
-    server.scripts["/f"] = [
-        ranged(DATA, cut=18 * block + 9),
-        ranged(DATA, cut=0),
-        ranged(DATA, cut=block),
-        ranged(DATA),
-    ]
-    get()
-    assert ranges(server) == [None] + [f"bytes={blocks * block}-" for blocks in (18, 18, 19)]
+    server.scripts["/f"] = [ranged(DATA, cut=1_200_000), ranged(DATA, cut=0), ranged(DATA, cut=50_000), ranged(DATA)]
+    assert get() == SIZE
+    assert ranges(server) == [None] + [f"bytes={start}-" for start in (1_200_000, 1_200_000, 1_250_000)]
 
 
-def test_what_an_earlier_run_has_left_is_used(server, get):
-    get.part.write_bytes(DATA[:2_999_999])
+def test_what_earlier_runs_have_left_is_used(server, get):
+    get.part.write_bytes(DATA[:1000])
+    get.part.with_name("f.jp2.0123abcd.part").write_bytes(DATA[: SIZE - 1])
     server.scripts["/f"] = [ranged(DATA)]
-    get()
-    assert ranges(server) == ["bytes=2999999-"]
+    assert get() == 1
+    assert ranges(server) == [f"bytes={SIZE - 1}-"]
 
 
 def test_a_whole_part_needs_no_request(server, get):
@@ -100,8 +133,21 @@ def test_a_whole_part_needs_no_request(server, get):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("size", [len(DATA), None])
-@pytest.mark.parametrize("left", [b"rubbish" + DATA[7:1000], DATA + b"tail"])
+def test_who_wrote_a_part_before_writes_into_it_no_more(server, get):
+    """A suspended process that wakes up, and had the part open."""
+    with get.part.open("wb", buffering=0) as other:
+        other.write(DATA[:1000])
+
+        def answer(request):
+            other.write(b"what it had read")
+            return ranged(DATA)(request)
+
+        server.scripts["/f"] = [answer]
+        get()
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+@pytest.mark.parametrize("left", [b"rubbish" + DATA[7:1000], DATA[:900] + b"x" * 100, DATA + b"tail"])
 def test_a_wrong_part_is_thrown_away(server, get, left, size):
     get.part.write_bytes(left)
     server.scripts["/f"] = [ranged(DATA)]
@@ -112,50 +158,92 @@ def test_a_wrong_part_is_thrown_away(server, get, left, size):
     "answer",
     [
         Answer(200, DATA),
-        Answer(206, DATA[900:], {"Content-Range": f"bytes 900-{len(DATA) - 1}/{len(DATA)}"}),
-        Answer(206, DATA[1000:], {"Content-Range": f"bytes 1000-{len(DATA)}/{len(DATA) + 1}"}),
+        Answer(206, DATA[900:], {"Content-Range": f"bytes 900-{SIZE - 1}/{SIZE}"}),
         Answer(206, DATA[1000:]),
+        Answer(416),
+        Answer(400),
+        Answer(403),
     ],
-    ids=["200", "another start", "another size", "no Content-Range"],
+    ids=["200", "another start", "no Content-Range", "416", "400", "403"],
 )
 def test_what_does_not_continue_the_part_starts_from_zero(server, get, answer):
     get.part.write_bytes(DATA[:1000])
     server.scripts["/f"] = [answer, ranged(DATA)]
-    get()
-    assert ranges(server) == ["bytes=1000-"] + ([None] if answer.status == 206 else [])
+    assert get() == SIZE
+    assert ranges(server) == ["bytes=1000-"] + ([] if answer.status == 200 else [None])
 
 
-def test_wrong_bytes_are_fetched_once_more(server, get):
-    server.scripts["/f"] = [Answer(200, DATA[:-1] + b"x"), Answer(200, DATA)]
+def test_a_range_of_a_file_of_another_size_starts_from_zero(server, get):
+    get.part.write_bytes(DATA[:1000])
+    server.scripts["/f"] = [
+        Answer(206, DATA[1000:] + b"x", {"Content-Range": f"bytes 1000-{SIZE}/{SIZE + 1}"}),
+        ranged(DATA),
+    ]
     get()
+
+
+@pytest.mark.parametrize("wrong", [DATA[:-1] + b"x", DATA + b"x"])
+def test_wrong_bytes_are_fetched_once_more_even_without_retries(server, get, wrong):
+    server.scripts["/f"] = [Answer(200, wrong), Answer(200, DATA)]
+    get(limits=Limits(retries=0))
+
+
+def test_wrong_bytes_again_and_again_are_an_error(server, get):
+    server.scripts["/f"] = [Answer(200, DATA[:-1] + b"x")]
+    with pytest.raises(CorruptFileError, match=r"SHA3-256 is .* instead of .*, 5 times") as error:
+        get()
+    assert error.value.path == get.target
+    assert len(server.requests) == 5  # once more, then `retries`
+    assert left(get) == []
+
+
+def test_what_stays_short_is_an_error_that_keeps_the_part(server, get):
+    server.scripts["/f"] = [ranged(DATA, cut=70_000), ranged(DATA, cut=0)]
+    with pytest.raises(ItemError, match=r"f.jp2: .*broke off.*; 4 tries"):
+        get()
+    (part,) = left(get)
+    assert part.read_bytes() == DATA[:70_000]
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"), [(DATA[:-1] + b"x", "SHA3-256 is .*, twice"), (DATA[:-1], "2999999 bytes instead of 3000000")]
+    "answer",
+    [
+        Answer(200, b"<!DOCTYPE html><p>Maintenance", {"Content-Type": "text/html; charset=utf-8"}),
+        Answer.json({"code": "X", "message": "Maintenance"}),
+        Answer(200, b"<!DOCTYPE html><p>Maintenance" + bytes(100)),
+        Answer(200, gzip.compress(DATA[:100]), {"Content-Encoding": "gzip"}),
+        Answer(206, DATA[:100], {"Content-Range": f"bytes 0-99/{SIZE}"}),
+    ],
+    ids=["HTML", "JSON", "HTML that says nothing", "encoded", "206 unasked"],
 )
-def test_wrong_bytes_twice_are_an_error(server, get, body, reason):
-    server.scripts["/f"] = [Answer(200, body)]
-    with pytest.raises(CorruptFileError, match=reason) as error:
-        get()
-    assert error.value.path == get.target
-    assert list(get.target.parent.iterdir()) == []
+@pytest.mark.parametrize("known", [True, False])
+def test_messages_with_status_200_are_no_file(server, get, answer, known):
+    expected = (SIZE, SHA3) if known else (None, None)
+    server.scripts["/f"] = [answer, answer, Answer(200, DATA)]
+    get(*expected)
+    get.target.unlink()
+    server.scripts["/f"] = [answer]
+    with pytest.raises(ItemError, match=r"f.jp2: "):
+        get(*expected)
+    assert left(get) == []
 
 
-@pytest.mark.slow
-def test_giving_up_keeps_the_part(server, get, monkeypatch):
-    monkeypatch.setattr(transfer, "_BREAKS", 1)
-    server.scripts["/f"] = [ranged(DATA, cut=1 << 16), ranged(DATA, cut=0)]
-    with pytest.raises(ItemError, match="broke off at byte 65536, 2 times"):
-        get()
-    assert get.part.read_bytes() == DATA[: 1 << 16]
+@pytest.mark.parametrize("body", [b"<!DOCTYPE html>\n<html>", b"  <HTML>", b'{"code": 1}'])
+def test_a_page_is_no_metadata(body):
+    for name in ("MTD_TL.xml", "manifest.safe"):
+        check = Check(Wanted(name))
+        check.add(body)
+        assert "is no XML" in check.wrong()
+        check = Check(Wanted(name))
+        check.add(b'\xef\xbb\xbf<?xml version="1.0"?><n1:Level-2A>')
+        assert check.wrong() is None
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         (Answer.json({"code": "DAT-ZIP-604", "message": "Token not found"}, 401), "HTTP 401 DAT-ZIP-604 Token not"),
-        (Answer.json({"code": "DAT-ZIP-100", "message": "Max session number exceeded"}, 429), "429 DAT-ZIP-100 Max"),
-        (Answer.json({"code": "X", "message": "offline"}), "sent a message instead: .*offline"),
+        (Answer.json({"code": "X", "message": "offline"}, 422), "HTTP 422 X offline"),
         (Answer(404), "HTTP 404"),
     ],
 )
@@ -163,7 +251,7 @@ def test_refusals_carry_the_words_of_the_service_and_leave_no_file(server, get, 
     server.scripts["/f"] = [answer]
     with pytest.raises(ItemError, match=f"f.jp2: .*{words}"):
         get(None, None)
-    assert list(get.target.parent.iterdir()) == []
+    assert left(get) == []
 
 
 @pytest.mark.parametrize(("status", "gone"), [(404, True), (410, True), (403, False), (422, False)])
@@ -174,52 +262,126 @@ def test_what_the_archive_does_not_have_is_left_out(server, get, status, gone):
     assert isinstance(error.value, LeftOutError) == gone
 
 
-def test_too_many_connections_are_waited_out(server, get):
-    busy = Answer.json({"code": "DAT-ZIP-100", "message": "Max session number exceeded"}, 429)
-    server.scripts["/f"] = [busy, busy, Answer(200, DATA)]
+def test_what_is_not_there_for_a_moment_is_not_gone(server, get):
+    server.scripts["/f"] = [Answer(404), Answer(404), Answer(200, DATA)]
     get()
 
 
-def test_an_ended_token_is_renewed_once(server, endpoints, get, tmp_path, monkeypatch):
-    def tokens(number):
-        return Answer.json(
-            {
-                "access_token": f"A{number}",
-                "refresh_token": "R",
-                "expires_in": 600,
-                "refresh_expires_in": 3600,
-            }
-        )
+def test_a_token_that_is_refused_is_asked_for_anew(server, get):
+    class Account(Nobody):
+        def __init__(self):
+            self.asked = []
+
+        def bearer(self, *, rejected=""):
+            self.asked.append(rejected)
+            return f"A{len(self.asked)}"
 
     ended = Answer.json({"code": "DAT-ZIP-109", "message": "token expired"}, 401)
-    server.scripts["/token"] = [tokens(1), tokens(2)]
-    server.scripts["/f"] = [ended, Answer(200, DATA)]
-    monkeypatch.setenv("CDSE_USERNAME", "me")
-    monkeypatch.setenv("CDSE_PASSWORD", "secret")
-    source = open_account(endpoints, folder=tmp_path)
-    get(token=source)
-    asked = [(path, headers.get("Authorization")) for _, path, headers, _ in server.requests]
-    assert asked == [("/token", None), ("/f", "Bearer A1"), ("/token", None), ("/f", "Bearer A2")]
+    server.scripts["/f"] = [ended, ended, ended, ended, ranged(DATA, cut=9), ended, ranged(DATA)]
+    account = Account()
+    get(account=account)
+    assert [headers["Authorization"] for _, _, headers, _ in server.requests] == [f"Bearer A{n}" for n in range(1, 8)]
+    assert account.asked == ["", "A1", "", "A3", "", "", "A6"]
 
+
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_a_body_that_drips_is_given_up_and_begun_anew(server, get, size):
+    server.scripts["/f"] = [Answer(200, DATA, drip=0.02), ranged(DATA)]
+    get(size)
+    assert len(server.requests) == 2
     get.target.unlink()
-    server.requests.clear()
-    server.scripts["/f"] = [ended]
-    with pytest.raises(ItemError, match="DAT-ZIP-109"):
-        get(token=source)
-    assert [path for _, path, *_ in server.requests] == ["/f", "/token", "/f"]
+    server.scripts["/f"] = [Answer(200, DATA, drip=0.02)]
+    with pytest.raises(ItemError, match=r"bytes in 0.05 s, which is too slow; 3 tries"):
+        get(limits=Limits(retries=2, pause=0.01, window=0.05, slowest=1000))
+
+
+def test_an_answer_without_end_is_given_up(server, get):
+    server.scripts["/f"] = [Answer(200, DATA, drip=0.001)]
+    with pytest.raises(ItemError, match=r"not whole after 0.1 s; 1 tries"):
+        get(limits=Limits(retries=0, longest=0.1, slowest=0))
+
+
+def test_a_stop_ends_a_body_that_sends_nothing(server, get):
+    begin, stop = time.monotonic(), threading.Event()
+    get.part.write_bytes(DATA[:1000])
+    server.scripts["/f"] = [Answer(206, DATA[1000:], {"Content-Range": f"bytes 1000-{SIZE - 1}/{SIZE}"}, drip=3)]
+    threading.Timer(0.1, stop.set).start()
+    with pytest.raises(InterruptedJob, match=r"f.jp2: stopped"):
+        get(stopped=stop.is_set, limits=Limits(window=1))
+    assert time.monotonic() - begin < 1
+    assert [part.stat().st_size for part in left(get)] == [1000]
+
+
+def test_a_stop_ends_the_wait_for_another_try(server, get):
+    server.scripts["/f"] = [Answer(404)]
+    begin = time.monotonic()
+    with pytest.raises(InterruptedJob):
+        get(stopped=lambda: bool(server.requests), limits=Limits(pause=60))
+    assert time.monotonic() - begin < 1
+
+
+def test_a_connection_is_kept_for_the_next_file(server, get):
+    server.scripts["/f"] = [Answer(200, DATA)]
+    for _ in range(3):
+        get()
+        get.target.unlink()
+    assert server.connections == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_and_the_part_stays(server, get, monkeypatch, number):
-    def fsync(descriptor):
+    def flush(path):
         raise OSError(number, "full")
 
-    server.scripts["/f"] = [ranged(DATA, cut=1000)]
-    monkeypatch.setattr(transfer, "_BREAKS", 0)
-    with pytest.raises(ItemError):
+    server.scripts["/f"] = [ranged(DATA)]
+    monkeypatch.setattr(transfer, "flush", flush)
+    with pytest.raises(DiskFullError, match=rf"{get.target.parent}: no space left, f.jp2 needs {SIZE} bytes"):
         get()
-    monkeypatch.setattr(transfer.os, "fsync", fsync)
-    server.scripts["/f"] = [ranged(DATA[:2000])]
-    with pytest.raises(DiskFullError, match=rf"{get.target.parent}: no space left, f.jp2 needs \d+ bytes more"):
+    (part,) = left(get)
+    assert part.read_bytes() == DATA
+
+
+def test_who_lost_its_lease_gives_no_name(server, get, monkeypatch):
+    def lost():
+        raise InterruptedJob("another process took it over")
+
+    def answer(request):
+        monkeypatch.setattr(files, "guards", [lost])
+        return Answer(200, DATA)
+
+    server.scripts["/f"] = [answer]
+    with pytest.raises(InterruptedJob, match="took it over"):
         get()
-    assert get.part.exists()
+    assert not get.target.exists()
+
+
+@given(
+    data=st.binary(max_size=300),
+    cuts=st.lists(st.integers(0, 300), max_size=6),
+    part=st.binary(max_size=40),
+    whole=st.booleans(),
+)
+def test_whatever_breaks_off_the_file_is_right_or_not_there(data, cuts, part, whole, tmp_path_factory):
+    """Bodies that end anywhere, parts of anything: all that gets the final name is the data."""
+    target = tmp_path_factory.mktemp("f") / "f"
+    target.with_name("f.part").write_bytes(data[: len(part)] if whole else part)
+    left = list(cuts)
+
+    class Body:
+        def __init__(self, start):
+            self.start, self.rest = start, data[start:][: left.pop() if left else None]
+
+        def read(self):
+            block, self.rest = self.rest[:7], self.rest[7:]
+            return block
+
+        def stop(self):
+            pass
+
+        close = stop
+
+    file = Wanted("f", len(data), ("MD5", hashlib.md5(data).hexdigest()))
+    with contextlib.suppress(ItemError):
+        fetch(Body, target, file, limits=Limits(retries=3, pause=0))
+    assert not target.exists() or target.read_bytes() == data
+    assert target.exists() or len(cuts) > 3

@@ -203,6 +203,30 @@ def test_incomplete_manifest_names_the_entry(shared_data, tmp_path):
         read_manifest(escape)
 
 
+@pytest.mark.parametrize(
+    "checksum",
+    [
+        "",
+        "<checksum/>",
+        '<checksum checksumName="SHA3-256"></checksum>',
+        '<checksum checksumName="CRC32">0a0b0c0d</checksum>',
+        '<checksum checksumName="MD5">N/A</checksum>',
+        f'<checksum checksumName="MD5">{"0" * 32}</checksum>',
+    ],
+)
+def test_a_manifest_without_a_usable_checksum_still_gives_the_size(tmp_path, checksum):
+    (tmp_path / "manifest.safe").write_text(
+        f'<m><byteStream size="3"><fileLocation href="./a"/>{checksum}</byteStream></m>'
+    )
+    (tmp_path / "a").write_bytes(b"abc")
+    (entry,) = read_manifest(tmp_path / "manifest.safe")
+    assert entry == ManifestEntry("a", 3, "", "")
+    check_file(tmp_path, entry)
+    (tmp_path / "a").write_bytes(b"abcd")
+    with pytest.raises(CorruptFileError, match="4 bytes, the manifest says 3"):
+        check_file(tmp_path, entry)
+
+
 def test_check_file_finds_missing_short_and_changed_files(tmp_path):
     (tmp_path / "a").write_bytes(b"cloud")
     digest = hashlib.sha3_256(b"cloud").hexdigest()

@@ -1,15 +1,16 @@
 """Who is left out at preview: what is excluded, and what the archive no longer has."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from cloudjob.config import source
-from cloudjob.copernicus import client
+from cloudjob.copernicus.transfer import Limits
 from cloudjob.errors import LeftOutError
-from cloudjob.files import write_jsonl, write_text
-from cloudjob.run import records
+from cloudjob.files import write_jsonl
+from cloudjob.run import fetching, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.sentinel2 import product
 from cloudjob.stages import preview
@@ -18,27 +19,51 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 NAMES = [f"S2A_MSIL2A_202403{day:02d}T222541_N0510_R029_T05WPS_20240402T001122" for day in (1, 11, 21)]
 
 
-class Client:
+class Source:
     """Stands in for the Data Space: it has what is not `gone`."""
 
-    gone: tuple[str, ...] = ()
+    def __init__(self, gone: tuple[str, ...] = ()):
+        self.gone = gone
 
-    def __init__(self, *arguments, **options):
+    def local(self, product, path):
+        return None
+
+    def slot(self):
+        return contextlib.nullcontext()
+
+    def open(self, product, path, start):
+        if product.name in self.gone:
+            raise LeftOutError(f"{path}: HTTP 404")
+        return Body()
+
+
+class Body:
+    def __init__(self):
+        self.start, self.blocks = 0, [b"<xml/>", b""]
+
+    def read(self):
+        return self.blocks.pop(0)
+
+    def stop(self):
         pass
 
-    def file(self, product_id: str, name: str, path: str, folder: Path) -> Path:
-        if name in self.gone:
-            raise LeftOutError(f"{path}: HTTP 404")
-        write_text(folder / path, name)
-        return folder / path
-
-    def files(self, *arguments) -> list[Path]:
-        return []
+    close = stop
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> RunFolder:
-    monkeypatch.setattr(client, "Client", Client)
+def have(monkeypatch):
+    """Lets the archive have all but these products."""
+    monkeypatch.setattr(Limits, "rest", lambda *arguments: None)
+
+    def have(*gone: str) -> None:
+        monkeypatch.setattr(fetching, "_source", lambda settings: Source(gone))
+
+    have()
+    return have
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, have) -> RunFolder:
     monkeypatch.setattr(product, "read_manifest", lambda path: [])
     monkeypatch.setattr(product.Product, "open", lambda folder: SimpleNamespace(offsets={}, sun_elevation=15.0))
     found = RunFolder(tmp_path)
@@ -60,17 +85,17 @@ def test_what_is_excluded_is_left_out_and_comes_back_when_it_is_no_longer(folder
     assert run(folder).done == [NAMES[1]]
 
 
-def test_what_the_archive_does_not_have_is_left_out(folder, monkeypatch):
-    monkeypatch.setattr(Client, "gone", (NAMES[1],))
+def test_what_the_archive_does_not_have_is_left_out(folder, have):
+    have(NAMES[1])
     assert run(folder).left_out == {NAMES[1]: "manifest.safe: HTTP 404"}
     assert run(folder).left_out == {NAMES[1]: "manifest.safe: HTTP 404"}
 
 
-def test_an_archive_that_has_nothing_is_the_wrong_one(folder, monkeypatch):
+def test_an_archive_that_has_nothing_is_the_wrong_one(folder, have):
     exclude = f"search.exclude=[{NAMES[2]}]"
-    monkeypatch.setattr(Client, "gone", tuple(NAMES))
+    have(*NAMES)
     summary = run(folder, exclude)
     assert summary.failed == dict.fromkeys(NAMES[:2], "manifest.safe: HTTP 404; is copernicus.download right?")
     assert list(summary.left_out) == [NAMES[2]]
-    monkeypatch.setattr(Client, "gone", ())
+    have()
     assert run(folder, exclude).done == NAMES[:2]
