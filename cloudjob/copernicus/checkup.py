@@ -8,6 +8,7 @@ from urllib.parse import quote
 from cloudjob.copernicus.account import Account
 from cloudjob.copernicus.session import Endpoints, Session, ask, get_json, host_of, refusal
 from cloudjob.copernicus.sources.https import file_url
+from cloudjob.copernicus.sources.s3 import open_client
 from cloudjob.errors import CloudjobError, ConfigError, InterruptedJob, ItemError
 
 S3 = "https://eodata.dataspace.copernicus.eu"
@@ -92,17 +93,10 @@ def _sends(session: Session, url: str, account: Account | None) -> str:
 
 
 def _lists_s3(endpoint: str) -> str:
+    client = open_client(endpoint)
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        raise ConfigError("not asked: boto3 is not installed; do: pip install 'cloudjob[s3]'") from None
-    access, secret = (os.environ[name] for name in _KEYS)
-    limits = Config(connect_timeout=10, read_timeout=20, retries={"max_attempts": 1}, s3={"addressing_style": "path"})
-    keys = {"aws_access_key_id": access, "aws_secret_access_key": secret, "region_name": "default"}
-    try:
-        client = boto3.client("s3", endpoint_url=endpoint, config=limits, **keys)
         client.list_objects_v2(Bucket="eodata", Prefix="Sentinel-2/MSI/L2A/", MaxKeys=1)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code")

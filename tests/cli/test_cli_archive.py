@@ -161,18 +161,16 @@ def test_where_no_item_needs_it_nothing_is_made(config_file, tmp_path, needs, mo
 
 
 @pytest.fixture
-def served(tmp_path, needs, monkeypatch):
+def served(tmp_path, needs):
     """A configuration of a Data Space on this machine, and the sign-ins that it saw."""
     seen, refuse = [], []
-    handler = server._Handler
 
-    class Strict(handler):
+    class Strict(server.Handler):
         def _grant(self, form):
             seen.append(form["grant_type"])
             return super()._grant({} if refuse else form)
 
-    monkeypatch.setattr(server, "_Handler", Strict)
-    with server.ArchiveServer(tmp_path / "none") as running:
+    with server.ArchiveServer(tmp_path / "none", handler=Strict) as running:
         text = CONFIG[CONFIG.index("search:") :] + f"copernicus: {{account_folder: {tmp_path}/account, patience: 2"
         urls = {"stac": "/v1", "catalogue": "/odata/v1", "download": "/odata/v1"}
         urls["token"] = "/auth/realms/CDSE/protocol/openid-connect/token"

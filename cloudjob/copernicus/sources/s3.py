@@ -58,7 +58,7 @@ class S3:
     def _s3(self) -> Any:
         with self._lock:
             if self._client is None:
-                self._client = _client(self._endpoint)
+                self._client = open_client(self._endpoint)
             return self._client
 
     def _refusal(self, error: Any, path: str) -> Exception:
@@ -71,7 +71,8 @@ class S3:
         return Broken(words)
 
 
-def _client(endpoint: str) -> Any:
+def open_client(endpoint: str) -> Any:
+    """A client of the storage at `endpoint`. ConfigError where boto3 or the keys are missing."""
     try:
         import boto3
         from botocore.config import Config
