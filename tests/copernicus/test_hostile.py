@@ -1,7 +1,7 @@
 """Forty products through a server with every fault, by two processes at once, one of which is killed five times.
 
-Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body 3 s instead of two
-minutes, a token 20 s instead of ten minutes, patience 30 s instead of half an hour.
+Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body 1 s instead of two
+minutes, a token 20 s instead of ten minutes, patience 12 s instead of half an hour.
 """
 
 import json
@@ -30,7 +30,7 @@ TILES = ["04WFD", "05WMU", "05WPS", "06WVC"]
 CLEAR = [date(2024, 3, 4), date(2024, 3, 20)]
 CLOUDY = [date(2024, 2, 20) + timedelta(days=2 * number) for number in range(8)]
 KILLS, LONGEST, SILENCE, TERM = 5, 300, 60, 5  # of the one process; seconds of the test, between words, to stop
-SETTINGS = {"patience": 30, "retries": 8}
+SETTINGS = {"patience": 12, "retries": 8}
 TOKEN = "/auth/realms/CDSE/protocol/openid-connect/token"
 
 
