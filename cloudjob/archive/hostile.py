@@ -5,6 +5,7 @@ It keeps a journal of every request. A second server, on another port, is where 
 
 import contextlib
 import hashlib
+import io
 import json
 import socket
 import struct
@@ -250,7 +251,7 @@ class HostileHandler(Handler):
     def _send_message(self, kind: str) -> None:
         body, media_type = (_HTML, "text/html") if kind == "html" else (_MESSAGE, "application/json")
         self._send_head(200, media_type, len(body), None)
-        self.wfile.write(body)
+        self._deliver(io.BytesIO(body), 0, len(body))
 
     def _deliver(self, file: BinaryIO, first: int, end: int, closing: Callable[[], None] = lambda: None) -> None:
         middle, rules = (first + end) // 2, self.server.rules

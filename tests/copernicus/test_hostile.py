@@ -1,7 +1,7 @@
 """Forty products through a server with every fault, by two processes at once, one of which is killed five times.
 
-Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body 1 s instead of two
-minutes, a token 20 s instead of ten minutes, patience 12 s instead of half an hour.
+Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body half a second instead of two
+minutes, a token 20 s instead of ten minutes, patience 8 s instead of half an hour.
 """
 
 import json
@@ -30,7 +30,7 @@ TILES = ["04WFD", "05WMU", "05WPS", "06WVC"]
 CLEAR = [date(2024, 3, 4), date(2024, 3, 20)]
 CLOUDY = [date(2024, 2, 20) + timedelta(days=2 * number) for number in range(8)]
 KILLS, LONGEST, SILENCE, TERM = 5, 300, 60, 5  # of the one process; seconds of the test, between words, to stop
-SETTINGS = {"patience": 12, "retries": 8}
+SETTINGS = {"patience": 8, "retries": 8}
 TOKEN = "/auth/realms/CDSE/protocol/openid-connect/token"
 
 
@@ -169,7 +169,9 @@ def finish(work: Work, other: Process) -> None:
 
 
 def check_files(work: Work) -> None:
-    """Every file of the forty products is there, byte for byte as in the archive; nothing lies half made beside it."""
+    """Every file of the forty products is there, byte for byte as in the archive; but a manifest whose checksum the
+    catalogue did not tell can be verified by its size alone."""
+    unknown = told(work.requests(), "checksum_empty", "checksum_unknown")
     products = sorted(path.name for path in work.archive.glob("*.SAFE"))
     assert len(products) == 40
     for name in products:
@@ -177,7 +179,15 @@ def check_files(work: Work) -> None:
         assert len([path for path in files if path.parent.name == "R10m"]) == 4, name
         for path in files:
             original = work.archive / path.relative_to(work.root / "scenes")
-            assert path.read_bytes() == original.read_bytes(), path
+            if path.name == "manifest.safe" and path.parent.stem in unknown:
+                assert path.stat().st_size == original.stat().st_size, path
+            else:
+                assert path.read_bytes() == original.read_bytes(), path
+
+
+def told(asked: list[dict], *faults: str) -> set[str]:
+    """The products of whose rows one came with one of these faults."""
+    return {name for line in asked for name, fault in line.get("rows", {}).items() if fault in faults}
 
 
 def check_journal(work: Work, kills: list[float]) -> None:
@@ -189,7 +199,7 @@ def check_journal(work: Work, kills: list[float]) -> None:
     assert not refused, "a fifth connection"
     assert max(line.get("running", 0) for line in asked) <= 4
     assert sum(line.get("grant") == "password" for line in asked) < 20
-    misled = {name for line in asked for name, fault in line.get("rows", {}).items() if fault == "checksum_wrong"}
+    misled = told(asked, "checksum_wrong")
     named, whole = when_named(work.root), defaultdict(list)
     for line in asked:
         path = path_of(line) if line["service"] == "file" else ""
