@@ -1,7 +1,7 @@
 """Forty products through a server with every fault, by two processes at once, one of which is killed five times.
 
-Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body half a second instead of two
-minutes, a token 20 s instead of ten minutes, patience 8 s instead of half an hour.
+Times are scaled to files of a few kilobytes (`configs/faults.yaml`, SETTINGS): a stalled body half a second instead of
+two minutes, a token 20 s instead of ten minutes, patience 8 s instead of half an hour.
 """
 
 import json
