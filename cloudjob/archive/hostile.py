@@ -139,13 +139,16 @@ class HostileHandler(Handler):
         self.note: dict[str, Any] = {"bytes": 0, "rows": {}, "grant": self.form.get("grant_type"), "leaks": leaks}
 
     def _draw(self, body: bytes) -> str | None:
-        """The fault of this request. An outage comes to a product, and then to everybody for a while."""
+        """The fault of this request. An outage comes to everybody then, for a while."""
         server, path = self.server, unquote(urlsplit(self.path).path)
-        if self.service in ("list", "file") and server.draws.next(path.split("/")[3], [faults.OUTAGE]):
+        batch = server.draws.next(path.split("/")[3], faults.BATCHES) if self.service == "file" else None
+        if batch == "outage":
             server.dark_until = time.monotonic() + server.rules.outage_s
         if time.monotonic() < server.dark_until:
             self.note["outage"] = True
             return "reset"
+        if batch:
+            return batch
         among, self.what = list(faults.ANYWHERE), path
         match self.service:
             case "token":

