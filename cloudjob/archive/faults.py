@@ -18,13 +18,13 @@ MESSAGES = ("html", "message")  # with status 200
 BODIES = ("short", "stalled", "dripping")
 ANYWHERE = ("reset", "slow", *REFUSALS, *REDIRECTS, *MESSAGES, *BODIES)
 RANGES = ("range_error", "range_refused", "range_ignored", "range_wrong")  # of requests for a part of a file
-FILES = ("unauthorized", "missing", "wrong_bytes", *RANGES)
+FILES = ("missing", "wrong_bytes", *RANGES)
 PAGES = ("page_short", "page_repeats", "page_last", "page_elsewhere", "count_wrong")
 ROWS = ("checksum_wrong", "checksum_empty", "checksum_unknown")
 TOKENS = ("refresh_lost",)
 TWINS = ("no_cloud_cover", "no_size", "no_checksum", "no_geometry", "other_name", "offline", "withdrawn")
-OUTAGE = "outage"
-ALL = (*ANYWHERE, *FILES, *PAGES, *ROWS, *TOKENS, *TWINS, OUTAGE)
+BATCHES = ("unauthorized", "outage")  # of a product's files: they come to one of them
+ALL = (*ANYWHERE, *FILES, *PAGES, *ROWS, *TOKENS, *TWINS, *BATCHES)
 
 
 @dataclass(frozen=True)

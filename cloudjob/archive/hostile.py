@@ -5,6 +5,7 @@ It keeps a journal of every request. A second server, on another port, is where 
 
 import contextlib
 import hashlib
+import io
 import json
 import socket
 import struct
@@ -138,13 +139,16 @@ class HostileHandler(Handler):
         self.note: dict[str, Any] = {"bytes": 0, "rows": {}, "grant": self.form.get("grant_type"), "leaks": leaks}
 
     def _draw(self, body: bytes) -> str | None:
-        """The fault of this request. An outage comes to a product, and then to everybody for a while."""
+        """The fault of this request. An outage comes to everybody then, for a while."""
         server, path = self.server, unquote(urlsplit(self.path).path)
-        if self.service in ("list", "file") and server.draws.next(path.split("/")[3], [faults.OUTAGE]):
+        batch = server.draws.next(path.split("/")[3], faults.BATCHES) if self.service == "file" else None
+        if batch == "outage":
             server.dark_until = time.monotonic() + server.rules.outage_s
         if time.monotonic() < server.dark_until:
             self.note["outage"] = True
             return "reset"
+        if batch:
+            return batch
         among, self.what = list(faults.ANYWHERE), path
         match self.service:
             case "token":
@@ -250,7 +254,7 @@ class HostileHandler(Handler):
     def _send_message(self, kind: str) -> None:
         body, media_type = (_HTML, "text/html") if kind == "html" else (_MESSAGE, "application/json")
         self._send_head(200, media_type, len(body), None)
-        self.wfile.write(body)
+        self._deliver(io.BytesIO(body), 0, len(body))
 
     def _deliver(self, file: BinaryIO, first: int, end: int, closing: Callable[[], None] = lambda: None) -> None:
         middle, rules = (first + end) // 2, self.server.rules

@@ -32,7 +32,6 @@ class FaultRates(Section):
     stalled: Fraction | None = _rate("silence after half of the body; the connection ends after stalled_s")
     dripping: Fraction | None = _rate("a byte of the body in dripping_s")
     # A file.
-    unauthorized: Fraction | None = _rate("401: token expired, though it has not")
     missing: Fraction | None = _rate("404 for a file that is there")
     wrong_bytes: Fraction | None = _rate("one byte of the body is another")
     range_error: Fraction | None = _rate("400 to a request for a part")
@@ -59,7 +58,8 @@ class FaultRates(Section):
     other_name: Fraction | None = _rate("a twin with a name of another form")
     offline: Fraction | None = _rate("a twin that is offline")
     withdrawn: Fraction | None = _rate("a twin that is listed, and gone: 404")
-    # A product, when it is first asked for.
+    # A product: one of its files.
+    unauthorized: Fraction | None = _rate("401: token expired, though it has not")
     outage: Fraction | None = _rate("from then on nobody gets an answer, for outage_s")
 
 
