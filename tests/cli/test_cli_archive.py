@@ -14,7 +14,7 @@ from cloudjob.archive import server
 from cloudjob.cli import archive
 from cloudjob.cli.dispatch import main
 from cloudjob.config import source
-from cloudjob.errors import ConfigError, LeftOutError
+from cloudjob.errors import ConfigError, InputError, LeftOutError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -196,6 +196,16 @@ def test_who_fetches_nothing_needs_no_credentials(served, tmp_path):
     folder.only = ["b"]
     with pytest.raises(ConfigError, match="no credentials"):
         sign_in(served, folder, "preview")
+
+
+def test_what_an_earlier_stage_will_list_is_expected_to_be_fetched(served, tmp_path, monkeypatch):
+    def nothing_yet(config, folder):
+        raise InputError("scenes.jsonl is not there yet")
+
+    monkeypatch.setattr(archive, "stage_module", lambda stage: SimpleNamespace(items=nothing_yet))
+    sign_in(served, RunFolder(tmp_path / "run"), "preview", "pair")  # which says so itself
+    with pytest.raises(ConfigError, match="no credentials"):
+        sign_in(served, RunFolder(tmp_path / "run"), "search", "preview")
 
 
 def test_a_service_that_is_out_of_reach_keeps_nobody_from_the_rest(served, tmp_path, monkeypatch):

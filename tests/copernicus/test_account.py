@@ -116,6 +116,18 @@ def test_many_threads_share_one_sign_in_and_one_renewal(server, new):
     assert grants(server) == ["password", "refresh_token"]
 
 
+def test_who_waited_for_another_to_sign_in_takes_its_token(server, new):
+    server.scripts["/token"] = [tokens(1), tokens(2)]
+    accounts, found = [new() for _ in range(6)], []
+    threads = [threading.Thread(target=lambda each=each: found.append(each.bearer())) for each in accounts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["A1"] * 6
+    assert grants(server) == ["password"]
+
+
 def test_other_processes_take_the_token_from_the_file(server, new, clock):
     server.scripts["/token"] = [tokens(1), tokens(2), tokens(3)]
     first = new()
