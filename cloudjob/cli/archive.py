@@ -14,6 +14,7 @@ from cloudjob.cli.progress import say
 from cloudjob.errors import ConfigError, InputError, ItemError
 from cloudjob.leases import Lease
 from cloudjob.run import records
+from cloudjob.run.account import account
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.history import Entry
 
@@ -63,20 +64,9 @@ def sign_in(config: "Config", folder: RunFolder, stages: Sequence[str]) -> None:
     fetching = [stage for stage in _NETWORK[1:] if stage in stages]
     if config.archive or not fetching or not _network_needed(config, folder, stages, unknown=stages[0] not in fetching):
         return
-    from cloudjob.copernicus.account import open_account
-    from cloudjob.copernicus.session import Endpoints
-
-    account = open_account(
-        Endpoints(**config.copernicus.urls()),
-        folder=config.copernicus.account(),
-        patience=config.copernicus.waiting(),
-        stopped=folder.stop_requested,
-        said=folder.say,
-        job=folder.job,
-        lease_patience=folder.patience,
-    )
+    given = config.copernicus
     try:
-        account.check()
+        account(folder, given.urls(), given.account(), given.waiting()).check()
     except ItemError as error:
         folder.say(f"cloudjob: {error}")
 

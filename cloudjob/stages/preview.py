@@ -4,6 +4,7 @@ from cloudjob.config.models import Config
 from cloudjob.errors import LeftOutError
 from cloudjob.files import digest
 from cloudjob.run import records
+from cloudjob.run.account import account
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -20,24 +21,15 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 def run(config: Config, folder: RunFolder) -> Summary:
     """Fetches the small files of each product. Where the archive has none at all, it is not they that are gone."""
-    from cloudjob.copernicus.account import open_account
     from cloudjob.copernicus.client import Client
     from cloudjob.copernicus.session import Endpoints
     from cloudjob.sentinel2 import product as safe
 
     every = items(config, folder)
     ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
-    endpoints = Endpoints(**config.copernicus.urls())
-    account = open_account(
-        endpoints,
-        folder=config.copernicus.account(),
-        patience=config.copernicus.waiting(),
-        stopped=folder.stop_requested,
-        said=folder.say,
-        job=folder.job,
-        lease_patience=folder.patience,
-    )
-    client = Client(endpoints, connections=config.copernicus.connections, account=account)
+    data_space = config.copernicus
+    own = account(folder, data_space.urls(), data_space.account(), data_space.waiting())
+    client = Client(Endpoints(**data_space.urls()), connections=data_space.connections, account=own)
 
     def make(item: Item) -> Made:
         if item.config:
