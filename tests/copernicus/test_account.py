@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_written_is_named(new, tmp_path):
 
 def test_never_more_than_four_connections(new):
     accounts = [new() for _ in range(3)]
-    at_once, most, lock = 0, 0, threading.Lock()
+    at_once, most, lock, all_four = 0, 0, threading.Lock(), threading.Barrier(4)
 
     def work(account):
         nonlocal at_once, most
@@ -278,7 +278,7 @@ def test_never_more_than_four_connections(new):
             with lock:
                 at_once += 1
                 most = max(most, at_once)
-            time.sleep(0.02)
+            all_four.wait(60)
             with lock:
                 at_once -= 1
 
