@@ -43,6 +43,7 @@ class Account:
         self._session, self._url, self._folder, self._lease_facts = session, url, folder, lease_facts
         self._lock = threading.Lock()
         self._refused: ConfigError | None = None
+        self._told = float("-inf")  # when there was a word about a wait
         self._told_memory = False
 
     def check(self) -> None:
@@ -90,17 +91,17 @@ class Account:
         return place
 
     def _first_free(self, wanted: Sequence[Lease], what: str) -> Lease:
-        """The first of these leases that is to be had. Says who has them after some seconds, then now and then."""
-        told = time.monotonic() - PACE + _SHORT
+        """The first of these leases that is to be had. Says who has them, once for all threads, now and then."""
+        begun = time.monotonic()
         while True:
             for lease in wanted:
                 if lease.take():
                     return lease
             now = time.monotonic()
-            if now - told > PACE:
+            if now - begun > _SHORT and now - self._told > PACE:
+                self._told = now
                 holder = wanted[0].holder
                 self._session.said(f"waits for {what}: in use by {leases.said(holder) if holder else 'others'}")
-                told = now
             end = now + min(wanted[0].patience / 20, 1) * random.uniform(0.5, 1)
             while (left := end - time.monotonic()) > 0:
                 if self._session.stopped():
