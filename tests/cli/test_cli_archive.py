@@ -111,7 +111,7 @@ def test_while_items_need_it_the_configuration_names_a_server_that_answers(confi
         assert len(list(folder.archive.glob("*.SAFE"))) == 2
         assert (os.environ["CDSE_USERNAME"], os.environ["CDSE_PASSWORD"]) == ("embedded", "embedded")
         assert "CDSE_TOKEN_FILE" not in os.environ
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # some of earlier tests may have ended meanwhile
     with pytest.raises(requests.ConnectionError):
         requests.get(addresses["stac"], timeout=10)
 
