@@ -98,8 +98,8 @@ class Lease:
             if files.is_disk_full(error):
                 raise files.disk_full(self.place) from None
             raise ConfigError(
-                f"{self.place}: the lease on {self.what} cannot be written ({error.strerror}); whoever works in this "
-                "run folder must be able to write to it"
+                f"{self.place}: the lease on {self.what} cannot be written ({error.strerror}); whoever works here must "
+                "be able to write to that folder"
             ) from None
         if taken:
             files.guards.append(self.check)

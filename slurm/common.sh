@@ -77,8 +77,10 @@ read_site() { # CLOUDJOB_SITE: a name in slurm/sites, or the path of such a file
 }
 
 find_program() { # cloudjob=(command): in the image, in .venv, or on the PATH
-    local place binds=()
-    for place in "$PWD" "$(realpath -- "$run_dir")" ${SITE_SCRATCH:+"$SITE_SCRATCH"}; do # a comma or colon may be in it
+    local place account=~/.cloudjob binds=() # the account's token and connections, where the configuration says no other
+    if [[ -z "${CLOUDJOB_IMAGE:-}" ]] || ! mkdir -p "$account" 2>/dev/null; then account=; fi
+    # A comma or colon may be in them.
+    for place in "$PWD" "$(realpath -- "$run_dir")" ${SITE_SCRATCH:+"$SITE_SCRATCH"} ${account:+"$account"}; do
         binds+=(--mount "type=bind,\"src=${place//\"/\"\"}\",\"dst=${place//\"/\"\"}\"")
     done
     if [[ -n "$SITE_BINDS" ]]; then binds+=(--bind "$SITE_BINDS"); fi

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -46,6 +47,14 @@ def pytest_collection_finish():
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch") and isinstance(logger, logging.Logger):
             logger.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def forgetful():
+    """Nothing is known of the hosts and tokens of earlier tests, whose ports come again."""
+    for module, name in (("patience", "_known"), ("account", "_kept")):
+        if loaded := sys.modules.get(f"cloudjob.copernicus.{module}"):
+            getattr(loaded, name).clear()
 
 
 @pytest.fixture(scope="session")

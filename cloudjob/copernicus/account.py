@@ -43,6 +43,7 @@ class Account:
         self._session, self._url, self._folder, self._lease_facts = session, url, folder, lease_facts
         self._lock = threading.Lock()
         self._refused: ConfigError | None = None
+        self._told = float("-inf")  # when there was a word about a wait
         self._told_memory = False
 
     def check(self) -> None:
@@ -90,17 +91,17 @@ class Account:
         return place
 
     def _first_free(self, wanted: Sequence[Lease], what: str) -> Lease:
-        """The first of these leases that is to be had. Says who has them after some seconds, then now and then."""
-        told = time.monotonic() - PACE + _SHORT
+        """The first of these leases that is to be had. Says who has them, once for all threads, now and then."""
+        begun = time.monotonic()
         while True:
             for lease in wanted:
                 if lease.take():
                     return lease
             now = time.monotonic()
-            if now - told > PACE:
+            if now - begun > _SHORT and now - self._told > PACE:
+                self._told = now
                 holder = wanted[0].holder
                 self._session.said(f"waits for {what}: in use by {leases.said(holder) if holder else 'others'}")
-                told = now
             end = now + min(wanted[0].patience / 20, 1) * random.uniform(0.5, 1)
             while (left := end - time.monotonic()) > 0:
                 if self._session.stopped():
@@ -123,23 +124,26 @@ class Account:
         return ""
 
     def _read(self) -> dict | None:
-        """What the token file holds, if that is of this service; ConfigError where others can read it."""
+        """What the token file holds, if that is of this service. ConfigError where others can read it, or where a file
+        that the user names holds none."""
         try:
             if self._path.stat().st_mode & 0o077:
                 raise ConfigError(f"{self._path}: others can read this token file; do: chmod 600 {self._path}")
             token = json.loads(self._path.read_text(encoding="utf-8"))
-            good = isinstance(token["refresh_token"], str) and token.get("service", self._url) == self._url
+            if isinstance(token["refresh_token"], str) and token.get("service", self._url) == self._url:
+                return token
+            usable = False
         except FileNotFoundError:
-            good, token = False, None
+            usable = bool(self._credentials.username)  # the password makes it
         except OSError as error:
             raise trouble(error, self._path) from None
         except (ValueError, KeyError, TypeError):
-            good = False
-        if not good and not self._credentials.username:
+            usable = False
+        if self._credentials.file and not usable:
             raise ConfigError(
                 f"CDSE_TOKEN_FILE, {self._path}: no token answer of {host_of(self._url)} (JSON with refresh_token)"
             )
-        return token if good else None
+        return None
 
     def _renew(self, rejected: str) -> str:
         """A new token by one process for all: by the refresh token, then by the password."""

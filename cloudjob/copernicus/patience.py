@@ -37,7 +37,7 @@ class Patience:
     @property
     def unknown(self) -> float:
         """Seconds that a host is waited for that has never answered this process: this node may not reach it at all."""
-        return min(15.0, self.seconds / 20)
+        return min(8.0, self.seconds / 20)
 
     @property
     def answer(self) -> float:

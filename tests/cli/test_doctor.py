@@ -11,7 +11,7 @@ from cloudjob.archive.make import make_synthetic
 from cloudjob.archive.server import ArchiveServer
 from cloudjob.cli import doctor
 from cloudjob.cli.dispatch import main
-from cloudjob.copernicus import account, patience
+from cloudjob.copernicus import account
 
 PATHS = {
     "stac": "/v1",
@@ -37,8 +37,6 @@ def visit(archive, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CDSE_USERNAME", "me")
     monkeypatch.setenv("CDSE_PASSWORD", "secret")
     monkeypatch.setattr(doctor, "_PATIENCE", 3.0)
-    patience._known.clear()
-    account._kept.clear()
 
     def run(**others) -> tuple[int, list[str]]:
         addresses = {name: archive.url + path for name, path in PATHS.items()} | others

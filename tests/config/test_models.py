@@ -56,6 +56,8 @@ def test_products_to_exclude_are_names_with_or_without_safe():
         ("masks", "cloud_m", [0, 2000], [-1, 2001]),
         ("masks", "values", [{"cloud": [0, 255]}], [{"cloud": [256]}, {"cloud": [-1]}, {"fog": [1]}]),
         ("copernicus", "connections", [1, 4], [0, 5]),
+        ("copernicus", "retries", [0, 9], [-1]),
+        ("copernicus", "patience", [0.5, 86400], [0, -1]),
         ("evaluate", "steps", [[], [1, 1000]], [[0], [1001]]),
     ],
 )

@@ -3,18 +3,10 @@
 import pytest
 from scripted_server import Server
 
-from cloudjob.copernicus import account, patience
 from cloudjob.copernicus.patience import Patience
 from cloudjob.copernicus.session import Endpoints, open_session
 
 QUICK = Patience(retries=3, seconds=9)  # waits of 10, 20, 40 ms
-
-
-@pytest.fixture(autouse=True)
-def forgetful():
-    """Nothing is known of hosts and accounts of earlier tests."""
-    patience._known.clear()
-    account._kept.clear()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 import pytest
 from scripted_server import Answer, Server
 
-from cloudjob.copernicus.patience import Patience
+from cloudjob.copernicus.patience import Patience, weather
 from cloudjob.copernicus.session import _origin, ask, get_json, host_of, open_session
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 
@@ -170,10 +170,21 @@ def test_a_host_that_was_never_reached_is_named_within_seconds(endpoints, url, w
         with pytest.raises(ItemError, match=f"{host_of(url)}: cannot be reached from .*{words}.*login or transfer"):
             ask(session, "GET", url)
         assert len(said) == 1
+        assert said[0].endswith("waiting up to 0 s")  # a twentieth of the patience with one that has answered before
         begun = time.monotonic()
         with pytest.raises(ItemError, match="cannot be reached"):
             ask(session, "GET", url)
         assert time.monotonic() - begun < 0.05
+
+
+def test_a_host_that_answered_before_is_waited_for(endpoints):
+    said, begun = [], time.monotonic()
+    weather("127.0.0.1:9").good(said.append)
+    session = open_session(endpoints, patience=Patience(seconds=0.5), said=said.append)
+    with pytest.raises(ItemError, match=r"9: no answer since ..:.. \(Connection refused\); run the same command"):
+        ask(session, "GET", "http://127.0.0.1:9/x")
+    assert time.monotonic() - begun > 0.5
+    assert len(said) == 1
 
 
 def test_no_address_is_a_mistake_of_the_configuration(session):

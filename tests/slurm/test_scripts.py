@@ -281,10 +281,11 @@ def test_a_run_folder_may_be_called_as_one_likes(home, name):
     (home / "bin" / "apptainer").write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$RECORD-apptainer"\n')
     (home / "bin" / "apptainer").chmod(0o755)
     (home / "record-cloudjob").touch()
-    start(home, "evaluate", run, CLOUDJOB_IMAGE="image.sif", **JOB)
+    start(home, "evaluate", run, CLOUDJOB_IMAGE="image.sif", HOME=str(home), **JOB)
     words = (home / "record-apptainer").read_text().splitlines()
     mounts = [next(csv.reader([words[at + 1]])) for at, word in enumerate(words) if word == "--mount"]
     assert ["type=bind", f"src={home / run}", f"dst={home / run}"] in mounts
+    assert ["type=bind", f"src={home}/.cloudjob", f"dst={home}/.cloudjob"] in mounts  # of the account
 
 
 @pytest.mark.slow
