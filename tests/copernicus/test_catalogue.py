@@ -73,6 +73,20 @@ def test_what_is_asked_is_counted_too(data_space, ask, kind):
     )
 
 
+def test_what_stac_is_asked(data_space, server, ask):
+    ask(catalogue="stac", page_size=7)
+    body = json.loads(next(body for method, *_, body in server.requests if method == "POST"))
+    assert "assets.safe_manifest.file:checksum" in body.pop("fields")["include"]
+    assert body == {
+        "collections": ["sentinel-2-l2a"],
+        "intersects": {"type": "Polygon", "coordinates": [[list(point) for point in QUERY["polygon"]]]},
+        "datetime": "2020-07-01T00:00:00.000Z/2020-07-31T23:59:59.999Z",
+        "query": {"eo:cloud_cover": {"gte": 0, "lte": 62.5}},
+        "sortby": [{"field": "datetime", "direction": "asc"}, {"field": "id", "direction": "asc"}],
+        "limit": 7,
+    }
+
+
 # Rows that pages repeat, so that others are lost.
 
 
@@ -169,6 +183,7 @@ def test_tiles_are_asked_for_by_ten_without_their_t(data_space, ask, server, kin
     counted = [each["$filter"] for each in data_space.asked(count=True)]
     assert [text.count("'tileId'") for text in counted] == [10, 2]
     assert "/Value eq '32TNA') or Attributes/" in counted[0]
+    assert " and (Attributes/OData.CSC.StringAttribute/any(att:att/Name eq 'tileId'" in counted[0]
     assert "Intersects" not in counted[0]
     if kind == "stac":
         body = json.loads(next(body for method, *_, body in server.requests if method == "POST"))
@@ -309,10 +324,8 @@ def test_offline_products_are_marked(data_space, ask, kind):
 
 
 def test_of_equal_names_that_with_less_no_data_is_taken(server, ask):
-    large, small = (
-        product(1, footprint=square(1.0)),
-        product(1, footprint=square(0.5), id="f" * 8 + product(1)["id"][8:]),
-    )
+    small = product(1, footprint=square(0.5))
+    large = product(1, footprint=square(1.0), id="f" * 8 + small["id"][8:])
     for products in ([large, small], [small, large]):
         DataSpace(server, products)
         (scene,) = ask(catalogue="odata")
