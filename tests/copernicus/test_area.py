@@ -36,6 +36,15 @@ def test_a_ring_across_180_degrees_is_asked_for_in_two_parts(turn):
     assert describe([goes_on]).startswith("178 E to 178 W, 65 N to 67 N (about 181 km by 222 km)")
 
 
+def test_an_area_that_is_cut_at_180_degrees_lies_on_both_sides_of_it():
+    cut = [square(178, 65, 2), square(-180, 65, 2)]
+    assert describe(cut).startswith("178 E to 178 W, 65 N to 67 N (about 181 km")
+    assert describe([ALASKA]).startswith("162 W to 140 W, 68.5 N to 71.5 N (about 838 km")
+    world = [list(point) for point in box(-180, -80, 180, 80).exterior.coords]
+    assert describe([world]).startswith("180 W to 180 E, 80 S to 80 N")
+    assert describe([square(-1, 50, 2)]).startswith("1 W to 1 E, 50 N to 52 N")
+
+
 def test_a_ring_round_a_pole_and_one_that_crosses_itself_are_mistakes():
     pole = [(0.0, 80.0), (120.0, 80.0), (-120.0, 80.0), (0.0, 80.0)]
     with pytest.raises(ConfigError, match=r"search\.polygon: goes round a pole; write it in parts"):

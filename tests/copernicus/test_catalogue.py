@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import pytest
 from data_space import DataSpace, name, odata_row, product, square, stac_item
@@ -11,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_server import Answer
 
+from cloudjob.config import source
 from cloudjob.copernicus import catalogue
 from cloudjob.copernicus.catalogue import Scene, digest_of, distinct, search, search_odata, search_stac
 from cloudjob.errors import InterruptedJob, ItemError
+from cloudjob.run.folder import RunFolder
+from cloudjob.stages import search as stage
 
 QUERY = {
     "polygon": [(9.0, 47.0), (9.1, 47.0), (9.1, 47.1), (9.0, 47.0)],
@@ -96,6 +100,21 @@ def test_repeated_rows_are_not_taken_for_the_lost_ones(server, session, endpoint
     space.repeats = lambda rows, number: rows[: max(len(rows) - 3, 0)] + rows[:3]
     with pytest.raises(ItemError, match=r"has \d+ products of .*, gave \d+ different ones; run the same command again"):
         search_odata(session, endpoints, **QUERY, page_size=5)
+
+
+def test_a_stage_that_is_given_too_few_has_failed(server, tmp_path):
+    space = DataSpace(server, [product(day) for day in range(1, 16)])
+    space.repeats = lambda rows, number: rows[: max(len(rows) - 3, 0)] + rows[:3]
+    places = {"stac": "/v1", "catalogue": "/odata/v1", "download": "/odata/v1", "token": "/token"}
+    july = "{start: 2020-07-01, end: 2020-07-31, cloud: [0, 50]}"
+    overrides = [f"copernicus.{name}={server.url}{path}" for name, path in places.items()]
+    overrides += ["archive=null", "search.catalogue=odata", f"search.clear={july}", f"search.cloudy={july}"]
+    config, _ = source.load(Path(__file__).resolve().parents[2] / "configs" / "test.yaml", overrides)
+    summary = stage.run(config, RunFolder(tmp_path))
+    assert list(summary.failed) == ["clear-2020-07", "cloudy-2020-07"]
+    assert not (tmp_path / "scenes.jsonl").exists()
+    space.repeats = lambda rows, number: rows
+    assert stage.run(config, RunFolder(tmp_path)).note == "15 products on 1 tiles"
 
 
 def test_what_pages_have_lost_is_asked_for_in_halves(server, session, endpoints):
