@@ -135,6 +135,7 @@ def test_what_stac_lacks_is_described_by_odata(data_space, ask):
         ask(catalogue="stac")
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     numbers=st.lists(st.integers(1, 30), unique=True, max_size=25),
