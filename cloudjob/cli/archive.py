@@ -53,8 +53,9 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
                 "account_folder": Path(own),
             }
         )
-        os.environ.setdefault("CDSE_USERNAME", "embedded")
-        os.environ.setdefault("CDSE_PASSWORD", "embedded")
+        for name in ("CDSE_TOTP", "CDSE_TOTP_SECRET", "CDSE_TOKEN_FILE"):  # they are for the real one
+            os.environ.pop(name, None)
+        os.environ.update(CDSE_USERNAME="embedded", CDSE_PASSWORD="embedded")
         yield config.model_copy(update={"copernicus": here})
 
 

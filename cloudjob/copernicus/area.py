@@ -100,9 +100,13 @@ def unwrapped(ring: Ring) -> Ring:
 
 def describe(outlines: list[Ring]) -> str:
     """Where an area lies, and how large the box around it is, for a person to see whether it is the right one."""
-    points = [point for ring in outlines for point in unwrapped(ring)]
-    lons, lats = ([point[axis] for point in points] for axis in (0, 1))
-    west, east, south, north = min(lons), max(lons), min(lats), max(lats)
+    boxes = [Polygon(unwrapped(ring)).bounds for ring in outlines]
+    ways = [  # by Greenwich, by the date line
+        (min(box[0] + turn for box, turn in turned), max(box[2] + turn for box, turn in turned))
+        for turned in ([(box, 0) for box in boxes], [(box, 360 if box[0] + box[2] < 0 else 0) for box in boxes])
+    ]
+    west, east = min(ways, key=lambda ends: ends[1] - ends[0])
+    south, north = min(box[1] for box in boxes), max(box[3] for box in boxes)
     width = (east - west) * 111.32 * math.cos(math.radians((south + north) / 2))
     lon, lat = (" to ".join(map(name, ends)) for name, ends in ((_lon, (west, east)), (_lat, (south, north))))
     return f"{lon}, {lat} (about {width:,.0f} km by {(north - south) * 111.2:,.0f} km)"

@@ -1,7 +1,7 @@
 """What STAC and OData have in common: the question, the product that an answer describes, pages that are followed."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -82,13 +82,9 @@ class Asker:
     stopped: Callable[[], bool] = lambda: False
 
     def get(self, request: dict) -> dict:
-        """The answer to a request ({"method", "url", "json"}). It goes to the two catalogues alone."""
+        """The answer to a request ({"method", "url", "json"})."""
         if self.stopped():
             raise InterruptedJob("search: stopped; run the same command again")
-        if _origin(request["url"]) not in map(_origin, (self.endpoints.stac, self.endpoints.catalogue)):
-            host = host_of(self.endpoints.catalogue)
-            other = "://".join(_origin(request["url"]))
-            raise ItemError(f"{host}: the next page is on another host, {other}, that copernicus does not name")
         return get_json(self.session, **request)
 
     def follow(
@@ -100,12 +96,15 @@ class Asker:
         key: str,
         following: Callable[[dict, dict], dict | None],
     ) -> Rows:
-        """The rows of all pages, by their `key`. The last page has no next link, or nothing that is new."""
+        """The rows of all pages, by their `key`. The last page has no next link, or nothing that is new. ItemError
+        where a link leads elsewhere than to the two catalogues."""
+        known_hosts = [_origin(url) for url in (self.endpoints.stac, self.endpoints.catalogue)]
         found: Rows = {}
         request: dict | None = first
         while request:
             page = self.get(request)
-            known, host, base = len(found), host_of(request["url"]), request["url"]
+            known, url = len(found), request["url"]
+            host = host_of(url)
             try:
                 for row in page[rows]:
                     name, scene = _read(row, parse, key)
@@ -113,9 +112,11 @@ class Asker:
                         found[name] = scene
                 request = following(page, request) if len(found) > known else None
                 if request:
-                    request["url"] = urljoin(base, request["url"])
+                    request["url"] = urljoin(url, request["url"])
             except _ODD as error:
                 raise other_shape(host, repr(error)) from None
+            if request and (other := _origin(request["url"])) not in known_hosts:
+                raise ItemError(f"{host}: the next page is on another host, {other[0]}://{other[1]}; not followed")
             self.progress(f"{len(found)} products from {host}")
         return found
 
@@ -169,6 +170,7 @@ def _read(row: Any, parse: Callable[[dict], Scene], key: str) -> tuple[str, Scen
         return own, Odd((texts or [own])[-1].removesuffix(".SAFE"), f"{type(error).__name__}: {error}")
 
 
-def _origin(url: str) -> Collection[str]:
+def _origin(url: str) -> tuple[str, str]:
     """Scheme and host: what is sent by https does not go on by http."""
-    return urlsplit(url)[:2]
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc

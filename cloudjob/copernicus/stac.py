@@ -57,7 +57,9 @@ def _following(page: dict, request: dict) -> dict | None:
     link = next((link for link in page.get("links") or [] if link.get("rel") == "next"), None)
     if link is None:
         return None
-    body = {**request.get("json", {}), **link["body"]} if link.get("merge") else link.get("body")
+    body = link.get("body") or {}
+    if link.get("merge"):
+        body = request.get("json", {}) | body
     return {"method": link.get("method", "GET"), "url": link["href"], **({"json": body} if body else {})}
 
 

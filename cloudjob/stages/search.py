@@ -82,6 +82,7 @@ def _asker(config: Config, folder: RunFolder) -> Callable[[Item], list[dict]]:
     from cloudjob.copernicus.session import Endpoints, open_session
 
     rings = _rings(config, folder)
+    search = catalogue.search_stac if config.search.catalogue == "stac" else catalogue.search_odata
     endpoints, waiting = Endpoints(**config.copernicus.urls()), config.copernicus.waiting()
     names = [item.name for item in items(config, folder)]
 
@@ -90,10 +91,9 @@ def _asker(config: Config, folder: RunFolder) -> Callable[[Item], list[dict]]:
         session, scenes = open_session(endpoints, patience=waiting, stopped=folder.stop_requested, said=folder.say), []
         done = names.index(item.name) / len(names)
         for ring in rings:
-            scenes += catalogue.search(
+            scenes += search(
                 session,
                 endpoints,
-                catalogue=config.search.catalogue,
                 polygon=ring,
                 tiles=item.config.get("tiles", ()),
                 start=start,

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import pytest
 from data_space import DataSpace, name, odata_row, product, square, stac_item
@@ -11,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_server import Answer
 
+from cloudjob.config import source
 from cloudjob.copernicus import catalogue
 from cloudjob.copernicus.catalogue import Scene, digest_of, distinct, search, search_odata, search_stac
 from cloudjob.errors import InterruptedJob, ItemError
+from cloudjob.run.folder import RunFolder
+from cloudjob.stages import search as stage
 
 QUERY = {
     "polygon": [(9.0, 47.0), (9.1, 47.0), (9.1, 47.1), (9.0, 47.0)],
@@ -73,6 +77,20 @@ def test_what_is_asked_is_counted_too(data_space, ask, kind):
     )
 
 
+def test_what_stac_is_asked(data_space, server, ask):
+    ask(catalogue="stac", page_size=7)
+    body = json.loads(next(body for method, *_, body in server.requests if method == "POST"))
+    assert "assets.safe_manifest.file:checksum" in body.pop("fields")["include"]
+    assert body == {
+        "collections": ["sentinel-2-l2a"],
+        "intersects": {"type": "Polygon", "coordinates": [[list(point) for point in QUERY["polygon"]]]},
+        "datetime": "2020-07-01T00:00:00.000Z/2020-07-31T23:59:59.999Z",
+        "query": {"eo:cloud_cover": {"gte": 0, "lte": 62.5}},
+        "sortby": [{"field": "datetime", "direction": "asc"}, {"field": "id", "direction": "asc"}],
+        "limit": 7,
+    }
+
+
 # Rows that pages repeat, so that others are lost.
 
 
@@ -82,6 +100,21 @@ def test_repeated_rows_are_not_taken_for_the_lost_ones(server, session, endpoint
     space.repeats = lambda rows, number: rows[: max(len(rows) - 3, 0)] + rows[:3]
     with pytest.raises(ItemError, match=r"has \d+ products of .*, gave \d+ different ones; run the same command again"):
         search_odata(session, endpoints, **QUERY, page_size=5)
+
+
+def test_a_stage_that_is_given_too_few_has_failed(server, tmp_path):
+    space = DataSpace(server, [product(day) for day in range(1, 16)])
+    space.repeats = lambda rows, number: rows[: max(len(rows) - 3, 0)] + rows[:3]
+    places = {"stac": "/v1", "catalogue": "/odata/v1", "download": "/odata/v1", "token": "/token"}
+    july = "{start: 2020-07-01, end: 2020-07-31, cloud: [0, 50]}"
+    overrides = [f"copernicus.{name}={server.url}{path}" for name, path in places.items()]
+    overrides += ["archive=null", "search.catalogue=odata", f"search.clear={july}", f"search.cloudy={july}"]
+    config, _ = source.load(Path(__file__).resolve().parents[2] / "configs" / "test.yaml", overrides)
+    summary = stage.run(config, RunFolder(tmp_path))
+    assert list(summary.failed) == ["clear-2020-07", "cloudy-2020-07"]
+    assert not (tmp_path / "scenes.jsonl").exists()
+    space.repeats = lambda rows, number: rows
+    assert stage.run(config, RunFolder(tmp_path)).note == "15 products on 1 tiles"
 
 
 def test_what_pages_have_lost_is_asked_for_in_halves(server, session, endpoints):
@@ -102,6 +135,7 @@ def test_what_stac_lacks_is_described_by_odata(data_space, ask):
         ask(catalogue="stac")
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     numbers=st.lists(st.integers(1, 30), unique=True, max_size=25),
@@ -169,6 +203,7 @@ def test_tiles_are_asked_for_by_ten_without_their_t(data_space, ask, server, kin
     counted = [each["$filter"] for each in data_space.asked(count=True)]
     assert [text.count("'tileId'") for text in counted] == [10, 2]
     assert "/Value eq '32TNA') or Attributes/" in counted[0]
+    assert " and (Attributes/OData.CSC.StringAttribute/any(att:att/Name eq 'tileId'" in counted[0]
     assert "Intersects" not in counted[0]
     if kind == "stac":
         body = json.loads(next(body for method, *_, body in server.requests if method == "POST"))
@@ -309,10 +344,8 @@ def test_offline_products_are_marked(data_space, ask, kind):
 
 
 def test_of_equal_names_that_with_less_no_data_is_taken(server, ask):
-    large, small = (
-        product(1, footprint=square(1.0)),
-        product(1, footprint=square(0.5), id="f" * 8 + product(1)["id"][8:]),
-    )
+    small = product(1, footprint=square(0.5))
+    large = product(1, footprint=square(1.0), id="f" * 8 + small["id"][8:])
     for products in ([large, small], [small, large]):
         DataSpace(server, products)
         (scene,) = ask(catalogue="odata")

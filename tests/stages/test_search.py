@@ -102,7 +102,7 @@ OTHER = NAME.replace("20240301T", "20240320T")
 def data_space(monkeypatch) -> Catalogue:
     found = Catalogue()
     found.months = {"clear-2024-03": [(NAME, "1"), (OTHER, "2")], "cloudy-2024-03": [(CLOUDY, "3")]}
-    monkeypatch.setattr(catalogue, "search", found.search)
+    monkeypatch.setattr(catalogue, "search_stac", found.search)
     return found
 
 
