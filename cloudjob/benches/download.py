@@ -4,6 +4,7 @@ Once behind 20 MB/s a connection and 0.2 s until each answer, as the Data Space 
 hashes (SHA3-256) and flushes each file, curl does neither.
 """
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -226,22 +227,19 @@ def _serve(folder: Path, rate: float | None, latency: float, pipe: Connection) -
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            try:
-                with path.open("rb") as file:
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(path.stat().st_size))
-                    self.end_headers()
-                    self._send(file, path.stat().st_size)
-            finally:
-                slots.release()
-
-        def _send(self, file: Any, size: int) -> None:
-            """All but the last piece under the slot's eyes: who has it all may begin the next file."""
-            begin = time.monotonic()
-            for first in range(0, size, _PIECE if rate else size):
-                if rate and (wait := begin + first / rate - time.monotonic()) > 0:
-                    time.sleep(wait)
-                self.connection.sendfile(file, first, min(_PIECE, size - first) if rate else size)
+            with path.open("rb") as file, contextlib.ExitStack() as held:
+                held.callback(slots.release)
+                size = path.stat().st_size
+                self.send_response(200)
+                self.send_header("Content-Length", str(size))
+                self.end_headers()
+                begin, last = time.monotonic(), max(size - _PIECE, 0)
+                for first in range(0, last, _PIECE if rate else last):
+                    if rate and (wait := begin + first / rate - time.monotonic()) > 0:
+                        time.sleep(wait)
+                    self.connection.sendfile(file, first, min(_PIECE if rate else last, last - first))
+                held.close()  # before the last piece: a client that has it all may begin its next file at once
+                self.connection.sendfile(file, last, size - last)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -16,18 +16,17 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_queue(folder: RunFolder, settings: dict[str, Any], *, stage: str, products: int) -> Iterator["Queue"]:
-    """A queue for so many products; `settings` are those of the section copernicus."""
+def open_queue(folder: RunFolder, settings: Any, *, stage: str, products: int) -> Iterator["Queue"]:
+    """A queue for so many products; `settings` is the section copernicus of the configuration."""
     from cloudjob.copernicus.queue import Queue
     from cloudjob.copernicus.tally import Tally
     from cloudjob.copernicus.transfer import Limits
 
-    limits = Limits(slowest=settings["slowest"], longest=settings["longest"])
     with Queue(
         _source(settings),
-        connections=settings["connections"],
+        connections=settings.connections,
         lease=lambda name: folder.lease("file", name),
-        limits=limits,
+        limits=Limits(slowest=settings.slowest, longest=settings.longest),
         tally=Tally(products, folder.say),
         stopped=folder.stop_requested,
         progress=lambda share, line: folder.progress(share, f"{stage}: {line}"),
@@ -35,17 +34,17 @@ def open_queue(folder: RunFolder, settings: dict[str, Any], *, stage: str, produ
         yield queue
 
 
-def _source(settings: dict[str, Any]) -> "Source":
+def _source(settings: Any) -> "Source":
     from cloudjob.copernicus.session import Endpoints, open_session
     from cloudjob.copernicus.sources.folder import Folder
     from cloudjob.copernicus.sources.https import Https
     from cloudjob.copernicus.sources.s3 import S3
 
-    if settings["source"] == "path":
-        return Folder(settings["folder"])
-    if settings["source"] == "s3":
-        return S3(settings["s3"], contextlib.nullcontext)
-    endpoints = Endpoints(**{name: settings[name] for name in ("stac", "catalogue", "download", "token")})
+    if settings.source == "path":
+        return Folder(settings.folder)
+    if settings.source == "s3":
+        return S3(settings.s3)
+    endpoints = Endpoints(**settings.urls())
     return Https(endpoints, _Account(endpoints), open_session)
 
 

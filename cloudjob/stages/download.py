@@ -51,7 +51,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         return Order(products[name], folder.safe(name), steps(products[name]))
 
     wanted = records.wanted(folder, every)
-    with fetching.open_queue(folder, config.copernicus.model_dump(), stage=STAGE, products=len(wanted)) as queue:
+    with fetching.open_queue(folder, config.copernicus, stage=STAGE, products=len(wanted)) as queue:
         queue.plan(order(item.name) for item in wanted if records.why(folder, item) is not None)
 
         def make(item: Item) -> Made:

@@ -44,7 +44,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         return Order(products[item.name], folder.safe(item.name), steps(products[item.name]))
 
     wanted = [item for item in records.wanted(folder, every) if "left_out" not in item.config]
-    with fetching.open_queue(folder, config.copernicus.model_dump(), stage=STAGE, products=len(wanted)) as queue:
+    with fetching.open_queue(folder, config.copernicus, stage=STAGE, products=len(wanted)) as queue:
         queue.plan(order(item) for item in wanted if records.why(folder, item) is not None)
 
         def make(item: Item) -> Made:

@@ -56,7 +56,7 @@ def have(monkeypatch):
     monkeypatch.setattr(Limits, "rest", lambda *arguments: None)
 
     def have(*gone: str) -> None:
-        monkeypatch.setattr(fetching, "_source", lambda settings: Source(gone))
+        monkeypatch.setattr(fetching, "_source", lambda *settings: Source(gone))
 
     have()
     return have
