@@ -27,7 +27,7 @@ from cloudjob.hpc import machine
 
 RATE, LATENCY = 20e6, 0.2  # bytes per second of a connection, seconds until an answer
 CONNECTIONS = 4  # of an account
-PRODUCTS, BANDS = 6, ("B02", "B03", "B04", "B08")
+PRODUCTS, BANDS = 5, ("B02", "B03", "B04", "B08")
 _START = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _PIECE = 1 << 18  # bytes that the slow server sends at a time
 _spawn = multiprocessing.get_context("spawn")
@@ -121,8 +121,10 @@ def _ours(url: str, target: Path, files: list[tuple[str, str, int, str]], proces
     barrier = _spawn.Barrier(processes + 1)
     results = _spawn.SimpleQueue()
     workers = [
-        _spawn.Process(target=_fetch, args=(url, target, files, barrier, results), daemon=True)
-        for _ in range(processes)
+        _spawn.Process(
+            target=_fetch, args=(url, target, _share(files, number, processes), barrier, results), daemon=True
+        )
+        for number in range(processes)
     ]
     for worker in workers:
         worker.start()
@@ -138,8 +140,14 @@ def _ours(url: str, target: Path, files: list[tuple[str, str, int, str]], proces
     return spent, max(peaks)
 
 
+def _share(files: list[tuple[str, str, int, str]], number: int, processes: int) -> list[tuple[str, str, int, str]]:
+    """The products of one process, as an array job divides them."""
+    mine = sorted({product for product, *_ in files})[number::processes]
+    return [file for file in files if file[0] in mine]
+
+
 def _fetch(url: str, target: Path, files: list[tuple[str, str, int, str]], barrier: Any, results: Any) -> None:
-    """One process of ours: all files, into one folder with the others."""
+    """One process of ours, into one folder with the others."""
     from cloudjob.copernicus.checks import Wanted
     from cloudjob.copernicus.queue import Order, Queue
     from cloudjob.copernicus.session import open_session

@@ -43,11 +43,12 @@ class Order:
 
 @dataclass
 class _Job:
-    """A file of an order; None stands for its next step."""
+    """A file of an order; None stands for its next step. `wrong`: one that is not whole lies there."""
 
     order: Order
     file: Wanted | None
     lease: Lease | None = None
+    wrong: bool = False
 
 
 class Queue:
@@ -226,16 +227,21 @@ class Queue:
         """Brings a file to its place, or puts it off while another process holds its lease."""
         order = job.order
         target = order.folder / file.path
-        if not self._is_whole(file, target):
-            turn.begin()  # before the lease: who waits for a connection keeps no file from others
-            lease = job.lease = job.lease or self._lease(f"{order.product.name}.{file.name}")
-            if not lease.take():
-                self._put_off(job, lease)
+        if job.lease is None:
+            if self._is_whole(file, target):
+                self._one_less(order)
                 return
-            with lease:
-                if not self._is_whole(file, target):  # it may have come in the meantime
-                    self._make(order.product, file, target)
-            self.tally.waits.pop(lease.what, None)
+            job.wrong = target.exists()
+            job.lease = self._lease(f"{order.product.name}.{file.name}")
+        turn.begin()  # before the lease: who waits for a connection keeps no file from others
+        if not job.lease.take():
+            self._put_off(job, job.lease)
+            return
+        with job.lease:
+            there = self._is_whole if job.wrong else self._has_come
+            if not there(file, target):
+                self._make(order.product, file, target)
+        self.tally.waits.pop(job.lease.what, None)
         self._one_less(order)
 
     def _make(self, product: Remote, file: Wanted, target: Path) -> None:
@@ -260,6 +266,13 @@ class Queue:
         if (file.size is None and file.digest is None) or not target.exists() or checks.wrong(target, file):
             return False
         self.tally.settle(file, target.stat().st_size, kept=True)
+        return True
+
+    def _has_come(self, file: Wanted, target: Path) -> bool:
+        """Whether another process has made the file since we looked: it verified all but what a disk does to it."""
+        if file.size is None or not target.exists() or target.stat().st_size != file.size:
+            return False
+        self.tally.settle(file, file.size, kept=True)
         return True
 
     def _put_off(self, job: _Job, lease: Lease) -> None:
