@@ -13,6 +13,7 @@ from cloudjob.archive import server as archive_server
 from cloudjob.archive.make import make_synthetic
 from cloudjob.archive.server import ArchiveServer
 from cloudjob.cli.dispatch import main
+from cloudjob.copernicus.transfer import Limits
 from cloudjob.errors import ItemError
 from cloudjob.files import read_json, read_jsonl
 from cloudjob.hpc import stop
@@ -70,7 +71,7 @@ class Archive:
         """The file is served broken, and the manifest says so: only a reader can tell."""
         listed = next(parent for parent in path.parents if parent.suffix == ".SAFE") / "manifest.safe"
         wrong, manifest = folder / f"broken-{path.name}", folder / f"manifest-of-{path.name}"
-        wrong.write_bytes(bytes(1000))
+        wrong.write_bytes(path.read_bytes()[:12] + bytes(988))
         lines = listed.read_text().split("\n")
         (at,) = (number for number, line in enumerate(lines) if f'/{path.name}"' in line)  # the size is above it
         kind = re.search('checksumName="(.*)"', lines[at + 1])[1]
@@ -86,6 +87,7 @@ def archive(request, tmp_path, monkeypatch):
     cloudy = [date(2024, 2, 20) + timedelta(days=2 * number) for number in range(request.param)]
     made = Archive(tmp_path, cloudy)
     monkeypatch.setattr(stop, "install", lambda path: None)  # signals belong to the test's own process
+    monkeypatch.setattr(Limits, "rest", lambda *arguments: None)
     monkeypatch.setenv("CDSE_USERNAME", "u")
     monkeypatch.setenv("CDSE_PASSWORD", "p")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -4,6 +4,7 @@ Once behind 20 MB/s a connection and 0.2 s until each answer, as the Data Space 
 hashes (SHA3-256) and flushes each file, curl does neither.
 """
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from cloudjob.hpc import machine
 
 RATE, LATENCY = 20e6, 0.2  # bytes per second of a connection, seconds until an answer
 CONNECTIONS = 4  # of an account
-PRODUCTS, BANDS = 6, ("B02", "B03", "B04", "B08")
+PRODUCTS, BANDS = 5, ("B02", "B03", "B04", "B08")
 _START = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _PIECE = 1 << 18  # bytes that the slow server sends at a time
 _spawn = multiprocessing.get_context("spawn")
@@ -120,8 +121,10 @@ def _ours(url: str, target: Path, files: list[tuple[str, str, int, str]], proces
     barrier = _spawn.Barrier(processes + 1)
     results = _spawn.SimpleQueue()
     workers = [
-        _spawn.Process(target=_fetch, args=(url, target, files, barrier, results), daemon=True)
-        for _ in range(processes)
+        _spawn.Process(
+            target=_fetch, args=(url, target, _share(files, number, processes), barrier, results), daemon=True
+        )
+        for number in range(processes)
     ]
     for worker in workers:
         worker.start()
@@ -137,8 +140,14 @@ def _ours(url: str, target: Path, files: list[tuple[str, str, int, str]], proces
     return spent, max(peaks)
 
 
+def _share(files: list[tuple[str, str, int, str]], number: int, processes: int) -> list[tuple[str, str, int, str]]:
+    """The products of one process, as an array job divides them."""
+    mine = sorted({product for product, *_ in files})[number::processes]
+    return [file for file in files if file[0] in mine]
+
+
 def _fetch(url: str, target: Path, files: list[tuple[str, str, int, str]], barrier: Any, results: Any) -> None:
-    """One process of ours: all files, into one folder with the others."""
+    """One process of ours, into one folder with the others."""
     from cloudjob.copernicus.checks import Wanted
     from cloudjob.copernicus.queue import Order, Queue
     from cloudjob.copernicus.session import open_session
@@ -226,22 +235,19 @@ def _serve(folder: Path, rate: float | None, latency: float, pipe: Connection) -
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            try:
-                with path.open("rb") as file:
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(path.stat().st_size))
-                    self.end_headers()
-                    self._send(file, path.stat().st_size)
-            finally:
-                slots.release()
-
-        def _send(self, file: Any, size: int) -> None:
-            """All but the last piece under the slot's eyes: who has it all may begin the next file."""
-            begin = time.monotonic()
-            for first in range(0, size, _PIECE if rate else size):
-                if rate and (wait := begin + first / rate - time.monotonic()) > 0:
-                    time.sleep(wait)
-                self.connection.sendfile(file, first, min(_PIECE, size - first) if rate else size)
+            with path.open("rb") as file, contextlib.ExitStack() as held:
+                held.callback(slots.release)
+                size = path.stat().st_size
+                self.send_response(200)
+                self.send_header("Content-Length", str(size))
+                self.end_headers()
+                begin, last = time.monotonic(), max(size - _PIECE, 0)
+                for first in range(0, last, _PIECE if rate else last):
+                    if rate and (wait := begin + first / rate - time.monotonic()) > 0:
+                        time.sleep(wait)
+                    self.connection.sendfile(file, first, min(_PIECE if rate else last, last - first))
+                held.close()  # before the last piece: a client that has it all may begin its next file at once
+                self.connection.sendfile(file, last, size - last)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -100,9 +100,9 @@ class Check:
         """What it is instead, where the first bytes are of another kind of file."""
         head, name = self._head.lstrip(b"\xef\xbb\xbf \t\r\n"), self._file.name.lower()
         if name.endswith(".jp2") and self._head[: len(_JPEG_2000)] != _JPEG_2000[: len(self._head)]:
-            return f"is no JPEG 2000 but begins with {self._head[:24]!r}"
+            return f"is no JPEG 2000 but begins with {self._head[:12]!r}"
         if name.endswith((".xml", ".safe")) and (head[:1] not in (b"<", b"") or head[:9].lower().startswith(_PAGES)):
-            return f"is no XML but begins with {self._head[:24]!r}"
+            return f"is no XML but begins with {self._head[:12]!r}"
         return None
 
     def wrong(self) -> str | None:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from cloudjob.leases import Lease
 
 _LOOK = 0.2  # seconds between two looks for a wish to stop
 _ENDS = 1.5  # seconds in which the threads end after a wish to stop; nobody waits longer for them
+_TURN = 10.0  # seconds for which a thread keeps a connection of the account
 _FATAL = (InterruptedJob, DiskFullError)  # what ends all
 
 
@@ -42,11 +43,12 @@ class Order:
 
 @dataclass
 class _Job:
-    """A file of an order; None stands for its next step."""
+    """A file of an order; None stands for its next step. `wrong`: one that is not whole lies there."""
 
     order: Order
     file: Wanted | None
     lease: Lease | None = None
+    wrong: bool = False
 
 
 class Queue:
@@ -136,7 +138,7 @@ class Queue:
         heapq.heappush(self._ready, (job.order.number, next(self._numbers), job))
         self._changed.notify_all()
 
-    def _next(self) -> _Job | None:
+    def _next(self, turn: "_Turn") -> _Job | None:
         """What a thread shall do: the first that is ready, a planned order, what others held. None at the end."""
         with self._changed:
             while not self._closed:
@@ -147,24 +149,28 @@ class Queue:
                 if (order := next(self._coming, None)) is not None:
                     self._add(order)
                     continue
+                turn.end()
                 self._changed.wait(self._held[0][0] - time.monotonic() if self._held else None)
             return None
 
     def _work(self) -> None:
+        turn = _Turn(self._source.slot)
         try:
-            while (job := self._next()) is not None:
-                self._do(job)
+            while (job := self._next(turn)) is not None:
+                self._do(job, turn)
         except BaseException as error:  # what is planned cannot be told
             self._end(error)
+        finally:
+            turn.end()
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, job: _Job, turn: "_Turn") -> None:
         try:
             if job.order.over:
                 return
             if job.file is None:
                 self._step(job.order)
             else:
-                self._place(job, job.file)
+                self._place(job, job.file, turn)
         except BaseException as error:  # of whatever kind: it is raised where the order is waited for
             self._fail(job, error)
 
@@ -217,19 +223,25 @@ class Queue:
             self._changed.notify_all()
 
     # --- files --------------------------------------------------------------------------------------------------------
-    def _place(self, job: _Job, file: Wanted) -> None:
+    def _place(self, job: _Job, file: Wanted, turn: "_Turn") -> None:
         """Brings a file to its place, or puts it off while another process holds its lease."""
         order = job.order
         target = order.folder / file.path
-        if not self._is_whole(file, target):
-            lease = job.lease = job.lease or self._lease(f"{order.product.name}.{file.name}")
-            if not lease.take():
-                self._put_off(job, lease)
+        if job.lease is None:
+            if self._is_whole(file, target):
+                self._one_less(order)
                 return
-            with lease:
-                if not self._is_whole(file, target):  # it may have come in the meantime
-                    self._make(order.product, file, target)
-            self.tally.waits.pop(lease.what, None)
+            job.wrong = target.exists()
+            job.lease = self._lease(f"{order.product.name}.{file.name}")
+        turn.begin()  # before the lease: who waits for a connection keeps no file from others
+        if not job.lease.take():
+            self._put_off(job, job.lease)
+            return
+        with job.lease:
+            there = self._is_whole if job.wrong else self._has_come
+            if not there(file, target):
+                self._make(order.product, file, target)
+        self.tally.waits.pop(job.lease.what, None)
         self._one_less(order)
 
     def _make(self, product: Remote, file: Wanted, target: Path) -> None:
@@ -239,15 +251,14 @@ class Queue:
             _link(local, target)
             self.tally.settle(file, local.stat().st_size, linked=True)
             return
-        with self._source.slot():
-            transfer.fetch(
-                lambda start: self._source.open(product, file.path, start),
-                target,
-                file,
-                limits=self._limits,
-                stopped=lambda: self._closed or self._stopped(),
-                tell=self.tally.took,
-            )
+        transfer.fetch(
+            lambda start: self._source.open(product, file.path, start),
+            target,
+            file,
+            limits=self._limits,
+            stopped=lambda: self._closed or self._stopped(),
+            tell=self.tally.took,
+        )
         self.tally.settle(file, target.stat().st_size)
 
     def _is_whole(self, file: Wanted, target: Path) -> bool:
@@ -257,11 +268,41 @@ class Queue:
         self.tally.settle(file, target.stat().st_size, kept=True)
         return True
 
+    def _has_come(self, file: Wanted, target: Path) -> bool:
+        """Whether another process has made the file since we looked: it verified all but what a disk does to it."""
+        if file.size is None or not target.exists() or target.stat().st_size != file.size:
+            return False
+        self.tally.settle(file, file.size, kept=True)
+        return True
+
     def _put_off(self, job: _Job, lease: Lease) -> None:
         self.tally.waits[lease.what] = lease.occupied()
         with self._changed:
             later = time.monotonic() + min(lease.patience / 20, 3)
             heapq.heappush(self._held, (later, next(self._numbers), job))
+
+
+class _Turn:
+    """A connection of the account that a thread has for some files, one after the other: to hand it over at each file
+    would cost more than the others gain. After a while they get their turn."""
+
+    def __init__(self, slot: Callable[[], AbstractContextManager]):
+        self._slot, self._begun = slot, 0.0
+        self._held = ExitStack()
+        self._has = False
+
+    def begin(self) -> None:
+        """Takes a connection, unless this thread has one that it may keep."""
+        if self._has and time.monotonic() - self._begun > _TURN:
+            self.end()
+        if not self._has:
+            self._held.enter_context(self._slot())
+            self._has, self._begun = True, time.monotonic()
+
+    def end(self) -> None:
+        """Gives the connection back."""
+        self._has = False
+        self._held.close()
 
 
 def _link(source: Path, target: Path) -> None:

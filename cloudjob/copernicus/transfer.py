@@ -16,7 +16,7 @@ from cloudjob.files import ask_guards, flush, is_disk_full, rename
 
 _BLOCK = 1 << 20  # bytes
 _LOOKS = 3  # how often a file is not there before that is believed
-_ADVANCE = 1 << 20  # bytes; a try that brought as many was no failure
+_ADVANCE = 1 << 16  # bytes; a try that brought as many was no failure
 
 
 class Broken(Exception):
@@ -93,16 +93,13 @@ def _complete(
     tell: Callable[[int], None],
 ) -> None:
     """Tries until the part is whole and right. A first wrong digest is no failure: the part may be of an older file."""
-    failures = gone = wrong = 0
+    tries = failures = gone = furthest = 0
+    forgiven = False
     while True:
-        before = part.received
+        tries, broken = tries + 1, ""
         try:
             if not part.complete:
                 _receive(open_at, part, limits, stopped, tell)
-            reason = part.check.wrong()
-            if reason is None:
-                return
-            short, reason = part.check.short, f"{part.target.name}: {reason}"
         except LeftOutError:
             gone += 1
             if gone == _LOOKS:
@@ -110,15 +107,23 @@ def _complete(
             limits.rest(gone, stopped)
             continue
         except Broken as error:
-            short, reason = True, f"{part.target.name}: {error}"
-        if not short or part.check.alien():
+            broken = str(error)
+        reason = broken or part.check.wrong()
+        if reason is None:
+            return
+        useless = bool(part.check.alien()) or not (broken or part.check.short)
+        if part.check.length >= furthest + _ADVANCE and not useless:
+            failures, furthest = 0, part.check.length
+        elif useless and not forgiven:
+            forgiven = True
+        else:
+            failures += 1
+        if useless:
             part.restart()
-            wrong += 1
-        failures = 0 if part.received - before >= _ADVANCE and short else failures + (short or wrong > 1)
         if failures > limits.retries:
-            if short:
-                raise ItemError(f"{reason}; {failures} tries")
-            raise CorruptFileError(part.target, f"{reason.partition(': ')[2]}, {wrong} times")
+            if broken:
+                raise ItemError(f"{part.target.name}: {broken}; {tries} tries")
+            raise CorruptFileError(part.target, f"{reason}; {tries} tries")
         if failures:
             limits.rest(failures, stopped)
 

@@ -57,7 +57,7 @@ def _source(folder: RunFolder, settings: Any) -> "Source":
     if settings.source == "path":
         return Folder(settings.folder)
     if settings.source == "s3":
-        return S3(settings.s3, contextlib.nullcontext)
+        return S3(settings.s3)
     endpoints = Endpoints(**settings.urls())
     session = partial(
         open_session, endpoints, patience=settings.waiting(), stopped=folder.stop_requested, said=folder.say

@@ -190,16 +190,29 @@ def test_wrong_bytes_are_fetched_once_more_even_without_retries(server, get, wro
 
 def test_wrong_bytes_again_and_again_are_an_error(server, get):
     server.scripts["/f"] = [Answer(200, DATA[:-1] + b"x")]
-    with pytest.raises(CorruptFileError, match=r"SHA3-256 is .* instead of .*, 5 times") as error:
+    with pytest.raises(CorruptFileError, match=r"SHA3-256 is .* instead of .*; 5 tries") as error:
         get()
     assert error.value.path == get.target
     assert len(server.requests) == 5  # once more, then `retries`
     assert left(get) == []
 
 
+def test_a_file_that_is_another_by_now_is_named_as_corrupt(server, get):
+    """Its own length is whole for the server: who asks may find that the manifest has changed too."""
+    server.scripts["/f"] = [ranged(DATA[:-5])]
+    with pytest.raises(CorruptFileError, match=f"{SIZE - 5} bytes instead of {SIZE}"):
+        get()
+
+
+def test_a_source_that_never_continues_and_always_breaks_off_is_given_up(server, get):
+    server.scripts["/f"] = [Answer(200, DATA, cut=2_000_000)]
+    with pytest.raises(ItemError, match=r"broke off.*; 5 tries"):
+        get()
+
+
 def test_what_stays_short_is_an_error_that_keeps_the_part(server, get):
     server.scripts["/f"] = [ranged(DATA, cut=70_000), ranged(DATA, cut=0)]
-    with pytest.raises(ItemError, match=r"f.jp2: .*broke off.*; 4 tries"):
+    with pytest.raises(ItemError, match=r"f.jp2: .*broke off.*; 5 tries"):
         get()
     (part,) = left(get)
     assert part.read_bytes() == DATA[:70_000]
@@ -291,7 +304,7 @@ def test_a_body_that_drips_is_given_up_and_begun_anew(server, get, size):
     assert len(server.requests) == 2
     get.target.unlink()
     server.scripts["/f"] = [Answer(200, DATA, drip=0.02)]
-    with pytest.raises(ItemError, match=r"bytes in 0.05 s, which is too slow; 3 tries"):
+    with pytest.raises(ItemError, match=r"bytes in 0.05 s, which is too slow; \d tries"):
         get(limits=Limits(retries=2, pause=0.01, window=0.05, slowest=1000))
 
 
