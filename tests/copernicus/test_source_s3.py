@@ -92,9 +92,9 @@ def test_keys_and_the_extra_are_asked_for(monkeypatch):
 
 @pytest.mark.slow
 def test_the_address_is_path_style_and_the_keys_are_those_of_the_environment(keys):
-    from cloudjob.copernicus.sources.s3 import _client
+    from cloudjob.copernicus.sources.s3 import open_client
 
-    client = _client("https://eodata.example")
+    client = open_client("https://eodata.example")
     url = client.generate_presigned_url("get_object", Params={"Bucket": "eodata", "Key": "a/b"})
     assert url.startswith("https://eodata.example/eodata/a/b?")
     assert "AWSAccessKeyId=a&" in url or "Credential=a%2F" in url
