@@ -81,7 +81,9 @@ class Tally:
         return max(self.arrived + self.kept + self.linked - self._settled, 0)
 
     def note(self) -> str:
-        """What was done, at the end."""
+        """What was done, at the end; "" where nothing was."""
+        if not self.files_done:
+            return ""
         seconds = max(time.monotonic() - self._begin, 1e-3)
         parts = [f"{size_of(self.arrived)} fetched ({size_of(self.arrived / seconds)}/s)"]
         parts.append(f"{size_of(self.verified)} verified")

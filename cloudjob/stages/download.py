@@ -65,7 +65,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
             return files, None
 
         summary = records.work(folder, STAGE, every, make)
-        summary.note = queue.tally.note() + _saved(products, every, folder)
+        summary.note = "; ".join(filter(None, (queue.tally.note(), _saved(products, every, folder))))
     return summary
 
 
@@ -102,7 +102,7 @@ def _saved(products: dict[str, "Remote"], every: list[Item], folder: RunFolder) 
             bands += max(size - fetched, 0)
     parts = [f"{size_of(rest)} by previews"] if rest else []
     parts += [f"{size_of(bands)} by fetching four bands alone"] if bands else []
-    return f"; saved {' and '.join(parts)}" if parts else ""
+    return f"saved {' and '.join(parts)}" if parts else ""
 
 
 def _truth(archive: Path, folder: RunFolder, product: str) -> list[Path]:

@@ -58,6 +58,9 @@ def test_products_to_exclude_are_names_with_or_without_safe():
         ("copernicus", "connections", [1, 4], [0, 5]),
         ("copernicus", "retries", [0, 9], [-1]),
         ("copernicus", "patience", [0.5, 86400], [0, -1]),
+        ("copernicus", "slowest", [0], [-1]),
+        ("copernicus", "longest", [0.1], [0]),
+        ("copernicus", "source", ["https", "s3"], ["ftp"]),
         ("evaluate", "steps", [[], [1, 1000]], [[0], [1001]]),
     ],
 )
@@ -202,6 +205,12 @@ def test_a_raster_as_mask_needs_its_folder_and_the_other_way_round():
     assert config(masks={"source": "raster", "folder": "masks"}).masks.folder == Path("/of/the/file/masks")
     for masks in ({"source": "raster"}, {"folder": "masks"}):
         assert "set both or neither" in mistake(masks=masks)
+
+
+def test_a_folder_as_source_needs_its_path_and_the_other_way_round():
+    assert config(copernicus={"source": "path", "folder": "/data"}).copernicus.folder == Path("/data")
+    for settings in ({"source": "path"}, {"folder": "/data"}, {"source": "s3", "folder": "/data"}):
+        assert "source path and folder belong together" in mistake(copernicus=settings)
 
 
 def test_a_section_is_plain_and_holds_the_seed():
