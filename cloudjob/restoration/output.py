@@ -1,7 +1,6 @@
 """The restored scene as files that other tools open: CF/netCDF-4 HDF5, Cloud-Optimized GeoTIFF, STAC item, PNG."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform_geom
 
 from cloudjob.errors import CorruptFileError
+from cloudjob.files import json_text
 from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
 from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
 from cloudjob.sentinel2.render import encode_png, true_colour
@@ -196,7 +196,7 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
         ],
         "assets": assets,
     }
-    path.write_text(json.dumps(item, indent=1) + "\n")
+    path.write_text(json_text(item, indent=1) + "\n")
 
 
 def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ import math
 import re
 from datetime import UTC, datetime
 
+from rasterio._err import CPLE_BaseError  # what GDAL reports has no other common name
+from rasterio.errors import CRSError
 from rasterio.warp import transform as warp_points
 
 from cloudjob.errors import ConfigError
@@ -34,6 +36,15 @@ def tile_corner(tile: str) -> tuple[str, int, int]:
         easting // 60 * 60,
         -(-top // 60) * 60 + (0 if south >= 0 else 10_000_000),
     )
+
+
+def lon_lat(crs: str, x: float, y: float) -> tuple[float, float] | None:
+    """Longitude and latitude, in degrees, of a point of a CRS; None where it has none, or there is no such CRS."""
+    try:
+        (lon,), (lat,) = warp_points(crs, "EPSG:4326", [x], [y])
+    except (CRSError, CPLE_BaseError):
+        return None
+    return (lon, lat) if math.isfinite(lon + lat) else None
 
 
 def tile_centre(tile: str) -> tuple[float, float]:

@@ -63,6 +63,7 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
     *_unknown     pixels that the date's own masks leave open, or that are clear but suspiciously brighter than on the
                   other date (clear date: than on most of the dates, cloudy date and witnesses, that are clear there)
     jointly_clear clear on both dates, and suspicious on neither
+    sun_*         degrees; None where the elevation is not known
     snow          share of the pixels that both classifications call clear, and the difference of the dates; None
                   where there are no such pixels. New snow is suspiciously bright, so suspicion does not count here.
     """
@@ -75,6 +76,7 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
     agreed = (cloudy.core == CLEAR) & (clear.core == CLEAR)
     snow, other_snow = (_share(preview.snow, agreed) for preview in (cloudy, clear))
     suns = [preview.product.sun_elevation for preview in (cloudy, clear)]
+    known = [sun for sun in suns if sun is not None]
     return {
         "days": round((clear.product.sensing_time - cloudy.product.sensing_time).total_seconds() / 86400, 3),
         "same_orbit": cloudy.product.name.relative_orbit == clear.product.name.relative_orbit,
@@ -84,8 +86,8 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
         "clear_cloud": _share(masks.any_of(clear.core, *HIDDEN), both) or 0.0,
         "clear_unknown": _share((clear.core == UNKNOWN) | other_doubt, both) or 0.0,
         "jointly_clear": _share(agreed & ~doubt & ~other_doubt, both) or 0.0,
-        "sun_elevation": [round(sun, 2) for sun in suns],
-        "sun_difference": round(abs(suns[0] - suns[1]), 2),
+        "sun_elevation": [None if sun is None else round(sun, 2) for sun in suns],
+        "sun_difference": round(max(known) - min(known), 2) if len(known) == 2 else None,
         "snow": [snow, other_snow],
         "snow_difference": None if snow is None or other_snow is None else round(abs(snow - other_snow), 4),
     }
@@ -108,54 +110,65 @@ def _share(flags: np.ndarray, where: np.ndarray) -> float | None:
 
 
 def judge(measures: dict, rules: Rules) -> list[str]:
-    """Why a candidate is not acceptable, in words; an empty list if it is."""
+    """Why a candidate is not acceptable, in words; an empty list if it is. What is not known keeps no limit: each rule
+    says what must hold, since every comparison with NaN is false."""
     low, high = rules.cloudy_range
     suns = measures["sun_elevation"]
     checks = [
         (
-            abs(measures["days"]) < rules.min_days,
+            abs(measures["days"]) >= rules.min_days,
             f"{measures['days']:+.1f} days apart, at least {rules.min_days:g}",
         ),
         (
-            abs(measures["days"]) > rules.max_days,
+            abs(measures["days"]) <= rules.max_days,
             f"{measures['days']:+.1f} days apart, at most {rules.max_days:g}",
         ),
         (
-            not low <= measures["cloudy_cloud"] <= high,
+            low <= measures["cloudy_cloud"] <= high,
             f"cloudy date has {measures['cloudy_cloud']:.3f} cloud, not {low:g}..{high:g}",
         ),
-        (
-            measures["sun_difference"] > rules.max_sun_difference,
-            f"sun {suns[0]:.1f} and {suns[1]:.1f} degrees high, at most {rules.max_sun_difference:g} apart",
-        ),
     ]
-    return [reason for failed, reason in checks if failed] + _faults(measures, rules)
+    reasons = _broken(checks)
+    difference = measures["sun_difference"]
+    if difference is not None and not difference <= rules.max_sun_difference:
+        reasons.append(f"sun {suns[0]:.1f} and {suns[1]:.1f} degrees high, at most {rules.max_sun_difference:g} apart")
+    return reasons + _faults(measures, rules)
+
+
+def _broken(checks: list[tuple[bool, str]]) -> list[str]:
+    return [reason for kept, reason in checks if not kept]
 
 
 def _faults(measures: dict, rules: Rules) -> list[str]:
     """What is wrong with the clear date, as a target or as a reference."""
-    sun, snow = min(measures["sun_elevation"]), measures["snow"]
     checks = [
         (
-            measures["overlap"] < rules.min_overlap,
+            measures["overlap"] >= rules.min_overlap,
             f"joint valid area {measures['overlap']:.2f}, at least {rules.min_overlap:g}",
         ),
         (
-            measures["clear_cloud"] > rules.clear_max_cloud,
+            measures["clear_cloud"] <= rules.clear_max_cloud,
             f"clear date has {measures['clear_cloud']:.3f} cloud, at most {rules.clear_max_cloud:g}",
         ),
         (
-            measures["clear_unknown"] > rules.clear_max_unknown,
+            measures["clear_unknown"] <= rules.clear_max_unknown,
             f"clear date has {measures['clear_unknown']:.3f} doubtful, at most {rules.clear_max_unknown:g}",
         ),
-        (sun < rules.min_sun_elevation, f"sun at {sun:.1f} degrees, at least {rules.min_sun_elevation:g}"),
     ]
-    reasons = [reason for failed, reason in checks if failed]
-    difference = measures["snow_difference"]
-    if difference is not None and difference > rules.max_snow_difference:
+    reasons = _broken(checks) + _low_sun(measures["sun_elevation"], rules)
+    difference, snow = measures["snow_difference"], measures["snow"]
+    if difference is not None and not difference <= rules.max_snow_difference:
         amounts = f"{snow[0]:.2f} and {snow[1]:.2f} of the ground"
         reasons.append(f"snow on {amounts}, at most {rules.max_snow_difference:g} apart")
     return reasons
+
+
+def _low_sun(suns: list[float | None], rules: Rules) -> list[str]:
+    if unknown := [role for role, sun in zip(("cloudy", "clear"), suns, strict=True) if sun is None]:
+        return [f"nobody knows how high the sun stood on the {' and the '.join(unknown)} date"]
+    known = [sun for sun in suns if sun is not None]
+    low = next((sun for sun in known if not sun >= rules.min_sun_elevation), None)
+    return [] if low is None else [f"sun at {min(known):.1f} degrees, at least {rules.min_sun_elevation:g}"]
 
 
 def candidates(cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings: masks.Settings) -> list[dict]:

@@ -4,9 +4,10 @@ Elements and layout: Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from xml.etree.ElementTree import Element, ParseError
@@ -20,6 +21,7 @@ from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.names import ProductName
 from cloudjob.pixels import BANDS
 from cloudjob.sentinel2 import decode
+from cloudjob.sentinel2.geometry import lon_lat, sun_position
 
 _BAND_ID = {"B04": "3", "B03": "2", "B02": "1", "B08": "7", "B11": "11"}  # B01 is 0, B8A is 8
 _PREVIEW = ("_SCL_20m", *(f"_{band}_60m" for band in ("B04", "B03", "B02", "B11")))
@@ -40,8 +42,8 @@ class Product:
     crs: str
     transform: Affine
     shape: tuple[int, int]
-    sun_elevation: float  # degrees, mean over the tile
-    percentages: dict[str, float]  # ESA's own, by XML element name; all but no data are of the valid pixels
+    sun_elevation: float | None  # degrees, mean over the tile; None where it is not known
+    percentages: dict[str, float]  # ESA's own, where known, by XML element name; all but no data are of valid pixels
     sensing_time: datetime
     files: dict[str, str]  # "B04_10m", "SCL_20m", "MSK_CLDPRB_20m" ... -> path below the folder
 
@@ -56,20 +58,22 @@ class Product:
         granule = PurePosixPath(images[0]).parents[2]  # GRANULE/<granule>/IMG_DATA/R10m/<file>
         tile = _Metadata(folder / granule / "MTD_TL.xml")
         masks = [_inside(tile.path, _text(e)) for e in tile.all("MASK_FILENAME")]
-        x, y = (tile.get("Geoposition", axis, convert=float, resolution="10") for axis in ("ULX", "ULY"))
+        x, y = (tile.get("Geoposition", axis, convert=_number, resolution="10") for axis in ("ULX", "ULY"))
         rows, columns = (tile.get("Size", n, convert=int, resolution="10") for n in ("NROWS", "NCOLS"))
+        crs, transform = tile.get("HORIZONTAL_CS_CODE").upper(), Affine(10.0, 0.0, x, 0.0, -10.0, y)
+        sensing_time = tile.get("SENSING_TIME", convert=_moment)
         return cls(
             folder=folder,
             name=user.get("PRODUCT_URI", convert=ProductName.parse),
             baseline=user.get("PROCESSING_BASELINE"),
             offsets=_offsets(user),
-            quantification=user.get("BOA_QUANTIFICATION_VALUE", convert=float),
-            crs=tile.get("HORIZONTAL_CS_CODE").upper(),
-            transform=Affine(10.0, 0.0, x, 0.0, -10.0, y),
+            quantification=user.get("BOA_QUANTIFICATION_VALUE", convert=_number),
+            crs=crs,
+            transform=transform,
             shape=(rows, columns),
-            sun_elevation=90.0 - tile.get("Mean_Sun_Angle", "ZENITH_ANGLE", convert=float),
+            sun_elevation=_sun_elevation(tile, sensing_time, (crs, x + 5 * columns, y - 5 * rows)),
             percentages=_percentages(user),
-            sensing_time=tile.get("SENSING_TIME", convert=datetime.fromisoformat),
+            sensing_time=sensing_time,
             files={_key(path): path for path in images + masks},
         )
 
@@ -301,4 +305,29 @@ def _offsets(user: _Metadata) -> dict[str, int]:
 def _percentages(user: _Metadata) -> dict[str, float]:
     names = {_local(e) for e in user.root.iter()}
     wanted = [*sorted(n for n in names if n.endswith("_PERCENTAGE")), "Cloud_Coverage_Assessment"]
-    return {name: user.get(name, convert=float) for name in wanted}
+    found = {name: user.get(name, convert=float) for name in wanted}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    return value
+
+
+def _moment(text: str) -> datetime:
+    """The time, in UTC where the text names no other zone."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _sun_elevation(tile: _Metadata, when: datetime, middle: tuple[str, float, float]) -> float | None:
+    """Degrees: as the metadata say, or where they do not know it (NaN in some of baseline 05.09) from the time and the
+    `middle` of the tile, a CRS and a place in it; None where that has no longitude."""
+    if tile.all("Mean_Sun_Angle"):
+        zenith = tile.get("Mean_Sun_Angle", "ZENITH_ANGLE", convert=float)
+        if math.isfinite(zenith):
+            return 90.0 - zenith
+    place = lon_lat(*middle)
+    return place and sun_position(when, *place)[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from cloudjob import __version__
 from cloudjob.diffusion import checkpoint
 from cloudjob.errors import ConfigError
-from cloudjob.files import write_bytes, write_jsonl
+from cloudjob.files import json_text, write_bytes, write_jsonl
 from cloudjob.hpc import distributed, machine, slurm
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import JOULES_PER_KWH, Energy, carbon
@@ -44,7 +44,7 @@ def trim(path: Path, seen: int) -> None:
 def append(path: Path, row: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json_text(row) + "\n")
 
 
 class Meter:

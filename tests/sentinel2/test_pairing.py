@@ -1,5 +1,6 @@
 """Which clear product is taken, which is the reference, and why the others are not."""
 
+import json
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -404,6 +405,28 @@ MEASURES = {
 def test_a_limit_itself_is_allowed(measure, allowed, refused):
     assert pairing.judge(MEASURES | {measure: allowed}, RULES) == []
     assert len(pairing.judge(MEASURES | {measure: refused}, RULES)) == 1
+
+
+@pytest.mark.parametrize("measure", [name for name, value in MEASURES.items() if isinstance(value, float)])
+def test_no_limit_is_kept_by_what_is_no_number(measure):
+    asked = measure not in ("cloudy_unknown", "jointly_clear")
+    assert bool(pairing.judge(MEASURES | {measure: np.nan}, RULES)) == asked
+
+
+@pytest.mark.parametrize(("suns", "who"), [((None, 15.0), "cloudy"), ((15.0, None), "clear"), ((None, None), "cloudy")])
+def test_a_sun_that_nobody_knows_is_a_reason(suns, who):
+    cloudy, clear = (preview(day, cloud, sun=sun) for day, cloud, sun in zip((0, 2), (0.3, 0), suns, strict=True))
+    (row,) = rows(clear, cloudy=cloudy)
+    assert row["sun_elevation"] == list(suns)
+    assert row["sun_difference"] is None
+    (reason,) = row["reasons"]
+    assert reason.startswith("nobody knows how high the sun stood on the")
+    assert who in reason
+    assert "NaN" not in json.dumps(row)
+
+
+def test_a_date_whose_sun_nobody_knows_is_no_reference():
+    assert accepted(rows(preview(4), preview(6, sun=None)))["reference"] is None
 
 
 def test_the_reference_is_judged_by_its_own_measures_and_days_up_to_the_limit():

@@ -374,6 +374,65 @@ def test_missing_or_unreadable_metadata_name_file_and_element(small, file, old, 
     assert error.value.path == folder / file
 
 
+def in_tile(folder, old, new):
+    path = folder / GRANULE / "MTD_TL.xml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return Product.open(folder)
+
+
+@pytest.mark.parametrize("zenith", ["NaN", "inf", None])
+def test_a_sun_that_the_metadata_do_not_know_is_computed(small, zenith):
+    """At 22:26 UTC the sun stands nearly in the south of 153 west, at 90 - 69.4 + 22.6 degrees."""
+    whole = '<Mean_Sun_Angle><ZENITH_ANGLE unit="deg">50.5</ZENITH_ANGLE></Mean_Sun_Angle>'
+    opened = in_tile(small[0], whole, "" if zenith is None else whole.replace("50.5", zenith))
+    assert opened.sun_elevation == pytest.approx(43.2, abs=0.1)
+    nowhere = in_tile(small[0], "EPSG:32605", "EPSG:99999")
+    assert nowhere.sun_elevation is None
+
+
+def test_real_metadata_without_the_sun(shared_data, small):
+    """At midsummer near 66.2 N, 180 E, a quarter of an hour before noon by the sun: nearly 90 - 66.2 + 23.4 degrees."""
+    text = (shared_data / "real_cases/nan_sun/MTD_TL.xml").read_text()
+    assert ">NaN</ZENITH_ANGLE>" in text
+    (small[0] / GRANULE / "MTD_TL.xml").write_text(text)
+    opened = Product.open(small[0])
+    assert opened.sun_elevation == pytest.approx(47.12, abs=0.05)
+    assert all(np.isfinite(value) for value in opened.percentages.values())
+
+
+@pytest.mark.parametrize("tile", ["T22HBD", "T01CCV", "T29UNU"])
+def test_the_computed_sun_is_that_of_real_metadata(shared_data, tile, tmp_path):
+    source = find(shared_data, f"*/*{tile}*.SAFE")
+    (tl,) = source.glob("GRANULE/*/MTD_TL.xml")
+    text = tl.read_text()
+    place = tmp_path / tl.relative_to(source)
+    place.parent.mkdir(parents=True)
+    shutil.copy(source / "MTD_MSIL2A.xml", tmp_path)
+    place.write_text(text.replace("Mean_Sun_Angle", "Mean_Sun"))
+    assert Product.open(tmp_path).sun_elevation == pytest.approx(Product.open(source).sun_elevation, abs=0.2)
+
+
+def test_numbers_that_are_not_known_are_left_out_or_corrupt(small):
+    path = small[0] / "MTD_MSIL2A.xml"
+    text = path.read_text()
+    path.write_text(text.replace("6.46E-4", "NaN"))
+    assert list(Product.open(small[0]).percentages) == ["Cloud_Coverage_Assessment"]
+    path.write_text(text.replace(">10000<", ">NaN<"))
+    with pytest.raises(CorruptFileError, match=r"BOA_QUANTIFICATION_VALUE.*NaN is no number"):
+        Product.open(small[0])
+    path.write_text(text)
+    with pytest.raises(CorruptFileError, match=r"ULX.*inf is no number"):
+        in_tile(small[0], "<ULX>499980.25", "<ULX>inf")
+
+
+def test_a_time_without_a_zone_is_in_utc(small):
+    assert in_tile(small[0], "22:26:01.5Z", "22:26:01.5").sensing_time == datetime(
+        2025, 6, 5, 22, 26, 1, 500000, tzinfo=UTC
+    )
+
+
 def test_missing_metadata_file_is_named(tmp_path):
     with pytest.raises(CorruptFileError, match=r"MTD_MSIL2A\.xml: missing"):
         Product.open(tmp_path)
