@@ -1,9 +1,9 @@
 """The types that the models of the configuration are made of: ranges of numbers, a tile, a path, a section."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
 
 Number = TypeVar("Number", int, float)
 
@@ -13,6 +13,27 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]  # decay of an optimizer's runnin
 Count = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Tile = Annotated[str, Field(pattern=r"^\d{2}[C-X][A-Z]{2}$")]
+
+
+MaskClass = Literal["clear", "cloud", "shadow", "cirrus", "unknown", "no_data"]
+MaskNames = Literal["cloudsen12", "omnicloudmask", "s2cloudless", "fmask", "python-fmask", "maja", "binary"]
+
+
+def _once(table: object) -> object:
+    if isinstance(table, dict):
+        named: dict[int, str] = {}
+        for name, values in table.items():
+            for value in values:
+                if named.setdefault(value, name) != name:
+                    raise ValueError(f"{value} is both {named[value]} and {name}")
+    return table
+
+
+MaskValues = Annotated[
+    Annotated[dict[MaskClass, list[Byte]], Tag("table")] | Annotated[MaskNames, Tag("name")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "table"),  # so that one mistake is one
+    AfterValidator(_once),
+]
 
 
 class Override(str):

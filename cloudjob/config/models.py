@@ -7,10 +7,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cloudjob.config.archive import ArchiveConfig
 from cloudjob.config.fields import (
-    Byte,
     ConfiguredPath,
     Count,
     Fraction,
+    MaskValues,
     Momentum,
     Percent,
     Section,
@@ -88,10 +88,11 @@ class MasksConfig(Section):
     source: Literal["scl", "raster"] = Field(
         "scl", description="ESA's scene classification, or a raster of your own for each product"
     )
-    folder: ConfiguredPath | None = Field(None, description="with source raster: holds <product>.tif at 10 or 20 m")
-    values: dict[Literal["cloud", "shadow", "cirrus", "unknown", "no_data"], list[Byte]] = Field(
+    folder: ConfiguredPath | None = Field(None, description="with source raster: holds <product>.tif")
+    values: MaskValues = Field(
         {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]},
-        description="with source raster: which of its values mean what; all others are clear",
+        description="with source raster: which of its values mean what, or who made it; 0 is clear unless it is named, "
+        "any other value that is not named is an error; binary: all but 0 is cloud",
     )
     cloud_probability: Percent = Field(
         20, description="percent from which on what the classification calls clear is unknown"

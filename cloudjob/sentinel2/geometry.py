@@ -10,6 +10,8 @@ from rasterio.warp import transform as warp_points
 
 from cloudjob.errors import ConfigError
 
+WARP_ERRORS = (CRSError, CPLE_BaseError)  # there is no such CRS, or no such place in it
+
 
 def tile_corner(tile: str) -> tuple[str, int, int]:
     """CRS ("EPSG:32605"), easting and northing of the upper left corner of a tile such as 05WPS.
@@ -42,7 +44,7 @@ def lon_lat(crs: str, x: float, y: float) -> tuple[float, float] | None:
     """Longitude and latitude, in degrees, of a point of a CRS; None where it has none, or there is no such CRS."""
     try:
         (lon,), (lat,) = warp_points(crs, "EPSG:4326", [x], [y])
-    except (CRSError, CPLE_BaseError):
+    except WARP_ERRORS:
         return None
     return (lon, lat) if math.isfinite(lon + lat) else None
 

@@ -28,11 +28,12 @@ _AROUND, _MOSTLY = 33, 0.9  # cells of 60 m (2 km), and how much of the cloud th
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How pixels become classes. Probabilities are in percent; `snow_b11`, `cloud_b11` and `brighter` are reflectance;
-    radii are in metres. `folder` and `values` describe rasters that replace the classification (`source` "raster")."""
+    radii are in metres. `folder` and `values` describe rasters that replace the classification (`source` "raster"; see
+    `foreign_masks`)."""
 
     source: str = "scl"
     folder: Path | None = None
-    values: dict[str, list[int]] = field(
+    values: dict[str, list[int]] | str = field(
         default_factory=lambda: {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]}
     )
     cloud_probability: float = 20

@@ -6,13 +6,11 @@ from typing import Literal, Self
 
 import numpy as np
 import rasterio
-from affine import Affine
-from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 
 from cloudjob.errors import ConfigError
-from cloudjob.pixels import CLASSES, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
-from cloudjob.sentinel2 import masks
+from cloudjob.pixels import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
+from cloudjob.sentinel2 import foreign_masks, masks
+from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
@@ -27,7 +25,6 @@ from cloudjob.sentinel2.radiometry import reflectance
 _GREEN, _BLUE = 1, 2  # in `rgb`
 _ILLUMINATION = 1.1  # ratio by which the same ground may brighten between dates, as the light changes
 _SAME = 0.01  # reflectance; a smaller difference is none
-_Grid = tuple[CRS | str | None, Affine, tuple[int, int]]  # of a raster, and its shape (rows, columns)
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Preview:
     snow: np.ndarray  # (h, w) bool
     rgb: np.ndarray  # (3, ceil(H/6), ceil(W/6)) uint16 DN of B04, B03, B02 at 60 m
     scl: np.ndarray | None = None  # (h, w) uint8 scene classification, None where a raster replaces it
+    note: str = ""  # what a person should know of that raster
 
     @property
     def nbytes(self) -> int:
@@ -50,14 +48,17 @@ class Preview:
     @classmethod
     def open(cls, product: Product, settings: Settings) -> Self:
         """Reads the files below the product's folder; with source "raster" also `<folder>/<product>.tif` (see
-        `_read_raster`)."""
+        `foreign_masks.read`)."""
         scl, rgb = read_scl(product), read_overview(product)
         snow = scl == masks.SCL_SNOW
         if settings.source == "raster":
-            core, factor = _read_raster(product, settings)
+            assert settings.folder is not None  # as the configuration demands of source "raster"
+            path = settings.folder / f"{product.name.name}.tif"
+            grids = {factor: Grid.of(product, factor) for factor in (1, 2)}
+            core, factor, note = foreign_masks.read(path, grids, settings.values)
             times = 2 // factor
             core[masks.upsampled(scl == masks.SCL_NO_DATA, times, core.shape)] = NO_DATA
-            return cls(product, core, factor, masks.upsampled(snow, times, core.shape), rgb)
+            return cls(product, core, factor, masks.upsampled(snow, times, core.shape), rgb, note=note)
         b11 = read_b11(product)
         core = masks.combine(
             scl,
@@ -122,9 +123,9 @@ def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMask
     if path is None or not path.exists():
         return found
     with rasterio.open(path) as image:
-        here = (image.crs, image.transform, image.shape)
-        if not _equal(here, grid := _grid(product, 1)):
-            raise ConfigError(f"{path}: {_words(*here)}; expected for {product.name.name}: {_words(*grid)}")
+        here, grid = Grid(image.crs, image.transform, image.shape), Grid.of(product, 1)
+        if not here.equals(grid):
+            raise ConfigError(f"{path}: {here}; expected for {product.name.name}: {grid}")
         drifts = masks.pool(image.read(1) != 0, found.factor, np.logical_or)
     return replace(found, mask=np.where(drifts & (found.mask == CLEAR), np.uint8(UNKNOWN), found.mask))
 
@@ -159,42 +160,3 @@ def _whole_cells(preview: Preview, flags: np.ndarray) -> np.ndarray:
 def _on_grid(cells: np.ndarray, preview: Preview) -> np.ndarray:
     """Cells of 60 m as pixels of the preview's own grid."""
     return masks.upsampled(cells, 6 // preview.factor, preview.core.shape)
-
-
-def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]:
-    """Mask classes from band 1 of the user's raster for this product, and how many times 10 m its pixels are wide.
-
-    ConfigError unless it has the CRS and the upper left corner of the product and covers it exactly with pixels of 10
-    or 20 m.
-    """
-    assert settings.folder is not None  # as the configuration demands of source "raster"
-    path = Path(settings.folder) / f"{product.name.name}.tif"
-    grids = {factor: _grid(product, factor) for factor in (1, 2)}
-    expected = f"expected for {product.name.name}: {' or '.join(_words(*grid) for grid in grids.values())}"
-    try:
-        with rasterio.open(path) as image:
-            found = (image.crs, image.transform, image.shape)
-            factor = next((factor for factor, grid in grids.items() if _equal(found, grid)), None)
-            if factor is None:
-                raise ConfigError(f"{path}: {_words(*found)}; {expected}")
-            values = image.read(1)
-    except RasterioError as error:
-        raise ConfigError(f"{path}: not readable as a raster ({error}); {expected}") from None
-    core = np.full(values.shape, CLEAR, np.uint8)
-    for name, wanted in settings.values.items():
-        core[np.isin(values, wanted)] = CLASSES[name]
-    return core, factor
-
-
-def _grid(product: Product, factor: int) -> _Grid:
-    transform = Affine(10.0 * factor, 0, product.transform.c, 0, -10.0 * factor, product.transform.f)
-    return product.crs, transform, (-(-product.shape[0] // factor), -(-product.shape[1] // factor))
-
-
-def _equal(found: _Grid, grid: _Grid) -> bool:
-    return found[0] == grid[0] and found[1].almost_equals(grid[1], 1e-3) and found[2] == grid[2]
-
-
-def _words(crs: CRS | str | None, transform: Affine, shape: tuple[int, int]) -> str:
-    size, corner = f"{transform.a} x {-transform.e} m", f"({transform.c}, {transform.f})"
-    return f"{shape[0]} x {shape[1]} pixels of {size} from {corner} in {crs}"

@@ -57,7 +57,13 @@ def run(config: Config, folder: RunFolder) -> Summary:
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
-    preview = _kept(lambda name: pairing.open_preview(Product.open(folder.safe(name)), settings), MEMORY)
+    def opened(name: str) -> "Preview":
+        found = pairing.open_preview(Product.open(folder.safe(name)), settings)
+        if found.note:
+            folder.say(f"pair: {found.note}")
+        return found
+
+    preview = _kept(opened, MEMORY)
 
     def make(item: Item) -> Made:
         clear = (preview(name) for name in products[item.name] if name != item.name)

@@ -281,7 +281,7 @@ def test_clear_pixels_are_unknown_where_the_ground_drifts(tmp_path, products):
 def test_a_raster_of_the_users_own_replaces_the_classification(tmp_path, products, factor, size):
     values = np.random.default_rng(0).integers(0, 7, (size, size)).astype(np.uint8)
     write(tmp_path, products[1], values, pixel=10 * factor)
-    meaning = {"cloud": [1, 2], "shadow": [5], "no_data": [6]}
+    meaning = {"clear": [3, 4], "cloud": [1, 2], "shadow": [5], "no_data": [6]}
     opened = Preview.open(products[1], Settings(source="raster", folder=tmp_path, values=meaning))
     table = np.array([CLEAR, CLOUD, CLOUD, CLEAR, CLEAR, SHADOW, NO_DATA])
     assert (opened.factor, opened.scl) == (factor, None)
@@ -301,11 +301,22 @@ def test_no_data_of_the_classification_stays_no_data(tmp_path, products, monkeyp
     assert (core[20:] == CLEAR).all()
 
 
+def test_of_a_raster_on_other_pixels_the_nearest_are_taken_and_that_is_told(tmp_path, products):
+    values = np.zeros((201, 201), np.uint8)
+    values[:50], values[50:] = 255, 1
+    write(tmp_path, products[0], values, pixel=20)
+    opened = Preview.open(products[0], Settings(source="raster", folder=tmp_path, values="binary"))
+    assert (opened.factor, opened.core.shape, (opened.core == CLOUD).all()) == (2, (101, 101), True)
+    assert "201 x 201 pixels of 20.0 x 20.0 m" in opened.note
+    write(tmp_path, products[0], 7 * (values == 1).astype(np.uint8), pixel=20)
+    with pytest.raises(ConfigError, match="values found: 0, 7"):
+        Preview.open(products[0], Settings(source="raster", folder=tmp_path))
+
+
 @pytest.mark.parametrize(
     ("shape", "changes", "found"),
     [
-        ((201, 201), {"pixel": 20}, "201 x 201 pixels of 20"),
-        ((200, 201), {}, "200 x 201 pixels of 10"),
+        ((190, 201), {}, "190 x 201 pixels of 10"),
         ((201, 201), {"crs": "EPSG:32605"}, "EPSG:32605"),
         ((201, 201), {"crs": None}, "in None"),
         ((201, 201), {"transform": Affine(10, 0, 0, 0, -10, 0)}, r"from \(0.0, 0.0\)"),
@@ -318,7 +329,7 @@ def test_a_raster_that_does_not_fit_is_refused_with_all_that_is_needed(tmp_path,
     name = products[0].name.name
     for expected in (
         str(tmp_path / f"{name}.tif"),
-        f"expected for {name}",
+        "; expected ",
         "201 x 201 pixels of 10",
         "101 x 101 pixels of 20",
     ):
