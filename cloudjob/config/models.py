@@ -61,6 +61,19 @@ class Query(Section):
         return parts
 
 
+# Keys that are younger than some records: what those made stays valid.
+NEWER: dict[str, dict] = {
+    "masks": {"darker": 0.7},
+    "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5},
+    "shard": {"unmeasured": "reject"},
+}
+
+
+def newer(*sections: str) -> dict[str, dict]:
+    """Those of NEWER in these sections: what an item of them takes as its `newer`."""
+    return {name: NEWER[name] for name in sections if name in NEWER}
+
+
 class SearchConfig(Section):
     """What the catalogue is asked for: the area, and one query each for clear and for cloudy products."""
 
@@ -106,6 +119,9 @@ class MasksConfig(Section):
     brighter: Fraction = Field(
         0.04, description="reflectance in B02 by which a clear pixel may exceed the other date; 1: no second opinion"
     )
+    darker: Fraction = Field(
+        0.7, description="share of other dates' light below which a clear pixel is unknown; 0: not asked"
+    )
     cloud_m: Annotated[float, Field(ge=0, le=2000)] = Field(100, description="growth of cloud")
     shadow_m: Annotated[float, Field(ge=0, le=2000)] = Field(50, description="growth of cloud shadow")
     cirrus_m: Annotated[float, Field(ge=0, le=2000)] = Field(20, description="growth of thin cirrus")
@@ -133,6 +149,7 @@ class PairConfig(Section):
     cloudy_range: tuple[Fraction, Fraction] = Field((0.01, 0.9), description="cloud and cirrus of the cloudy product")
     max_sun_difference: float = Field(15, description="degrees of sun elevation")
     min_sun_elevation: float = Field(5, description="degrees, on both dates")
+    min_light: Fraction = Field(0.5, description="brightness of the clear product over that of other dates")
     max_snow_difference: Fraction = Field(0.4, description="difference of snow cover on jointly clear pixels")
 
     _range = field_validator("cloudy_range")(lambda pair: ascending(pair, "the lower cloud fraction"))
@@ -198,6 +215,9 @@ class ShardConfig(Section):
         0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected; null: not asked"
     )
     max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
+    unmeasured: Literal["reject", "accept"] = Field(
+        "reject", description="a pair whose R2 is asked for and cannot be measured, or whose shift in a large scene"
+    )
     compression: Literal["none", "zstd", "gzip"] = "none"
     truth: Literal[True, False, "everywhere"] = Field(
         True,

@@ -27,9 +27,9 @@ _AROUND, _MOSTLY = 33, 0.9  # cells of 60 m (2 km), and how much of the cloud th
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How pixels become classes. Probabilities are in percent; `snow_b11`, `cloud_b11` and `brighter` are reflectance;
-    radii are in metres. `folder` and `values` describe rasters that replace the classification (`source` "raster"; see
-    `foreign_masks`)."""
+    """How pixels become classes. Probabilities are in percent; `snow_b11`, `cloud_b11` and `brighter` are reflectance,
+    `darker` is a ratio; radii are in metres. `folder` and `values` describe rasters that replace the classification
+    (`source` "raster"; see `foreign_masks`)."""
 
     source: str = "scl"
     folder: Path | None = None
@@ -42,6 +42,7 @@ class Settings:
     snow_b11: float = 0.15
     cloud_b11: float = 0.20
     brighter: float = 0.04
+    darker: float = 0.7
     cloud_m: float = 100
     shadow_m: float = 50
     cirrus_m: float = 20

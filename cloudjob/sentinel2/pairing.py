@@ -10,7 +10,7 @@ from cloudjob.names import ProductName, pair_name
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.product import Product
-from cloudjob.sentinel2.scene_masks import Preview, suspect
+from cloudjob.sentinel2.scene_masks import Preview, dark, light, suspect
 
 _COARSE = 6  # pixels of 10 m: the width of a pixel of thinned masks
 _LARGE = 3000  # rows and columns of 10 m from which on the masks of a scene are thinned
@@ -33,6 +33,7 @@ class Rules:
     cloudy_range: tuple[float, float] = (0.01, 0.9)
     max_sun_difference: float = 15
     min_sun_elevation: float = 5
+    min_light: float = 0.5
     max_snow_difference: float = 0.4
 
 
@@ -61,7 +62,9 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
     overlap       pixels with data on both dates, over the smaller of the areas with data; all below is of these pixels
     *_cloud       cloud and cirrus of the cloudy date; cloud, cirrus and shadow of the clear one
     *_unknown     pixels that the date's own masks leave open, or that are clear but suspiciously brighter than on the
-                  other date (clear date: than on most of the dates, cloudy date and witnesses, that are clear there)
+                  other date (clear date: than on most of the dates, cloudy date and witnesses, that are clear there),
+                  or darker than on most of the others
+    light         of each date against the others (see scene_masks.light); None where it cannot be measured
     jointly_clear clear on both dates, and suspicious on neither
     sun_*         degrees; None where the elevation is not known
     snow          share of the pixels that both classifications call clear, and the difference of the dates; None
@@ -72,7 +75,12 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
     valid, other_valid = cloudy.core != NO_DATA, clear.core != NO_DATA
     both = valid & other_valid
     smaller = min(np.count_nonzero(valid), np.count_nonzero(other_valid))
-    doubt, other_doubt = suspect(cloudy, clear, settings), _outvoted(clear, [cloudy, *witnesses], settings)
+    against, other_against = [clear, *witnesses], [cloudy, *witnesses]
+    doubt, other_doubt = suspect(cloudy, clear, settings), _outvoted(clear, other_against, settings)
+    if not witnesses:  # the cloudy date may be hazy: alone, it does not tell that the clear one is dark
+        other_against = []
+    doubt |= dark(cloudy, against, settings) & (cloudy.core == CLEAR)
+    other_doubt |= dark(clear, other_against, settings) & (clear.core == CLEAR)
     agreed = (cloudy.core == CLEAR) & (clear.core == CLEAR)
     snow, other_snow = (_share(preview.snow, agreed) for preview in (cloudy, clear))
     suns = [preview.product.sun_elevation for preview in (cloudy, clear)]
@@ -86,6 +94,7 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
         "clear_cloud": _share(masks.any_of(clear.core, *HIDDEN), both) or 0.0,
         "clear_unknown": _share((clear.core == UNKNOWN) | other_doubt, both) or 0.0,
         "jointly_clear": _share(agreed & ~doubt & ~other_doubt, both) or 0.0,
+        "light": [light(cloudy, against), light(clear, other_against)],
         "sun_elevation": [None if sun is None else round(sun, 2) for sun in suns],
         "sun_difference": round(max(known) - min(known), 2) if len(known) == 2 else None,
         "snow": [snow, other_snow],
@@ -156,6 +165,9 @@ def _faults(measures: dict, rules: Rules) -> list[str]:
         ),
     ]
     reasons = _broken(checks) + _low_sun(measures["sun_elevation"], rules)
+    _, light = measures["light"]
+    if light is not None and not light >= rules.min_light:
+        reasons.append(f"clear date has {light:.2f} of the light of others, at least {rules.min_light:g}")
     difference, snow = measures["snow_difference"], measures["snow"]
     if difference is not None and not difference <= rules.max_snow_difference:
         amounts = f"{snow[0]:.2f} and {snow[1]:.2f} of the ground"

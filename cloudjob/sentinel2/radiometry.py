@@ -80,6 +80,14 @@ class Match:
             if line["r2"] is not None and line["r2"] < min_r2 and line["rmse"] > _FLAT
         ]
 
+    def unknown(self) -> list[str]:
+        """The bands for which nothing could be measured, in words."""
+        return [
+            f"{band} has {line['pixels']} jointly clear pixels, {_MIN_PIXELS} are needed"
+            for band, line in zip(BANDS, self.lines, strict=True)
+            if line["rmse"] is None
+        ]
+
     def facts(self) -> dict:
         """Everything, as plain numbers and lists."""
         return {"lines": self.lines, "grid": None if self.grid is None else np.round(self.grid, 2).tolist()}
@@ -144,9 +152,9 @@ def fit(source: np.ndarray, target: np.ndarray, usable: np.ndarray, *, grid: boo
     the same pixels. A third of the pixels in a shadow that no mask has widens that standard deviation so much that they
     keep their weight: where the least trimmed squares (Rousseeuw 1984) of 60 % of the pixels find a line that these lie
     clearly nearer to, that one begins, and its scale stays. Where fewer than 500 pixels are usable or the source hardly
-    varies, only the medians are brought together (gain 1), and where no pixel is, nothing is done; r2 and rmse are None
-    then. A gain outside 0.25..4 does not come from illumination: it becomes the nearer of these, the medians are
-    brought together, and r2 tells how well that fits.
+    varies, only the medians are brought together (gain 1), and where no pixel is, nothing is done; of fewer than 500
+    there is neither r2 nor rmse. A gain outside 0.25..4 does not come from illumination: it becomes the nearer of
+    these, the medians are brought together, and r2 tells how well that fits.
 
     With `grid` the local median of the residuals is added on top (see `Match`), smooth over some 16ths of the scene.
     """
@@ -171,12 +179,15 @@ def _line(x: np.ndarray, y: np.ndarray) -> dict:
         return {"gain": 1.0, "offset": 0.0} | unknown
     few = slice(None, None, -(-x.size // 250_000))  # a quarter of a million pixels settle two numbers
     fx, fy = x[few].astype(np.float64), y[few].astype(np.float64)
-    if x.size < _MIN_PIXELS or fx.std() < _MIN_SPREAD:
-        return {"gain": 1.0, "offset": round(float(np.median(fy) - np.median(fx)), 3)} | unknown
-    slope, offset, scale = _robust(fx, fy)
-    gain = min(max(slope, _GAINS[0]), _GAINS[1])
-    if gain != slope:
-        offset, scale = float(np.median(fy) - gain * np.median(fx)), None
+    gain, offset, scale = 1.0, float(np.median(fy) - np.median(fx)), None
+    if x.size < _MIN_PIXELS:
+        return {"gain": gain, "offset": round(offset, 3)} | unknown
+    if fx.std() >= _MIN_SPREAD:
+        slope, intercept, scale = _robust(fx, fy)
+        gain = min(max(slope, _GAINS[0]), _GAINS[1])
+        offset = intercept
+        if gain != slope:
+            offset, scale = float(np.median(fy) - gain * np.median(fx)), None
     quality = _quality(fx, fy, gain, offset, scale)
     return {"gain": round(gain, 6), "offset": round(offset, 3)} | unknown | quality
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from cloudjob.config.models import Config
+from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.run import records
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cloudjob.sentinel2.scene_masks import Preview
 
 STAGE = "pair"
-_NEWER = {"pair": {"min_days": 0.0, "references": 1}}
 MEMORY = 10**9  # bytes of previews that are kept: 32 whole scenes, more than the clear dates of a tile in a season
 
 
@@ -34,7 +33,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
             inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear.get(cloudy["tile"], [])]:
                 inputs |= {name: records.output_digest(folder, "preview", name)} | raster(name)
-            found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=_NEWER))
+            found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=newer("pair", "masks")))
     return found
 
 

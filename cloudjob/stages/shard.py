@@ -7,7 +7,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cloudjob import __version__
-from cloudjob.config.models import Config
+from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, InterruptedJob, RejectedError
 from cloudjob.files import atomic, digest, file_sha256, write_json
 from cloudjob.names import ProductName, tile_of_pair
@@ -53,7 +53,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         place["target"] = group["target"]
         inputs = {name: records.output_digest(folder, "download", name) for name, _ in group["dates"].values()}
         more = group["truth"] | drifts(group["tile"]) | {"pair": pair["version"]}
-        found.append(Item(STAGE, pair["pair"], settings | place, inputs | more))
+        found.append(Item(STAGE, pair["pair"], settings | place, inputs | more, newer=newer("shard", "masks")))
     return found
 
 
@@ -183,7 +183,9 @@ def _write(
                     col=int(kept.col[number]),
                     cloud_fraction=float(kept.cloud_fraction[number]),
                 )
-            facts["shift"] = pairs.measured_shift(pair, config.shard.max_shift)  # written when the writer is closed
+            facts["shift"] = pairs.measured_shift(
+                pair, config.shard.max_shift, config.shard.unmeasured
+            )  # written when the writer is closed
         shard_writer.read_back(temporary, writer.result)
     return {name: value for name, value in writer.result.items() if name != "checksums"}
 

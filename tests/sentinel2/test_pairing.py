@@ -197,6 +197,19 @@ def test_other_clear_dates_testify_where_the_cloudy_one_is_hidden_or_wrong():
     assert pairing.measure(dark, bright, SETTINGS, [bright, bright])["clear_unknown"] == 0.0
 
 
+def test_a_date_that_is_dark_as_a_whole_is_neither_target_nor_reference():
+    black, clear = preview(1), [preview(day) for day in (3, 5, 7)]
+    black.rgb[:] = 1300  # the others have 2000
+    found = rows(black, *clear)
+    assert [row["days"] for row in found] == [1, 3, 5, 7]
+    assert found[0]["light"] == [1.0, 0.3]
+    assert "clear date has 0.30 of the light of others, at least 0.5" in found[0]["reasons"]
+    assert (accepted(found)["days"], accepted(found)["reference_days"]) == (3, 5)
+    assert accepted(found)["light"] == [1.0, 1.0]
+    alone = rows(black, cloudy=preview(0, 0.1))
+    assert accepted(alone)["light"] == [3.333, None]  # against the cloudy date, which may be hazy
+
+
 def test_the_nearest_other_clear_acquisitions_are_the_witnesses():
     hazy, copy = preview(2, haze=0.6), preview(2, haze=0.6, copy=1)
     far = [preview(70), preview(80), preview(90)]
@@ -378,6 +391,7 @@ MEASURES = {
     "clear_cloud": 0.0,
     "clear_unknown": 0.0,
     "jointly_clear": 0.6,
+    "light": [0.3, 0.9],
     "sun_elevation": [15.0, 18.0],
     "sun_difference": 3.0,
     "snow": [0.2, 0.3],
@@ -398,6 +412,8 @@ MEASURES = {
         ("sun_difference", 10, 10.01),
         ("sun_elevation", [5, 18], [4.99, 18]),
         ("sun_elevation", [18, 5], [18, 4.99]),
+        ("light", [0.1, 0.5], [0.9, 0.4999]),
+        ("light", [0.1, None], [0.9, np.nan]),
         ("snow_difference", 0.4, 0.4001),
         ("snow_difference", None, 1),
     ],

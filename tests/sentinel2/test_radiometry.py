@@ -163,6 +163,7 @@ def test_fit_with_hardly_a_pixel_only_shifts_and_with_none_does_nothing():
     match = r.fit(source, source + np.uint16(200), few)
     assert [(line["gain"], line["offset"]) for line in match.lines] == [(1.0, 200.0)] * 4
     assert match.r2 is None
+    assert match.unknown()[3] == "B08 has 9 jointly clear pixels, 500 are needed"
     match = r.fit(source, source + np.uint16(200), np.zeros((60, 60), bool), grid=True)
     np.testing.assert_array_equal(match.apply(source, height=60), source)
 
@@ -172,7 +173,9 @@ def test_flat_ground_is_no_poor_match_and_unrelated_ground_is():
     flat = rng.normal(2000, 40, (2, 4, 60, 60)).astype(np.uint16)
     match = r.fit(*flat, everywhere(flat[0]))
     assert match.r2 < 0.5
-    assert match.poor(0.5) == []
+    assert match.poor(0.5) == match.unknown() == []
+    flat[0] = 2000  # does not vary at all: the medians meet, and how far off that is can be told
+    assert [line["rmse"] for line in r.fit(*flat, everywhere(flat[0])).lines] == pytest.approx([40] * 4, abs=5)
     match = r.fit(scene(1), scene(2), everywhere(flat[0]))
     assert len(match.poor(0.5)) == 4
     assert match.poor(0.5)[0].startswith("B04 R2 -")

@@ -17,7 +17,8 @@ from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNO
 from cloudjob.sentinel2 import masks, scene_masks
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import Product, read_cloud_probability, read_scl, read_snow_probability
-from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks, still, suspect
+from cloudjob.sentinel2.scene import masks_of_pair
+from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, dark, light, revised_masks, still, suspect
 
 TUNED = Settings(brighter=0.04)
 HAZY = ["2017-08-24", "2017-10-23", "2018-06-10", "2018-06-25", "2018-07-13", "2018-07-18", "2018-11-22", "2018-11-27"]
@@ -39,10 +40,13 @@ def series(shared_data):
         days = [str(day)[:10] for day in fine["timestamp"].values]
         rgb = np.stack([fine[band].values for band in ("B04", "B03", "B02")], axis=1)
     with xarray.open_dataset(next(folder.glob("S2_L2A_20m_00002806639B424A*.nc")), mask_and_scale=False) as coarse:
-        scl = coarse["SCL"].values
+        scl, b11 = coarse["SCL"].values, coarse["B11"].values.repeat(2, 1).repeat(2, 2)
+    rgb, b11 = (bands.astype(np.uint16) + np.uint16(1000) for bands in (rgb, b11))
     return {
-        day: Preview(None, masks.combine(classes, TUNED), 2, classes == 11, at_60m(pixels) + np.uint16(1000), classes)
-        for day, pixels, classes in zip(days, rgb, scl, strict=True)
+        day: Preview(
+            None, masks.combine(classes, TUNED), 2, classes == 11, at_60m(pixels), classes, at_60m(swir[None])[0]
+        )
+        for day, pixels, swir, classes in zip(days, rgb, b11, scl, strict=True)
     }
 
 
@@ -101,6 +105,124 @@ def test_real_cirrus_that_leaves_no_trace_is_unknown_and_thick_cloud_is_not(seri
     assert np.isin(revised, (CIRRUS, UNKNOWN)).mean() > 0.95
     thick = series["2018-08-27"]
     assert (revised_masks(thick, series[other], TUNED).core == thick.core).all()
+
+
+BLACK, SHADED = "2017-12-27", ("2018-05-24", "2018-06-25")  # in shadow: all of it, and parts
+WET = "2018-09-26"  # bare soil is darker than before and after, here and 47 km away: rain
+
+
+def voters(series, day):
+    """The four nearest other dates that are clear by the classification, hazy or dark as they may be."""
+    others = [other for other in series if other != day and np.isin(series[other].core, HIDDEN).mean() < 0.05]
+    return [series[other] for other in sorted(others, key=lambda other: abs(since(other) - since(day)))[:4]]
+
+
+def since(day):
+    return date.fromisoformat(day).toordinal()
+
+
+def test_real_dates_below_clouds_are_dark_and_crops_that_ripen_are_not(series):
+    shares = {}
+    for day, here in series.items():
+        clear = here.core == CLEAR
+        share = (dark(here, voters(series, day), TUNED) & clear).sum() / max(clear.sum(), 1)
+        if day == BLACK:
+            assert share > 0.4
+        elif day in SHADED:
+            assert share > 0.03
+        elif clear.mean() > 0.5:
+            shares[day] = share
+    assert shares.pop(WET) < 0.15
+    assert max(shares.values()) < 0.1, shares
+    assert not dark(series[BLACK], voters(series, BLACK), Settings(darker=0)).any()
+
+
+def test_only_the_black_date_has_less_than_half_of_the_light_of_its_neighbours(series):
+    lights = {day: light(here, voters(series, day)) for day, here in series.items()}
+    assert {day for day, value in lights.items() if value is not None and value < 0.5} == {BLACK}
+    assert lights[BLACK] < 0.3
+
+
+@pytest.fixture(scope="module")
+def field(shared_data):
+    """Two dates of one field without B11, of which the second lies in a shadow that its classification calls plants:
+    previews, and (64, 64) bool that B08 has lost a third or more."""
+    dates, b08 = [], []
+    for day in ("2019-04-21", "2019-04-26"):
+        stem = shared_data / "real_cases" / "missed_shadow" / day
+        with rasterio.open(f"{stem}_B04B03B02B08.tif") as image, rasterio.open(f"{stem}_SCL_20m.tif") as classes:
+            bands, scl = image.read(), classes.read(1)
+        rgb = at_60m(bands[:3] + np.uint16(1000))
+        dates.append(Preview(None, masks.combine(scl, TUNED), 2, scl == 11, rgb, scl))
+        b08.append(bands[3].astype(float))
+    return *dates, b08[1] <= b08[0] * 2 / 3
+
+
+def test_a_real_shadow_that_the_classification_calls_plants_is_unknown(field):
+    clear, cloudy, lost = field
+    before, after = (
+        revised_masks(cloudy, clear, rules, [clear]).at_10m("mask", (64, 64))
+        for rules in (Settings(darker=0), Settings())
+    )
+    both = (before == CLEAR) & (clear.core.repeat(2, 0).repeat(2, 1) == CLEAR)
+    assert (both & lost).sum() > 200
+    assert (after[both & lost] == UNKNOWN).mean() > 0.98
+    assert (after[both & ~lost] == UNKNOWN).mean() < 0.15  # beside it
+    assert set(after[before != after]) == {UNKNOWN}
+
+
+def test_a_date_that_may_be_hazy_does_not_tell_alone_that_another_is_dark(field):
+    clear, cloudy, _ = field
+    found = masks_of_pair({"cloudy": cloudy, "clear": clear}, TUNED)
+    assert np.array_equal(found["clear"].core, clear.core)
+    assert (found["cloudy"].core != revised_masks(cloudy, clear, TUNED).core).any()
+
+
+@examples(60)
+@given(st.integers(0, 10**6), st.integers(0, 4), st.booleans())
+def test_dark_is_what_most_of_the_clear_dates_say(seed, number, with_b11):
+    rng = np.random.default_rng(seed)
+
+    def drawn():
+        core = rng.choice([CLEAR, CLEAR, CLEAR, UNKNOWN, CLOUD], (3, 5)).astype(np.uint8).repeat(3, 0).repeat(3, 1)
+        rgb = rng.choice([1300, 1600, 2500, 2600, 0], (3, 3, 5), p=[0.3, 0.2, 0.3, 0.15, 0.05]).astype(np.uint16)
+        snow = rng.random((3, 5)).repeat(3, 0).repeat(3, 1) < 0.2
+        return Preview(None, core, 2, snow, rgb, None, rgb[0] if with_b11 else None)
+
+    here, others = drawn(), [drawn() for _ in range(number)]
+    found = dark(here, others, TUNED)
+    for row in range(3):
+        for col in range(5):
+            mine, at = here.rgb[:, row, col] / 1e4 - 0.1, (3 * row, 3 * col)
+            votes = count = 0
+            for other in others:
+                if other.core[at] != CLEAR or other.snow[at] != here.snow[at]:
+                    continue
+                count += 1
+                theirs = other.rgb[:, row, col] / 1e4 - 0.1
+                if here.core[at] == CLOUD or not (here.rgb[:, row, col] * other.rgb[:, row, col]).all():
+                    continue
+                votes += (
+                    mine.mean() < 0.7 * theirs.mean() - 0.0035
+                    and (mine[0] < 0.7 * theirs[0] if with_b11 else theirs[2] - 1.1 * mine[2] <= 0.04)
+                    and mine[1] / mine[0] < 1.25 * theirs[1] / theirs[0]
+                )
+            assert (found[3 * row : 3 * row + 3, 3 * col : 3 * col + 3] == (2 * votes > count)).all()
+
+
+def test_the_light_of_a_date_is_the_median_of_the_medians_and_needs_16_cells():
+    def shown(value, cells=(4, 5)):
+        return preview(np.zeros((3 * cells[0], 3 * cells[1])), np.full(cells, value))
+
+    here = shown(0.1)
+    assert light(here, [shown(0.2), shown(0.1), shown(0.05)]) == 1
+    assert light(here, [shown(0.2), shown(0.2), shown(0.05)]) == 0.5
+    assert light(here, []) is None
+    assert light(shown(0.1, (3, 5)), [shown(0.2, (3, 5))]) is None
+    cloudy = shown(0.2)
+    cloudy.core[:, :3], cloudy.snow[:, 4:6] = CLOUD, True
+    assert light(here, [cloudy]) is None  # 4 * 5 cells, of which 3 columns are clear and without snow
+    assert light(here, [cloudy, shown(0.4)]) == 0.25
 
 
 def preview(core, blue, *, factor=2, scl=None):
