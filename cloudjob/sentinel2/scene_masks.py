@@ -12,6 +12,7 @@ from cloudjob.errors import ConfigError
 from cloudjob.pixels import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import foreign_masks, masks
 from cloudjob.sentinel2.foreign_masks import Grid
+from cloudjob.sentinel2.geometry import lon_lat, sun_position
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
@@ -72,6 +73,7 @@ class Preview:
             green=None if b11 is None else reflectance(rgb[_GREEN]),
             b11=None if b11 is None else reflectance(b11),
         )
+        core[masks.sunny(core, *_sun(product), pixel_m=20)] = UNKNOWN
         return cls(product, core, 2, snow, rgb, scl, b11)
 
 
@@ -134,10 +136,10 @@ def revised_masks(
     """The masks of a date, revised by another date of the same pixel grid where that one is clear.
 
     Pixels brighter than on the other date become cloud where the classification had said so (and B11 or the snow
-    probability had doubted it), unknown elsewhere. Medium cloud and thin cirrus that differ from the other date in no
-    visible band become unknown: no cloud, or none that matters. Pixels that are `dark` against the `voters`, and those
-    around them as around a shadow, become unknown, never shadow: crops and wet soil darken too. `brighter` 1 switches
-    all of it off.
+    probability had doubted it), unknown elsewhere. Medium cloud and thin cirrus that, in the same light, differ from
+    the other date in no visible band become unknown: no cloud, or none that matters. Pixels that are `dark` against the
+    `voters`, and those around them as around a shadow, become unknown, never shadow: crops and wet soil darken too.
+    `brighter` 1 switches all of it off.
     """
     core, darker = preview.core.copy(), dark(preview, voters, settings)
     core[darker] = UNKNOWN
@@ -147,7 +149,8 @@ def revised_masks(
         if preview.scl is not None:
             medium_or_thin = masks.any_of(preview.scl, masks.SCL_MEDIUM, masks.SCL_CIRRUS)
             core[brighter & (medium_or_thin | (preview.scl == masks.SCL_HIGH))] = CLOUD
-            core[medium_or_thin & masks.any_of(core, *HIDDEN) & _same(preview, other)] = UNKNOWN
+            same = _same(preview, other, medium_or_thin)
+            core[medium_or_thin & masks.any_of(core, *HIDDEN) & same] = UNKNOWN
     pixel_m = 10 * preview.factor
     mask = masks.grow(core, settings, pixel_m=pixel_m)
     mask[(mask == CLEAR) & masks.dilate(darker, settings.shadow_m / pixel_m)] = UNKNOWN
@@ -224,12 +227,24 @@ def _visible(preview: Preview) -> np.ndarray:
     return reflectance(preview.rgb).mean(0)
 
 
-def _same(preview: Preview, other: Preview) -> np.ndarray:
-    """(h, w) bool: cells of 60 m that are clear on the other date and differ from it in no visible band."""
+def _same(preview: Preview, other: Preview, doubtful: np.ndarray) -> np.ndarray:
+    """(h, w) bool: cells of 60 m that are clear on the other date and differ from it in no visible band, in the same
+    light: the median ratio where this date is clear or `doubtful`, up to the tenth by which light may change. More
+    would be the cloud."""
     cells = _whole_cells(other, other.core == CLEAR)
-    for band, other_band in zip(preview.rgb, other.rgb, strict=True):
-        cells &= np.abs(reflectance(band) - reflectance(other_band)) <= _SAME
-    return _on_grid(cells, preview)
+    here, there = reflectance(preview.rgb), reflectance(other.rgb)
+    alike = cells & _whole_cells(preview, doubtful | (preview.core == CLEAR)) & (there > _FLOOR).all(0)
+    if np.count_nonzero(alike) >= _ENOUGH:
+        ratio = np.median(here[:, alike] / there[:, alike])
+        there *= np.clip(ratio, 1 / _ILLUMINATION, _ILLUMINATION)
+    return _on_grid(cells & (np.abs(here - there) <= _SAME).all(0), preview)
+
+
+def _sun(product: Product) -> tuple[float | None, float | None]:
+    """Elevation and azimuth in degrees; None where they are not known."""
+    rows, columns = product.shape
+    place = lon_lat(product.crs, product.transform.c + 5 * columns, product.transform.f - 5 * rows)
+    return product.sun_elevation, place and sun_position(product.sensing_time, *place)[1]
 
 
 def _whole_cells(preview: Preview, flags: np.ndarray) -> np.ndarray:

@@ -303,6 +303,31 @@ def test_medium_cloud_and_cirrus_without_any_difference_are_unknown():
     assert np.array_equal(revised_masks(one_band, DARK, TUNED).core, here.core)
 
 
+@pytest.mark.parametrize(("light", "kept"), [(1.0, 1), (1.09, 1), (0.92, 1), (1.3, 0), (0.75, 0)])
+def test_cirrus_is_doubted_in_the_light_of_the_other_date_which_changes_by_a_tenth_at_most(light, kept):
+    """Ground of 0.1 to 0.4, all of which the classification calls cirrus, but for a cloud in one cell."""
+    ground = np.linspace(0.1, 0.4, 20).reshape(4, 5)
+    scl = np.full((12, 15), 10, np.uint8)
+    here = preview(masks.classes(scl), ground * light + np.eye(4, 5) * 0.05, scl=scl)
+    revised = revised_masks(here, preview(np.zeros((12, 15)), ground), Settings(brighter=0.9)).core[::3, ::3]
+    expected = np.where(np.eye(4, 5), CIRRUS, UNKNOWN if kept else CIRRUS)
+    if kept:
+        assert np.array_equal(revised, expected)
+    else:
+        assert (revised == CIRRUS).mean() > 0.7  # it differs where the ground is bright
+
+
+def test_real_cirrus_over_a_clear_image_is_unknown_and_cirrus_that_shows_is_not(series):
+    """By eye: on 2018-10-16 the ground is a tenth brighter than three days before, on 06-15 all is white."""
+    plain, other = series["2018-10-16"], series["2018-10-13"]
+    cirrus = plain.core == CIRRUS
+    revised = revised_masks(plain, other, TUNED).core
+    assert cirrus.mean() > 0.25
+    assert (revised[cirrus] == UNKNOWN).mean() > 0.6
+    white = series["2018-06-15"]
+    assert (revised_masks(white, series["2018-06-28"], TUNED).core == white.core).mean() > 0.98
+
+
 def test_a_mask_of_the_users_own_is_not_overruled_by_the_absence_of_a_difference():
     own = preview(np.full((6, 9), CLOUD), np.full((2, 3), 0.05))
     assert (revised_masks(own, DARK, TUNED).core == CLOUD).all()
