@@ -7,9 +7,13 @@ from datetime import UTC, datetime
 from rasterio._err import CPLE_BaseError  # what GDAL reports has no other common name
 from rasterio.errors import CRSError
 from rasterio.warp import transform as warp_points
+from rasterio.warp import transform_geom
+from shapely.geometry import mapping, shape
+from shapely.geometry.base import BaseGeometry
 
 from cloudjob.errors import ConfigError
 
+_NEAR = math.cos(math.radians(20))
 WARP_ERRORS = (CRSError, CPLE_BaseError)  # there is no such CRS, or no such place in it
 
 
@@ -47,6 +51,19 @@ def lon_lat(crs: str, x: float, y: float) -> tuple[float, float] | None:
     except WARP_ERRORS:
         return None
     return (lon, lat) if math.isfinite(lon + lat) else None
+
+
+def ground_near(footprint: dict, crs: str, middle: tuple[float, float]) -> list[BaseGeometry]:
+    """The polygons of a footprint (GeoJSON, degrees) in a map's CRS, without those farther than 20 degrees from
+    the `middle` of the map (longitude, latitude): there a projection has no place for them, or a wrong one."""
+    lon, lat = (math.radians(degrees) for degrees in middle)
+    found = []
+    for polygon in getattr(shape(footprint), "geoms", [shape(footprint)]):
+        x, y = math.radians(polygon.centroid.x), math.radians(polygon.centroid.y)
+        cosine = math.sin(lat) * math.sin(y) + math.cos(lat) * math.cos(y) * math.cos(x - lon)
+        if cosine > _NEAR:
+            found.append(shape(transform_geom("EPSG:4326", crs, mapping(polygon))))
+    return found
 
 
 def tile_centre(tile: str) -> tuple[float, float]:

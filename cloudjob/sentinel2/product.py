@@ -47,6 +47,12 @@ class Product:
     sensing_time: datetime
     files: dict[str, str]  # "B04_10m", "SCL_20m", "MSK_CLDPRB_20m" ... -> path below the folder
 
+    @property
+    def middle(self) -> tuple[float, float] | None:
+        """Longitude and latitude in degrees, None where its CRS tells none."""
+        (rows, columns), corner = self.shape, self.transform
+        return lon_lat(self.crs, corner.c + 5 * columns, corner.f - 5 * rows)
+
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Reads MTD_MSIL2A.xml and the granule's MTD_TL.xml; CorruptFileError names file and element."""

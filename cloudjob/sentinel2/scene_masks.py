@@ -12,7 +12,7 @@ from cloudjob.errors import ConfigError
 from cloudjob.pixels import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import foreign_masks, masks
 from cloudjob.sentinel2.foreign_masks import Grid
-from cloudjob.sentinel2.geometry import lon_lat, sun_position
+from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
@@ -242,8 +242,7 @@ def _same(preview: Preview, other: Preview, doubtful: np.ndarray) -> np.ndarray:
 
 def _sun(product: Product) -> tuple[float | None, float | None]:
     """Elevation and azimuth in degrees; None where they are not known."""
-    rows, columns = product.shape
-    place = lon_lat(product.crs, product.transform.c + 5 * columns, product.transform.f - 5 * rows)
+    place = product.middle
     return product.sun_elevation, place and sun_position(product.sensing_time, *place)[1]
 
 

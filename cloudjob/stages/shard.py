@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     from cloudjob.patches.pairs import PreparedPair
+    from cloudjob.sentinel2.product import Product
 
 STAGE = "shard"
 _INDEX_VERSION = 1  # of shards/index.json
@@ -121,7 +122,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         products,
         masks.Settings(**dict(config.masks)),
         pairs.Rules(**{field.name: getattr(config.shard, field.name) for field in fields(pairs.Rules)}),
-        excluded=_excluded_ground(folder, item, products["cloudy"].crs),
+        excluded=_excluded_ground(folder, item, products["cloudy"]),
         seed=int(digest([config.seed, item.name])[:12], 16),
         truth=folder.truth(pair["cloudy"]) if on_the_day else None,
         drifting=folder.drifting,
@@ -143,15 +144,16 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
     return [folder.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
 
 
-def _excluded_ground(folder: RunFolder, item: Item, crs: str) -> "list[BaseGeometry]":
-    """Footprints (in `crs`) of the tiles whose ground this pair must not use: val leaves test alone, train both."""
-    from rasterio.warp import transform_geom
-    from shapely.geometry import shape
+def _excluded_ground(folder: RunFolder, item: Item, cloudy: "Product") -> "list[BaseGeometry]":
+    """Footprints, on the map of the cloudy product, of the tiles whose ground this pair must not use: val leaves test
+    alone, train both."""
+    from cloudjob.sentinel2.geometry import ground_near, tile_centre
 
+    middle = cloudy.middle or tile_centre(cloudy.name.tile)
     tiles = set(item.config["taken_tiles"])
     rows = folder.rows(folder.scenes, stage="search")
     footprints = {str(row["footprint"]): row["footprint"] for row in rows if row["tile"] in tiles}
-    return [shape(transform_geom("EPSG:4326", crs, footprint)) for footprint in footprints.values()]
+    return [part for footprint in footprints.values() for part in ground_near(footprint, cloudy.crs, middle)]
 
 
 def _write(

@@ -1,9 +1,12 @@
 """Corners and centres of real tiles, and the sun where ESA's metadata put it."""
 
+import json
 import re
 from datetime import datetime
 
 import pytest
+from rasterio.warp import transform as warp_points
+from shapely.geometry import Point
 
 from cloudjob.errors import ConfigError
 from cloudjob.sentinel2 import geometry
@@ -20,6 +23,33 @@ from cloudjob.sentinel2 import geometry
 )
 def test_corners_of_real_tiles(tile, corner):
     assert geometry.tile_corner(tile) == corner
+
+
+def square(lon, lat):
+    ring = [[lon + x, lat + y] for x, y in ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))]
+    return {"type": "Polygon", "coordinates": [ring]}
+
+
+def test_ground_a_quarter_of_the_globe_away_is_none(shared_data):
+    case = json.loads((shared_data / "real_cases" / "far_tiles.json").read_text())
+    crs = case.pop("crs")
+    (footprint,) = case.values()
+    assert geometry.ground_near(footprint, crs, (27.0, 0.5)) == []
+    for lon in range(-180, 180, 15):
+        for lat in range(-80, 80, 20):
+            found = geometry.ground_near(square(lon, lat), "EPSG:32635", (27.0, 45.0))
+            assert len(found) <= (abs(lon - 27) < 40 and abs(lat - 45) < 25)
+
+
+def test_near_ground_lies_where_it_does_and_beyond_180_degrees_too():
+    (here,) = geometry.ground_near(square(26.5, 45), "EPSG:32635", (27.0, 45.5))
+    x, y = (values[0] for values in warp_points("EPSG:4326", "EPSG:32635", [27.0], [45.5]))
+    assert here.contains(Point(x, y))
+    halves = {"type": "MultiPolygon", "coordinates": [square(179, 70)["coordinates"], square(-180, 70)["coordinates"]]}
+    for middle in ((179.9, 70.5), (-179.9, 70.5)):
+        found = geometry.ground_near(halves, "EPSG:32601", middle)
+        assert len(found) == 2
+        assert max(abs(part.centroid.x - 380_000) for part in found) < 60_000  # side by side, at 180 degrees
 
 
 @pytest.mark.parametrize("tile", ["05WPS", "04WEE", "04WFD", "05WMU", "05WNT", "05WPT", "06WVC", "06WXC", "07WDT"])
