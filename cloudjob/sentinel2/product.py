@@ -1,4 +1,4 @@
-"""Reader of Sentinel-2 Level-2A products in ESA's SAFE layout, every processing baseline since 02.xx.
+"""Reader of Sentinel-2 Level-2A products in ESA's SAFE layout, every processing baseline since 02.04.
 
 Elements and layout: Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD), Level-2A user product.
 """
@@ -24,8 +24,12 @@ from cloudjob.sentinel2 import decode
 from cloudjob.sentinel2.geometry import lon_lat, sun_position
 
 _BAND_ID = {"B04": "3", "B03": "2", "B02": "1", "B08": "7", "B11": "11"}  # B01 is 0, B8A is 8
-_PREVIEW = ("_SCL_20m", *(f"_{band}_60m" for band in ("B04", "B03", "B02", "B11")))
-_PREVIEW += ("MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
+_COARSE = (60, 20, 10)  # metres of the pixels that pictures are made from, the first of them that a product has
+_PREVIEW = ("SCL_20m", "MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
+# Names before processing baseline 02.07 (PSD 14.2)
+_OLD_ELEMENTS = {name: f"{name}_2A" for name in ("PRODUCT_URI", "IMAGE_FILE")}
+_OLD_ELEMENTS |= {"BOA_QUANTIFICATION_VALUE": "L2A_BOA_QUANTIFICATION_VALUE"}
+_OLD_MASKS = {"CLD_20m": "MSK_CLDPRB_20m", "SNW_20m": "MSK_SNWPRB_20m"}
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}  # MD5 before processing baseline 04.00
 _STEPS = (1, 2, 4, 8, 16)  # ESA's files have five resolutions
 
@@ -60,8 +64,9 @@ class Product:
         user = _Metadata(folder / "MTD_MSIL2A.xml")
         images = [f"{_inside(user.path, _text(e))}.jp2" for e in user.all("IMAGE_FILE")]
         if not images:
-            raise CorruptFileError(user.path, "no element IMAGE_FILE")
-        granule = PurePosixPath(images[0]).parents[2]  # GRANULE/<granule>/IMG_DATA/R10m/<file>
+            baseline = next((_text(e) for e in user.all("PROCESSING_BASELINE")), "unknown")
+            raise CorruptFileError(user.path, f"no element IMAGE_FILE; this layout (baseline {baseline}) is not known")
+        granule = PurePosixPath(*PurePosixPath(images[0]).parts[:2])  # of GRANULE/<granule>/IMG_DATA/R10m/<file>
         tile = _Metadata(folder / granule / "MTD_TL.xml")
         masks = [_inside(tile.path, _text(e)) for e in tile.all("MASK_FILENAME")]
         x, y = (tile.get("Geoposition", axis, convert=_number, resolution="10") for axis in ("ULX", "ULY"))
@@ -132,13 +137,14 @@ def check_file(folder: Path, entry: ManifestEntry) -> None:
 
 
 def preview_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    """Metadata, scene classification, probabilities, and red, green, blue and B11 at 60 m: 1 to 3 % of the bytes."""
-    return [
-        entry
-        for entry in entries
-        if PurePosixPath(entry.path).name in ("MTD_MSIL2A.xml", "MTD_TL.xml")
-        or PurePosixPath(entry.path).stem.endswith(_PREVIEW)
-    ]
+    """Metadata, scene classification, probabilities, and red, green, blue and B11 at 60 m: 1 to 3 % of the bytes. A
+    product without 60 m has these bands at 20 m, or at 10 m."""
+    keys = {_key(entry.path) for entry in entries}
+    wanted = {*_PREVIEW}
+    for band in (*BANDS[:3], "B11"):
+        wanted |= {next((key for metres in _COARSE if (key := f"{band}_{metres}m") in keys), "")}
+    metadata = ("MTD_MSIL2A.xml", "MTD_TL.xml")
+    return [e for e in entries if PurePosixPath(e.path).name in metadata or _key(e.path) in wanted]
 
 
 def band_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
@@ -213,17 +219,29 @@ def read_classi(product: Product) -> np.ndarray | None:
 
 
 def read_overview(product: Product) -> np.ndarray:
-    """Red, green and blue at 60 m, (3, ceil(H/6), ceil(W/6)) uint16 in our DN convention.
+    """Red, green and blue at 60 m, (3, ceil(H/6), ceil(W/6)) uint16 in our DN convention; where the product has no
+    60 m, the means of what it has.
 
     Not ESA's true-colour image: that is white from reflectance 0.25 on, so a snow scene shows nothing in it.
     """
-    return np.stack([_band(product, band, resolution=60).read() for band in BANDS[:3]])
+    bands = [_at_60m(product, band) for band in BANDS[:3]]
+    for band, found in zip(BANDS, bands, strict=False):
+        if found is None:
+            _image(product, f"{band}_60m", factor=6)  # says what is missing
+    return np.stack([band for band in bands if band is not None])
 
 
 def read_b11(product: Product) -> np.ndarray | None:
     """Short-wave infrared at 60 m, in which snow is dark and cloud is not, (ceil(H/6), ceil(W/6)) uint16 in our DN
     convention; None where the metadata name none, or it was not fetched."""
-    return _band(product, "B11", resolution=60).read() if _fetched(product, "B11_60m") else None
+    return _at_60m(product, "B11")
+
+
+def _at_60m(product: Product, band: str) -> np.ndarray | None:
+    for metres in _COARSE:
+        if _fetched(product, f"{band}_{metres}m"):
+            return _band(product, band, resolution=metres).reduced(60 // metres)
+    return None
 
 
 def _band(product: Product, band: str, *, resolution: int = 10) -> decode.Band:
@@ -265,7 +283,8 @@ class _Metadata:
 
     def all(self, name: str, **attributes: str) -> list[Element]:
         wanted = attributes.items()
-        return [e for e in self.root.iter() if _local(e) == name and wanted <= e.attrib.items()]
+        names = (name, _OLD_ELEMENTS.get(name))
+        return [e for e in self.root.iter() if _local(e) in names and wanted <= e.attrib.items()]
 
     def get(self, name: str, child: str = "", *, convert: Callable = str, **attributes: str) -> Any:
         """The text of the first element `name` with these attributes, or of its child."""
@@ -299,7 +318,8 @@ def _inside(source: Path, path: str) -> str:
 def _key(path: str) -> str:
     """T05WPS_20240301T222541_B04_10m.jp2 -> B04_10m; masks keep their whole stem, MSK_CLDPRB_20m."""
     stem = PurePosixPath(path).stem
-    return stem if stem.startswith("MSK_") else "_".join(stem.split("_")[-2:])
+    key = stem if stem.startswith("MSK_") else "_".join(stem.split("_")[-2:])
+    return _OLD_MASKS.get(key, key)
 
 
 def _offsets(user: _Metadata) -> dict[str, int]:
