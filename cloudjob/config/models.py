@@ -148,7 +148,9 @@ class PairConfig(Section):
     )
     cloudy_range: tuple[Fraction, Fraction] = Field((0.01, 0.9), description="cloud and cirrus of the cloudy product")
     max_sun_difference: float = Field(15, description="degrees of sun elevation")
-    min_sun_elevation: float = Field(5, description="degrees, on both dates")
+    min_sun_elevation: float | dict[Literal["cloudy", "clear", "reference"], float] = Field(
+        5.0, description="degrees, on both dates; or for each role, 5 for one that is not named"
+    )
     min_light: Fraction = Field(0.5, description="brightness of the clear product over that of other dates")
     max_snow_difference: Fraction = Field(0.4, description="difference of snow cover on jointly clear pixels")
 

@@ -14,6 +14,7 @@ from cloudjob.sentinel2.scene_masks import Preview, dark, light, suspect
 
 _COARSE = 6  # pixels of 10 m: the width of a pixel of thinned masks
 _LARGE = 3000  # rows and columns of 10 m from which on the masks of a scene are thinned
+_LOWEST_SUN = 5.0  # degrees, of a role that is not named where others are
 _WITNESSES = 4  # other clear dates that are compared with a clear one
 
 
@@ -32,9 +33,14 @@ class Rules:
     clear_max_unknown: float = 0.10
     cloudy_range: tuple[float, float] = (0.01, 0.9)
     max_sun_difference: float = 15
-    min_sun_elevation: float = 5
+    min_sun_elevation: float | dict[str, float] = 5
     min_light: float = 0.5
     max_snow_difference: float = 0.4
+
+    def lowest_sun(self, role: str) -> float:
+        """Degrees that the sun must stand high on the date of a role: cloudy, clear or reference."""
+        asked = self.min_sun_elevation
+        return asked.get(role, _LOWEST_SUN) if isinstance(asked, dict) else asked
 
 
 def open_preview(product: Product, settings: masks.Settings) -> Preview:
@@ -141,15 +147,15 @@ def judge(measures: dict, rules: Rules) -> list[str]:
     difference = measures["sun_difference"]
     if difference is not None and not difference <= rules.max_sun_difference:
         reasons.append(f"sun {suns[0]:.1f} and {suns[1]:.1f} degrees high, at most {rules.max_sun_difference:g} apart")
-    return reasons + _faults(measures, rules)
+    return reasons + _faults(measures, rules, "clear")
 
 
 def _broken(checks: list[tuple[bool, str]]) -> list[str]:
     return [reason for kept, reason in checks if not kept]
 
 
-def _faults(measures: dict, rules: Rules) -> list[str]:
-    """What is wrong with the clear date, as a target or as a reference."""
+def _faults(measures: dict, rules: Rules, role: str) -> list[str]:
+    """What is wrong with the clear date in a role: "clear", the target, or "reference"."""
     checks = [
         (
             measures["overlap"] >= rules.min_overlap,
@@ -164,7 +170,7 @@ def _faults(measures: dict, rules: Rules) -> list[str]:
             f"clear date has {measures['clear_unknown']:.3f} doubtful, at most {rules.clear_max_unknown:g}",
         ),
     ]
-    reasons = _broken(checks) + _low_sun(measures["sun_elevation"], rules)
+    reasons = _broken(checks) + _low_sun(measures["sun_elevation"], rules, role)
     _, light = measures["light"]
     if light is not None and not light >= rules.min_light:
         reasons.append(f"clear date has {light:.2f} of the light of others, at least {rules.min_light:g}")
@@ -175,12 +181,12 @@ def _faults(measures: dict, rules: Rules) -> list[str]:
     return reasons
 
 
-def _low_sun(suns: list[float | None], rules: Rules) -> list[str]:
-    if unknown := [role for role, sun in zip(("cloudy", "clear"), suns, strict=True) if sun is None]:
+def _low_sun(suns: list[float | None], rules: Rules, role: str) -> list[str]:
+    if unknown := [name for name, sun in zip(("cloudy", "clear"), suns, strict=True) if sun is None]:
         return [f"nobody knows how high the sun stood on the {' and the '.join(unknown)} date"]
-    known = [sun for sun in suns if sun is not None]
-    low = next((sun for sun in known if not sun >= rules.min_sun_elevation), None)
-    return [] if low is None else [f"sun at {min(known):.1f} degrees, at least {rules.min_sun_elevation:g}"]
+    limits = [rules.lowest_sun(name) for name in ("cloudy", role)]
+    low = [(sun, limit) for sun, limit in zip(suns, limits, strict=True) if sun is not None and not sun >= limit]
+    return [f"sun at {sun:.1f} degrees, at least {limit:g}" for sun, limit in sorted(low)[:1]]
 
 
 def candidates(cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings: masks.Settings) -> list[dict]:
@@ -249,7 +255,7 @@ def _datatake(row: dict) -> str:
 def _references(rows: list[dict], used: set[str], rules: Rules) -> list[dict]:
     """Those of the rows that may be a reference, of acquisitions (datatakes) that are not `used`."""
     near = [row for row in rows if abs(row["days"]) <= rules.reference_max_days and _datatake(row) not in used]
-    return [row for row in near if not _faults(row, rules)]
+    return [row for row in near if not _faults(row, rules, "reference")]
 
 
 def _further(first: dict, day: float, used: set[str], rows: list[dict], rules: Rules) -> list[dict]:

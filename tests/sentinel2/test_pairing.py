@@ -441,6 +441,19 @@ def test_a_sun_that_nobody_knows_is_a_reason(suns, who):
     assert "NaN" not in json.dumps(row)
 
 
+def test_each_role_may_have_its_own_lowest_sun():
+    rules = replace(RULES, max_sun_difference=90, min_sun_elevation={"clear": 20, "cloudy": 10})
+    dates = [preview(day, sun=sun) for day, sun in ((2, 19.9), (4, 20.0), (6, 5.0), (8, 4.9))]
+    found = rows(*dates, cloudy=preview(0, 0.3, sun=10.0), rules=rules)
+    assert found[0]["reasons"] == ["sun at 19.9 degrees, at least 20"]
+    assert (accepted(found)["days"], accepted(found)["reference_days"]) == (4, 2)
+    assert accepted(rows(*dates[1:], cloudy=preview(0, 0.3, sun=10.0), rules=rules))["reference_days"] == 6
+    low = rows(dates[1], dates[3], cloudy=preview(0, 0.3, sun=10.0), rules=rules)
+    assert accepted(low)["reference"] is None
+    (row,) = rows(dates[1], cloudy=preview(0, 0.3, sun=9.9), rules=rules)
+    assert row["reasons"] == ["sun at 9.9 degrees, at least 10"]
+
+
 def test_a_date_whose_sun_nobody_knows_is_no_reference():
     assert accepted(rows(preview(4), preview(6, sun=None)))["reference"] is None
 
