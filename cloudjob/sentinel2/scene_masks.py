@@ -103,14 +103,15 @@ def suspect(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
 
 def dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> np.ndarray:
     """(h, w) bool on the grid of `preview`: pixels that nothing hides by this date's own masks, and that are darker
-    than on most of the other dates that are clear there. They lie in a shadow that the classification missed, or the
-    ground is another: nobody can tell."""
-    cells, voters = np.zeros((2, *preview.rgb.shape[1:]), np.uint8)
+    than on most of the other dates that are clear there, and than on some of both the earlier and the later ones. They
+    lie in a shadow that the classification missed, or the ground is another for a day: nobody can tell."""
+    votes, voters = np.zeros((2, 2, *preview.rgb.shape[1:]), np.uint8)  # of the earlier and of the later dates
     for other in others if _compared(settings) else ():
+        later = int(other.product.sensing_time > preview.product.sensing_time)
         darker, compared = _darker(preview, other, settings)
-        cells += darker
-        voters += compared
-    return _on_grid(2 * cells > voters, preview)
+        votes[later] += darker
+        voters[later] += compared
+    return _on_grid((2 * votes.sum(0) > voters.sum(0)) & ((votes > 0) | (voters == 0)).all(0), preview)
 
 
 def without_dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> Preview:

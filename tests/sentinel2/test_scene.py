@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,7 +54,13 @@ def dated(*bright):
     rgb = np.full((3, 1, 4), 2000, np.uint16)
     rgb[:, :, list(bright)] = 6000
     core = np.full((3, 12), CLEAR, np.uint8)
-    return Preview(product=None, core=core, factor=2, snow=np.zeros(core.shape, bool), rgb=rgb)
+    return Preview(
+        product=SimpleNamespace(sensing_time=date(2018, 5, 1)),
+        core=core,
+        factor=2,
+        snow=np.zeros(core.shape, bool),
+        rgb=rgb,
+    )
 
 
 def test_the_clear_date_revises_the_masks_of_the_others_and_the_cloudy_date_those_of_the_clear_one():
