@@ -1,7 +1,8 @@
 """What can go wrong, each with the exit code that a batch script sees.
 
-0 done (or nothing to do) - 1 a bug - 2 usage or configuration - 3 an input stage is not complete -
+0 done (or nothing to do) - 1 a bug - 2 usage or configuration - 3 an input stage has nothing for this -
 4 finished with failed items - 75 interrupted in good order, run the same command again.
+Items that a rule rejected, or that are left out, change no exit code.
 """
 
 from pathlib import Path
@@ -28,6 +29,10 @@ class InputError(CloudjobError):
     exit_code = 3
 
 
+class DamagedInputError(InputError):
+    """What an earlier stage has made cannot be read any more; that stage makes it again."""
+
+
 class ItemError(CloudjobError):
     """One item cannot be made: a refused download, a truncated file, a broken product. Others go on."""
 
@@ -45,8 +50,21 @@ class CorruptFileError(ItemError):
         return type(self), (self.path, self.reason)
 
 
+class OwnFileError(ConfigError, ItemError):
+    """A user's own raster for one product or tile is missing or does not fit. Others go on."""
+
+
+class SystemTroubleError(ItemError):
+    """The system refused a file: no locks, a stale handle, no permission, too many open files. That is no damage, and
+    the file is left alone."""
+
+
 class DiskFullError(ItemError):
     """No space left; going on with other items would fail in the same way."""
+
+
+class LeftOutError(ItemError):
+    """This item is gone for good, or excluded: it is named with the reason, and nobody waits for it."""
 
 
 class LostRankError(CloudjobError):

@@ -1,6 +1,7 @@
 """Names of Sentinel-2 Level-2A products: their fields, and which acquisition a product is of."""
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -58,6 +59,11 @@ class ProductName:
         return f"{self.satellite}_{stamp(self.sensing)}"
 
     @property
+    def granule(self) -> str:
+        """Datatake and tile: the same in copies and halves of one acquisition."""
+        return f"{self.datatake}_T{self.tile}"
+
+    @property
     def processed(self) -> datetime:
         """The time of processing (UTC), which the discriminator carries in nominal products."""
         return datetime.strptime(self.discriminator, _TIME).replace(tzinfo=UTC)
@@ -78,9 +84,11 @@ def product_name(
     )
 
 
-def pair_name(cloudy: ProductName, clear: ProductName) -> str:
-    """The name of a pair of products of one tile: tile, and both starts of sensing."""
-    return f"{cloudy.tile}_{stamp(cloudy.sensing)}_{stamp(clear.sensing)}"
+def pair_name(cloudy: ProductName, clear: ProductName, halves: Container[str] = ()) -> str:
+    """The name of a pair of products of one tile: tile, and both starts of sensing. Those of `halves`, granules of
+    several products, are told apart by the discriminator."""
+    dates = [stamp(name.sensing) + f"-{name.discriminator}" * (name.granule in halves) for name in (cloudy, clear)]
+    return "_".join([cloudy.tile, *dates])
 
 
 def tile_of_pair(pair: str) -> str:

@@ -23,9 +23,12 @@ begin() {
         sed -n '2,/^[^#]\|^#SBATCH/{/^# /s/^# //p}' "$script"
         exit 0
     fi
-    sbatch_options=() retry_lost=0
+    sbatch_options=() retry_lost=0 offset=0
     while [[ "${1:-}" == -* ]]; do
-        sbatch_options+=("$1")
+        case $1 in
+            --offset=*) offset=${1#*=} ;; # of the items of this part of an array; see `submit`
+            *) sbatch_options+=("$1") ;;
+        esac
         shift
     done
     config=${1:-configs/north_slope.yaml}
@@ -38,12 +41,15 @@ begin() {
     fi
     [[ -e "$config" ]] || die "$config: no such file or run folder (in $PWD)"
     run_dir=$config
-    if [[ ! -d "$config" ]]; then run_dir=runs/$(basename "$config" .yaml); fi
+    if [[ ! -d "$config" ]]; then run_dir=runs/$(basename -- "$config" .yaml); fi
     read_site
     writable "$run_dir/jobs" ||
         die "$run_dir cannot be written to: make runs/ a link to a folder on scratch, or name a run folder there"
     find_program
-    if [[ -n "${SLURM_JOB_ID:-}" ]]; then job_card; fi
+    if [[ -n "${SLURM_JOB_ID:-}" ]]; then
+        job_card
+        if [[ -n "${CLOUDJOB_AFTER:-}" ]]; then look_before "$CLOUDJOB_AFTER"; fi
+    fi
 }
 
 # --- the site -------------------------------------------------------------------------------------------------------
@@ -71,15 +77,18 @@ read_site() { # CLOUDJOB_SITE: a name in slurm/sites, or the path of such a file
 }
 
 find_program() { # cloudjob=(command): in the image, in .venv, or on the PATH
-    local binds
-    binds=$PWD,$(realpath "$run_dir")${SITE_BINDS:+,$SITE_BINDS}${SITE_SCRATCH:+,$SITE_SCRATCH}
+    local place binds=()
+    for place in "$PWD" "$(realpath -- "$run_dir")" ${SITE_SCRATCH:+"$SITE_SCRATCH"}; do # a comma or colon may be in it
+        binds+=(--mount "type=bind,\"src=${place//\"/\"\"}\",\"dst=${place//\"/\"\"}\"")
+    done
+    if [[ -n "$SITE_BINDS" ]]; then binds+=(--bind "$SITE_BINDS"); fi
     if [[ -n "${CLOUDJOB_IMAGE:-}" ]]; then
         [[ -e "$CLOUDJOB_IMAGE" ]] ||
             die "CLOUDJOB_IMAGE=$CLOUDJOB_IMAGE: no such image; build it with containers/build.sh, or copy it there"
         command -v apptainer >/dev/null ||
             die "no apptainer on $(hostname -s): name its module in SITE_MODULES, or unset CLOUDJOB_IMAGE"
         # Not --cleanenv: without SLURM_* and PMI_* each rank would believe to be alone.
-        cloudjob=(apptainer exec --no-home --bind "$binds" --pwd "$PWD" "${SITE_APPTAINER[@]}" "$CLOUDJOB_IMAGE" cloudjob)
+        cloudjob=(apptainer exec --no-home "${binds[@]}" --pwd "$PWD" "${SITE_APPTAINER[@]}" "$CLOUDJOB_IMAGE" cloudjob)
     elif [[ -x .venv/bin/cloudjob ]]; then
         cloudjob=("$PWD/.venv/bin/cloudjob")
     elif command -v cloudjob >/dev/null; then
@@ -90,23 +99,69 @@ find_program() { # cloudjob=(command): in the image, in .venv, or on the PATH
 }
 
 # --- submission -----------------------------------------------------------------------------------------------------
-submit() { # submit KIND SCRIPT [options of sbatch] -- CONFIG STAGE ...: prints the id of the job
+submit() { # submit KIND SCRIPT [options of sbatch] -- CONFIG STAGE ...: prints the id of the job, or ids ID:ID
     local -n of_kind="SITE_$1"
-    local script=$2 options=("${SITE_JOB[@]}" "${of_kind[@]}") id
+    local script=$2 options=("${SITE_JOB[@]}" "${of_kind[@]}") more=() array='' limit offset id ids=()
+    shift 2
+    while [[ "$1" != -- ]]; do
+        case $1 in
+            --array=*) array=${1#*=} ;;
+            *) more+=("$1") ;;
+        esac
+        shift
+    done
+    shift
+    limit=$(scontrol show config 2>/dev/null | sed -n 's/^MaxArraySize *= *\([0-9]*\).*/\1/p') || true
+    if [[ -z "$array" || "$limit" == 0 ]]; then # a site without arrays: all items in one job
+        # %A_%a, which prepare.sh and infer.sh have, makes no name where there is no array.
+        submit_one 0 "$script" --output=%x-%j.out "${options[@]}" "${more[@]}" -- "$@"
+        return
+    fi
+    while read -r offset array; do
+        id=$(submit_one "$offset" "$script" "${options[@]}" --array="$array" "${more[@]}" -- "$@") || exit
+        ids+=("$id")
+    done < <(array_parts "$array" "${limit:-1001}")
+    (IFS=:; echo "${ids[*]}")
+}
+
+submit_one() { # submit_one OFFSET SCRIPT [options of sbatch] -- CONFIG STAGE ...: prints the id of the job
+    local offset=$1 script=$2 options=() id
     shift 2
     while [[ "$1" != -- ]]; do
         options+=("$1")
         shift
     done
     shift
-    # %A_%a, which prepare.sh and infer.sh have, makes no name where there is no array.
-    if [[ " ${options[*]}" != *" --array="* ]]; then options=(--output=%x-%j.out "${options[@]}"); fi
+    if ((offset)); then set -- --offset="$offset" "$@"; fi
     # What this job was given must not become what the next one asks for.
     id=$(for name in ${!SLURM_@} ${!SRUN_@}; do [[ $name == SLURM_CONF ]] || unset "$name"; done
         sbatch --parsable "${options[@]}" "slurm/$script" "$@" 2>&1) || refused "$id"
     id=${id##*$'\n'}
-    note "${id%%;*}" "$2" submitted
+    if ((offset)); then shift; fi
+    note "${id%%;*}" "$(part_of "$2" "$offset")" submitted
     echo "${id%%;*}"
+}
+
+array_parts() { # array_parts 0-2,7,1003-1005%4 1001: lines of OFFSET and indices below MaxArraySize: 0 0-2,7%4; 1001 2-4%4
+    local limit=$2 throttle='' range first last step end block parts=()
+    if [[ "$1" == *%* ]]; then throttle=%${1#*%}; fi
+    for range in $(tr , ' ' <<<"${1%\%*}"); do
+        IFS=:- read -r first last step <<<"$range"
+        last=${last:-$first} step=${step:-1}
+        while ((first <= last)); do
+            block=$((first / limit))
+            end=$((last < (block + 1) * limit ? last : (block + 1) * limit - 1))
+            parts[block]+=,$((first % limit))
+            if ((end > first)); then parts[block]+=-$((end % limit)); fi
+            if ((end > first && step > 1)); then parts[block]+=:$step; fi
+            first=$((first + ((end - first) / step + 1) * step))
+        done
+    done
+    for block in "${!parts[@]}"; do echo "$((block * limit)) ${parts[block]#,}$throttle"; done
+}
+
+part_of() { # part_of STAGE OFFSET: the name under which cloudjob status shows this part of an array
+    if (($2)); then echo "$1+$2"; else echo "$1"; fi
 }
 
 refused() { # what sbatch said, and what can be done about it
@@ -121,8 +176,14 @@ refused() { # what sbatch said, and what can be done about it
     die "sbatch refused: $1"$'\n'"cloudjob: $cure"
 }
 
-note() { # note JOB NAME EVENT: a line for cloudjob status
-    printf '%(%s)T\t%s\t%s\t%s\n' -1 "$1" "$2" "$3" >>"$run_dir/jobs/log.tsv"
+note() { # note JOB NAME EVENT: a line for cloudjob status, on a new line though the last was torn; no full disk ends a job
+    local log=$run_dir/jobs/log.tsv start=''
+    if [[ -s "$log" && -n "$(tail -c 1 "$log")" ]]; then start=$'\n'; fi
+    printf '%s%(%s)T\t%s\t%s\t%s\n' "$start" -1 "$1" "$2" "$3" 2>/dev/null >>"$log" || true
+}
+
+say() { # say TEXT...: into the log of the job
+    echo "$*" 2>/dev/null || true
 }
 
 items() { # items STAGE [--missing]: as indices for sbatch --array
@@ -132,7 +193,7 @@ items() { # items STAGE [--missing]: as indices for sbatch --array
 submit_array() { # outside a job: as an array of what is missing; inside one: index=(the arguments that name its item)
     index=()
     if [[ -n "${SLURM_JOB_ID:-}" ]]; then
-        if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then index=(--index "$SLURM_ARRAY_TASK_ID"); fi
+        if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then index=(--index "$((SLURM_ARRAY_TASK_ID + offset))"); fi
         return
     fi
     local missing
@@ -149,7 +210,7 @@ submit_myself() { # outside a job a script submits itself as the site wants it, 
     if [[ -n "${SLURM_JOB_ID:-}" ]]; then return; fi
     local id
     id=$(submit "$kind" "$(basename "$script")" "${sbatch_options[@]}" -- "$config" "$stage" "${arguments[@]}")
-    echo "submitted $(basename "$script" .sh) of $run_dir as job $id"
+    echo "submitted $(basename "$script" .sh) of $run_dir as job ${id//:/ and }"
     echo "how far it is: ${cloudjob[*]} status $run_dir"
     exit 0
 }
@@ -160,12 +221,13 @@ job_card() {
     job=$SLURM_JOB_ID
     if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
     facts=$(scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID ") # of an array it shows all tasks
-    log=$(sed -n 's/.*StdOut=\([^ ]*\).*/\1/p' <<<"$facts")
-    echo "--- $SLURM_JOB_NAME $job, restart ${SLURM_RESTART_COUNT:-0}, $(date -Is)"
-    echo "    ${SLURM_NTASKS:-1} tasks on $SLURM_JOB_NODELIST, ${SLURM_CPUS_PER_TASK:-1} cores per task," \
+    log=$(sed 's/.*StdOut=//; s/ [A-Z][A-Za-z]*=.*//' <<<"$facts") # its path may have spaces
+    label=$(part_of "$stage" "$offset")
+    say "--- $SLURM_JOB_NAME $job, restart ${SLURM_RESTART_COUNT:-0}, $(date -Is)"
+    say "    ${SLURM_NTASKS:-1} tasks on $SLURM_JOB_NODELIST, ${SLURM_CPUS_PER_TASK:-1} cores per task," \
         "GPUs per node: ${SLURM_GPUS_ON_NODE:-0}, until $(sed -n 's/.*EndTime=\([^ ]*\).*/\1/p' <<<"$facts")"
-    echo "    $config, run folder $run_dir, site ${site:-none}, ${cloudjob[*]}"
-    note "$job" "$stage" "started $log"
+    say "    $config, run folder $run_dir, site ${site:-none}, ${cloudjob[*]}"
+    note "$job" "$label" "started $log"
     stop=$PWD/$run_dir/jobs/STOP-$SLURM_JOB_ID
     if [[ "$run_dir" == /* ]]; then stop=$run_dir/jobs/STOP-$SLURM_JOB_ID; fi
     rm -f "$stop"
@@ -174,22 +236,32 @@ job_card() {
     end=$(sed -n 's/.*EndTime=\([^ ]*\).*/\1/p' <<<"$facts")
     CLOUDJOB_DEADLINE=$(date -d "$end" +%s 2>/dev/null) && export CLOUDJOB_DEADLINE # SLURM says it itself since 22.05
     # The warning reaches this shell alone; the STOP file reaches every rank, whatever launched it.
-    trap 'echo "--- told to stop, $(date -Is)"; touch "$stop"' USR1 TERM
-    trap 'code=$?; note "$job" "$stage" "ended $code"; echo "--- $job ended with $code after $SECONDS s"' EXIT
+    trap 'say "--- told to stop, $(date -Is)"; touch "$stop"' USR1 TERM
+    trap 'code=$?; note "$job" "$label" "ended $code"; say "--- $job ended with $code after $SECONDS s"' EXIT
     check_restarts
 }
 
 # A job that comes back again and again and gets nowhere would do so for ever.
 check_restarts() {
     local kept=$run_dir/jobs/restarts-$SLURM_JOB_ID seen='' count=0 now
-    now=$( (find -H "$run_dir" -path "$run_dir/jobs" -prune -o -type f ! -name '.tmp-*' -print || true) | sort | cksum)
+    now=$( (cd -- "$run_dir"; find . \( -path ./jobs -o -path ./leases \) -prune -o -type f ! -name '.tmp-*' -print || true) |
+        sort | cksum)
     if ((${SLURM_RESTART_COUNT:-0})) && [[ -e "$kept" ]]; then
         read -r count seen <"$kept"
         if [[ "$seen" == "$now" ]]; then ((count += 1)); else count=0; fi
     fi
-    echo "$count $now" >"$kept"
+    echo "$count $now" 2>/dev/null >"$kept" || true
     ((count < 3)) || die "restarted $count times without progress: ask for more time (--time) or an earlier warning" \
         "(--signal=B:USR1@SECONDS), see the log above, then submit again"
+}
+
+look_before() { # look_before STAGE: ends the chain of jobs where the stage before has made nothing
+    # Of an array one task looks; the others each say what they lack.
+    if [[ "${SLURM_ARRAY_TASK_ID:-}" != "${SLURM_ARRAY_TASK_MIN:-}" ]]; then return; fi
+    if [[ "$(items "$1")" != "$(items "$1" --missing)" ]]; then return; fi
+    sed "1,/^${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}\$/d" "$CLOUDJOB_CHAIN" | xargs -r scancel || true
+    echo "cloudjob: $1 has made nothing; the jobs that come after this one are cancelled" >&2
+    exit 3
 }
 
 need_gpu() {
@@ -226,7 +298,7 @@ run() { # run COMMAND...: the script ends with its exit code; 75 puts the job ba
 
 requeue() { # a job that was cancelled, or that SLURM requeues itself, is no longer RUNNING
     [[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]] || return 0
-    note "$job" "$stage" requeued
+    note "$job" "$label" requeued
     if scontrol requeue "$SLURM_JOB_ID"; then
         trap - EXIT
         sleep 60 # until SLURM ends this script

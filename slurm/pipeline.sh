@@ -1,5 +1,6 @@
 #!/bin/bash
-# Submits the whole chain from search to report, each stage its own job; a stage that fails cancels those after it:
+# Submits the whole chain from search to report, each stage its own job. What fails in a stage does not keep the others
+# from what they can do without it; a stage that made nothing cancels those after it:
 #   slurm/pipeline.sh [CONFIG or run folder] [--set KEY=VALUE]
 # How many pairs there are is known after review. Until then the last job of the chain is this script again: it submits
 # the rest. With SITE_NET=(here) all that needs the network is done at once, where this is started. What is done already
@@ -15,20 +16,27 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 source slurm/common.sh
 
 begin CPU pipeline "$@"
-last=
-after() { # after KIND SCRIPT [options of sbatch] -- STAGE: the next link of the chain
+export CLOUDJOB_CHAIN=$run_dir/jobs/chain-$$-$EPOCHSECONDS # its jobs, in order
+last='' needed='' before=''
+after() { # after KIND SCRIPT [options of sbatch] -- STAGE: the next link of the chain, which starts by looking whether
+    # the one before has made something. A training makes all or nothing: nobody need start to see that.
     local kind=$1 script=$2 options=()
     shift 2
     while [[ "$1" != -- ]]; do
         options+=("$1")
         shift
     done
-    if [[ -n "$last" ]]; then options+=(--dependency="afterok:$last" --kill-on-invalid-dep=yes); fi
-    last=$(submit "$kind" "$script" "${options[@]}" -- "$config" "${@:2}" "${arguments[@]}")
+    if [[ -n "$last" ]]; then options+=(--dependency="afterany:$last$needed" --kill-on-invalid-dep=yes); fi
+    last=$(CLOUDJOB_AFTER=$before submit "$kind" "$script" "${options[@]}" -- "$config" "${@:2}" "${arguments[@]}")
+    before=$2
+    if [[ $before == train ]]; then needed=,afterok:$last; fi
+    echo "$last" >>"$CLOUDJOB_CHAIN"
     echo "job $last: $script ${*:2}"
 }
 if [[ "${SITE_NET[*]}" == here ]]; then
-    "${cloudjob[@]}" run "$config" --until download --run-dir "$run_dir" "${arguments[@]}"
+    code=0
+    "${cloudjob[@]}" run "$config" --until download --run-dir "$run_dir" "${arguments[@]}" || code=$?
+    ((code == 0 || code == 4)) || exit "$code"
 fi
 if pairs=$(items shard 2>&1); then
     if [[ "${SITE_NET[*]}" != here ]]; then after NET fetch.sh -- download; fi

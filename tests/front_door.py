@@ -51,3 +51,17 @@ def copied(run: Path, target: Path, *, until: str = "report") -> Path:
     shutil.copytree(run, target)
     forget(target, *STAGES[STAGES.index(until) + 1 :])
     return target
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """The bytes of all that a run is for: shards, the last checkpoint, outputs, scores."""
+    newest = max((run / "train" / "checkpoints").glob("step-*.pt"))
+    files = [*(run / "shards").iterdir(), newest, *(run / "outputs").rglob("*.*"), *(run / "evaluation").iterdir()]
+    files += [run / "scenes.jsonl", run / "pairs.jsonl"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
+
+
+def same(a: Path, b: Path) -> None:
+    one, other = results(a), results(b)
+    assert sorted(one) == sorted(other)
+    assert [name for name in one if one[name] != other[name]] == []

@@ -69,6 +69,9 @@ def test_a_pair_is_named_by_its_tile_the_cloudy_and_the_clear_date_in_this_order
     cloudy, clear = ProductName.parse(NAME), ProductName.parse(NAME.replace("20250605T", "20250530T"))
     assert pair_name(cloudy, clear) == "05WPS_20250605T222541_20250530T222541"
     assert tile_of_pair(pair_name(cloudy, clear)) == "05WPS"
+    halves = {cloudy.granule}
+    assert pair_name(cloudy, clear, halves) == f"05WPS_20250605T222541-{cloudy.discriminator}_20250530T222541"
+    assert tile_of_pair(pair_name(cloudy, clear, halves)) == "05WPS"
 
 
 @pytest.mark.parametrize(("day", "days"), [("20250605T", 0), ("20250608T", 3), ("20250530T", -6)])

@@ -18,7 +18,7 @@ import pytest
 import rasterio
 import shapely
 from forked import Forked
-from front_door import CLOUDJOB, CONFIG, STAGES, call, clean_message, copied, forget, good
+from front_door import CLOUDJOB, CONFIG, STAGES, call, clean_message, copied, forget, good, same
 from rasterio.warp import transform_geom
 from scipy import ndimage
 
@@ -33,20 +33,6 @@ needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec besi
 
 def products(run: Path) -> list[str]:
     return sorted(folder.name for folder in (run / "outputs").iterdir())
-
-
-def results(run: Path) -> dict[str, bytes]:
-    """The bytes of all that a run is for: shards, the last checkpoint, outputs, scores."""
-    newest = max((run / "train" / "checkpoints").glob("step-*.pt"))
-    files = [*(run / "shards").iterdir(), newest, *(run / "outputs").rglob("*.*"), *(run / "evaluation").iterdir()]
-    files += [run / "scenes.jsonl", run / "pairs.jsonl"]
-    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
-
-
-def same(a: Path, b: Path) -> None:
-    one, other = results(a), results(b)
-    assert sorted(one) == sorted(other)
-    assert [name for name in one if one[name] != other[name]] == []
 
 
 @pytest.fixture(scope="session")
@@ -214,9 +200,13 @@ def test_a_rejected_pair_is_neither_fetched_nor_used_and_the_others_stay(run, co
         "\n".join([header, rows[0].replace(",accept,,rule,", ',reject,"haze, all over",me,'), *rows[1:]])
     )
     pair = rows[0].split(",")[0]
-    done = good("run", copy, "--set", "train.epochs=0.2")
+    done = call("run", copy)
+    assert done.returncode == 2
     assert "review: 0 done" in done.stderr
     assert "2 accepted, 1 rejected" in done.stderr
+    assert "shards: others than it was trained on" in done.stderr  # it is not thrown away unasked
+    good("train", copy, "--set", "train.epochs=0.2", "--force")
+    good("run", copy)
     index = json.loads((copy / "shards" / "index.json").read_text())
     assert pair not in {entry["pair"] for entry in index["files"]}
     assert ',reject,"haze, all over",me,' in decisions.read_text()
@@ -317,7 +307,11 @@ def test_a_truncated_band_is_named_and_fetched_again(run, copy):
     name = products(copy)[0]
     band = next((copy / "scenes" / f"{name}.SAFE").rglob("*_B03_10m.jp2"))
     band.write_bytes(band.read_bytes()[:-100])
-    clean_message(call("shard", copy), 3, band.name, "cloudjob download")
+    assert "3 skipped" in good("shard", copy).stderr  # what is made does not need it
+    forget(copy, "shard")
+    clean_message(call("shard", copy), 4, band.name, "cloudjob download", "2 done, 0 skipped, 0 rejected, 1 failed")
+    index = good("items", "shard", copy, "--missing", "--as-array").stdout.strip()
+    clean_message(call("shard", copy, "--index", index), 3, band.name, "cloudjob download")
     done = good("run", copy)
     assert "download: 1 done" in done.stderr
     same(run, copy)

@@ -12,7 +12,8 @@ from rasterio.warp import transform as warp_points
 from scipy import ndimage
 
 from cloudjob.archive.safe import pool, write_product
-from cloudjob.errors import ConfigError, CorruptFileError
+from cloudjob.errors import ConfigError
+from cloudjob.files import reading
 from cloudjob.names import ProductName
 from cloudjob.pixels import BANDS, CIRRUS, CLOUD, EMPTY_DN, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.sentinel2 import foreign_masks
@@ -113,11 +114,8 @@ def read_raster(
 ) -> tuple[np.ndarray, str, Affine]:
     """(4, H, W) uint16, CRS such as "EPSG:32605" and transform of a north-up GeoTIFF with pixels of one of the widths
     `metres`."""
-    try:
-        with rasterio.open(path) as image:
-            dn, crs, transform = image.read(), image.crs, image.transform
-    except RasterioError as error:
-        raise CorruptFileError(path, f"not readable as a raster: {error}") from None
+    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
+        dn, crs, transform = image.read(), image.crs, image.transform
     if dn.shape[0] != len(BANDS) or dn.dtype != np.uint16 or (shape and dn.shape != shape):
         expected = f"{shape or '(4, H, W)'} uint16 of {', '.join(BANDS)}"
         raise ConfigError(f"{path}: {dn.shape} {dn.dtype}, expected {expected}")

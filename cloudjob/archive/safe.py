@@ -15,6 +15,7 @@ from affine import Affine
 from PIL import Image
 
 from cloudjob.archive import metadata
+from cloudjob.files import HOST, ask_guards, flush, rename
 from cloudjob.names import ProductName, stamp
 from cloudjob.pixels import BANDS, EMPTY_DN
 from cloudjob.sentinel2 import masks
@@ -48,7 +49,7 @@ def write_product(
     """
     parsed = ProductName.parse(name)
     target = Path(archive) / f"{parsed.name}.SAFE"
-    folder = target.with_name(f".{target.name}.part")
+    folder = target.with_name(f".tmp-{os.getpid()}-{parsed.name}@{HOST}.SAFE")
     shutil.rmtree(folder, ignore_errors=True)
     images, mask_files = _write_images(
         folder, parsed, bands, scl, cloud_probability, snow_probability, b11, crs, transform, offset
@@ -57,14 +58,16 @@ def write_product(
     footprint = metadata.footprint_of(crs, transform, shape)
     percentages = metadata.percentages_of(scl)
     granule = folder / metadata.granule(parsed)
-    (granule / "MTD_TL.xml").write_text(
-        metadata.tile_metadata(parsed, crs, transform, shape, percentages, mask_files, sun)
-    )
-    (folder / "MTD_MSIL2A.xml").write_text(metadata.product_metadata(parsed, images, offset, footprint, percentages))
-    (folder / "manifest.safe").write_text(metadata.manifest(folder, parsed, footprint))
+    for path, text in (
+        (granule / "MTD_TL.xml", metadata.tile_metadata(parsed, crs, transform, shape, percentages, mask_files, sun)),
+        (folder / "MTD_MSIL2A.xml", metadata.product_metadata(parsed, images, offset, footprint, percentages)),
+    ):
+        path.write_text(text, encoding="utf-8")
+    (folder / "manifest.safe").write_text(metadata.manifest(folder, parsed, footprint), encoding="utf-8")
     _flush(folder)
+    ask_guards()
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(folder, target)
+    rename(folder, target)
     return target
 
 
@@ -189,6 +192,4 @@ def _true_colour(dn: np.ndarray) -> np.ndarray:
 def _flush(folder: Path) -> None:
     """Syncs all files and folders to disk, before the rename to the final name."""
     for path in [folder, *folder.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        flush(path)

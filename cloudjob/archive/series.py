@@ -16,7 +16,8 @@ from affine import Affine
 from rasterio.errors import RasterioError
 
 from cloudjob.archive.rasters import read_bands
-from cloudjob.errors import ConfigError, CorruptFileError
+from cloudjob.errors import ConfigError
+from cloudjob.files import reading
 from cloudjob.pixels import EMPTY_DN, HIDDEN
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.radiometry import reflectance
@@ -85,11 +86,8 @@ def read(folder: Path, *, offset: int, haze: float = Day.haze) -> list[Day]:
 
 
 def _read_scl(path: Path) -> np.ndarray:
-    try:
-        with rasterio.open(path) as image:
-            scl = image.read(1)
-    except RasterioError as error:
-        raise CorruptFileError(path, f"not readable as a raster: {error}") from None
+    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
+        scl = image.read(1)
     found = np.unique(scl)
     if not np.isin(found, range(12)).all():
         raise ConfigError(f"{path}: holds {', '.join(f'{value:g}' for value in found[:20])}; expected classes 0 to 11")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cloudjob.benches import notebook
-from cloudjob.errors import DiskFullError
+from cloudjob.files import check_room
 from cloudjob.hpc import machine
 from cloudjob.patches import loader, shard_writer, shards
 
@@ -30,11 +30,7 @@ def run(folder: Path, *, triplets: int = 960, say: Callable[[str], None] = print
     work = Path(folder) / f"bench-read-{os.getpid()}"
     work.mkdir(parents=True)
     try:
-        free, needed = shutil.disk_usage(work).free, 2.2 * triplets * _TRIPLET
-        if free < needed:
-            raise DiskFullError(
-                f"{folder}: {free / 1e9:.1f} GB free, bench read needs {needed / 1e9:.1f}; try --dir elsewhere"
-            )
+        check_room(work, 2.2 * triplets * _TRIPLET, "bench read", "try --dir elsewhere")
         say(f"writing {triplets} triplets twice: {SHARDS} shards, and three .npy files each")
         readers = Readers(work, triplets)
         say(f"reading them from memory, {ROUNDS} rounds of each reader in turn")

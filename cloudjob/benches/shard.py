@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from cloudjob.benches import notebook
-from cloudjob.errors import DiskFullError
+from cloudjob.files import check_room
 from cloudjob.hpc import machine
 
 TILE = "05WPS"
@@ -33,9 +33,7 @@ def run(folder: Path, *, size: int = 10980, say: Callable[[str], None] = print) 
     work = Path(folder) / f"bench-shard-{os.getpid()}"
     work.mkdir(parents=True)
     try:
-        free = shutil.disk_usage(work).free / 2**30
-        if free < _GIB_NEEDED * (size / 10980) ** 2:
-            raise DiskFullError(f"{folder}: {free:.0f} GiB free, bench shard needs {_GIB_NEEDED}; try --dir elsewhere")
+        check_room(work, 2**30 * _GIB_NEEDED * (size / 10980) ** 2, "bench shard", "try --dir elsewhere")
         say(f"making a pair of {size} x {size} pixels")
         make_pair(work / "archive", size)
         run_folder = fetch(work, size)
@@ -122,7 +120,7 @@ def fetch(work: Path, size: int) -> Path:
         },
         "shard": {"window": window, "stride": window // 4},
     }
-    (work / "bench.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (work / "bench.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     _cloudjob("run", work / "bench.yaml", "--run-dir", work / "run", "--until", "download")
     return work / "run"
 
@@ -130,7 +128,7 @@ def fetch(work: Path, size: int) -> Path:
 def shard_stage(run_folder: Path) -> dict:
     """CPU seconds, wall seconds, peak memory and triplets of `cloudjob shard`, its worker processes included."""
     figures = _cloudjob("shard", run_folder)
-    index = json.loads((run_folder / "shards" / "index.json").read_text())
+    index = json.loads((run_folder / "shards" / "index.json").read_text(encoding="utf-8"))
     return figures | {"triplets": sum(index["counts"].values()), "bytes": sum(f["size"] for f in index["files"])}
 
 
@@ -140,15 +138,16 @@ def decode_alone(run_folder: Path) -> dict:
 
 
 _DECODE = """
-import os, sys
+import sys
 from pathlib import Path
+from cloudjob.hpc import machine
 from cloudjob.sentinel2 import product as p
 if __name__ == "__main__":
     products = [p.Product.open(Path(folder)) for folder in sys.argv[1:]]
     for one in products:
         for read in (p.read_scl, p.read_cloud_probability, p.read_overview, p.read_b11):
             read(one)
-    for _ in p.stripes(products, processes=len(os.sched_getaffinity(0))):
+    for _ in p.stripes(products, processes=machine.cores()):
         pass
 """
 
@@ -160,7 +159,7 @@ def _cloudjob(*arguments: object) -> dict:
 def _measured(command: list[str]) -> dict:
     """CPU and wall seconds and peak memory (proportional set size of the whole tree, GiB) of a command."""
     begun, before = time.monotonic(), os.times()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")
     peak = [0]
     watch = threading.Thread(target=_watch, args=(process, peak))
     watch.start()
@@ -182,7 +181,7 @@ def _watch(process: subprocess.Popen, peak: list[int]) -> None:
 def _tree(pid: int) -> list[int]:
     """The process and all below it."""
     try:
-        tasks = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+        tasks = [path.read_text(encoding="utf-8").split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:  # it has just ended
         return []
     return [pid, *(below for children in tasks for child in children for below in _tree(int(child)))]
@@ -190,7 +189,7 @@ def _tree(pid: int) -> list[int]:
 
 def _kib(pid: int) -> int:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

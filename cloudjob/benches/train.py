@@ -22,8 +22,8 @@ from cloudjob.diffusion import networks
 from cloudjob.diffusion.batch import Batch, pinned
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS
 from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import DiskFullError, ItemError
-from cloudjob.files import file_sha256, write_json
+from cloudjob.errors import ItemError
+from cloudjob.files import check_room, file_sha256, write_json
 from cloudjob.hpc import distributed, machine
 from cloudjob.patches import loader, shard_writer, shards
 from cloudjob.run import records
@@ -53,11 +53,7 @@ def run(
     work = Path(folder) / f"bench-train-{os.getpid()}"
     work.mkdir(parents=True)
     try:
-        needed, free = 4 * TRIPLETS * window**2 * 17, shutil.disk_usage(work).free
-        if free < needed:
-            raise DiskFullError(
-                f"{folder}: {free / 1e9:.1f} GB free, bench train needs {needed / 1e9:.1f}; try --dir elsewhere"
-            )
+        check_room(work, 4 * TRIPLETS * window**2 * 17, "bench train", "try --dir elsewhere")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         presets = presets or PRESETS[device.type]
         if device.type == "cpu":
@@ -196,7 +192,7 @@ class Bench:
     def scaling(self, preset: str, best: dict) -> list[dict]:
         """Whole trainings (`cloudjob train`) by 1, 2, 4, ... ranks: one per GPU, or one with one thread per core. In
         turn, so that a change of the load meets all of them; the best step of each."""
-        most = torch.cuda.device_count() if self.device.type == "cuda" else len(os.sched_getaffinity(0))
+        most = torch.cuda.device_count() if self.device.type == "cuda" else machine.cores()
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= most]
         found: dict[int, list[dict]] = {size: [] for size in sizes}
         for _ in range(self.rounds):
@@ -234,13 +230,12 @@ def _rows_of(command: list[str], space: RunFolder, seen: int) -> list[dict]:
     rows: list[dict] = []
     stop, said = space.root / "STOP", space.root / "train.log"
     environment = os.environ | {"CLOUDJOB_STOP_FILE": str(stop)}
-    with open(said, "w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as training:
+    with open(said, "wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as training:
         try:
             while not rows or rows[-1]["seen"] < seen:
                 if training.poll() is not None:
-                    raise ItemError(
-                        f"{shlex.join(command)} ended with {training.returncode}: {said.read_text()[-2000:]}"
-                    )
+                    text = said.read_text(encoding="utf-8", errors="replace")
+                    raise ItemError(f"{shlex.join(command)} ended with {training.returncode}: {text[-2000:]}")
                 time.sleep(0.2)
                 rows = logs.rows(space.metrics)
         finally:
@@ -261,7 +256,7 @@ def make_run(work: Path, window: int, preset: str) -> RunFolder:
         "train": {"preset": preset},
     }
     space.root.mkdir(parents=True)
-    space.config.write_text(json.dumps(config))  # JSON is YAML
+    space.config.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     for number, (pair, (split, count)) in enumerate(SHARDS.items()):
         path = space.shard(split, number)
         path.parent.mkdir(exist_ok=True)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloudjob.cli.context import open_run, stage_module
+from cloudjob.cli.context import open_run, overrides, stage_module
 from cloudjob.cli.progress import say
 from cloudjob.errors import ConfigError, InputError
+from cloudjob.leases import Lease
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.history import Entry
 
 if TYPE_CHECKING:
     from cloudjob.config.models import ArchiveConfig, Config
@@ -38,7 +40,7 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
     from cloudjob.archive.server import ArchiveServer
 
     products = config.archive.path or folder.archive
-    _fill(config.archive, products, folder.say)
+    _fill(config.archive, products, folder)
     with ArchiveServer(products) as server:
         here = config.copernicus.model_copy(
             update={
@@ -58,11 +60,30 @@ def _network_needed(config: "Config", folder: RunFolder, stages: Sequence[str]) 
         items = [item for stage in _NETWORK if stage in stages for item in stage_module(stage).items(config, folder)]
     except InputError:
         return True
-    return bool(items) and (folder.force or any(records.why(folder, item) for item in items))
+    again = "search" in stages and any(records.left_out(folder, *each) for each in _fetched(folder))
+    return bool(items) and (folder.force or again or any(records.why(folder, item) for item in items))
 
 
-def _fill(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -> list[str]:
-    """Makes the missing products of those that the configuration describes; returns the names of all of them."""
+def _fetched(folder: RunFolder) -> list[tuple[str, str]]:
+    """(stage, product) of what has been asked for; search asks again for what is left out."""
+    stages = ("preview", "download")
+    return [(stage, path.stem) for stage in stages for path in (folder.records / stage).glob("[!.]*.json")]
+
+
+def _fill(archive: "ArchiveConfig", target: Path, folder: RunFolder) -> list[str]:
+    """Makes the missing products of those that the configuration describes; returns the names of all of them.
+
+    Several runs may share an archive elsewhere, so its lease lies there; where nothing can be written, none is needed.
+    """
+    with contextlib.ExitStack() as stack:
+        if not target.exists() or os.access(target, os.W_OK):
+            place = target / ".leases" if archive.path else folder.leases
+            lease = Lease(place, "archive", "products", patience=folder.patience, job=folder.job)
+            stack.enter_context(next(folder.wait([lease])))
+        return _filled(archive, target, folder.say)
+
+
+def _filled(archive: "ArchiveConfig", target: Path, said: Callable[[str], None]) -> list[str]:
     from cloudjob.archive import make
 
     begun, products = time.monotonic(), []
@@ -82,7 +103,10 @@ def _make(arguments: argparse.Namespace) -> int:
     config, folder, _ = open_run(arguments)
     if config.archive is None:
         raise ConfigError(f"{arguments.config}: has no section archive, so there is nothing to make")
-    for product in _fill(config.archive, config.archive.path or folder.archive, folder.say):
+    with Entry(folder, "archive make", overrides(arguments)) as entry:
+        entry.begin()
+        products = _fill(config.archive, config.archive.path or folder.archive, folder)
+    for product in products:
         print(product)
     return 0
 
@@ -92,7 +116,14 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     if not arguments.folder.is_dir():
         raise ConfigError(f"{arguments.folder}: no such folder; make one with cloudjob archive make")
-    with ArchiveServer(arguments.folder, port=arguments.port) as server:
+    try:
+        server = ArchiveServer(arguments.folder, port=arguments.port)
+    except (OSError, OverflowError) as error:  # OverflowError: a number above 65535
+        if getattr(error, "filename", None):
+            raise
+        words = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--port {arguments.port}: {words}; name another, or 0 for a free one") from None
+    with server:
         say(f"serving {arguments.folder} at {server.url}; stop with Ctrl-C")
         while True:
             time.sleep(3600)

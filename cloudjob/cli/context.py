@@ -3,12 +3,15 @@
 import argparse
 import importlib
 import json
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
+from cloudjob.files import is_disk_full
+from cloudjob.hpc import slurm
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
@@ -35,18 +38,46 @@ def open_run(arguments: argparse.Namespace) -> Context:
         path, root = path / "config.yaml", path
     elif not path.exists():
         raise ConfigError(f"{path}: no such file or run folder")
-    overrides = list(arguments.set)
+    config, origin = source.load(path, overrides(arguments))
+    folder = run_folder(root or Path("runs") / path.stem, arguments)
+    folder.patience = config.leases.patience
+    return Context(config, folder, origin)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """What the command line sets of the configuration, as --set takes it."""
+    found = list(arguments.set)
     if getattr(arguments, "init_from", None):
-        overrides.append(f"train.init_from={json.dumps(str(arguments.init_from))}")
-    config, origin = source.load(path, overrides)
-    return Context(config, run_folder(root or Path("runs") / path.stem, arguments), origin)
+        weights = str(arguments.init_from.absolute()).replace("$", "$$")  # its variables are put in already
+        found.append(f"train.init_from={json.dumps(weights)}")
+    return found
 
 
 def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
     """The run folder at `root`, with the items that the command asks for; it reports on standard error."""
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root} is a file, not a run folder: name another with --run-dir")
+    try:
+        tempfile.gettempdir()
+    except OSError:  # nowhere; torch asks for it when it is imported
+        tempfile.tempdir = str(root.absolute())
     folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
-    folder.say, folder.progress = say, Progress()
+    folder.say, folder.progress, folder.job = say, Progress(), slurm.job_id()
     return folder
+
+
+def check_writable(folder: RunFolder) -> None:
+    """ConfigError unless files can be made in the run folder."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.root):
+            pass
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise ConfigError(
+            f"{folder.root} cannot be written to ({error.strerror}): name a run folder elsewhere with --run-dir"
+        ) from None
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -3,20 +3,26 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloudjob import __version__
+from cloudjob import __version__, leases
 from cloudjob.cli import status
 from cloudjob.cli.archive import data_space
-from cloudjob.cli.context import Context, open_run, stage_module
+from cloudjob.cli.context import check_writable, open_run, stage_module
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
-from cloudjob.errors import ConfigError, ItemError
-from cloudjob.files import sweep, write_text
+from cloudjob.cli.stopping import listen
+from cloudjob.cli.traces import Traces
+from cloudjob.errors import ConfigError, InputError, ItemError
+from cloudjob.files import sweep
+from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Summary
 
-_RANKS = ("RANK", "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # torchrun, MPICH, PMIx, Open MPI
+if TYPE_CHECKING:
+    from cloudjob.config.models import Config
+
+_RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")  # torchrun, Open MPI, MPICH, PMIx
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,54 +40,65 @@ def stage(arguments: argparse.Namespace) -> int:
         config, folder, _ = open_run(arguments)
         print(stage_module("shard").stats(config, folder))
         return 0
-    if getattr(arguments, "apply", None) and not arguments.dry_run:
-        config, folder, _ = open_run(arguments)
-        for message in stage_module("review").apply(config, folder, arguments.apply):
-            say(message)
     return _execute([arguments.command], arguments, tidy=False)
 
 
 def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool) -> int:
-    """Runs these stages and returns their exit code; `tidy` removes what killed processes left in the run folder."""
+    """Runs these stages and returns their exit code; `tidy` removes what killed processes left in the run folder.
+
+    A stage with failed items does not keep the following ones from what they can do without these.
+    """
     context = open_run(arguments)
     config, folder, _ = context
     if arguments.dry_run:
+        folder.kept = {}
         status.print_plan(status.overview(config, folder, stages))
         return 0
+    _check(config, folder, stages, arguments)
+    listen(folder, first=_first_rank())
+    _begin(folder, stages, tidy=tidy)
+    failed: list[str] = []
+    with Traces(context, arguments, silent=not _first_rank()) as traces, data_space(config, folder, stages) as config:
+        if getattr(arguments, "apply", None):
+            for message in stage_module("review").apply(config, folder, arguments.apply):
+                say(message)
+        for name in stages:
+            try:
+                summary = stage_module(name).run(config, folder)
+            except InputError as error:
+                if not failed:
+                    raise
+                folder.say(f"cloudjob: {error}")
+                continue
+            _tell(summary, folder)
+            failed += [name] if summary.failed else []
+            traces.ended(failed=bool(failed))
+    if failed:
+        what = f"{', '.join(failed)} {'have' if len(failed) > 1 else 'has'} failed items"
+        folder.say(f"cloudjob: {what}; run the same command again to try them once more")
+    return ItemError.exit_code if failed else 0
+
+
+def _check(config: "Config", folder: RunFolder, stages: Sequence[str], arguments: argparse.Namespace) -> None:
+    """What can be told before anything is written: are there the items and the checkpoint that are asked for?"""
     if getattr(arguments, "index", None) is not None:
         folder.only = [nth(stage_module(stages[0]).items(config, folder), arguments.index, stages[0])]
-    _listen(folder)
-    _begin(context, stages, tidy=tidy)
-    with data_space(config, folder, stages) as config:
-        for name in stages:
-            summary = stage_module(name).run(config, folder)
-            _tell(summary, folder)
-            if summary.failed:
-                folder.say(f"cloudjob: {name} has failed items; run the same command again to try them once more")
-                return ItemError.exit_code
-    return 0
+    elif folder.only:
+        records.wanted(folder, stage_module(stages[0]).items(config, folder))
+    if "infer" in stages:
+        records.check_checkpoint(config.infer.checkpoint)
 
 
-def _listen(folder: RunFolder) -> None:
-    """From here on, a signal or a STOP file stops the work cleanly."""
-    from cloudjob.hpc import stop
-
-    stop.install(Path(os.environ.get("CLOUDJOB_STOP_FILE", folder.root / "STOP")))  # each SLURM job has its own
-    folder.stop_requested = stop.requested
-
-
-def _begin(context: Context, stages: Sequence[str], *, tidy: bool) -> None:
-    """The first rank prints what starts and saves the configuration in the run folder; the others print nothing."""
-    from cloudjob.config import source
-
-    folder = context.folder
+def _begin(folder: RunFolder, stages: Sequence[str], *, tidy: bool) -> None:
+    """The first rank prints what starts; the others print nothing."""
     if not _first_rank():
         folder.say, folder.progress = lambda line: None, lambda share, line: None
         return
+    check_writable(folder)
     say(f"cloudjob {__version__}: {' '.join(stages)} in {folder.root}")
     if tidy:
         sweep(folder.root)
-    write_text(folder.config, source.dump(context.config))
+        leases.tidy(folder.leases)
 
 
 def _tell(summary: Summary, folder: RunFolder) -> None:
@@ -90,16 +107,22 @@ def _tell(summary: Summary, folder: RunFolder) -> None:
         print(summary.output, flush=True)
     for item, why in summary.rejected.items():
         folder.say(f"  rejected {item}: {why}")
+    for item, why in summary.left_out.items():
+        folder.say(f"  left out {item}: {why}")
     for item, why in summary.failed.items():
         folder.say(f"  failed {item}: {why}")
 
 
 def _first_rank() -> bool:
-    """Whether this is the only process, or the first of mpiexec, srun or torchrun, which prints and saves for all."""
+    """Whether this is the only process, or the first of mpiexec, srun or torchrun, which prints and saves for all.
+
+    The launcher that was started last counts: its processes still see the variables of a step of srun around it.
+    """
     from cloudjob.hpc import slurm
 
     task = slurm.task()
-    return (task is None or task.rank == 0) and all(os.environ.get(name, "0") == "0" for name in _RANKS)
+    said = next((os.environ[name] for name in _RANKS if name in os.environ), None)
+    return said == "0" if said is not None else task is None or task.rank == 0
 
 
 def nth(items: Sequence[Item], index: int, stage: str) -> str:

@@ -1,11 +1,12 @@
 """The command line as argparse reads it: every command, its options and their help."""
 
 import argparse
-import tempfile
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from cloudjob import __version__
+from cloudjob.files import expanded
 
 STAGES = {
     "search": "ask the catalogue for products of the area, the dates and the cloud range",
@@ -40,8 +41,8 @@ class Parser:
         self.root.add_argument("--version", action="version", version=f"cloudjob {__version__}")
         self.commands = self.root.add_subparsers(metavar="COMMAND", dest="command", required=True)
         self.config = argparse.ArgumentParser(add_help=False)  # what commands about a run have in common
-        self.config.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, or a run folder")
-        self.config.add_argument("--run-dir", type=Path, help="the run folder (default: runs/<name of the YAML file>)")
+        self.config.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, or a run folder")
+        self.config.add_argument("--run-dir", type=_path, help="the run folder (default: runs/<name of the YAML file>)")
         _add_set(self.config, help="override, e.g. train.lr=2e-4")
         self._add_run()
         self._add_stages()
@@ -71,10 +72,10 @@ class Parser:
             stage.add_argument("--force", action="store_true", help="make items again that are done")
             stage.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
             if name == "review":
-                stage.add_argument("--apply", type=Path, metavar="CSV", help="take over the decisions.csv of the page")
+                stage.add_argument("--apply", type=_path, metavar="CSV", help="take over the decisions.csv of the page")
             if name == "train":
                 text = "start a new training from these weights"
-                stage.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help=text)
+                stage.add_argument("--init-from", type=_path, metavar="CHECKPOINT", help=text)
             if name == "shard":
                 text = "print what the shards hold, and make nothing"
                 stage.add_argument("--stats", action="store_true", help=text)
@@ -87,33 +88,34 @@ class Parser:
             self._command(name, text, [self.config]).add_argument("--json", action="store_true")
         items = self._command("items", "list the items of a stage, for sbatch --array")
         items.add_argument("stage", choices=STAGES)
-        items.add_argument("config", metavar="CONFIG", type=Path)
-        items.add_argument("--run-dir", type=Path)
+        items.add_argument("config", metavar="CONFIG", type=_path)
+        items.add_argument("--run-dir", type=_path)
         _add_set(items)
         which = items.add_mutually_exclusive_group()
         which.add_argument("--missing", action="store_true", help="only those not done")
         which.add_argument("--failed", action="store_true", help="only those that failed")
+        which.add_argument("--left-out", action="store_true", help="only those that are gone or excluded, with why")
         items.add_argument("--as-array", action="store_true", help="as indices: 0-3,7")
 
     def _add_config(self) -> None:
         config = self._command("config", "show, check or describe a configuration")
         config.add_argument("action", choices=("show", "check", "schema"))
-        config.add_argument("config", metavar="CONFIG", type=Path, nargs="?")
+        config.add_argument("config", metavar="CONFIG", type=_path, nargs="?")
         _add_set(config)
 
     def _add_bench(self) -> None:
         bench = self._command("bench", "measure this node: ratios against the plain way")
         bench.add_argument("what", choices=BENCHES)
-        text = "disk to measure (default: %(default)s)"
-        bench.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help=text)
+        text = "disk to measure (default: the temporary folder)"
+        bench.add_argument("--dir", type=_path, help=text)
         bench.add_argument("--json", action="store_true")
 
     def _add_compare(self) -> None:
         compare = self._command("compare", "train and score named variants of one configuration, for one table")
         text = "the variants, e.g. configs/comparison.yaml"
-        compare.add_argument("config", metavar="CONFIG", type=Path, help=text)
+        compare.add_argument("config", metavar="CONFIG", type=_path, help=text)
         text = "holds one run folder per variant (default: runs/<name of the file>)"
-        compare.add_argument("--run-dir", type=Path, help=text)
+        compare.add_argument("--run-dir", type=_path, help=text)
         which = compare.add_mutually_exclusive_group()
         text = "this variant alone; base: the data"
         which.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
@@ -132,8 +134,16 @@ class Parser:
         actions = archive.add_subparsers(dest="action", metavar="{make,serve}", required=True)
         actions.add_parser("make", parents=[self.config], help="make the products that a configuration describes")
         serve = actions.add_parser("serve", help="serve a folder of products as the Data Space does")
-        serve.add_argument("folder", type=Path)
+        serve.add_argument("folder", type=_path)
         serve.add_argument("--port", type=int, default=8765)
+
+
+def _path(text: str) -> Path:
+    """A path; `~` and `$VAR` are put in, which a shell leaves in `--run-dir=~/run`. One that exists is taken as is."""
+    try:
+        return Path(text if os.path.lexists(text) else expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,9 +1,9 @@
 """Messages and progress on standard error while a command works."""
 
+import os
 import sys
 import time
 
-WIDTH = 120  # of the bar with its line
 PACE = 30.0  # seconds between lines where there is no terminal
 
 
@@ -20,11 +20,21 @@ class Progress:
 
     def __call__(self, share: float, line: str) -> None:
         if sys.stderr.isatty():
-            bar = f"{_clear()}[{'#' * round(20 * share):20}] {line}"
-            print(bar[:WIDTH], end="", file=sys.stderr, flush=True)
+            width = _width()
+            bar = f"[{'#' * round(20 * share):20}]" if width >= 60 else f"{share:4.0%}"
+            print(f"{_clear()}{f'{bar} {line}'[:width]}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self._said > PACE:
             self._said = time.monotonic()
             say(line)
+
+
+def _width() -> int:
+    """Characters that fit into a line of the terminal, which would begin a new one after the last."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # a terminal that does not tell
+        columns = 0
+    return (columns or 80) - 1
 
 
 def _clear() -> str:

@@ -4,25 +4,31 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cloudjob import leases
 from cloudjob.cli import story
 from cloudjob.cli.context import open_run, stage_module
 from cloudjob.cli.parser import STAGES
-from cloudjob.errors import InputError, ItemError
-from cloudjob.files import read_jsonl
+from cloudjob.errors import DamagedInputError, InputError, ItemError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from cloudjob.config.models import Config
 
+_WANTED: dict[str, Callable[[dict], bool]] = {  # option of `items` -> whether it lists an item in this state
+    "missing": lambda state: state["why"] is not None,
+    "failed": lambda state: state["state"] == "failed",
+    "left_out": lambda state: state["state"] == records.LEFT_OUT,
+}
+
 
 def plan(arguments: argparse.Namespace) -> int:
     """cloudjob plan: what would run, and why."""
-    config, folder, _ = open_run(arguments)
+    config, folder = _look(arguments)
     rows = overview(config, folder, STAGES)
     if arguments.json:
         print(json.dumps({"run": str(folder.root), "stages": rows}, indent=1))
@@ -35,28 +41,32 @@ def status(arguments: argparse.Namespace) -> int:
     """cloudjob status: progress of the stages, the training and the jobs, and the commands that repeat what failed."""
     from cloudjob.hpc import queue
 
-    config, folder, _ = open_run(arguments)
+    config, folder = _look(arguments)
     rows = overview(config, folder, STAGES)
-    training, jobs = _training(folder), queue.unfinished(folder.jobs)
+    training, jobs, held = _training(folder), queue.unfinished(folder.jobs), leases.held(folder.leases)
     if arguments.json:
-        document = {"run": str(folder.root), "stages": rows, "training": training}
+        document = {"run": str(folder.root), "stages": rows, "training": training, "leases": held}
         print(json.dumps(document | {"jobs": [asdict(job) for job in jobs]}, indent=1))
         return _code(rows)
-    lines = [line for row in rows for line in story.of_stage(row, folder.root)]
+    lines, said = [], None
+    for row in rows:
+        lines += story.of_stage(row, folder.root, held, why=row["waits"] != said)
+        said = row["waits"]
     lines += [story.of_training(training)] if training else []
     print("\n".join(lines + story.of_jobs(jobs)))
     return _code(rows)
 
 
 def items(arguments: argparse.Namespace) -> int:
-    """cloudjob items: the items of a stage with their indices, either all or those still to do."""
-    config, folder, _ = open_run(arguments)
+    """cloudjob items: the items of a stage with their indices, either all or those still to do; with the reason those
+    that are left out."""
+    config, folder = _look(arguments)
+    wanted = next((_WANTED[name] for name in _WANTED if getattr(arguments, name)), None)
     chosen = []
     for index, item in enumerate(stage_module(arguments.stage).items(config, folder)):
-        why = records.why(folder, item) if arguments.missing or arguments.failed else ""
-        if why is None or (arguments.failed and not why.startswith("failed")):
-            continue
-        chosen.append((index, item.name))
+        state = _state(folder, item) if wanted else {}
+        if wanted is None or wanted(state):
+            chosen.append((index, item.name + (f"\t{state['reason']}" if arguments.left_out else "")))
     if arguments.as_array:
         print(story.as_array([index for index, _ in chosen]))
     else:
@@ -65,20 +75,29 @@ def items(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list[dict]:
-    """One row per stage: its items with state and reason, or what it waits for. Later stages wait for the same."""
+def _look(arguments: argparse.Namespace) -> tuple["Config", RunFolder]:
+    """The run, of a command that makes nothing: each record is read once, and thousands of them make no garbage."""
+    gc.disable()
+    config, folder, _ = open_run(arguments)
     folder.kept = {}
-    gc.disable()  # thousands of records make no garbage
+    return config, folder
+
+
+def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list[dict]:
+    """One row per stage: its items with state and reason, or what it waits for. Later stages wait for the same, but for
+    a damaged file of one stage: who does not read it is shown all the same."""
     rows: list[dict] = []
     waits: str | None = None
     for stage in stages:
-        states = []
+        states, waiting = [], waits
         try:
             found = stage_module(stage).items(config, folder) if waits is None else []
             states = [_state(folder, item) for item in found]
+        except DamagedInputError as error:
+            waiting = str(error)
         except InputError as error:
-            waits = str(error)
-        rows.append({"stage": stage, "waits": waits, "items": states})
+            waiting = waits = str(error)
+        rows.append({"stage": stage, "waits": waiting, "items": states})
     return rows
 
 
@@ -87,7 +106,7 @@ def _state(folder: RunFolder, item: records.Item) -> dict[str, Any]:
     rejection, and how long it took."""
     why, found = records.why(folder, item), records.record(folder, item.stage, item.name, result=False) or {}
     state = found["status"] if why is None else "failed" if why.startswith("failed") else "missing"
-    reason = found["message"] if state in ("failed", "rejected") else ""
+    reason = found["message"] if state in ("failed", "rejected", records.LEFT_OUT) else ""
     return {"item": item.name, "state": state, "why": why, "reason": reason, "seconds": found.get("seconds")}
 
 
@@ -110,14 +129,16 @@ def print_plan(rows: Iterable[dict]) -> None:
         for why, names in reasons.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             print(f"{'':9}   would run {names[0]}{more}: {why}")
+        for line in story.first_reasons(row["items"], records.LEFT_OUT):
+            print(line)
 
 
 def _training(folder: RunFolder) -> dict[str, Any] | None:
     """Progress, speed, time left and time since the last report of the training, from the last line of the metrics."""
-    try:
-        last = read_jsonl(folder.metrics)[-1]
-    except (FileNotFoundError, IndexError, json.JSONDecodeError):
+    rows = folder.whole_rows(folder.metrics, stage="train")
+    if not rows:
         return None
+    last = rows[-1]
     left = last["total"] - last["seen"]
     return {
         "step": last["step"],

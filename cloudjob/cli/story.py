@@ -1,14 +1,18 @@
 """What `cloudjob status` says at three in the morning: how far each stage is, what went wrong first, what goes on."""
 
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloudjob import leases
+
 if TYPE_CHECKING:
     from cloudjob.hpc.queue import Job
 
-STATES = ("done", "rejected", "failed", "missing")
+STATES = ("done", "rejected", "left out", "failed", "missing")
+MAX_ARRAY_SIZE = 1001  # of SLURM, where a site has not changed it: indices are below it
 ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
 _INDENT = " " * 12
 
@@ -19,30 +23,44 @@ def counts(items: Sequence[dict]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states) or "no items"
 
 
-def of_stage(row: dict, root: Path) -> list[str]:
+def of_stage(row: dict, root: Path, held: Sequence[dict] = (), *, why: bool = True) -> list[str]:
     """A stage in a few lines: how many items are in which state, when the rest is made, the first reason of those that
-    are not made, and the command that goes on."""
+    are not made, who is at work, and the command that goes on; and `why` it waits, if it does.
+
+    `held` has the leases of all stages.
+    """
     if row["waits"]:
-        return [f"{row['stage']:9} waits for an earlier stage"]
-    lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'])}"]
-    for state in ("failed", "rejected"):
-        found = [item for item in row["items"] if item["state"] == state]
-        if found:
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            lines.append(f"{_INDENT}{state} {found[0]['item']}: {found[0]['reason']}{more}")
+        return [f"{row['stage']:9} waits for an earlier stage", *([f"{_INDENT}{row['waits']}"] if why else [])]
+    at_work = [lease for lease in held if lease["stage"] == row["stage"]]
+    lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'], max(1, len(at_work)))}"]
+    lines += first_reasons(row["items"], "failed", "left out", "rejected")
+    lines += [f"{_INDENT}at work on {lease['item']}: {leases.said(lease)}" for lease in at_work]
     if command := again(row, root):
         lines.append(f"{_INDENT}again: {command}")
     return lines
 
 
-def _time_left(items: Sequence[dict]) -> str:
+def first_reasons(items: Sequence[dict], *states: str) -> list[str]:
+    """For each of these states the first item in it, with the reason, and how many more there are."""
+    lines = []
+    for state in states:
+        found = [item for item in items if item["state"] == state]
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            lines.append(f"{_INDENT}{state} {found[0]['item']}: {found[0]['reason']}{more}")
+    return lines
+
+
+def _time_left(items: Sequence[dict], workers: int) -> str:
     """How long the missing items take, if they take as long as those that were made; "" before one was made."""
     took = [item["seconds"] for item in items if item["state"] == "done" and item["seconds"] is not None]
     missing = sum(item["state"] == "missing" for item in items)
     if not took or not missing:
         return ""
     each = sum(took) / len(took)
-    return f"; {missing} times {duration(each)} are {duration(missing * each)} for one worker"
+    by = "one worker" if workers == 1 else f"the {workers} at work"
+    left = missing * each / workers
+    return f"; {missing} times {duration(each)} are {duration(left)} for {by}: {_clock(left)}"
 
 
 def again(row: dict, root: Path) -> str:
@@ -52,9 +70,10 @@ def again(row: dict, root: Path) -> str:
     begun = len(left) < len(row["items"]) or any(item["state"] == "failed" for item in row["items"])
     if not left or not begun:
         return ""
-    if script := ARRAYS.get(row["stage"]):
-        return f"sbatch --array={as_array(left)} slurm/{script} {root}"
-    return f"cloudjob {row['stage']} {root}"
+    script, shown = ARRAYS.get(row["stage"]), shlex.quote(str(root))
+    if script and left[-1] >= MAX_ARRAY_SIZE:
+        return f"slurm/{script} {shown}"  # which submits several arrays
+    return f"sbatch --array={as_array(left)} slurm/{script} {shown}" if script else f"cloudjob {row['stage']} {shown}"
 
 
 def of_training(found: dict[str, Any]) -> str:

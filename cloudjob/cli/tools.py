@@ -3,13 +3,16 @@
 import argparse
 import importlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloudjob.cli.context import open_run, run_folder
+from cloudjob.cli.context import check_writable, open_run, run_folder
 from cloudjob.cli.progress import say
+from cloudjob.cli.stopping import listen
 from cloudjob.errors import ConfigError, ItemError
-from cloudjob.files import sweep
+from cloudjob.files import sweep, troubles
+from cloudjob.run.history import Entry
 
 if TYPE_CHECKING:
     from cloudjob.config.source import Source
@@ -54,10 +57,12 @@ def _with_origins(text: str, source: "Source") -> str:
 
 def bench(arguments: argparse.Namespace) -> int:
     """cloudjob bench: benchmarks of this machine."""
-    if not arguments.dir.is_dir():
-        raise ConfigError(f"--dir {arguments.dir}: no such folder")
+    with troubles():
+        place = arguments.dir or Path(tempfile.gettempdir())
+    if not place.is_dir():
+        raise ConfigError(f"--dir {place}: no such folder")
     module = importlib.import_module(f"cloudjob.benches.{arguments.what}")
-    found = module.run(arguments.dir, say=say)
+    found = module.run(place, say=say)
     if arguments.json:
         print(json.dumps(found, indent=1))
     elif hasattr(module, "table"):
@@ -73,7 +78,6 @@ def bench(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """cloudjob compare: variants of one configuration, trained and scored, in one table."""
     from cloudjob.comparison import results, runs, variants
-    from cloudjob.hpc import stop
 
     comparison = variants.load(arguments.config)
     folder = run_folder(arguments.run_dir or Path("runs") / arguments.config.stem, arguments)
@@ -82,17 +86,19 @@ def compare(arguments: argparse.Namespace) -> int:
         for name, reason in runs.plan(comparison, folder).items():
             print(f"{name:20} {f'would run: {reason}' if reason else 'done'}")
         return 0
-    stop.install(folder.root / "STOP")
-    folder.stop_requested = stop.requested
+    check_writable(folder)
+    listen(folder)
     sweep(folder.root)
-    summary = runs.run(comparison, folder)
+    with Entry(folder, "compare") as entry:
+        summary = runs.run(comparison, folder)
+        entry.code = ItemError.exit_code if summary.failed else 0
     say(summary.line())
     for name, why in summary.failed.items():
         say(f"  failed {name}: {why}")
     if variants.BASE not in summary.failed:
         document = results.write(comparison, folder)
         print(json.dumps(document, indent=1) if arguments.json else results.table(document))
-    return ItemError.exit_code if summary.failed else 0
+    return entry.code
 
 
 def model(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Runs the variants: the data are made once in the run folder `base`, and a variant's run folder links to them."""
 
 import contextlib
-import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 from cloudjob.comparison.variants import BASE, Comparison, Variant
 from cloudjob.config.models import newer
 from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob, ItemError
-from cloudjob.files import file_sha256, link, read_jsonl, write_bytes
+from cloudjob.files import file_sha256, link, split_jsonl, write_bytes
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -23,7 +23,7 @@ _SHARDS = ("seed", "masks", "shard")  # what a triplet depends on, beside the pr
 def base_item(comparison: Comparison) -> Item:
     """The data that all variants share."""
     settings = comparison.config.section("archive", "search", "masks", "pair", "shard")
-    return Item(STAGE, BASE, settings, {}, newer=newer("masks", "pair", "shard"))
+    return Item(STAGE, BASE, settings, {}, newer=newer("search", "masks", "pair", "shard"))
 
 
 def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:
@@ -86,11 +86,13 @@ def plan(comparison: Comparison, folder: RunFolder) -> dict[str, str | None]:
 
 
 def _command(comparison: Comparison, folder: RunFolder, name: str) -> str:
-    return f"cloudjob compare {comparison.file} --run-dir {folder.root} --only {name}"
+    return f"cloudjob compare {shlex.quote(str(comparison.file))} --run-dir {folder.quoted} --only {name}"
 
 
 def _run(folder: RunFolder, name: str) -> RunFolder:
-    return RunFolder(folder.root / name)
+    found = RunFolder(folder.root / name)
+    found.say = folder.say
+    return found
 
 
 def _make_base(comparison: Comparison, folder: RunFolder) -> Made:
@@ -144,17 +146,27 @@ def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> Non
     for stage in stages:
         for path in sorted((origin.root / "records" / stage).glob("[!.]*.json")):
             record, own = path.read_bytes(), target.root / path.relative_to(origin.root)
-            outputs = json.loads(record)["outputs"]
+            outputs = (records.record(origin, stage, path.stem) or {"outputs": [""]})["outputs"]
             if not all((origin.root / name).exists() for name in outputs):
                 continue  # of an earlier configuration, or damaged: the stage that needs it says so
             same = own.exists() and own.read_bytes() == record
             if stage == "train" and not same:
-                shutil.rmtree(target.checkpoints, ignore_errors=True)  # of another network, perhaps a longer training
+                _clear(target)
             for name in outputs:
                 if not same or not (target.root / name).exists():
                     link(origin.root / name, target.root / name)
             if not same:
                 write_bytes(own, record)
+
+
+def _clear(target: RunFolder) -> None:
+    """Removes the links to another network, perhaps of a longer training; a training of the run's own is kept aside."""
+    from cloudjob.training.state import set_aside
+
+    if any(path.stat().st_nlink == 1 for path in target.checkpoints.glob("step-*.pt")):
+        target.say(f"{STAGE}: the training of {target.root} itself is kept in {set_aside(target.training)}")
+    else:
+        shutil.rmtree(target.checkpoints, ignore_errors=True)
 
 
 def _cloudjob(folder: RunFolder, verb: str, path: Path, root: Path, overrides: list[str], *limits: str) -> int:
@@ -180,7 +192,7 @@ def _training(run: RunFolder) -> dict:
     from cloudjob.diffusion import checkpoint
 
     seconds, before = 0.0, 0
-    for row in read_jsonl(run.metrics):
+    for row in split_jsonl(run.metrics)[0]:
         if row["samples_per_s"]:
             seconds += (row["seen"] - before) / row["samples_per_s"]
         before = row["seen"]

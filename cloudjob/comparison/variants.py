@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudjob.config import source
+from cloudjob.config.fields import WRITTEN, WrittenFloat, WrittenInt
 from cloudjob.config.models import Config
 from cloudjob.config.source import Source
 from cloudjob.errors import ConfigError
@@ -102,7 +103,7 @@ def _resolved(base: Path, overrides: list[str], folder: Path) -> tuple[Config, l
     The child processes that get them would count a path from their own working folder; it is meant from `folder`.
     """
     config, _ = source.load(base, overrides, folder=folder.resolve())
-    plain = config.model_dump(mode="json")
+    plain = config.model_dump(mode="json", context=WRITTEN)
     found = {}
     for key in (text.partition("=")[0] for text in overrides):
         value = plain
@@ -119,7 +120,7 @@ def _mistakes(data: dict) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (str(key),), _unknown(str(key), KEYS, "key")
     if not isinstance(data.get("base"), str):
         yield ("base",), "name the configuration that the variants are of, a path from where this file lies"
-    if "samples" in data and (type(data["samples"]) is not int or data["samples"] < 1):
+    if "samples" in data and (not isinstance(data["samples"], WrittenInt) or data["samples"] < 1):
         yield ("samples",), "must be a positive integer"
     if not isinstance(data.get("common") or {}, dict):
         yield ("common",), "write keys and values of the base, e.g. common: {train.preset: base}"
@@ -210,7 +211,8 @@ def _flat(overrides: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def _as_set(overrides: dict) -> list[str]:
     """As --set takes them: JSON is YAML."""
-    return [f"{key}={json.dumps(value)}" for key, value in _flat(overrides)]
+    numbers = WrittenInt | WrittenFloat  # as they are written: 0.10 may be a text
+    return [f"{key}={value if isinstance(value, numbers) else json.dumps(value)}" for key, value in _flat(overrides)]
 
 
 def _unknown(name: str, known: Iterable[str], what: str = "variant") -> str:

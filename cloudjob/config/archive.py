@@ -1,13 +1,11 @@
 """What may be configured of the embedded archive: scenes that it makes up, or makes from given rasters."""
 
-import os
-import re
-from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cloudjob.config.fields import ConfiguredPath, Count, Fraction, MaskValues, Section, Tile, ascending
+from cloudjob.config.fields import ConfiguredPath, Count, Day, Fraction, MaskValues, Section, Tile, ascending
+from cloudjob.files import expanded
 
 
 class OtherWeather(Section):
@@ -18,8 +16,8 @@ class OtherWeather(Section):
     """
 
     tiles: list[Tile] = Field(min_length=1)
-    clear: list[date] = Field(min_length=1)
-    cloudy: list[date] = Field(min_length=1)
+    clear: list[Day] = Field(min_length=1)
+    cloudy: list[Day] = Field(min_length=1)
     cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
 
     _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
@@ -30,8 +28,8 @@ class SyntheticScenes(Section):
 
     tiles: list[Tile] = Field(min_length=1)
     size: Annotated[int, Field(ge=64, le=10980)] = Field(512, description="rows and columns at 10 m")
-    clear: list[date] = Field(min_length=1)
-    cloudy: list[date] = Field(min_length=1)
+    clear: list[Day] = Field(min_length=1)
+    cloudy: list[Day] = Field(min_length=1)
     cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
     seed: int = 0
     other_weather: OtherWeather | None = Field(None, description="more tiles, unlike those that train: to test on")
@@ -50,9 +48,9 @@ class RasterPair(Section):
 
     tile: Tile
     cloudy: ConfiguredPath
-    cloudy_date: date
+    cloudy_date: Day
     clear: ConfiguredPath
-    clear_date: date
+    clear_date: Day
     mask: ConfiguredPath | None = None
     values: MaskValues | None = Field(
         None,
@@ -70,8 +68,8 @@ class Place(Section):
     """
 
     tile: Tile
-    dates: dict[date, ConfiguredPath] = Field(min_length=1)
-    cloudy: list[date] = Field(min_length=1)
+    dates: dict[Day, ConfiguredPath] = Field(min_length=1)
+    cloudy: list[Day] = Field(min_length=1)
     cloud: tuple[Fraction, Fraction] = Field((0.15, 0.4), description="range of cloud fractions of the cloudy dates")
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
     seed: int = 0
@@ -101,13 +99,14 @@ class Series(Section):
     @field_validator("folder", mode="before")
     @classmethod
     def _at_hand(cls, folder: object) -> object:
-        for name in re.findall(r"\$\{?(\w+)", str(folder)):
-            if name not in os.environ:
-                raise ValueError(
-                    f"${name} is not set: it names the folder of your series of real dates. Public ones: the test data "
-                    "of WorldCereal (github.com/WorldCereal/worldcereal-classification), L2A of the Data Space itself"
-                )
-        return os.path.expandvars(folder) if isinstance(folder, str) else folder
+        try:
+            expanded(str(folder))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: it names the folder of your series of real dates. Public ones: the test data of WorldCereal "
+                "(github.com/WorldCereal/worldcereal-classification), L2A of the Data Space itself"
+            ) from None
+        return folder
 
 
 class ArchiveConfig(Section):

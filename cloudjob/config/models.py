@@ -1,10 +1,10 @@
 """What may be configured: one pydantic model per stage, each key with its default, its limits and what it means."""
 
-from datetime import date, timedelta
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from cloudjob.config.acquisition import CopernicusConfig, SearchConfig
 from cloudjob.config.archive import ArchiveConfig
 from cloudjob.config.fields import (
     ConfiguredPath,
@@ -14,55 +14,19 @@ from cloudjob.config.fields import (
     Momentum,
     Percent,
     Section,
+    Text,
     Tile,
     ascending,
 )
+from cloudjob.leases import PATIENCE
 
 Preset = Literal["notebook-2025", "tiny", "small", "base", "base-attention", "diffcr", "diffcr-32"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 
-class CopernicusConfig(Section):
-    """Where the Copernicus Data Space answers; credentials come from the environment."""
-
-    stac: str = "https://stac.dataspace.copernicus.eu/v1"
-    catalogue: str = "https://catalogue.dataspace.copernicus.eu/odata/v1"
-    download: str = "https://download.dataspace.copernicus.eu/odata/v1"
-    token: str = "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
-    connections: Annotated[int, Field(ge=1, le=4)] = Field(4, description="the account's limit is 4 at a time")
-
-    def urls(self) -> dict[str, str]:
-        """The addresses by name."""
-        return self.model_dump(exclude={"connections"})
-
-
-class Query(Section):
-    """One catalogue query: first and last day (both inclusive) and the range of the catalogue's cloud cover."""
-
-    start: date
-    end: date
-    cloud: tuple[Percent, Percent] = Field(description="percent")
-
-    _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud cover"))
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.start > self.end:
-            raise ValueError(f"start {self.start} is after end {self.end}")
-        return self
-
-    def months(self) -> list[tuple[date, date]]:
-        """The query cut into calendar months: (first, last) day of each."""
-        parts, first = [], self.start
-        while first <= self.end:
-            following = (first.replace(day=28) + timedelta(days=4)).replace(day=1)
-            parts.append((first, min(self.end, following - timedelta(days=1))))
-            first = following
-        return parts
-
-
 # Keys that are younger than some records: what those made stays valid.
 NEWER: dict[str, dict] = {
+    "search": {"exclude": []},
     "masks": {"darker": 0.7},
     "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5},
     "shard": {"unmeasured": "reject"},
@@ -72,27 +36,6 @@ NEWER: dict[str, dict] = {
 def newer(*sections: str) -> dict[str, dict]:
     """Those of NEWER in these sections: what an item of them takes as its `newer`."""
     return {name: NEWER[name] for name in sections if name in NEWER}
-
-
-class SearchConfig(Section):
-    """What the catalogue is asked for: the area, and one query each for clear and for cloudy products."""
-
-    polygon: list[tuple[float, float]] = Field(description="closed ring of (longitude, latitude), degrees")
-    clear: Query
-    cloudy: Query
-    catalogue: Literal["stac", "odata"] = "stac"
-
-    @field_validator("polygon")
-    @classmethod
-    def _ring(cls, ring: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        if len(ring) < 4 or ring[0] != ring[-1]:
-            first = list(ring[0]) if ring else []
-            raise ValueError(
-                f"the polygon is not closed: the last point must repeat the first one; add {first} at the end"
-            )
-        if any(abs(lon) > 180 or abs(lat) > 90 for lon, lat in ring):
-            raise ValueError("a point lies outside longitude -180..180, latitude -90..90; write (longitude, latitude)")
-        return ring
 
 
 class MasksConfig(Section):
@@ -175,7 +118,7 @@ class SplitConfig(Section):
     test_share: Fraction = 0.15
     folds: Annotated[int, Field(ge=2)] = 5
     fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold that is tested on; the next one validates")
-    held_out: str | None = Field(None, description="by pair: the pair that is tested on")
+    held_out: Text | None = Field(None, description="by pair: the pair that is tested on")
     test_tiles: list[Tile] = Field(
         [], description="tiles that are always tested on; the shares and folds are of the others"
     )
@@ -280,10 +223,10 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     compile: bool | Literal["auto"] = Field("auto", description="torch.compile the network; auto: on a GPU")
     threads: Count | None = Field(
-        None, description="CPU threads per rank; default: the cores of the task over its ranks"
+        None, description="CPU threads per rank; default: OMP_NUM_THREADS, or the cores of the task over its ranks"
     )
     loader_threads: Count = Field(2, description="threads that read the next batch")
-    local_dir: str | None = Field(
+    local_dir: Text | None = Field(
         None, description="node-local folder that the shards are copied to first, e.g. $SLURM_TMPDIR"
     )
     checkpoint_s: Annotated[float, Field(gt=0)] | None = Field(
@@ -371,6 +314,14 @@ class EvaluateConfig(Section):
     )
 
 
+class LeasesConfig(Section):
+    """Who makes an item holds its lease; others wait, or take it over where its owner is lost."""
+
+    patience: Annotated[float, Field(ge=1)] = Field(
+        PATIENCE, description="seconds without a sign of life after which an owner on another machine counts as lost"
+    )
+
+
 class Config(Section):
     """Everything a run needs. The resolved configuration lies in the run folder as config.yaml."""
 
@@ -385,6 +336,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    leases: LeasesConfig = LeasesConfig()
 
     @field_validator("infer")
     @classmethod

@@ -1,6 +1,7 @@
 """Reads a configuration: YAML with the line of each key, `--set` overrides, and errors that name file, line and key."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,38 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cloudjob.config.fields import Override, Section
+from cloudjob.config.fields import WRITTEN, Override, Section, WrittenFloat, WrittenInt
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
 
 Key = tuple[str | int, ...]  # names of sections and keys, and places in lists
 
 
+_YAML = "tag:yaml.org,2002:"
+
+
 class _Loader(yaml.CSafeLoader):
-    """YAML with dates left as text: pydantic says better what is wrong with 2024-02-30, and where."""
+    """YAML with dates left as text: pydantic says better what is wrong with 2024-02-30, and where. Numbers are those of
+    YAML 1.2, 1e-4 too, but neither 12:30 nor an octal 010; they remember how they are written."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (as in the base class)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        first: [pair for pair in resolvers if pair[0].removeprefix(_YAML) not in ("timestamp", "int", "float")]
         for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
     }
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> WrittenInt | WrittenFloat:
+    kind = WrittenInt if node.tag == f"{_YAML}int" else WrittenFloat
+    value = kind(node.value)
+    value.text = node.value
+    return value
+
+
+_INT = r"[-+]?\d+(_\d{3})*"
+_FLOAT = rf"({_INT}\.\d*|[-+]?\.\d+|{_INT}(?=[eE]))([eE][-+]?\d+)?"
+for _kind, _pattern in (("int", _INT), ("float", _FLOAT)):
+    _Loader.add_implicit_resolver(f"{_YAML}{_kind}", re.compile(f"{_pattern}$"), list("-+.0123456789"))
+    _Loader.add_constructor(f"{_YAML}{_kind}", _number)
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, folder: Path | None = Non
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML. A null is left out where it is the default, and only there."""
-    return yaml.safe_dump(_told(config, config.model_dump(mode="json")), sort_keys=False, width=110)
+    return yaml.safe_dump(_told(config, config.model_dump(mode="json", context=WRITTEN)), sort_keys=False, width=110)
 
 
 def _told(section: Section, plain: dict) -> dict:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import requests
@@ -15,6 +16,8 @@ from cloudjob.names import ProductName
 
 _PRODUCT_ID = re.compile(r"Products\(([0-9a-f-]{36})\)")
 _CHECKED_ASSETS = ("B04_10m", "B03_10m", "B02_10m", "B08_10m", "SCL_20m")
+_CHECKED_WITH = ("file:local_path", "file:size", "file:checksum")
+_ODD = (KeyError, TypeError, ValueError, AttributeError, ConfigError)  # what reading raises where the shape is another
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ def search_stac(
     end: datetime,
     cloud: tuple[float, float],
     page_size: int = 100,
+    said: Callable[[str], None] = lambda line: None,
 ) -> list[Scene]:
     """All products that intersect `polygon`, a closed ring of (longitude, latitude), from `start` to before `end`.
 
-    `cloud` is the range of cloud cover in percent. Sorted by (datetime, product), each product once.
-    ItemError if a response is malformed, or if the service returns fewer products than it announces.
+    `cloud` is the range of cloud cover in percent. Sorted by (datetime, product), each product once. A row that cannot
+    be read is left out, and `said` by its name; ItemError if none can be, if a response is malformed, or if the service
+    returns fewer products than it announces.
     """
     body = {
         "collections": ["sentinel-2-l2a"],
@@ -63,14 +68,15 @@ def search_stac(
     }
 
     def following(page: dict, request: dict) -> dict | None:
-        link = next((link for link in page.get("links", []) if link["rel"] == "next"), None)
+        link = next((link for link in page.get("links") or [] if link.get("rel") == "next"), None)
         if link is None:
             return None
         body = {**request.get("json", {}), **link["body"]} if link.get("merge") else link.get("body")
         return {"method": link.get("method", "GET"), "url": link["href"], **({"json": body} if body else {})}
 
     first = {"method": "POST", "url": f"{endpoints.stac}/search", "json": body}
-    return _collect(session, first, rows="features", count="numberMatched", parse=_from_stac, following=following)
+    found = _collect(session, first, rows="features", count="numberMatched", parse=_from_stac, following=following)
+    return _readable(found, host_of(endpoints.stac), said)
 
 
 def search_odata(
@@ -82,6 +88,7 @@ def search_odata(
     end: datetime,
     cloud: tuple[float, float],
     page_size: int = 100,
+    said: Callable[[str], None] = lambda line: None,
 ) -> list[Scene]:
     """As `search_stac`, from OData: without snow, sun, no-data share and checksums; at most 10000 products."""
     ring = ",".join(f"{lon} {lat}" for lon, lat in polygon)
@@ -109,7 +116,8 @@ def search_odata(
 
     encoded = urlencode(query, quote_via=quote, safe="$'()/:,")
     first = {"method": "GET", "url": f"{endpoints.catalogue}/Products?{encoded}"}
-    return _collect(session, first, rows="value", count="@odata.count", parse=_from_odata, following=following)
+    found = _collect(session, first, rows="value", count="@odata.count", parse=_from_odata, following=following)
+    return _readable(found, host_of(endpoints.catalogue), said)
 
 
 def digest_of(multihash: str) -> tuple[str, str]:
@@ -131,47 +139,75 @@ def _collect(
     count: str,
     parse: Callable[[dict], Scene],
     following: Callable[[dict, dict], dict | None],
-) -> list[Scene]:
-    """Follows the pagination to the end: the last page has no next link, or no rows."""
+) -> dict[str, Scene | str]:
+    """The scene of each row, or what is wrong with the row, by the row's own name.
+
+    Follows the pagination to the end: the last page has no next link, or no rows.
+    """
     request: dict | None = first
     host = host_of(first["url"])
-    scenes: dict[str, Scene] = {}
+    scenes: dict[str, Scene | str] = {}
     received, expected = 0, 0
     while request:
         if host_of(request["url"]) != host:
             raise ItemError(f"{host}: the next page is on another host, {host_of(request['url'])}; not followed")
         page = get_json(session, **request)
         try:
-            found = [parse(row) for row in page[rows]]
+            found = [_read(row, parse) for row in page[rows]]
             expected = max(expected, page.get(count) or 0)
             request = following(page, request) if found else None
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise ItemError(f"{host}: an answer of another shape than documented: {error!r}") from None
+        except _ODD as error:
+            raise _other_shape(host, repr(error)) from None
         known = len(scenes)
-        scenes.update((scene.product, scene) for scene in found)
+        scenes.update((name, row) for name, row in found if isinstance(row, Scene) or name not in scenes)
         if request and len(scenes) == known:
             raise ItemError(f"{host}: the pages repeat themselves after {received} products")
         received += len(found)
     if received < expected:
         raise ItemError(f"{host}: has {expected} products, gave {received}: make the dates or the area smaller")
-    return sorted(scenes.values(), key=lambda scene: (scene.datetime, scene.product))
+    return scenes
+
+
+def _read(row: Any, parse: Callable[[dict], Scene]) -> tuple[str, Scene | str]:
+    try:
+        scene = parse(row)
+        return scene.product, scene
+    except _ODD as error:
+        named = [row[key] for key in ("id", "Name") if isinstance(row, dict) and isinstance(row.get(key), str)]
+        return (named[0].removesuffix(".SAFE") if named else json.dumps(row)[:60]), f"{type(error).__name__}: {error}"
+
+
+def _readable(found: dict[str, Scene | str], host: str, said: Callable[[str], None]) -> list[Scene]:
+    """The scenes by time; says which rows are none. ItemError where all are none: then the service has changed."""
+    scenes = [scene for scene in found.values() if isinstance(scene, Scene)]
+    odd = {name: reason for name, reason in found.items() if isinstance(reason, str)}
+    if odd and not scenes:
+        raise _other_shape(host, next(f"{name}: {reason}" for name, reason in odd.items()))
+    for name, reason in odd.items():
+        said(f"{host}: {name} is left out, its row cannot be read ({reason})")
+    return sorted(scenes, key=lambda scene: (scene.datetime, scene.product))
+
+
+def _other_shape(host: str, what: str) -> ItemError:
+    return ItemError(f"{host}: an answer of another shape than documented: {what}")
 
 
 def _from_stac(item: dict) -> Scene:
-    properties, assets = item["properties"], item["assets"]
+    properties = item["properties"]
+    assets = {key: asset for key, asset in item["assets"].items() if isinstance(asset, dict)}
     match = _PRODUCT_ID.search(json.dumps(assets))
     if match is None:
-        raise ValueError(f"{item['id']}: no asset has the address of the product")
+        raise ValueError("no asset has the address of the product")
     prefix = f"{item['id']}.SAFE/"
     return Scene(
         **_from_name(item["id"]),
         id=match[1],
         datetime=_iso(datetime.fromisoformat(properties["datetime"])),
-        cloud_cover=properties["eo:cloud_cover"],
+        cloud_cover=_given(properties, "eo:cloud_cover"),
         snow_cover=properties.get("eo:snow_cover"),
         sun_elevation=properties.get("view:sun_elevation"),
-        no_data=properties.get("statistics", {}).get("nodata"),
-        footprint=item["geometry"],
+        no_data=(properties.get("statistics") or {}).get("nodata"),
+        footprint=_given(item, "geometry"),
         size=assets.get("Product", {}).get("file:size"),
         online=True,  # the STAC catalogue does not say
         checksums={
@@ -180,26 +216,32 @@ def _from_stac(item: dict) -> Scene:
                 "multihash": asset["file:checksum"],
             }
             for asset in (assets[key] for key in _CHECKED_ASSETS if key in assets)
+            if all(asset.get(name) for name in _CHECKED_WITH)
         },
     )
 
 
 def _from_odata(row: dict) -> Scene:
-    attributes = {a["Name"]: a["Value"] for a in row["Attributes"]}
-    if row["GeoFootprint"] is None:
-        raise ValueError(f"{row['Name']}: no footprint")
+    attributes = {each.get("Name"): each.get("Value") for each in row["Attributes"]}
     return Scene(
         **_from_name(row["Name"]),
-        id=row["Id"],
+        id=_given(row, "Id"),
         datetime=_iso(datetime.fromisoformat(row["ContentDate"]["Start"])),
-        cloud_cover=attributes["cloudCover"],
+        cloud_cover=_given(attributes, "cloudCover"),
         snow_cover=None,
         sun_elevation=None,
         no_data=None,
-        footprint=row["GeoFootprint"],
-        size=row["ContentLength"] or None,  # 0 = not known
-        online=row["Online"],
+        footprint=_given(row, "GeoFootprint"),
+        size=row.get("ContentLength") or None,  # 0 = not known
+        online=row.get("Online", True),
     )
+
+
+def _given(row: dict, key: str) -> Any:
+    """The value of a key that no product can do without."""
+    if row[key] is None:
+        raise ValueError(f"{key} is null")
+    return row[key]
 
 
 def _from_name(product: str) -> dict:

@@ -45,7 +45,7 @@ class TokenSource:
         try:
             if path.stat().st_mode & 0o077:
                 raise ConfigError(f"{path}: others can read this token file; do: chmod 600 {path}")
-            refresh = json.loads(path.read_text())["refresh_token"]
+            refresh = json.loads(path.read_text(encoding="utf-8"))["refresh_token"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: no token file (JSON with refresh_token): {type(error).__name__}") from None
         source = cls(endpoints, session, "", "")
@@ -95,7 +95,7 @@ class TokenSource:
             raise ItemError(f"{host_of(self._url)}: the answer holds no token") from None
         if self._file:
             with atomic(self._file, mode=0o600) as temporary:
-                temporary.write_text(json.dumps(body))
+                temporary.write_text(json.dumps(body), encoding="utf-8")
         return answer
 
 

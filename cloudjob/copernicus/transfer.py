@@ -13,11 +13,12 @@ import requests
 
 from cloudjob.copernicus.session import Endpoints, ask, get_json, host_of, refusal
 from cloudjob.copernicus.token import TokenSource
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
-from cloudjob.files import is_disk_full
+from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
+from cloudjob.files import ask_guards, is_disk_full, rename
 
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}
 _CHUNK = 1 << 16  # bytes; at most this much is lost when a connection breaks
+_GONE = (404, 410)  # HTTP: a product that was found and is not there has been withdrawn
 _BREAKS = 5  # consecutive connections that may break without delivering a byte
 
 
@@ -60,8 +61,8 @@ def fetch(
     (algorithm "SHA3-256" or "MD5", hexadecimal) are checked; a file that fails is fetched once more from its
     beginning. `progress` gets the number of bytes as they arrive, and a negative number when some are discarded.
 
-    ItemError if the service refuses (with its own message) or the connection keeps breaking; CorruptFileError if
-    the bytes are wrong twice; DiskFullError.
+    LeftOutError if the file is not there; ItemError if the service refuses (with its own message) or the connection
+    keeps breaking; CorruptFileError if the bytes are wrong twice; DiskFullError.
     """
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +73,10 @@ def fetch(
             _complete(partial(_get, session, url, token), part, size, tell)
             reason = mismatch(part, size, digest)
             if reason is None:
-                os.replace(part, target)
+                rename(part, target)
                 return
             tell(-_length(part))
+            ask_guards()
             part.unlink()
     except OSError as error:
         if not is_disk_full(error):
@@ -107,6 +109,7 @@ def _append(get: Callable[[int], requests.Response], part: Path, size: int | Non
     response = get(have)
     if have and response.status_code in (200, 206, 416) and not _continues(response, have, size):
         tell(-have)
+        ask_guards()
         part.unlink()
         if response.status_code != 200:  # 200 sends the file from its beginning, the others are useless
             response.close()
@@ -114,11 +117,13 @@ def _append(get: Callable[[int], requests.Response], part: Path, size: int | Non
     name = part.name.removesuffix(".part")
     with response:
         if not response.ok:
-            raise ItemError(f"{name}: {refusal(response)}")
+            kind = LeftOutError if response.status_code in _GONE else ItemError
+            raise kind(f"{name}: {refusal(response)}")
         if response.headers.get("Content-Type", "").startswith("application/json"):
             raise ItemError(f"{name}: {host_of(response.url)} sent a message instead: {response.text[:200]}")
         with part.open("ab") as file:
             for chunk in response.iter_content(_CHUNK):
+                ask_guards()  # whoever has taken the work over goes on in the same file
                 file.write(chunk)
                 tell(len(chunk))
             file.flush()

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import pickle
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError
-from cloudjob.files import atomic, digest, is_disk_full
+from cloudjob.files import atomic, check_room, digest, is_disk_full, reading, write_json
 
 log = logging.getLogger(__name__)
 
@@ -113,16 +112,14 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(checkpoint.seen)
     state = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "written_config"}
-    free, needed = shutil.disk_usage(folder).free, _size(state) + _ROOM
-    if free < needed:
-        raise DiskFullError(f"{folder}: {free / 2**20:.0f} MiB free, a checkpoint needs {needed / 2**20:.0f}; {_WHOLE}")
+    check_room(folder, _size(state) + _ROOM, "a checkpoint", _WHOLE)
     try:
         with atomic(path) as temporary, temporary.open("wb") as file:
             hashing: Any = _Hashing(file)
             torch.save(_canonical(state), hashing)
             file.write(_MARK + hashing.sha256.hexdigest().encode() + b"\n")
         if facts is not None:
-            path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            write_json(path.with_suffix(".json"), facts)
     except Exception as error:
         if is_disk_full(error):
             raise DiskFullError(f"{folder}: no space left for a checkpoint; {_WHOLE}") from error
@@ -194,7 +191,7 @@ def load(path: Path) -> Checkpoint:
 
 def _load(path: Path) -> dict[str, Any]:
     """What the file holds; weights only, so a checkpoint cannot run code."""
-    with path.open("rb") as file:
+    with reading(path, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError), path.open("rb") as file:
         size = max(path.stat().st_size - _TRAILER, 0)
         found = hashlib.sha256()
         block, left = memoryview(bytearray(min(size, 2**23))), size
@@ -204,10 +201,7 @@ def _load(path: Path) -> dict[str, Any]:
         if left or file.read() != _MARK + found.hexdigest().encode() + b"\n":
             raise CorruptFileError(path, "is no whole checkpoint: its checksum does not fit")
         file.seek(0)
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-            raise CorruptFileError(path, f"cannot be read ({str(error).partition(chr(10))[0]})") from None
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _migrated(state: dict[str, Any], version: int) -> dict[str, Any]:
@@ -223,11 +217,11 @@ def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
     for path in saved(folder):
         try:
             return path, load(path)
-        except FileNotFoundError:  # another rank has just set it aside
-            continue
         except CorruptFileError as error:
+            if not path.exists():  # another rank has just set it aside
+                continue
             log.warning("%s; set aside as *.corrupt, the one before is used", error)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 path.rename(path.with_name(path.name + ".corrupt"))
     return None
 
@@ -240,12 +234,12 @@ def open_network(path: Path, device: torch.device | str) -> tuple[Recipe, nn.Mod
     found = load(path)
     try:
         recipe = Recipe.of(**found.recipe)
-        network = recipe.network().to(device).eval()
+        network = recipe.network()
         network.load_state_dict(found.weights)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise CorruptFileError(path, f"is not a checkpoint of this version ({reason})") from error
-    return recipe, network, found.calibration
+    return recipe, network.to(device).eval(), found.calibration
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cloudjob.errors import CloudjobError, ConfigError, LostRankError
-from cloudjob.hpc import launch, slurm
+from cloudjob.files import troubles
+from cloudjob.hpc import door, launch, machine, slurm
 from cloudjob.hpc.watch import Member, Watch
 
 T = TypeVar("T")
@@ -53,7 +55,8 @@ class ProcessGroup:
             yield
             return
         try:
-            yield
+            with troubles():
+                yield
         except CloudjobError as error:
             if not error.said:
                 self._report(error, self.watch)
@@ -106,8 +109,8 @@ def process_group() -> Iterator[ProcessGroup]:
     if size == 1:
         yield ProcessGroup(0, 1, 0, _device(0))
         return
-    store = _store(rank, size, host, port)
-    watch = _meet(store, rank, size, local_rank, host)
+    with _store(rank, size, host, port) as store:
+        watch = _meet(store, rank, size, local_rank, host)
     here = ProcessGroup(rank, size, local_rank, torch.device("cpu"), watch)
     with here.reporting_failures():
         device = _device(local_rank)  # only once all are connected: it may fail on one node alone
@@ -139,28 +142,47 @@ def _launched() -> tuple[int, int, int, str, int]:
     return task.rank, task.size, task.local_rank, get("MASTER_ADDR", task.first_node), port
 
 
-def _store(rank: int, size: int, host: str, port: int) -> dist.Store:
-    """The key-value store through which the ranks exchange addresses, hosted by rank 0's process or by torchrun's."""
-    torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+@contextlib.contextmanager
+def _store(rank: int, size: int, host: str, port: int) -> Iterator[dist.Store]:
+    """The key-value store through which the ranks exchange addresses, hosted by torchrun's process or by rank 0's: then
+    at any port, which the others learn at its door while they meet."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun's store outlives a restart: the prefix hides the keys of the earlier ranks.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        yield dist.PrefixStore(f"attempt-{attempt}", _connected(rank, size, host, port))
+        return
+    whose = f"{slurm.step()} {size} {port}"
+    if rank:
+        found = door.find(whose, host, port, MEET_S)
+        if found is None:
+            raise _nobody(rank, size, host, port)
+        yield _connected(rank, size, host, found)
+        return
+    opened = door.Door(whose, port)
     try:
-        store = dist.TCPStore(
-            host,
-            port,
-            size,
-            is_master=rank == 0 and not torchruns,
-            timeout=timedelta(seconds=MEET_S),
-            wait_for_workers=False,
+        store = _connected(rank, size, host, 0)
+        opened.open(store.port)
+        yield store
+    finally:
+        opened.close()
+
+
+def _connected(rank: int, size: int, host: str, port: int) -> dist.TCPStore:
+    """The store at this port; at port 0 this process hosts it."""
+    try:
+        return dist.TCPStore(
+            host, port, size, is_master=not port, timeout=timedelta(seconds=MEET_S), wait_for_workers=False
         )
     except dist.DistError as error:
-        if rank == 0:
-            raise ConfigError(
-                f"port {port} of {host} cannot be used ({_first_line(error)}); set MASTER_PORT to a free one"
-            ) from None
-        raise LostRankError(
-            f"rank {rank} of {size} on {socket.gethostname()}: rank 0 was not met at {host}:{port} within {MEET_S} s"
-        ) from None
-    # torchrun's store outlives a restart: the prefix hides the keys of the earlier ranks.
-    return dist.PrefixStore("attempt-" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        if port:
+            raise _nobody(rank, size, host, port) from None
+        raise ConfigError(f"MASTER_ADDR = {host} is no address of this node ({_first_line(error)})") from None
+
+
+def _nobody(rank: int, size: int, host: str, port: int) -> LostRankError:
+    return LostRankError(
+        f"rank {rank} of {size} on {socket.gethostname()}: rank 0 was not met at {host}:{port} within {MEET_S} s"
+    )
 
 
 def _meet(store: dist.Store, rank: int, size: int, local_rank: int, host: str) -> Watch:
@@ -210,7 +232,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
     except OSError:
         return False
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
@@ -229,10 +251,12 @@ def _device(local_rank: int) -> torch.device:
 
 
 def cores() -> int:
-    """Processor cores for this rank: those of its CPU affinity, divided by the ranks of this node that share them."""
-    mine = sorted(os.sched_getaffinity(0))
-    every = gather((socket.gethostname(), mine))
-    return max(len(mine) // every.count((socket.gethostname(), mine)), 1)
+    """Processor cores for this rank: what OMP_NUM_THREADS says, else those of its CPU affinity divided by the ranks of
+    this node that share them; no more than a task of SLURM asked for. Ranks of torchrun share those of its task."""
+    mine, asked = sorted(os.sched_getaffinity(0)), slurm.cpus_per_task() or sys.maxsize
+    sharing = gather((socket.gethostname(), mine)).count((socket.gethostname(), mine))
+    whole, own = (asked, sys.maxsize) if "RANK" in os.environ else (sys.maxsize, asked)
+    return machine.threads_asked_for() or max(min(min(len(mine), whole) // sharing, own), 1)
 
 
 def wrap(module: nn.Module) -> nn.Module:
@@ -270,7 +294,8 @@ def run_on_all_ranks(task: Callable[[], T]) -> T:
     results: list[T] = []
     failure = None
     try:
-        results.append(task())
+        with troubles():
+            results.append(task())
     except CloudjobError as error:
         failure = type(error), str(error), dict(vars(error))
     failures = gather(failure)

@@ -48,7 +48,7 @@ class Energy:
 
 def cray(path: Path = _CRAY) -> Counter | None:
     """Counter of the whole node with its GPUs, from a file that reads `1234567 J 1700000000 us`."""
-    return _readable(lambda: float(path.read_text().split()[0]))
+    return _readable(lambda: float(path.read_bytes().split()[0]))
 
 
 def rapl(folder: Path = _RAPL) -> Counter | None:
@@ -64,7 +64,7 @@ class _Wrapping:
         self.last: int | None = None
 
     def __call__(self) -> float:
-        now, limit = (int((self.path / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
+        now, limit = (int((self.path / name).read_bytes()) for name in ("energy_uj", "max_energy_range_uj"))
         self.total += 0 if self.last is None else (now - self.last) % (limit + 1) / 1e6
         self.last = now
         return self.total

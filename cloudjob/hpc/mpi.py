@@ -1,8 +1,12 @@
-"""The MPI world, or a world of one without an MPI launcher; the only user of mpi4py."""
+"""The MPI world, or a world of one without an MPI launcher; the only user of mpi4py.
+
+Ranks wait asleep: MPI's own calls look for a message all the time, and would keep a core from the rank that works.
+"""
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from types import TracebackType
 from typing import Any
@@ -11,6 +15,9 @@ from cloudjob.errors import ConfigError
 from cloudjob.hpc import launch, slurm
 
 _LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # that of srun, which may lie around the other, last
+_DOWN, _UP = 1, 2  # tags of messages from rank 0, and to it
+_NAP_S = (0.0002, 0.05)  # between two looks for a message: twice as long each time
 
 
 class Communicator:
@@ -24,15 +31,29 @@ class Communicator:
 
     def barrier(self) -> None:
         if self._communicator:
-            self._communicator.Barrier()
+            _wait(self._communicator.Ibarrier().Test)
 
     def bcast(self, value: Any) -> Any:
         """Rank 0's (small, picklable) value, on every rank."""
-        return self._communicator.bcast(value) if self._communicator else value
+        if self.rank:
+            return self._receive(0, _DOWN)
+        for rank in range(1, self.size):
+            self._send(value, rank, _DOWN)
+        return value
 
     def gather(self, value: Any) -> list | None:
         """Every rank's (small, picklable) value in rank order on rank 0, None on the others."""
-        return self._communicator.gather(value) if self._communicator else [value]
+        if self.rank:
+            self._send(value, 0, _UP)
+            return None
+        return [value, *(self._receive(rank, _UP) for rank in range(1, self.size))]
+
+    def _send(self, value: Any, rank: int, tag: int) -> None:
+        _wait(self._communicator.isend(value, rank, tag).Test)
+
+    def _receive(self, rank: int, tag: int) -> Any:
+        _wait(lambda: self._communicator.iprobe(rank, tag))
+        return self._communicator.recv(source=rank, tag=tag)
 
     def abort(self, code: int = 1) -> None:
         """Ends every rank at once with this exit code; returns in a world of one."""
@@ -53,6 +74,13 @@ class Communicator:
             self.abort(getattr(error, "exit_code", 1))
 
 
+def _wait(arrived: Callable[[], bool]) -> None:
+    nap, longest = _NAP_S
+    while not arrived():
+        time.sleep(nap)
+        nap = min(2 * nap, longest)
+
+
 def _settle_mpich() -> None:
     """Settings without which MPI_Init of MPICH 5 occasionally fails or hangs; values already set take precedence."""
     # Prevents "Message truncated", probably a shared-memory message that overtakes one over the network: in containers
@@ -66,12 +94,15 @@ def _settle_mpich() -> None:
 
 
 def communicator() -> Communicator:
-    """The world this process was launched into. mpi4py is imported only under mpiexec or an srun that speaks PMI.
+    """The world this process was launched into. mpi4py is imported only under mpiexec or an srun that speaks PMI, and
+    where there is more than one rank.
 
-    ConfigError where srun started several tasks that MPI does not see: each would do all of the work.
+    ConfigError where srun started several tasks that MPI does not see: each would do all of the work. What mpiexec
+    starts within a step, as in the shell of `srun --pty`, has the step's variables too, which do not count then.
     """
     communicator = None
-    if any(name in os.environ for name in _LAUNCHED):
+    size = next((os.environ[name] for name in _SIZES if name in os.environ), None)
+    if any(name in os.environ for name in _LAUNCHED) and size != "1":
         _settle_mpich()
         from mpi4py import MPI
 
@@ -79,7 +110,7 @@ def communicator() -> Communicator:
     found = Communicator(communicator)
     launch.check_ranks(found.size)
     task = slurm.task()
-    if task and task.size != found.size:
+    if task and task.size > 1 and found.size == 1:
         raise ConfigError(
             f"srun started {task.size} tasks, but MPI sees {found.size}: use srun --mpi=pmi2 (or pmix), the kind that "
             "the MPI library of this environment speaks (srun --mpi=list), and keep PMI_* in the container"

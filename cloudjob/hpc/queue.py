@@ -18,7 +18,7 @@ def unfinished(log: Path) -> list[Job]:
     """The jobs that have not ended with exit code 0, in order of submission; only the newest of each name (and array
     index)."""
     newest: dict[tuple, dict] = {}
-    lines = log.read_text().splitlines() if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     for _, job, name, event in (line.split("\t") for line in lines if line.count("\t") == 3):  # skips a torn line
         entry = newest.setdefault((name, job.partition("_")[2]), {})
         if entry.get("id") != job:
@@ -58,7 +58,8 @@ def _states(jobs: list[str]) -> dict[str, str]:
 
 def _lines(command: list[str]) -> list[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.splitlines()
+        said = subprocess.run(command, capture_output=True, timeout=5, check=False).stdout
+        return said.decode(errors="replace").splitlines()
     except (OSError, subprocess.TimeoutExpired):
         return []
 
@@ -66,7 +67,7 @@ def _lines(command: list[str]) -> list[str]:
 def _last_message(log: str) -> str:
     """The last error message of the program or its batch script in a log; "" if there is none."""
     try:
-        lines = Path(log).read_text(errors="replace").splitlines()
+        lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     return next((line for line in reversed(lines) if "cloudjob: " in line), "").partition("cloudjob: ")[2]

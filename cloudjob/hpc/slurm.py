@@ -45,7 +45,26 @@ def deadline() -> float | None:
     return None
 
 
+def step() -> str:
+    """What tells this step of a job, as it was started this time, from any other; the same text outside SLURM."""
+    return " ".join(os.environ.get(name, "-") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+
+
+def cpus_per_task() -> int | None:
+    """Cores that the job asked for each of its tasks; None where it did not say. SLURM may leave a task unbound, which
+    then sees the cores of all tasks, or of all jobs."""
+    found = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(found) if found.isdecimal() and int(found) else None
+
+
+def owns(cores: int) -> bool:
+    """Whether SLURM gave this step so many cores of its node, so that no other job computes on them."""
+    found = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return found.isdecimal() and int(found) >= cores
+
+
 def first_host(nodelist: str) -> str:
-    """`node[07-09,12],gpu1` -> `node07`; scontrol, which parses every form, is not available inside the container."""
-    head = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^\[,]*))?", nodelist)
-    return "".join(part or "" for part in head.groups()) if head else nodelist
+    """`rack[0-1]_node[07-09,12],gpu1` -> `rack0_node07`; scontrol, which parses every form, is not available inside the
+    container."""
+    head = re.match(r"(?:[^\[,]|\[[^\]]*\])+", nodelist)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", head[0]) if head else nodelist

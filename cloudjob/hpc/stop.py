@@ -3,6 +3,7 @@
 Nothing is saved inside a signal handler. A second Ctrl-C interrupts at once.
 """
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,9 @@ def install(stop_file: Path | None = None) -> None:
 
 def requested() -> bool:
     """Whether this process has been asked to stop cleanly."""
-    return _state["signalled"] or (_state["file"] is not None and _state["file"].exists())
+    return _state["signalled"] or (
+        _state["file"] is not None and os.path.exists(_state["file"])
+    )  # a file system in trouble asks for no stop
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,9 @@ process ends. Its main thread ends it if it notices the failure (see `settle`). 
 GRACE_S, since a main thread that waits in a collective call does not react. One lost rank thus ends all ranks within
 SILENCE_S + GRACE_S and a second or two.
 
+A suspended job is not lost: where all ranks stand still and wake again, each notices the gap in its own clock, and the
+silence of the others counts from then on.
+
 The watch does not detect a rank of which only the main thread hangs, in a file system or a driver, because its
 heartbeats go on. The time-out of the collective calls ends it, and `behind` names the ranks that the others waited for.
 """
@@ -21,6 +24,9 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from cloudjob.hpc.awake import Clock
+from cloudjob.hpc.door import listening
 
 SILENCE_S = 20.0  # a busy machine, or a library that holds Python's lock, may delay heartbeats for seconds
 GRACE_S = 5.0
@@ -69,20 +75,18 @@ class Watch:
         self._own: Verdict | None = None
         self._found = False  # whether this rank itself detected that another one is lost
         self._goodbye = False
+        self._clock = Clock()
         self._lines: dict[int, _Line] = {}
         self._expected: dict[int, tuple[Member, float]] = {}
         self._selector = selectors.DefaultSelector()
         if rank == 0:
-            family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-            self._server = socket.create_server(
-                ("", 0), family=family, backlog=size, dualstack_ipv6=family == socket.AF_INET6
-            )
+            self._server = listening(0, backlog=size)
             self._port = self._server.getsockname()[1]
             self._selector.register(self._server, selectors.EVENT_READ, None)
         else:
             assert address is not None, "a rank above 0 needs rank 0's address"
             host, port, chief = json.loads(address)
-            line = _Line(socket.create_connection((host, port), timeout=SILENCE_S))
+            line = _Line(socket.create_connection((host, port), timeout=SILENCE_S), self._clock)
             line.send(asdict(Member.here(rank)))
             line.member, self._lines[0] = Member(**chief), line
             self._selector.register(line.socket, selectors.EVENT_READ, line)
@@ -96,7 +100,7 @@ class Watch:
 
     def expect(self, member: Member) -> None:
         """Rank 0: a rank is about to connect, and counts as lost if it does not within SILENCE_S."""
-        self._expected.setdefault(member.rank, (member, time.monotonic()))
+        self._expected.setdefault(member.rank, (member, self._clock.now))
 
     def all_here(self, timeout_s: float) -> list[int]:
         """Rank 0: waits until every rank has connected; returns the ranks that have not."""
@@ -138,9 +142,11 @@ class Watch:
 
     # --- the thread -----------------------------------------------------------------------------------------------
     def _run(self) -> None:
-        beat = time.monotonic()
+        beat = self._clock.now
         while True:
-            for key, _ in self._selector.select(_POLL_S):
+            found = self._selector.select(_POLL_S)
+            self._clock.tick()
+            for key, _ in found:
                 self._greet() if key.data is None else self._hear(key.data)
             if self.verdict:
                 return self._end()
@@ -152,14 +158,14 @@ class Watch:
                 self._own = None
             if self._goodbye:
                 return self._pass_on({"bye": True})
-            if time.monotonic() - beat >= _BEAT_S:
-                beat = time.monotonic()
+            if self._clock.now - beat >= _BEAT_S:
+                beat = self._clock.now
                 self._pass_on({"seen": self.seen})
                 self._miss()
 
     def _greet(self) -> None:
         with contextlib.suppress(OSError):
-            line = _Line(self._server.accept()[0])
+            line = _Line(self._server.accept()[0], self._clock)
             self._selector.register(line.socket, selectors.EVENT_READ, line)
 
     def _hear(self, line: "_Line") -> None:
@@ -185,10 +191,10 @@ class Watch:
     def _miss(self) -> None:
         """Finds the ranks whose heartbeat, or whose connection, is overdue."""
         for line in self._lines.values():
-            if line.member and not line.left and time.monotonic() - line.heard > SILENCE_S:
+            if line.member and not line.left and self._clock.now - line.heard > SILENCE_S:
                 self._lose(line.member, f"has not answered for {SILENCE_S:.0f} s: it was stopped, or its node was")
         for rank, (member, since) in list(self._expected.items()):
-            if rank not in self._lines and time.monotonic() - since > SILENCE_S:
+            if rank not in self._lines and self._clock.now - since > SILENCE_S:
                 self._lose(member, f"was on its way and did not come for {SILENCE_S:.0f} s: it was killed or stopped")
 
     def _lose(self, member: Member, what: str) -> None:
@@ -224,11 +230,11 @@ class Watch:
 class _Line:
     """One end of a connection: JSON messages, one per line."""
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, connection: socket.socket, clock: Clock):
         connection.setblocking(False)
-        self.socket = connection
+        self.socket, self._clock = connection, clock
         self.member: Member | None = None  # None until the peer has introduced itself
-        self.heard, self.seen, self.left, self._rest = time.monotonic(), 0, False, b""
+        self.heard, self.seen, self.left, self._rest = clock.now, 0, False, b""
 
     def send(self, word: dict) -> None:
         """Sends a message, or drops it if that fails: the watch then detects the peer as silent or gone."""
@@ -244,7 +250,7 @@ class _Line:
         except OSError:
             data = b""
         if data:
-            self.heard = time.monotonic()
+            self.heard = self._clock.now
         *whole, self._rest = (self._rest + data).split(b"\n")
         with contextlib.suppress(ValueError):  # not JSON, so not a peer
             return [found for word in whole if isinstance(found := json.loads(word), dict)], bool(data)
@@ -254,6 +260,6 @@ class _Line:
 def _started(pid: int) -> str:
     """Start time of a process of this machine (clock ticks since boot), '' if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

@@ -10,7 +10,11 @@ from cloudjob.pages import figures
 from cloudjob.patches import stats
 
 PICTURES = 24  # restored scenes or pairs that are shown at most
-_SPLITS = ("test", "val", "train")  # those held out come first
+_SPLITS = ("test", "val", "train", "unknown")  # those held out come first
+_HELD_OUT = {
+    "test": "tiles that no triplet of the training came from",
+    "unknown": "the network is from elsewhere, and what it was trained on is not known here",
+}
 _MEASURES = {"ssim": ("SSIM", ".4f"), "mae": ("MAE", ".4f"), "high_pass_ratio": ("texture", ".2f")}
 _VALIDATION = {"loss": ".4f", "cloud_psnr": ".2f", "cloud_ssim": ".4f", "cloud_mae": ".4f", "all_psnr": ".2f"}
 _LEVELS = ("least noise", "middle", "most noise")
@@ -34,9 +38,9 @@ class Run:
     metrics: list[dict]  # train/metrics.jsonl; empty where there is none, as the next two
     validation: list[dict]  # train/validation.jsonl
     checks: list[dict]  # train/checks.jsonl
-    index: dict  # shards/index.json
-    data: dict  # what the shards hold, of `patches.stats.collect`
-    examples: bytes  # some triplets as a PNG, of `patches.stats.picture`
+    index: dict | None  # shards/index.json; None where there are no shards, empty where it cannot be read
+    data: dict | None  # what the shards hold, of `patches.stats.collect`
+    examples: bytes | None  # some triplets as a PNG, of `patches.stats.picture`
     configuration: str  # YAML
 
 
@@ -54,14 +58,7 @@ def page(run: Run) -> str:
         _training(run.metrics),
         _validation(run.validation),
         _checks(run.checks),
-        "<h2>Data</h2>",
-        _data(run.data, run.index),
-        figures.picture(
-            run.examples,
-            alt="triplets: cloudy, mask, clear, reference",
-            caption="Triplets from all shards: cloudy; the same with its mask (cloud magenta, shadow blue, cirrus "
-            "orange, unknown green); clear; reference, black where it shows nothing.",
-        ),
+        *_shards(run),
         f"<h2>Configuration</h2><pre>{escape(run.configuration)}</pre>",
         f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
     ]
@@ -70,20 +67,20 @@ def page(run: Run) -> str:
 
 def _headline(summary: dict) -> str:
     split = summary["headline_split"]
-    held_out = (
-        "tiles that no triplet of the training came from" if split == "test" else "training tiles: nothing is held out"
-    )
+    held_out = _HELD_OUT.get(split, "training tiles: nothing is held out")
     seams = ""
     if found := summary.get("seam_index"):
         seams = (
             f" Steps across the edges of tiles over those elsewhere in clouds: <b>{found['ours']:.2f}</b>; "
             f"{found['truth']:.2f} in the truth."
         )
+    missing = summary.get("lacking", [])
+    lacking = f"Not scored, for they are not made: {escape(', '.join(missing))}. " if missing else ""
     said = summary["verdict"]
     return (
         f"<p><b>{escape(said[0].upper() + said[1:])}.</b></p>"
         f"<p>Scores on the split <b>{escape(split)}</b> ({held_out}), {summary['scenes'].get(split, 0)} scenes. "
-        f"Clear pixels changed by the restoration: <b>{summary['changed_clear_pixels']}</b>.{seams}</p>"
+        f"{lacking}Clear pixels changed by the restoration: <b>{summary['changed_clear_pixels']}</b>.{seams}</p>"
     )
 
 
@@ -178,6 +175,21 @@ def _checks(rows: list[dict]) -> str:
         "of another sample in its place. 1 means that nothing is learned there, or that the condition is not looked at."
     )
     return f"{said}{_table(heads, lines)}<p>{note}</p>"
+
+
+def _shards(run: Run) -> list[str]:
+    """What the network learned from; nothing where that is not known."""
+    if run.index == {}:
+        return ["<h2>Data</h2><p>The index of the shards cannot be read.</p>"]
+    if run.data is None or run.index is None or run.examples is None:
+        return []
+    examples = figures.picture(
+        run.examples,
+        alt="triplets: cloudy, mask, clear, reference",
+        caption="Triplets from all shards: cloudy; the same with its mask (cloud magenta, shadow blue, cirrus "
+        "orange, unknown green); clear; reference, black where it shows nothing.",
+    )
+    return ["<h2>Data</h2>", _data(run.data, run.index), examples]
 
 
 def _data(found: dict, index: dict) -> str:

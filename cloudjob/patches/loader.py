@@ -1,7 +1,6 @@
 """Batches of triplets: their order is a function of (seed, samples seen) alone, whatever the number of ranks."""
 
 import hashlib
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
-from cloudjob.files import atomic
+from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.files import atomic, check_room, trouble
 from cloudjob.patches.shards import Filler, ShardSet, check, opened
 
 _AHEAD = 2  # batches that are read while the consumer has one
@@ -117,9 +116,8 @@ def local_copy(
     target.mkdir(parents=True, exist_ok=True)
     entries = [entry for entry in index["files"] if entry["split"] in splits]
     missing = [entry for entry in entries if not _is_whole(target / entry["file"], entry)]
-    needed, free = sum(entry["size"] for entry in missing), shutil.disk_usage(target).free
-    if needed > free:
-        raise DiskFullError(f"{target}: {free / 1e9:.1f} GB free, the shards need {needed / 1e9:.1f} GB")
+    needed = sum(entry["size"] for entry in missing)
+    check_room(target, needed, "the copy of the shards", "name a larger one in train.local_dir, or none")
     begun = time.monotonic()
     for entry in missing:
         _copy(source / entry["file"], target / entry["file"], entry["sha256"])
@@ -150,4 +148,4 @@ def _copy(source: Path, target: Path, sha256: str) -> None:
             if found.hexdigest() != sha256:
                 raise CorruptFileError(source, "sha256 is not that of the index")
     except OSError as error:
-        raise ItemError(f"{source} cannot be copied to {target}: {error.strerror}") from None
+        raise ItemError(f"{source} cannot be copied to {target}: {trouble(error)}") from None

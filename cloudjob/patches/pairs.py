@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.errors import RasterioError
 from shapely.geometry.base import BaseGeometry
 
-from cloudjob.errors import CorruptFileError, ItemError, RejectedError
+from cloudjob.errors import ItemError, RejectedError
+from cloudjob.files import reading
 from cloudjob.patches import windows
 from cloudjob.patches.splits import REFERENCES
 from cloudjob.patches.windows import Windows
@@ -181,14 +183,11 @@ def _images(pair: PreparedPair, dates: dict[str, np.ndarray], rows: slice) -> di
 
 def _ground(path: Path, shape: tuple[int, int], rows: slice) -> np.ndarray:
     """(4, r, W) uint16 DN: these rows of the ground of a cloudy day, of a scene of `shape` (rows, columns)."""
-    try:
-        with rasterio.open(path) as image:
-            found, expected = (image.count, *image.shape), (len(BANDS), *shape)
-            if found != expected or set(image.dtypes) != {"uint16"}:
-                raise ItemError(f"{path}: {found} {image.dtypes[0]}, the scene has {expected} uint16")
-            return image.read(window=((rows.start, rows.stop), (0, shape[1])))
-    except rasterio.RasterioIOError as error:
-        raise CorruptFileError(path, f"cannot be read as a raster: {error}") from None
+    with reading(path, RasterioError, reason="cannot be read as a raster"), rasterio.open(path) as image:
+        found, expected = (image.count, *image.shape), (len(BANDS), *shape)
+        if found != expected or set(image.dtypes) != {"uint16"}:
+            raise ItemError(f"{path}: {found} {image.dtypes[0]}, the scene has {expected} uint16")
+        return image.read(window=((rows.start, rows.stop), (0, shape[1])))
 
 
 def measured_shift(pair: PreparedPair, max_shift: float, unmeasured: str) -> dict:

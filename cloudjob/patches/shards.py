@@ -1,10 +1,10 @@
 """HDF5 shards of triplets: their layout and how they are read (docs/design.md, contracts of the files)."""
 
-import errno
 import hashlib
 import json
 import math
 import os
+import resource
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
+from cloudjob.files import raise_open_limit, reading
 from cloudjob.names import days_between
 from cloudjob.patches.splits import GROUND, REFERENCES
 from cloudjob.pixels import BANDS, EMPTY_DN
@@ -95,7 +96,7 @@ def _need_zstd(path: Path) -> None:
 
 def check(path: Path, sha256: str) -> None:
     """CorruptFileError unless the whole file has this checksum, which the index gives."""
-    with opened(path) as file:
+    with opened(path) as file, reading(path):
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise CorruptFileError(path, f"sha256 is {found[:16]}..., the index says {sha256[:16]}...")
@@ -110,9 +111,12 @@ def columns(path: Path) -> dict:
 
 
 class ShardSet:
-    """The triplets of one split, by position 0..len-1. Files are opened when first needed, once per process."""
+    """The triplets of one split, by position 0..len-1. Files are opened when first needed, and stay open: all of them,
+    or where the system allows too few (`room`) those opened last, which is slow."""
 
     def __init__(self, folder: Path, index: dict, split: str):
+        raise_open_limit()
+        self.room = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3, 1)  # another split, and a descriptor beside
         self.window = index["window"]
         entries = [entry for entry in index["files"] if entry["split"] == split]
         self.files = [(Path(folder) / entry["file"], entry["count"]) for entry in entries]
@@ -175,9 +179,11 @@ class ShardSet:
     def _shard(self, number: int) -> "ShardFile":
         if self._process != os.getpid():  # forked: HDF5 must not go on with the parent's open files
             self._process, self._open = os.getpid(), {}
-        if number not in self._open:  # two threads may open it at once; one of the two is kept
-            self._open.setdefault(number, ShardFile(*self.files[number], self.window))
-        return self._open[number]
+        if (found := self._open.get(number)) is None:  # two threads may open it at once; one of the two is kept
+            found = self._open.setdefault(number, ShardFile(*self.files[number], self.window))
+            for oldest in list(self._open)[: -self.room]:  # closed when the last thread that reads it has done so
+                self._open.pop(oldest, None)
+        return found
 
 
 class Filler:
@@ -189,14 +195,20 @@ class Filler:
 
     def __init__(self, shards: ShardSet, buffers: dict[str, np.ndarray]):
         self.shards, self.buffers = shards, buffers
-        files = [shards._shard(number) for number in range(len(shards.files))]
+        images = {name: buffer for name, buffer in buffers.items() if name not in _NUMBERS}
+        stay = len(shards.files) <= shards.room
+        scalars, places = [], []
+        for number in range(len(shards.files)):
+            file = shards._shard(number)
+            scalars.append(file.scalars)
+            places.append(file.at_once(tuple(images)) if stay else np.full((2, file.count), -1))
+        counts = [count for _, count in shards.files]
         self._scalars = {
-            name: np.repeat(np.array([file.scalars[name] for file in files], "f4"), [file.count for file in files])
+            name: np.repeat(np.array([each[name] for each in scalars], "f4"), counts)
             for name in _NUMBERS
             if name in buffers
         }
-        images = {name: buffer for name, buffer in buffers.items() if name not in _NUMBERS}
-        self._places = np.concatenate([file.at_once(tuple(images)) for file in files], axis=1)
+        self._places = np.concatenate(places, axis=1)
         self._views = [
             [memoryview(image).cast("B") for image in triplet] for triplet in zip(*images.values(), strict=True)
         ]
@@ -303,21 +315,12 @@ class ShardFile:
 
 def opened(path: Path) -> RawIOBase:
     """The file for reading, without a buffer; CorruptFileError where it is missing."""
-    try:
+    with reading(path):
         return open(path, "rb", buffering=0)
-    except FileNotFoundError:
-        raise CorruptFileError(path, "missing") from None
-    except OSError as error:  # not the file's fault: it must not be set aside as broken
-        raise ItemError(f"{path}: cannot be opened ({error.strerror})") from None
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Turns what h5py or the system raises over a broken file into a CorruptFileError that names it."""
-    try:
+    with reading(path, *DAMAGE, ConfigError, reason="cannot be read as a shard"):  # ConfigError: no product's name
         yield
-    except (*DAMAGE, ConfigError) as error:  # ConfigError: a product name that is none
-        number = getattr(error, "errno", None)
-        if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise ItemError(f"{path}: cannot be opened ({os.strerror(number)})") from None
-        raise CorruptFileError(path, f"cannot be read as a shard: {error}") from None

@@ -54,7 +54,7 @@ class SceneConditions:
     @staticmethod
     def saved(folder: Path) -> bool:
         """Whether a whole save lies in the folder."""
-        return (folder / f"{_ARRAYS[-1]}.npy").exists()
+        return all((folder / name).exists() for name in ("numbers.json", f"{_ARRAYS[-1]}.npy"))
 
     @classmethod
     def load(cls, folder: Path) -> Self:

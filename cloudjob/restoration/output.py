@@ -10,10 +10,11 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.warp import transform_geom
+from rasterio.warp import transform, transform_geom
+from shapely.affinity import translate
+from shapely.geometry import Polygon, box
 
-from cloudjob.errors import CorruptFileError
-from cloudjob.files import json_text
+from cloudjob.files import json_text, reading
 from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
 from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
 from cloudjob.sentinel2.render import encode_png, true_colour
@@ -42,7 +43,7 @@ class Restored:
 def write_h5(path: Path, scene: Restored) -> None:
     """HDF5 that is also netCDF-4 with CF-1.10 coordinates: for h5py, xarray (h5netcdf) and GDAL's netCDF driver."""
     height, width = scene.reconstructed.shape
-    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
+    with h5py.File(path, "w", libver=("earliest", "v110"), locking=False) as file:
         file.attrs.update({"Conventions": "CF-1.10", "title": f"{scene.product} without clouds", **scene.attributes})
         file.attrs["references"] = scene.attribution
         _scale(file, "x", _centres(scene.transform.c, scene.transform.a, width), "projection_x_coordinate", "m")
@@ -151,8 +152,7 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
     left, top = scene.transform.c, scene.transform.f
     right, bottom = scene.transform @ (width, height)
     ring = [[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]]
-    geometry = transform_geom(scene.crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
-    lons, lats = zip(*geometry["coordinates"][0], strict=True)
+    geometry, bbox = _footprint(scene.crs, ring)
     types = {
         "h5": ("application/x-hdf5", ["data"]),
         "tif": ("image/tiff; application=geotiff; profile=cloud-optimized", ["data"]),
@@ -179,7 +179,7 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
         ],
         "id": scene.product,
         "geometry": geometry,
-        "bbox": [min(lons), min(lats), max(lons), max(lats)],
+        "bbox": bbox,
         "properties": {
             "datetime": scene.sensing_time,
             "proj:code": scene.crs,
@@ -196,13 +196,29 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
         ],
         "assets": assets,
     }
-    path.write_text(json_text(item, indent=1) + "\n")
+    path.write_text(json_text(item, indent=1) + "\n", encoding="utf-8")
+
+
+def _footprint(crs: str, ring: list[list[float]]) -> tuple[dict, list[float]]:
+    """A ring in `crs` as a GeoJSON geometry, and its box [west, south, east, north]. Across 180 degrees the geometry
+    has a part on either side, and west is greater than east (RFC 7946, 3.1.9 and 5.2)."""
+    lons, lats = transform(crs, "EPSG:4326", *zip(*ring, strict=True))
+    if max(lons) - min(lons) < 180:
+        geometry = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
+        lons, lats = zip(*geometry["coordinates"][0], strict=True)
+        return geometry, [min(lons), min(lats), max(lons), max(lats)]
+    whole = Polygon(zip((lon % 360 for lon in lons), lats, strict=True))
+    sides = [whole.intersection(box(0, -90, 180, 90)), translate(whole.intersection(box(180, -90, 360, 90)), -360)]
+    parts = [part for part in sides if part.area > 1e-9]  # not a corner that touches the line
+    rings = [[[[round(value, 7) for value in point] for point in part.exterior.coords]] for part in parts]
+    west, south, east, north = zip(*(part.bounds for part in parts), strict=True)
+    bbox = [round(value, 7) for value in (west[0], min(south), east[-1], max(north))]
+    if len(parts) == 1:
+        return {"type": "Polygon", "coordinates": rings[0]}, bbox
+    return {"type": "MultiPolygon", "coordinates": rings}, bbox
 
 
 def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """`reflectance` (4, H, W) uint16 DN and `reconstructed` (H, W) uint8 of an output."""
-    try:
-        with h5py.File(path, "r") as file:
-            return file["reflectance"][...], file["reconstructed"][...]
-    except (OSError, KeyError) as error:
-        raise CorruptFileError(path, f"cannot be read ({error})") from error
+    with reading(path, LookupError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
+        return file["reflectance"][...], file["reconstructed"][...]

@@ -1,21 +1,25 @@
 """Which pairs the later stages take: what the rule decided, and what a person decided instead."""
 
+import codecs
 import csv
+import io
 from pathlib import Path
 
 from cloudjob.errors import ConfigError, InputError
+from cloudjob.files import troubles
 from cloudjob.run.folder import RunFolder
 
 _NEEDED = {"pair", "decision", "version"}  # columns
 
 
 def shown_pairs(folder: RunFolder) -> list[dict]:
-    """The rows of pairs.jsonl that a person sees, one per cloudy product; `number` is their position.
+    """The rows of pairs.jsonl that a person sees, one per cloudy product; `number` is their position, unless they say
+    otherwise because one before them is not made yet.
 
     The number names the shard, and does not change with what a person decides.
     """
     rows = [row for row in folder.rows(folder.pairs, stage="pair") if row["shown"]]
-    return [{**row, "number": number} for number, row in enumerate(rows)]
+    return [{"number": number} | row for number, row in enumerate(rows)]
 
 
 def accepted_pairs(folder: RunFolder) -> list[dict]:
@@ -25,7 +29,7 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
     """
     rows = shown_pairs(folder)
     if not folder.decisions.exists():
-        raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.root}")
+        raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
     decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
     return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
 
@@ -33,22 +37,38 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
 def read(path: Path) -> list[dict]:
     """The rows of decisions.csv, or of another such file; none while there is no such file.
 
-    A person edits it, so each row is checked: ConfigError with file and line.
+    A person edits it, maybe with a spreadsheet (other separators and encodings, blank rows), so each row is checked:
+    ConfigError with file and line.
     """
     if not path.exists():
         return []
     rows = []
+    with troubles():
+        text = _text(path.read_bytes())
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not set(reader.fieldnames or ()) >= _NEEDED:
-                raise ConfigError(f"{path}:1  write the columns pair,decision,reason,reviewer,version")
-            for row in reader:
-                if row.get("decision") not in ("accept", "reject") or not row.get("pair") or not row.get("version"):
-                    raise ConfigError(
-                        f"{path}:{reader.line_num}  decision = {row.get('decision')}: write accept or reject"
-                    )
-                rows.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if not set(reader.fieldnames) >= _NEEDED:
+            raise ConfigError(f"{path}:1  write the columns pair,decision,reason,reviewer,version")
+        for row in reader:
+            row = {name: value for name, value in row.items() if name}
+            if not any((value or "").strip() for value in row.values()):
+                continue
+            row |= {name: (row[name] or "").strip() for name in _NEEDED}
+            if row["decision"] not in ("accept", "reject") or not row["pair"] or not row["version"]:
+                raise ConfigError(f"{path}:{reader.line_num}  decision = {row['decision']}: write accept or reject")
+            rows.append(row)
+    except csv.Error as error:
         raise ConfigError(f"{path}: cannot be read as CSV ({error})") from None
     return rows
+
+
+def _text(content: bytes) -> str:
+    """As spreadsheets save it: UTF-8 or UTF-16 with or without a mark, else the code page of western Windows."""
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")

@@ -1,11 +1,10 @@
 """What is done: a record of each item, why an item would be made again, and the loop that makes what is missing.
 
 An item of a stage is done when its record exists, was made with the configuration and inputs of today, and the
-outputs it names lie there in full. Records are `records/<stage>/<item>.json`; there are no lock files, and no
-modification time is ever looked at.
+outputs it names lie there in full. Records are `records/<stage>/<item>.json`; no modification time is ever looked at.
+Who makes an item holds its lease.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,17 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from cloudjob.errors import (
     ConfigError,
     CorruptFileError,
     DiskFullError,
     InputError,
-    InterruptedJob,
     ItemError,
+    LeftOutError,
     RejectedError,
 )
-from cloudjob.files import changes, digest, file_sha256, merged, write_json
+from cloudjob.files import changes, digest, file_sha256, merged, troubles, write_json
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.turns import turns
 
 _HEAD = 4096  # bytes of a record that are read at once
 _RESULT = b',\n "result":'  # where its result begins
@@ -46,13 +48,15 @@ class Item:
 
 @dataclass
 class Summary:
-    """What a stage did: names of the items done now, already done (skipped), rejected by a rule, failed (with why)."""
+    """What a stage did: names of the items done now, already done (skipped), and with why those that a rule rejected,
+    that failed or lack their input, and that are gone for good (left out)."""
 
     stage: str
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     note: str = ""
     output: str = ""  # a result, for standard output
@@ -60,10 +64,14 @@ class Summary:
     def line(self) -> str:
         """The summary in one line for people."""
         counts = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("done", "skipped", "rejected", "failed"))
+        counts += f", {len(self.left_out)} left out" if self.left_out else ""
         return f"{self.stage}: {counts}, {self.seconds:.1f} s" + (f"; {self.note}" if self.note else "")
 
 
 Made = tuple[Sequence[Path], Any]  # outputs of an item, and its JSON-able result
+LEFT_OUT = "left out"
+_NOTHING = ("failed", LEFT_OUT)  # states of a record in which the item put out nothing
+_KEYS = {"status", "message", "config", "inputs", "outputs"}  # what a whole record has
 
 
 def path(folder: RunFolder, stage: str, item: str) -> Path:
@@ -84,13 +92,17 @@ def record(folder: RunFolder, stage: str, item: str, *, result: bool = True) -> 
 
 def _read(folder: RunFolder, stage: str, item: str, result: bool = True) -> dict | None:
     try:
-        with open(f"{folder.records}/{stage}/{item}.json", "rb") as file:  # thousands of them: Path and str cost time
+        with open(f"{folder.records}/{stage}/{item}.json", "rb", buffering=0) as file:  # thousands: Path costs time
             text = file.read(_HEAD)
-            if not result and len(text) == _HEAD and _RESULT in text:
-                return json.loads(text.partition(_RESULT)[0] + b"}")
-            return json.loads(text + file.read())
+            if len(text) < _HEAD:
+                found = from_json(text)
+            elif not result and _RESULT in text:
+                found = from_json(text.partition(_RESULT)[0] + b"}")
+            else:
+                found = from_json(text + file.read())
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) and found.keys() >= _KEYS else None
 
 
 def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
@@ -99,11 +111,36 @@ def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
     return {f"drifting/{path.name}": file_sha256(path)} if path.exists() else {}
 
 
+def forced(folder: RunFolder, item: Item) -> bool:
+    """Whether --force asked for this item to be made anew, and it has not been yet."""
+    return os.path.exists(f"{folder.records}/{item.stage}/.forced/{item.name}")
+
+
+def _mark(folder: RunFolder, item: Item) -> Path:
+    return folder.records / item.stage / ".forced" / item.name
+
+
+def _force(folder: RunFolder, stage: str, items: Sequence[Item]) -> None:
+    """Marks these items as to be made anew. Where some still are, an earlier --force was stopped: it goes on."""
+    left = sum(forced(folder, item) for item in items)
+    if left:
+        folder.say(f"{stage}: an earlier --force goes on: {left} of {len(items)} items are left to be made anew")
+        return
+    for item in items:
+        _mark(folder, item).parent.mkdir(parents=True, exist_ok=True)
+        _mark(folder, item).touch()
+
+
 def why(folder: RunFolder, item: Item) -> str | None:
-    """Why this item would be made (again): None if it is done or rejected as things are now."""
+    """Why this item would be made (again): None if it is done, rejected or left out as things are now."""
     found = record(folder, item.stage, item.name, result=False)
     if found is None:
-        return "missing"
+        kept = path(folder, item.stage, item.name)
+        return (
+            f"its record {kept} cannot be read; cloudjob {item.stage} {folder.quoted}" if kept.exists() else "missing"
+        )
+    if forced(folder, item):
+        return "--force"
     if found["status"] == "failed":
         return f"failed: {found['message']}"
     changed = changes(merged(item.newer, found["config"]), item.config)
@@ -135,7 +172,7 @@ def output_digest(folder: RunFolder, stage: str, item: str) -> str:
 
     def of() -> str:
         found = record(folder, stage, item)
-        return "" if found is None else digest([found["outputs"], found["result"]])
+        return "" if found is None or found["status"] in _NOTHING else digest([found["outputs"], found["result"]])
 
     return folder.once(("digest", stage, item), of)
 
@@ -144,56 +181,150 @@ def checkpoint_digest(folder: RunFolder, elsewhere: Path | None) -> str:
     """The digest of the network: this run's own, or that of a checkpoint from elsewhere."""
     if elsewhere is None:
         return output_digest(folder, "train", "run")
-    if not elsewhere.exists():
-        raise InputError(f"infer.checkpoint: {elsewhere} does not exist")
+    check_checkpoint(elsewhere)
     return file_sha256(elsewhere)
+
+
+def shard_index(folder: RunFolder, elsewhere: Path | None) -> dict | None:
+    """What shards/index.json holds. InputError while there is none; but None, where the network is from elsewhere."""
+    return None if elsewhere and not folder.shard_index.exists() else folder.index()
+
+
+def check_checkpoint(elsewhere: Path | None) -> None:
+    """InputError where `infer.checkpoint` names a file that is not there."""
+    if elsewhere is not None and not elsewhere.exists():
+        raise InputError(f"infer.checkpoint: {elsewhere} does not exist")
 
 
 def require(folder: RunFolder, stage: str, names: Sequence[str], *, reader: str) -> None:
     """InputError unless these items of an earlier stage are done (or rejected) and their outputs whole."""
     missing = {}
     for name in names:
-        found = record(folder, stage, name)
-        if found is None or found["status"] == "failed":
-            missing[name] = "missing" if found is None else found["message"]
-        elif damage := _damage(folder, found):
-            missing[name] = damage
+        if reason := _lacking(folder, stage, name):
+            missing[name] = reason
     if missing:
         name, reason = next(iter(missing.items()))
         raise InputError(
             f"{reader} reads what {stage} makes, and {len(missing)} of {len(names)} items are not complete "
-            f"({name}: {reason}). Run: cloudjob {stage} {folder.root}"
+            f"({name}: {reason}). Run: cloudjob {stage} {folder.quoted}"
         )
+
+
+def _lacking(folder: RunFolder, stage: str, name: str) -> str | None:
+    """Why nobody can read what this item of an earlier stage puts out; None where it lies there whole."""
+    found = record(folder, stage, name)
+    if found is None:
+        return "missing"
+    return found["message"] if found["status"] in _NOTHING else _damage(folder, found)
+
+
+def need(folder: RunFolder, stage: str, names: Iterable[str], *, own: str = "") -> None:
+    """For one item: InputError unless these items of an earlier stage are done and whole, with why they are not.
+
+    LeftOutError where the item's `own` product, one of these names, is gone for good: then so is the item.
+    """
+    for name in names:
+        if reason := _lacking(folder, stage, name):
+            gone = left_out(folder, stage, name)
+            if name == own and gone:
+                raise LeftOutError(f"{stage} of {name}: {reason}")
+            again = "pair" if gone else stage  # without the one that is gone
+            raise InputError(f"{stage} of {name}: {reason}. Run: cloudjob {again} {folder.quoted}")
+
+
+def left_out(folder: RunFolder, stage: str, item: str) -> bool:
+    """Whether this item is gone for good."""
+    return (record(folder, stage, item) or {}).get("status") == LEFT_OUT
+
+
+def settled(folder: RunFolder, items: Iterable[Item]) -> list[Item]:
+    """Those of these items that are done, rejected or left out as things are now."""
+    return [item for item in items if why(folder, item) is None]
+
+
+def spoil(folder: RunFolder, stage: str, item: str, error: CorruptFileError) -> str:
+    """Sets a file aside that an item of an earlier stage put out and nobody can read, so that the item counts as failed
+    and is made again. Returns what its record now says."""
+    message = _set_aside(folder, error)
+    if found := record(folder, stage, item):
+        nothing: dict = {"outputs": {}, "result": None}
+        write_json(path(folder, stage, item), found | nothing | {"status": "failed", "message": message})
+    return message
+
+
+def replace_result(folder: RunFolder, item: Item, result: Any) -> None:
+    """Gives an item that is done another result."""
+    if found := record(folder, item.stage, item.name):
+        write_json(path(folder, item.stage, item.name), found | {"result": result})
+
+
+def _set_aside(folder: RunFolder, error: CorruptFileError) -> str:
+    """Sets the broken file aside if it is the run's own; what there is to say."""
+    aside = folder.set_aside(error.path)
+    return f"{error}; set aside as *.corrupt, the stage that makes it will do so again" if aside else str(error)
 
 
 def wanted(folder: RunFolder, items: Sequence[Item]) -> list[Item]:
     """Those of these items that the command line asked for."""
     unknown = set(folder.only) - {item.name for item in items}
     if unknown:
-        raise ConfigError(f"--only {', '.join(sorted(unknown))}: no such item; see cloudjob items STAGE {folder.root}")
+        raise ConfigError(
+            f"--only {', '.join(sorted(unknown))}: no such item; see cloudjob items STAGE {folder.quoted}"
+        )
     return [item for item in items if not folder.only or item.name in folder.only]
 
 
-def work(folder: RunFolder, stage: str, items: Sequence[Item], make: Callable[[Item], Made]) -> Summary:
+def work(
+    folder: RunFolder,
+    stage: str,
+    items: Sequence[Item],
+    make: Callable[[Item], Made],
+    *,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Summary:
     """Makes each item that is not done. `make` returns (output paths, JSON-able result) or raises.
 
-    RejectedError is recorded as rejected and ItemError as failed (others go on); a full disk, and a request to
-    stop, end the stage at once.
+    RejectedError is recorded as rejected, LeftOutError as left out and ItemError as failed; others go on. An item that
+    raises InputError lacks its input: it counts as failed, and stays missing. InputError, once the others are made,
+    where single items were asked for or all lack theirs. A full disk, and a request to stop, end the stage at once.
+    `meanwhile` is called every few seconds while others hold all that is left. `--force` counts once: what it asks for
+    is marked, and the marks outlive a stop.
+
+    What a stage writes from all records at its end needs no lease: who writes it replaces it whole, by the same bytes.
     """
     summary, start = Summary(stage), time.monotonic()
     items = wanted(folder, items)
-    for number, item in enumerate(items):
-        if folder.stop_requested():
-            raise InterruptedJob(f"{stage}: stopped before {item.name}; run the same command again")
-        if not folder.force and why(folder, item) is None:
+    waiting: dict[str, InputError] = {}
+
+    if folder.force:
+        _force(folder, stage, items)
+
+    def is_done(item: Item) -> bool:
+        return why(folder, item) is None
+
+    for number, (item, lease) in enumerate(turns(folder, stage, items, is_done, meanwhile=meanwhile)):
+        if lease is None:
             done = record(folder, stage, item.name) or {}
             if done.get("status") == "rejected":
                 summary.rejected[item.name] = done["message"]
+            elif done.get("status") == LEFT_OUT:
+                summary.left_out[item.name] = done["message"]
             else:
                 summary.skipped.append(item.name)
             continue
-        _make(folder, item, make, summary)
+        try:
+            with lease:
+                folder.begin()
+                _make(folder, item, make, summary)
+        except InputError as error:
+            waiting[item.name] = error
         folder.progress((number + 1) / len(items), f"{stage}: {number + 1} of {len(items)} ({item.name})")
+    if waiting and (folder.only or len(waiting) == len(items)):
+        name, reason = next(iter(waiting.items()))
+        if len(waiting) == 1:
+            raise reason
+        raise InputError(f"{stage}: {len(waiting)} items lack their input, {name}: {reason}")
+    summary.failed |= {name: str(reason) for name, reason in waiting.items()}
     summary.seconds = time.monotonic() - start
     return summary
 
@@ -201,16 +332,18 @@ def work(folder: RunFolder, stage: str, items: Sequence[Item], make: Callable[[I
 def _make(folder: RunFolder, item: Item, make: Callable[[Item], Made], summary: Summary) -> None:
     begun = time.monotonic()
     try:
-        outputs, result = make(item)
+        with troubles():
+            outputs, result = make(item)
     except RejectedError as error:
         summary.rejected[item.name] = str(error)
         _note(folder, item, "rejected", begun, message=str(error), result=error.result)
+    except LeftOutError as error:
+        summary.left_out[item.name] = str(error)
+        _note(folder, item, LEFT_OUT, begun, message=str(error))
     except DiskFullError:
         raise
     except ItemError as error:
-        message = str(error)
-        if isinstance(error, CorruptFileError) and folder.set_aside(error.path):
-            message += "; set aside as *.corrupt, the stage that makes it will do so again"
+        message = _set_aside(folder, error) if isinstance(error, CorruptFileError) else str(error)
         summary.failed[item.name] = message
         _note(folder, item, "failed", begun, message=message)
     else:
@@ -246,3 +379,4 @@ def _note(
             "seconds": round(time.monotonic() - begun, 3),
         },
     )
+    _mark(folder, item).unlink(missing_ok=True)

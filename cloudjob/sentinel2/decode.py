@@ -29,7 +29,8 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.errors import CorruptFileError, ItemError, SystemTroubleError
+from cloudjob.files import reading
 from cloudjob.pixels import EMPTY_DN
 from cloudjob.sentinel2.radiometry import to_convention
 
@@ -60,15 +61,16 @@ def _fill(out: np.ndarray, image: DatasetReader, top: int = 0, left: int = 0) ->
 @contextmanager
 def _open(path: Path, shape: tuple[int, int, int], dtype: str) -> Iterator[DatasetReader]:
     # One thread: with more, GDAL's JPEG 2000 driver reads a truncated file as garbage, without an error.
-    try:
-        with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES), rasterio.open(path) as image:
-            found = (image.count, image.height, image.width)
-            if found != tuple(shape) or set(image.dtypes) != {dtype}:
-                reason = f"{found} pixels of {image.dtypes[0]}, the metadata say {tuple(shape)} of {dtype}"
-                raise CorruptFileError(path, reason)
-            yield image
-    except RasterioError as error:
-        raise CorruptFileError(path, f"cannot be decoded: {error.__cause__ or error}") from None
+    with (
+        reading(Path(path), RasterioError, reason="cannot be decoded"),
+        rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES),
+        rasterio.open(path) as image,
+    ):
+        found = (image.count, image.height, image.width)
+        if found != tuple(shape) or set(image.dtypes) != {dtype}:
+            reason = f"{found} pixels of {image.dtypes[0]}, the metadata say {tuple(shape)} of {dtype}"
+            raise CorruptFileError(path, reason)
+        yield image
 
 
 @dataclass(frozen=True)
@@ -233,23 +235,29 @@ def _ask(process: subprocess.Popen, band: Band, rows: range, start: int) -> None
         answer = b""
     if not answer:
         raise ItemError(f"{band.path}: the process that decoded it ended with {process.wait()} (-9: out of memory?)")
-    if reason := json.loads(answer):
-        raise CorruptFileError(band.path, reason)
+    damage, trouble = json.loads(answer)
+    if damage:
+        raise CorruptFileError(band.path, damage)
+    if trouble:
+        raise SystemTroubleError(trouble)
 
 
 def _serve(memory: int) -> None:
-    """Answers each request, a line of JSON on standard input, with null or with the reason of a CorruptFileError."""
+    """Answers each request, a line of JSON on standard input, with the reason of a CorruptFileError and the text of
+    another error, both mostly null."""
     pixels = np.frombuffer(mmap.mmap(memory, 0), np.uint16)
     for line in sys.stdin.buffer:
         request = json.loads(line)
         band, (top, bottom), start = Band(**request["band"]), request["rows"], request["start"]
         shape = (bottom - top, band.shape[1])
-        reason = None
+        damage = trouble = None
         try:
             band.read(slice(top, bottom), out=pixels[start:][: shape[0] * shape[1]].reshape(shape))
         except CorruptFileError as error:
-            reason = str(error).removeprefix(f"{error.path}: ")
-        print(json.dumps(reason), flush=True)
+            damage = error.reason
+        except ItemError as error:
+            trouble = str(error)
+        print(json.dumps([damage, trouble]), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from rasterio.errors import RasterioError
 from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
-from cloudjob.errors import ConfigError
+from cloudjob.errors import CorruptFileError, OwnFileError
+from cloudjob.files import judged
 from cloudjob.pixels import CLASSES, CLEAR, CLOUD, NO_DATA
 from cloudjob.sentinel2.geometry import WARP_ERRORS
 from cloudjob.sentinel2.product import Product
@@ -77,7 +78,7 @@ def classes(values: np.ndarray, meaning: Table | str, *, source: Path, no_data: 
     """uint8 mask classes of a raster's values, by a table or by one of NAMES.
 
     0 is clear unless the table says otherwise, and the raster's own `no_data` is no data unless the table names it.
-    ConfigError with the values found where one of them has no meaning.
+    OwnFileError with the values found where one of them has no meaning.
     """
     if meaning == BINARY:
         return np.where(values == 0, np.uint8(CLEAR), np.uint8(CLOUD))
@@ -92,7 +93,7 @@ def classes(values: np.ndarray, meaning: Table | str, *, source: Path, no_data: 
         empty = np.isnan(values) if np.isnan(no_data) else values == no_data
         out[empty & (out == _UNSEEN)] = NO_DATA
     if (without := out == _UNSEEN).any():
-        raise ConfigError(
+        raise OwnFileError(
             f"{source}: nobody says what its value {_list(values[without])} means (values found: {_list(values)}); "
             f"list it in `values`, under clear too, or choose one of {', '.join(NAMES)}"
         )
@@ -115,15 +116,17 @@ def read(
     """Mask classes from band 1 of a raster on one of the `grids` of a product, which one by its key, and a note where
     the raster lies on other pixels and the nearest were taken; what it does not cover is no data then.
 
-    Unless it is `placed`, a raster of the same shape is on these pixels, wherever it says that it lies. ConfigError for
-    values without a meaning (where none is given: see `by_sight`), and for a raster of other ground.
+    Unless it is `placed`, a raster of the same shape is on these pixels, wherever it says that it lies.
+
+    OwnFileError for values without a meaning (where none is given: see `by_sight`), and for a raster of other ground.
     """
     expected = f"expected {' or '.join(map(str, grids.values()))}, or other pixels of the same ground"
     try:
         with rasterio.open(path) as image:
             found, values, no_data = Grid(image.crs, image.transform, image.shape), image.read(1), image.nodata
     except RasterioError as error:
-        raise ConfigError(f"{path}: not readable as a raster ({error}); {expected}") from None
+        cause = judged(path, error, "not readable as a raster")
+        raise (OwnFileError(f"{cause}; {expected}") if isinstance(cause, CorruptFileError) else cause) from None
     core = classes(values, by_sight(values) if meaning is None else meaning, source=path, no_data=no_data)
     for key, grid in grids.items():
         if found.equals(grid) or (not placed and found.shape == grid.shape):
@@ -131,7 +134,7 @@ def read(
     key = _nearest_size(found, grids)
     core = _resampled(core, found, grids[key]) if key else core
     if not key or np.mean(core != _UNSEEN) < _COVERED:
-        raise ConfigError(f"{path}: {found}; {expected}")
+        raise OwnFileError(f"{path}: {found}; {expected}")
     core[core == _UNSEEN] = NO_DATA
     return core, key, f"{path}: {found}: the nearest of them are taken for the product's of {10 * key} m"
 

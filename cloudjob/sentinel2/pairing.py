@@ -1,6 +1,6 @@
 """Pairs: which clear product goes with a cloudy one, and which other clear ones are references; measures and rules."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -189,8 +189,11 @@ def _low_sun(suns: list[float | None], rules: Rules, role: str) -> list[str]:
     return [f"sun at {sun:.1f} degrees, at least {limit:g}" for sun, limit in sorted(low)[:1]]
 
 
-def candidates(cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings: masks.Settings) -> list[dict]:
-    """One row per clear product of another acquisition on the same tile and pixel grid, nearest first.
+def candidates(
+    cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings: masks.Settings, halves: Container[str] = ()
+) -> list[dict]:
+    """One row per clear product of another acquisition on the same tile and pixel grid, nearest first; `halves` are the
+    granules of several products (`names.pair_name`).
 
     Distance is in days; a date of another relative orbit counts as `other_orbit_days` farther. The nearest acceptable
     row is `accepted` and `shown` to a person; where none is acceptable, the one with the fewest reasons is shown. The
@@ -200,7 +203,11 @@ def candidates(cloudy: Preview, clear: Iterable[Preview], rules: Rules, settings
     first reference. Every row that is not accepted says why.
     """
     clear = [preview for preview in clear if _may_pair(cloudy.product, preview.product)]
-    rows = [_row(cloudy, preview, _witnesses(preview, clear, rules), rules, settings) for preview in clear]
+    rows = [
+        {"pair": pair_name(cloudy.product.name, preview.product.name, halves)}
+        | _row(cloudy, preview, _witnesses(preview, clear, rules), rules, settings)
+        for preview in clear
+    ]
     rows.sort(key=lambda row: (_distance(row, rules), row["clear"]))
     good = [row for row in rows if not row["reasons"]]
     shown = min(rows, key=lambda row: len(row["reasons"]), default=None)  # the first of those with the fewest
@@ -239,9 +246,8 @@ def _witnesses(preview: Preview, clear: list[Preview], rules: Rules) -> list[Pre
 
 def _row(cloudy: Preview, clear: Preview, witnesses: list[Preview], rules: Rules, settings: masks.Settings) -> dict:
     measures = measure(cloudy, clear, settings, witnesses)
-    names = {"cloudy": cloudy.product.name, "clear": clear.product.name}
-    row = {"pair": pair_name(**names)} | {role: name.name for role, name in names.items()}
-    return row | measures | {"reasons": judge(measures, rules)}
+    names = {"cloudy": cloudy.product.name.name, "clear": clear.product.name.name}
+    return names | measures | {"reasons": judge(measures, rules)}
 
 
 def _distance(row: dict, rules: Rules) -> float:

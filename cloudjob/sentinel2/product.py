@@ -18,6 +18,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
+from cloudjob.files import reading
 from cloudjob.names import ProductName
 from cloudjob.pixels import BANDS
 from cloudjob.sentinel2 import decode
@@ -130,7 +131,7 @@ def check_file(folder: Path, entry: ManifestEntry) -> None:
     size = path.stat().st_size
     if size != entry.size:
         raise CorruptFileError(path, f"{size} bytes, the manifest says {entry.size}")
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         digest = hashlib.file_digest(file, _DIGESTS[entry.algorithm]).hexdigest()
     if digest != entry.digest:
         raise CorruptFileError(path, f"{entry.algorithm} is {digest}, the manifest says {entry.digest}")
@@ -274,12 +275,8 @@ class _Metadata:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        try:
+        with reading(self.path, ParseError, DefusedXmlException, ValueError, LookupError, reason="not readable as XML"):
             self.root: Element = fromstring(self.path.read_bytes())
-        except FileNotFoundError:
-            raise CorruptFileError(path, "missing") from None
-        except (ParseError, DefusedXmlException) as error:
-            raise CorruptFileError(path, f"not readable as XML: {error!r}") from None
 
     def all(self, name: str, **attributes: str) -> list[Element]:
         wanted = attributes.items()

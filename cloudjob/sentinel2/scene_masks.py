@@ -7,8 +7,10 @@ from typing import Literal, Self
 
 import numpy as np
 import rasterio
+from rasterio.errors import RasterioError
 
-from cloudjob.errors import ConfigError
+from cloudjob.errors import OwnFileError
+from cloudjob.files import reading
 from cloudjob.pixels import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import foreign_masks, masks
 from cloudjob.sentinel2.foreign_masks import Grid
@@ -167,10 +169,10 @@ def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMask
     path = folder and folder / f"{product.name.tile}.tif"
     if path is None or not path.exists():
         return found
-    with rasterio.open(path) as image:
+    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
         here, grid = Grid(image.crs, image.transform, image.shape), Grid.of(product, 1)
         if not here.equals(grid):
-            raise ConfigError(f"{path}: {here}; expected for {product.name.name}: {grid}")
+            raise OwnFileError(f"{path}: {here}; expected for {product.name.name}: {grid}")
         drifts = masks.pool(image.read(1) != 0, found.factor, np.logical_or)
     return replace(found, mask=np.where(drifts & (found.mask == CLEAR), np.uint8(UNKNOWN), found.mask))
 

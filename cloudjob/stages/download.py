@@ -1,14 +1,20 @@
 """download: fetches the 10 m bands of the products in accepted pairs, verified against their manifests."""
 
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config
+from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.files import link
 from cloudjob.names import ProductName
 from cloudjob.patches.splits import FURTHER
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
+
+if TYPE_CHECKING:
+    from cloudjob.copernicus.client import Client
 
 STAGE = "download"
 
@@ -30,19 +36,33 @@ def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.sentinel2 import product as safe
 
     every = items(config, folder)
-    records.require(folder, "preview", [item.name for item in every], reader=STAGE)
     ids = {row["product"]: row["id"] for row in folder.rows(folder.scenes, stage="search")}
     client = Client(Endpoints(**config.copernicus.urls()), connections=config.copernicus.connections)
 
     def make(item: Item) -> Made:
+        records.need(folder, "preview", [item.name], own=item.name)
         product = folder.safe(item.name)
         wanted = safe.band_files(safe.read_manifest(product / "manifest.safe"))
-        files = client.files(ids[item.name], item.name, wanted, product)
+        try:
+            files = client.files(ids[item.name], item.name, wanted, product)
+        except CorruptFileError as error:
+            if not _changed(client, ids[item.name], item.name, product):
+                raise
+            (product / "manifest.safe").unlink()  # so that preview fetches the product as it is now
+            raise ItemError(f"{error}: the product has changed since its preview, which comes anew next time") from None
         if config.archive:
             files += _truth(config.archive.path or folder.archive, folder, item.name)
         return files, None
 
     return records.work(folder, STAGE, every, make)
+
+
+def _changed(client: "Client", product_id: str, name: str, product: Path) -> bool:
+    """Whether the archive has another manifest of a product than its folder `product`."""
+    served = client.file(product_id, name, "manifest.safe", product / ".served")
+    other = served.read_bytes() != (product / "manifest.safe").read_bytes()
+    shutil.rmtree(served.parent)
+    return other
 
 
 def _truth(archive: Path, folder: RunFolder, product: str) -> list[Path]:

@@ -1,7 +1,6 @@
 """evaluate: scores restored scenes, or the triplets of the held-out split, whichever `evaluate.of` names."""
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudjob.config.models import Config, newer
 from cloudjob.files import write_bytes, write_json, write_jsonl
+from cloudjob.hpc import machine
 from cloudjob.names import ProductName
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STAGE = "evaluate"
 _MEASURE = {"measure": 2}  # what earlier versions scored is scored again: on common pixels, by stratum
+_UNKNOWN = "unknown"  # the split of a scene where nobody knows what its network was trained on
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -29,7 +30,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
-    """Scores what is missing, and writes scores.jsonl and summary.json when all of it is scored."""
+    """Scores what is missing, and writes scores.jsonl and summary.json of what is scored."""
     every = items(config, folder)
     if config.evaluate.of == "scenes":
         return _run_scenes(config, folder, every)
@@ -54,25 +55,25 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
 
 
 def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary:
-    records.require(folder, "infer", [item.name for item in records.wanted(folder, every)], reader=STAGE)
     pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(folder)}
+    index = records.shard_index(folder, config.infer.checkpoint) or {"split": {"pairs": {}}}
     summary = records.work(folder, STAGE, every, lambda item: _score_scene(config, folder, pairs[item.name]))
-    if summary.failed or any(records.why(folder, item) for item in every):
+    if not (scored := _scored(folder, every)):
         return summary
 
     from cloudjob.scoring import scenes
 
     # A pair that gave no triplet was not trained on, whatever its tile.
-    split_of = folder.index()["split"]["pairs"]
-    splits = {name: split_of[pair["pair"]] for name, pair in pairs.items()}
+    split_of = index["split"]["pairs"]
+    splits = {item.name: split_of.get(pairs[item.name]["pair"], _UNKNOWN) for item in scored}
     rows = [
         {"product": item.name, "pair": pairs[item.name]["pair"], "split": splits[item.name], **row}
-        for item, result in zip(every, records.results(folder, every), strict=True)
+        for item, result in zip(scored, records.results(folder, scored), strict=True)
         for row in result
     ]
     names = sorted(set(splits.values()))
     pooled = {split: scenes.pool([row for row in rows if row["split"] == split]) for split in names}
-    headline = "test" if "test" in pooled else "train"
+    headline = next(split for split in ("test", "train", _UNKNOWN, "val") if split in pooled)
     pooled["all"] = scenes.pool(rows)
     facts = {
         "scenes": {split: sum(each == split for each in splits.values()) for split in names},
@@ -81,7 +82,21 @@ def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary
         "scores": pooled,
         "differences": scenes.differences([row for row in rows if row["split"] == headline]),
     }
-    return _finish(config, folder, summary, rows, {}, headline, facts)
+    return _finish(config, folder, summary, rows, {}, headline, facts | _lacking(every, scored))
+
+
+def _scored(folder: RunFolder, every: list[Item]) -> list[Item]:
+    """The items with scores. Where there is none, no earlier summary stays."""
+    done = [item for item in records.settled(folder, every) if records.results(folder, [item])[0] is not None]
+    if not done:
+        folder.evaluation.unlink(missing_ok=True)
+    return done
+
+
+def _lacking(every: list[Item], scored: list[Item]) -> dict[str, list[str]]:
+    """What the summary does not cover; nothing of a complete one."""
+    names = sorted({item.name for item in every} - {item.name for item in scored})
+    return {"lacking": names} if names else {}
 
 
 def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
@@ -91,9 +106,12 @@ def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
     from cloudjob.sentinel2.scene import open_pair
 
     product = pair["cloudy"]
+    records.need(folder, "infer", [product], own=product)
+    names = [pair[role] for role in ("cloudy", "clear", "reference") if pair[role]]
+    records.need(folder, "download", names, own=product)
     products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
-    cores, settings = len(os.sched_getaffinity(0)), masks.Settings(**dict(config.masks))
-    load = open_pair(products, settings, drifting=folder.drifting, processes=cores)
+    settings = masks.Settings(**dict(config.masks))
+    load = open_pair(products, settings, drifting=folder.drifting, processes=machine.cores())
     ground, sensed = _read(folder.truth(product)), _read(folder.sensed(product))
     kind = "ground" if ground is not None else scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     restored, _ = output.read_h5(folder.output(product, ".h5"))
@@ -154,21 +172,22 @@ def _run_triplets(config: Config, folder: RunFolder, every: list[Item]) -> Summa
         return _score_triplets(config, folder, item, entries[item.name], *model)
 
     summary = records.work(folder, STAGE, every, make)
-    if summary.failed or any(records.why(folder, item) for item in every):
+    if not (scored := _scored(folder, every)):
         return summary
 
     from cloudjob.scoring import triplets
 
-    results = records.results(folder, every)
+    results = records.results(folder, scored)
     steps = {f"ours_{n}_step{'s' if n > 1 else ''}": f"one member by {n} sampling steps" for n in config.evaluate.steps}
     split = next(iter(entries.values()))["split"]
     rows = [row for result in results for triplet in result["rows"] for row in triplet]
     pooled = triplets.pool(results)
     facts = {
         **pooled,
-        "scenes": {split: len(every)},
+        "scenes": {split: len(scored)},
         "changed_clear_pixels": sum(result["changed_clear_pixels"] for result in results),
         "scores": {split: pooled["scores"], "all": pooled["scores"]},
+        **_lacking(every, scored),
     }
     return _finish(config, folder, summary, rows, steps, split, facts)
 
@@ -289,9 +308,11 @@ def _read(path: Path) -> "NDArray | None":
     """All bands of a raster, or None where there is none."""
     import rasterio
 
+    from cloudjob.files import reading
+
     if not path.exists():
         return None
-    with rasterio.open(path) as source:
+    with reading(path, rasterio.errors.RasterioError), rasterio.open(path) as source:
         return source.read()
 
 

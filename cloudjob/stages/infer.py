@@ -4,7 +4,6 @@ MPI carries the names of products and the ranks' answers, never pixels: inputs a
 a hidden folder beside the outputs, from which a killed job also resumes.
 """
 
-import os
 import shutil
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 from cloudjob import __version__
 from cloudjob.config.models import Config, newer
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
-from cloudjob.files import atomic, digest, file_sha256
+from cloudjob.files import ask_guards, atomic, digest, file_sha256
+from cloudjob.hpc import machine
 from cloudjob.names import ProductName
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
@@ -60,8 +60,6 @@ def run(config: Config, folder: RunFolder) -> Summary:
     every = items(config, folder)
     if config.infer.checkpoint is None:
         records.require(folder, "train", ["run"], reader=STAGE)
-    names = sorted({name for pair in decisions.accepted_pairs(folder) for name in _products(config, pair)})
-    records.require(folder, "download", names, reader=STAGE)
     failure = None
     with mpi.communicator() as ranks:
         if ranks.rank:
@@ -84,6 +82,7 @@ def _lead(config: Config, folder: RunFolder, every: list[Item], ranks: "Communic
 
     def make(item: Item) -> Made:
         nonlocal model
+        records.need(folder, "download", _products(config, pairs[item.name]), own=item.name)
         model = model or _Model.open(config, folder, ranks.rank)  # not before there is something to do
         work = folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
         conditions = _prepare(config, folder, pairs[item.name], work)
@@ -93,7 +92,8 @@ def _lead(config: Config, folder: RunFolder, every: list[Item], ranks: "Communic
                 kind, message = answer
                 raise _KINDS[kind](f"{item.name}, rank {rank}: {message}")
         outputs = _write(config, folder, item, pairs[item.name], model, conditions, work)
-        shutil.rmtree(work)
+        ask_guards()
+        shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
         return outputs, None
 
     return records.work(folder, STAGE, every, make)
@@ -127,7 +127,7 @@ def _share(
             ranks=ranks.size,
             stopped=folder.stop_requested,
         )
-    except CloudjobError as error:
+    except (CloudjobError, OSError) as error:
         kind = type(error).__name__
         return (kind if kind in _KINDS else ItemError.__name__), str(error)
     return None
@@ -176,11 +176,12 @@ def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "Scen
     from cloudjob.sentinel2.scene import open_pair
 
     if not SceneConditions.saved(work):
+        ask_guards()
         for old in work.parent.glob(".work-*"):
             shutil.rmtree(old)
         products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
-        cores, settings = len(os.sched_getaffinity(0)), masks.Settings(**dict(config.masks))
-        load = open_pair(products, settings, drifting=folder.drifting, processes=cores)
+        settings = masks.Settings(**dict(config.masks))
+        load = open_pair(products, settings, drifting=folder.drifting, processes=machine.cores())
         roles = _references(config, pair)
         days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
         SceneConditions.of(load("cloudy"), map(load, roles), days=days).save(work)

@@ -1,12 +1,14 @@
 """pair: pairs every cloudy product with the nearest good clear one of its tile, and writes pairs.jsonl."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config, newer
-from cloudjob.errors import ConfigError, RejectedError
+from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
+from cloudjob.names import ProductName
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -22,6 +24,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per cloudy product, tile by tile, so that the previews of a tile's clear products are opened once."""
     rows = folder.rows(folder.scenes, stage="search")
     settings = config.section("pair", "masks")
+    preview = cache(lambda product: _preview_digest(folder, product))
     raster = cache(lambda product: _raster(config, product))
     clear: dict[str, list[str]] = {}  # of each tile
     for row in rows:
@@ -32,9 +35,14 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         if "cloudy" in cloudy["roles"]:
             inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear.get(cloudy["tile"], [])]:
-                inputs |= {name: records.output_digest(folder, "preview", name)} | raster(name)
+                inputs |= {name: preview(name)} | raster(name)
             found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=newer("pair", "masks")))
     return found
+
+
+def _preview_digest(folder: RunFolder, product: str) -> str:
+    """The digest of a preview; '' without one, or where the bands of the product are gone."""
+    return "" if records.left_out(folder, "download", product) else records.output_digest(folder, "preview", product)
 
 
 def _raster(config: Config, product: str) -> dict[str, str]:
@@ -51,8 +59,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.sentinel2.product import Product
 
     every = items(config, folder)
-    products = {item.name: [name for name in item.inputs if not name.endswith(".tif")] for item in every}
-    records.require(folder, "preview", sorted({name for names in products.values() for name in names}), reader=STAGE)
+    unread: dict[str, str] = {}  # clear product -> why its masks cannot be read
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
@@ -62,11 +69,29 @@ def run(config: Config, folder: RunFolder) -> Summary:
             folder.say(f"pair: {found.note}")
         return found
 
+    granules = Counter(ProductName.parse(row["product"]).granule for row in folder.rows(folder.scenes, stage="search"))
+    halves = {granule for granule, number in granules.items() if number > 1}
     preview = _kept(opened, MEMORY)
 
+    def clear(item: Item) -> "Iterator[Preview]":
+        """The clear products that can be read. One that cannot must not keep its neighbours from each other."""
+        for name, known in item.inputs.items():
+            if name == item.name or not known or name.endswith(".tif"):
+                continue
+            try:
+                if name not in unread:
+                    yield preview(name)
+            except CorruptFileError as error:
+                unread[name] = records.spoil(folder, "preview", name, error)
+            except OwnFileError as error:
+                unread[name] = str(error)
+            if name in unread:
+                item.inputs[name] = _preview_digest(folder, name)  # none, until it has been fetched again
+
     def make(item: Item) -> Made:
-        clear = (preview(name) for name in products[item.name] if name != item.name)
-        rows = pairing.candidates(preview(item.name), clear, rules, settings)
+        gone = records.left_out(folder, "download", item.name)
+        records.need(folder, "download" if gone else "preview", [item.name], own=item.name)
+        rows = pairing.candidates(preview(item.name), clear(item), rules, settings, halves)
         rows = [row | {"version": _version(row, item.inputs)} for row in rows]
         if not any(row["accepted"] for row in rows):
             reasons = [f"{row['clear']}: {'; '.join(row['reasons'])}" for row in rows if row["shown"]]
@@ -74,19 +99,42 @@ def run(config: Config, folder: RunFolder) -> Summary:
         return [], rows
 
     summary = records.work(folder, STAGE, every, make)
-    if summary.failed or any(records.why(folder, item) for item in every):
-        return summary
-    rows = [row for result in records.results(folder, every) for row in result or []]
+    summary.failed |= {name: f"no clear date: {why}" for name, why in unread.items()}
+    _join(config, folder, summary)
+    return summary
+
+
+def _join(config: Config, folder: RunFolder, summary: Summary) -> None:
+    """Writes the rows of all items that are settled. ConfigError where none of them is acceptable."""
+    every = items(config, folder)  # anew: other stages may have failed what they cannot read
+    rows = _numbered(every, {item.name: records.results(folder, [item])[0] for item in records.settled(folder, every)})
+    if not rows and summary.failed:
+        folder.pairs.unlink(missing_ok=True)
+        return
     accepted = sum(row["accepted"] for row in rows)
     write_jsonl(folder.pairs, rows)
-    if not accepted:
+    if not accepted and not summary.failed and not folder.only:
+        gone = f", and {len(summary.left_out)} cloudy products are left out" if summary.left_out else ""
         raise ConfigError(
-            f"pair: none of {len(rows)} candidates is acceptable; {folder.pairs} says why for each. "
+            f"pair: none of {len(rows)} candidates is acceptable{gone}; {folder.pairs} says why for each. "
             "Loosen the rules in the section pair, search other dates, or accept some by eye: "
-            f"cloudjob review {folder.root}"
+            f"cloudjob review {folder.quoted}"
         )
     summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
-    return summary
+
+
+def _numbered(every: list[Item], results: dict[str, list | None]) -> list[dict]:
+    """The rows of all pairs. A shown one is numbered by its place, which nobody need write down as long as no item
+    before it has failed or is left out: that one keeps a number for the day when it comes."""
+    rows, number, place = [], 0, 0
+    for item in every:
+        own = results.get(item.name)
+        for row in own or []:
+            rows.append(row | ({"number": number} if row["shown"] and number != place else {}))
+        shown = sum(row["shown"] for row in own or [])
+        place += shown
+        number += 1 if own is None else shown
+    return rows
 
 
 def _kept(opened: "Callable[[str], Preview]", memory: int) -> "Callable[[str], Preview]":

@@ -1,9 +1,8 @@
 """report: one self-contained page with the scores, the pictures, the training curve and what made them."""
 
-from pathlib import Path
-
 from cloudjob.config.models import Config
-from cloudjob.files import digest, read_json, read_jsonl, write_text
+from cloudjob.errors import DamagedInputError
+from cloudjob.files import digest, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -13,7 +12,7 @@ STAGE = "report"
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
     """The page; InputError while nothing is scored."""
-    scores = read_json(folder.made_by(folder.evaluation, "evaluate"))
+    scores = folder.document(folder.evaluation, stage="evaluate")
     inputs = {"evaluation": digest(scores), "train": records.output_digest(folder, "train", "run")}
     return [Item(STAGE, "run", {}, inputs)]
 
@@ -35,22 +34,23 @@ def _page(config: Config, folder: RunFolder) -> str:
     from cloudjob.pages import report
     from cloudjob.patches import stats
 
-    index = folder.index()
+    try:
+        index = records.shard_index(folder, config.infer.checkpoint)
+    except DamagedInputError as error:
+        folder.say(f"report: without the shards: {error}")
+        index = {}
+    examples = stats.picture(folder.shards, index, number=6, gain=config.review.gain) if index else None
     return report.page(
         report.Run(
-            summary=read_json(folder.evaluation),
-            scores=read_jsonl(folder.scores),
+            summary=folder.document(folder.evaluation, stage="evaluate"),
+            scores=folder.whole_rows(folder.scores, stage="evaluate"),
             pictures=folder.evaluation_folder,
-            metrics=_rows(folder.metrics),
-            validation=_rows(folder.validation),
-            checks=_rows(folder.checks),
+            metrics=folder.whole_rows(folder.metrics, stage="train"),
+            validation=folder.whole_rows(folder.validation, stage="train"),
+            checks=folder.whole_rows(folder.checks, stage="train"),
             index=index,
-            data=stats.collect(folder.shards, index),
-            examples=stats.picture(folder.shards, index, number=6, gain=config.review.gain),
+            data=stats.collect(folder.shards, index) if index else None,
+            examples=examples,
             configuration=source.dump(config),
         )
     )
-
-
-def _rows(path: Path) -> list[dict]:
-    return read_jsonl(path) if path.exists() else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError
 from cloudjob.files import write_bytes, write_text
+from cloudjob.leases import Lease
 from cloudjob.pages import review
 from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
@@ -35,7 +36,8 @@ def apply(config: Config, folder: RunFolder, path: Path) -> list[str]:
     given = decisions.read(path)
     refused = [message for row in given if (message := _refusal(row, pairs))]
     taken = [row for row in given if not _refusal(row, pairs) and _by_person(row, pairs)]
-    write_text(folder.decisions, _csv([*decisions.read(folder.decisions), *taken]))
+    with _decisions_lease(folder):
+        write_text(folder.decisions, _csv([*decisions.read(folder.decisions), *taken]))
     return [*refused, f"review: {len(taken)} decisions taken from {path}, {len(refused)} refused"]
 
 
@@ -44,9 +46,10 @@ def run(config: Config, folder: RunFolder) -> Summary:
     every = items(config, folder)
     summary = records.work(folder, STAGE, every, _pictures(config, folder))
     pairs = {row["pair"]: row for row in decisions.shown_pairs(folder)}
-    decided = _decided(folder, pairs)
-    rows = [decided.get(name) or _rule(pair) for name, pair in pairs.items()]
-    write_text(folder.decisions, _csv(rows + _outdated(folder, pairs, decided)))
+    with _decisions_lease(folder):
+        decided = _decided(folder, pairs)
+        rows = [decided.get(name) or _rule(pair) for name, pair in pairs.items()]
+        write_text(folder.decisions, _csv(rows + _outdated(folder, pairs, decided)))
     made = dict(zip(pairs, records.results(folder, every), strict=True))
     candidates = folder.rows(folder.pairs, stage="pair")
     write_text(folder.review_page, review.page(folder.root.resolve().name, candidates, made, decided))
@@ -56,6 +59,11 @@ def run(config: Config, folder: RunFolder) -> Summary:
         f"look at {folder.review_page}"
     )
     return summary
+
+
+def _decisions_lease(folder: RunFolder) -> Lease:
+    """decisions.csv is read and written anew: what another process adds meanwhile would be lost."""
+    return next(folder.wait([folder.lease(STAGE, "decisions.csv")]))
 
 
 def _pictures(config: Config, folder: RunFolder) -> Callable[[Item], Made]:
@@ -73,7 +81,9 @@ def _pictures(config: Config, folder: RunFolder) -> Callable[[Item], Made]:
         return Preview.open(Product.open(folder.safe(product)), settings)
 
     def make(item: Item) -> Made:
-        cloudy, clear = (preview(pairs[item.name][role]) for role in ("cloudy", "clear"))
+        products = [pairs[item.name][role] for role in ("cloudy", "clear")]
+        records.need(folder, "preview", products)
+        cloudy, clear = map(preview, products)
         files, facts = pictures.of_pair(cloudy, clear, settings, gain=config.review.gain)
         paths = [folder.review_images / f"{item.name}-{kind}.webp" for kind in review.PICTURES]
         for kind, path in zip(review.PICTURES, paths, strict=True):

@@ -1,6 +1,5 @@
 """shard: measures accepted pairs, cuts them into triplets, one HDF5 shard per pair, and writes shards/index.json."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache, partial
@@ -10,6 +9,7 @@ from cloudjob import __version__
 from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, InterruptedJob, RejectedError
 from cloudjob.files import atomic, digest, file_sha256, write_json
+from cloudjob.hpc import machine
 from cloudjob.names import ProductName, tile_of_pair
 from cloudjob.patches import splits
 from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND, REFERENCES
@@ -89,21 +89,25 @@ def _shown(pair: dict, target: str, without: list[str]) -> dict[str, tuple[str, 
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
-    """Makes the shards of the accepted pairs and, when all are made, their index."""
+    """Makes the shards of the accepted pairs, and the index of those that are made."""
     from cloudjob.patches import shards
 
     shards.filters(config.shard.compression)  # a missing library is an error now, not after the first pair
     every = items(config, folder)
     pairs = {pair["pair"]: pair for pair in decisions.accepted_pairs(folder)}
-    products = {name for pair in pairs.values() for target in FURTHER for name, _ in _dates(pair, target).values()}
-    records.require(folder, "download", sorted(products), reader=STAGE)
     if unknown := set(config.shard.split.test_tiles) - {tile_of_pair(pair) for pair in pairs}:
         folder.say(f"shard.split.test_tiles: no accepted pair is of {', '.join(sorted(unknown))}")
 
     summary = records.work(folder, STAGE, every, lambda item: _make(config, folder, item, pairs[item.name]))
-    if summary.failed or any(records.why(folder, item) for item in every):
+    made: list[Item] | None = None
+    while made != (now := records.settled(folder, every)):  # another task may have ended meanwhile
+        made = now
+        lacking = {pairs[item.name]["cloudy"] for item in every if item not in made} | _unpaired(folder)
+        counts = _write_index(config, folder, every, made, lacking)
+    if not sum(counts.values()):
+        if not lacking:
+            raise ConfigError("shard: no pair gives a triplet; loosen shard.cloud, or add tiles and dates")
         return summary
-    counts = _write_index(config, folder, every)
     summary.note = ", ".join(f"{count} {split}" for split, count in counts.items()) + " triplets"
     return summary
 
@@ -115,6 +119,8 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
 
     if item.config["drop"]:
         raise RejectedError(item.config["drop"])
+    every_date = [name for name, _ in _dates(pair, item.config["target"]).values()]
+    records.need(folder, "download", every_date, own=pair["cloudy"])
     on_the_day = item.config["target"] == GROUND
     dates = _shown(pair, item.config["target"], item.config["without"])
     products = {role: Product.open(folder.safe(name)) for role, (name, _) in dates.items()}
@@ -196,20 +202,33 @@ def _stripes(config: Config, folder: RunFolder, pair: "PreparedPair") -> "Iterat
     """The images of a pair, stripe by stripe; InterruptedJob on a stop request."""
     from cloudjob.patches import pairs
 
-    cores = len(os.sched_getaffinity(0))
-    for stripe in pairs.stripes(pair, radiometry=config.shard.radiometry, processes=cores):
+    for stripe in pairs.stripes(pair, radiometry=config.shard.radiometry, processes=machine.cores()):
         if folder.stop_requested():
             raise InterruptedJob(f"{STAGE}: stopped; run the same command again")
         yield stripe
 
 
-def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[str, int]:
-    """Writes shards/index.json and removes shards of an earlier configuration; returns the triplets per split."""
+def _unpaired(folder: RunFolder) -> set[str]:
+    """The cloudy products that may still get a pair: what they are made of failed, or is gone."""
+    rows = folder.rows(folder.scenes, stage="search") if folder.scenes.exists() else []
+    cloudy = {row["product"] for row in rows if "cloudy" in row["roles"]}
+    states = {name: (records.record(folder, "pair", name) or {}).get("status") for name in cloudy}
+    return {name for name, state in states.items() if state not in ("done", "rejected")}
+
+
+def _write_index(
+    config: Config, folder: RunFolder, every: list[Item], made: list[Item], lacking: set[str]
+) -> dict[str, int]:
+    """Writes shards/index.json of what is made, none where that is nothing; returns the triplets per split. It names
+    the cloudy products without a shard (`lacking`).
+
+    Removes shards of an earlier configuration once every pair is made: before, some may be in the making.
+    """
     from cloudjob.patches.shard_writer import normalisation
 
     files: list[dict] = []
     parts: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
-    for item in every:
+    for item in made:
         record = records.record(folder, STAGE, item.name) or {"outputs": {}}
         for name, kept in record["outputs"].items():
             split = item.config["split"]
@@ -218,11 +237,13 @@ def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[s
             entry |= {"references": references} if references > 1 else {}
             files.append(entry | {"split": split, "pair": item.name, "target": item.config["target"]})
             parts[split].append(record["result"])
-    if not files:
-        raise ConfigError("shard: no pair gives a triplet; loosen shard.cloud, or add tiles and dates")
-    for stray in set(folder.shards.glob("[!.]*.h5")) - {folder.shards / file["file"] for file in files}:
-        stray.unlink()
     counts = {split: sum(part["count"] for part in found) for split, found in parts.items()}
+    if not files:
+        folder.shard_index.unlink(missing_ok=True)
+        return counts
+    if len(made) == len(every):
+        for stray in set(folder.shards.glob("[!.]*.h5")) - {folder.shards / file["file"] for file in files}:
+            stray.unlink(missing_ok=True)
     index = {
         "schema_version": _INDEX_VERSION,
         "window": config.shard.window,
@@ -235,7 +256,7 @@ def _write_index(config: Config, folder: RunFolder, every: list[Item]) -> dict[s
             "pairs": {item.name: item.config["split"] for item in every},
         },
     }
-    write_json(folder.shard_index, index)
+    write_json(folder.shard_index, index | ({"lacking": sorted(lacking)} if lacking else {}))
     return counts
 
 

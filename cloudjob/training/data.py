@@ -8,7 +8,7 @@ import torch
 
 from cloudjob.diffusion.batch import Batch
 from cloudjob.errors import ConfigError
-from cloudjob.files import digest
+from cloudjob.files import digest, expanded
 from cloudjob.hpc import distributed
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.patches import loader
@@ -46,10 +46,10 @@ def some(shards: ShardSet, number: int, device: torch.device, *, donors: bool = 
 
 def node_folder(text: str) -> Path:
     """The folder of this node that `train.local_dir` names, with its environment variables put in."""
-    expanded = os.path.expanduser(os.path.expandvars(text))
-    if not expanded or "$" in expanded:
-        raise ConfigError(f"train.local_dir = {text}: the variable is not set on this node; set it, or name a folder")
-    folder = Path(expanded)
+    try:
+        folder = Path(expanded(text))
+    except ValueError as error:
+        raise ConfigError(f"train.local_dir = {text}: {error} on this node; set it, or name a folder") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

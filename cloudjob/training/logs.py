@@ -1,6 +1,5 @@
 """What a training writes down while it runs: rows of JSON, for TensorBoard too where that is wanted, and its lines."""
 
-import json
 import math
 import resource
 import socket
@@ -16,7 +15,7 @@ from torch import Tensor
 from cloudjob import __version__
 from cloudjob.diffusion import checkpoint
 from cloudjob.errors import ConfigError
-from cloudjob.files import json_text, write_bytes, write_jsonl
+from cloudjob.files import append_jsonl, split_jsonl, write_bytes, write_jsonl
 from cloudjob.hpc import distributed, machine, slurm
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import JOULES_PER_KWH, Energy, carbon
@@ -28,23 +27,14 @@ T = TypeVar("T")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows written so far; a last one cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    """The rows written so far; what a kill cut short is left out."""
+    return split_jsonl(path)[0] if path.exists() else []
 
 
 def trim(path: Path, seen: int) -> None:
     """Leaves out the rows that a training which goes on from `seen` samples will write again."""
     if path.exists():
         write_jsonl(path, [row for row in rows(path) if row["seen"] <= seen])
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json_text(row) + "\n")
 
 
 class Meter:
@@ -128,7 +118,7 @@ class Meter:
 
 def _resident_gib() -> float:
     """Memory of this process as it is now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 2**30
 
 
 class Board:
@@ -172,6 +162,10 @@ class Journal:
             energy_from=meter.energy.source,
         )
 
+    def lacks(self, path: Path) -> bool:
+        """Whether no row of the samples seen now was written."""
+        return all(row["seen"] != self.state.seen for row in rows(path))
+
     def log(self, norm: Tensor) -> None:
         """A row of metrics of all ranks, and one line of it. A collective call."""
         measured, state = self.meter.row(), self.state
@@ -189,7 +183,7 @@ class Journal:
 
     def diagnosis(self, found: dict[str, Any]) -> None:
         """A row of checks.jsonl; its warnings are said."""
-        append(self.files.checks, {"seen": self.state.seen, **found})
+        append_jsonl(self.files.checks, {"seen": self.state.seen, **found})
         for warning in found["warnings"]:
             self.talk.say(f"train: WARNING: {warning}")
 
@@ -208,13 +202,13 @@ class Journal:
         row = {"event": event, "time": round(time.time(), 3), "job": job}
         row |= {"seen": self.state.seen, "total": self.state.total}
         row |= {"nodes": nodes, "ranks": size, "devices": devices, "commit": commit, "config": self.key}
-        append(self.files.job_cards, row | facts | machine.describe())
+        append_jsonl(self.files.job_cards, row | facts | machine.describe())
         who = f"{size} rank{'s' if size > 1 else ''} on {', '.join(nodes)} ({', '.join(devices)})"
         code = f"cloudjob {__version__}" + (f" at {commit}" if commit else "")
         used = ", ".join(f"{name} {value}" for name, value in facts.items())
         self.talk.say(f"train: {event}{f' of job {job}' if job else ''}: {who}, {code}, {used}")
 
     def _write(self, kind: str, path: Path, row: dict[str, Any]) -> None:
-        append(path, row)
+        append_jsonl(path, row)
         if self.board:
             self.board.add(kind, row)

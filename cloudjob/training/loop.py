@@ -7,7 +7,7 @@ averages are functions of it. So to stop anywhere and to go on equals never havi
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from cloudjob.diffusion import checkpoint
 from cloudjob.diffusion.batch import Batch, pinned
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import InterruptedJob
-from cloudjob.hpc import distributed, slurm
+from cloudjob.hpc import awake, distributed, slurm
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import Energy
 from cloudjob.patches import loader
@@ -34,6 +34,7 @@ VALIDATIONS = tuple(tenth / 10 for tenth in range(1, 11))
 MILESTONES = (0.25, 0.5, 0.75)  # their checkpoints are kept
 _RESERVE_S = 30.0  # before the end of the job: what is left to do when the last checkpoint is written
 _ASKED, _LATE = 1, 2  # why a training stops
+_LOOKING = 3  # one or the other, while rank 0 looked at held-out triplets
 
 
 class Training:
@@ -61,7 +62,10 @@ class Training:
         recipe = recipe.measure(data.some(self.triplets, 64, group.device))
         self.state = State(recipe, settings, settings.total(len(self.triplets)), group)
         bfloat16 = self.state.step.bfloat16
-        self.held_out = HeldOut(recipe, settings, held_out, self.triplets, group.device, bfloat16=bfloat16)
+        self.stopping = _Stopping(talk, self.state)
+        self.held_out = HeldOut(
+            recipe, settings, held_out, self.triplets, group.device, bfloat16=bfloat16, stopped=self.stopping.wished
+        )
         self.state.resume(files, identity, talk, anew=anew)
         self.state.step.connect(data.some(self.triplets, 2, group.device, donors=True))
         self.meter = Meter(group.device, energy, files.metrics, grid_co2=settings.grid_co2)
@@ -71,70 +75,122 @@ class Training:
         """Trains until all samples are seen. The last checkpoint and facts of it, on rank 0; InterruptedJob when it
         has stopped in good order."""
         settings, group, state, meter, journal = self.settings, self.group, self.state, self.meter, self.journal
-        first, step_s = group.rank == 0, 0.0
+        first, looked, norm = group.rank == 0, True, torch.zeros(())
+        if first and state.seen < state.total:
+            looked = self._look()  # what was left out when the training stopped
         saved = begun = time.monotonic()
         # Take a batch: its samples and all that is random about them follow from the samples seen.
         for samples, arrays in meter.waiting(_batches(self.triplets, state, group)):
             # Compute loss and gradient, those of all ranks together.
-            loss, norm = state.step.gradient(samples, Batch.of(arrays, group.device))
+            loss, found = state.step.gradient(samples, Batch.of(arrays, group.device))
 
             # Agree: a clock, a signal or a number that is not finite is of one rank alone, what follows is of all.
             last = state.seen + settings.batch_size >= state.total
             wishes = _Wishes(
-                stop=_LATE if _late(2 * (state.save_s + step_s)) else _ASKED * self.talk.stop_requested(),
+                stop=_LOOKING * (not looked) or _LATE * self.stopping.late() or _ASKED * self.talk.stop_requested(),
                 save=time.monotonic() - saved > _interval(settings, state.save_s),
                 log=meter.elapsed > settings.log_s,
             )
-            wishes, bad = _agree(wishes, loss, norm, first=first)
+            wishes, bad = _agree(wishes, loss, found, first=first)
+            if wishes.stop == _LOOKING:  # before this step, so that the look can be made at the same weights
+                self._stop(wishes.stop, norm)
 
             # Update the weights and their moving averages.
+            norm = found
             state.advance(bad=bad, say=self.talk.say)
             meter.note(None if bad else loss, settings.batch_size)
+            if last:
+                break
+            if wishes.stop:
+                self._stop(wishes.stop, norm)
 
             # Log.
-            if wishes.log or wishes.stop or last:
+            if wishes.log:
                 journal.log(norm)
 
             # Save.
-            if wishes.save or wishes.stop or last or state.passed(MILESTONES):
+            if wishes.save or state.passed(MILESTONES):
                 if first:
-                    self._save(last)
+                    self._save()
                 saved = time.monotonic()
                 distributed.barrier()
 
             # Look at held-out triplets.
-            if first and state.passed(DIAGNOSES):
-                journal.diagnosis(self.held_out.faults(state.network, share=state.seen / state.total))
-            if first and state.passed(VALIDATIONS):
+            looked = not first or self._look()
+            self.stopping.step_s, begun = time.monotonic() - begun, time.monotonic()
+        return self._end(norm)
+
+    def _save(self) -> None:
+        facts = {"seen": self.state.seen, **self.meter.used(), "energy": self.meter.kind}
+        self.state.save(self.files, self.identity, facts, milestones=MILESTONES)
+
+    def _look(self) -> bool:
+        """Rank 0 looks at held-out triplets, if it is time to and it has not at these samples. False when it has to
+        stop meanwhile: nothing is written of that look, and the training that goes on begins with it."""
+        state, journal = self.state, self.journal
+        try:
+            if state.passed(DIAGNOSES) and journal.lacks(self.files.checks):
+                share = state.seen / state.total
+                journal.diagnosis(self.held_out.faults(state.averaged("none"), share=share))
+            if state.passed(VALIDATIONS) and journal.lacks(self.files.validation):
                 journal.validation(*self.held_out.validate(state.averaged(state.chosen)))
+        except InterruptedJob:
+            return False
+        return True
 
-            # Stop, where someone wishes so.
-            if wishes.stop and not last:
-                journal.card("stop", **meter.used(), energy=meter.kind)
-                raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(state, wishes.stop)))
-            step_s, begun = time.monotonic() - begun, time.monotonic()
-        return self._end()
+    def _stop(self, why: int, norm: Tensor) -> NoReturn:
+        """Logs, saves and leaves; a call of all ranks. `norm` is that of the gradient of the last step done."""
+        if self.meter.samples:
+            self.journal.log(norm)
+        if self.group.rank == 0:
+            self._save()
+        distributed.barrier()
+        self.journal.card("stop", **self.meter.used(), energy=self.meter.kind)
+        raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(self.state, why, late=self.stopping.late())))
 
-    def _save(self, last: bool) -> None:
-        """Rank 0 writes a checkpoint; the last one with the best moving average and a calibrated ensemble."""
-        state = self.state
-        if last:
-            state.chosen = self.held_out.best_average(state.averaged, state.chosen, self.talk.say)
-            state.calibration = self.held_out.calibrate(state.averaged(state.chosen))
-        facts = {"seen": state.seen, **self.meter.used(), "energy": self.meter.kind}
-        state.save(self.files, self.identity, facts, milestones=MILESTONES)
-
-    def _end(self) -> tuple[list[Path], dict[str, Any]]:
-        distributed.barrier()  # a launcher takes ranks for lost when others have long left: rank 0 was still looking
+    def _end(self, norm: Tensor) -> tuple[list[Path], dict[str, Any]]:
+        """All samples are seen: rank 0 completes the last checkpoint, while the others wait."""
+        if self.meter.samples:
+            self.journal.log(norm)
+        complete = self._complete() if self.group.rank == 0 else True
+        if distributed.max_over_ranks(torch.tensor([not complete], dtype=torch.int32, device=self.group.device)).item():
+            self._stop(_LOOKING, norm)
         if self.group.rank:
             return [], {}
         path = checkpoint.newest(self.files.checkpoints)
         self.journal.card("end", **self.meter.used(), energy=self.meter.kind)
         return [path], {"checkpoint": path.name, "seen": self.state.seen, "triplets": len(self.triplets)}
 
+    def _complete(self) -> bool:
+        """Writes the last checkpoint, with the best moving average and a calibrated ensemble, and looks a last time.
+        False when it has to stop meanwhile: a training that goes on from the last sample does all of this again."""
+        state = self.state
+        try:
+            chosen = self.held_out.best_average(state.averaged, state.chosen, self.talk.say)
+            state.calibration = self.held_out.calibrate(state.averaged(chosen))
+        except InterruptedJob:
+            return False
+        state.chosen = chosen
+        self._save()
+        return self._look()
+
+
+class _Stopping:
+    """Whether it is time to stop: somebody wishes so, or the job ends."""
+
+    def __init__(self, talk: Talk, state: State):
+        self.talk, self.state, self.clock = talk, state, awake.of_process()
+        self.step_s = 0.0  # what a step takes
+
+    def late(self) -> bool:
+        return _late(2 * (self.state.save_s + self.step_s), suspended_s=self.clock.suspended)
+
+    def wished(self) -> bool:
+        return self.talk.stop_requested() or self.late()
+
 
 class _Wishes(NamedTuple):
-    """What a rank has reason to do after a step: to stop (_ASKED, _LATE), to save, to log."""
+    """What a rank has reason to do after a step: to stop (_ASKED, _LATE, _LOOKING), to save, to log."""
 
     stop: int
     save: bool
@@ -169,10 +225,11 @@ def _batches(triplets: ShardSet, state: State, group: ProcessGroup) -> Iterator[
     )
 
 
-def _late(needed_s: float) -> bool:
-    """Whether the job ends before what takes `needed_s` seconds, and the rest of the work, can be done."""
+def _late(needed_s: float, *, suspended_s: float = 0.0) -> bool:
+    """Whether the job ends before what takes `needed_s` seconds, and the rest of the work, can be done. SLURM adds the
+    seconds that a job was suspended to its end, which the job was told before."""
     deadline = slurm.deadline()
-    return deadline is not None and time.time() + needed_s + _RESERVE_S > deadline
+    return deadline is not None and time.time() + needed_s + _RESERVE_S > deadline + suspended_s
 
 
 def _interval(settings: Settings, save_s: float) -> float:
@@ -180,6 +237,7 @@ def _interval(settings: Settings, save_s: float) -> float:
     return settings.checkpoint_s or checkpoint.interval(save_s, 3600 * settings.failure_h)
 
 
-def _stopped(state: State, why: int) -> str:
-    reason = "the job's time is nearly over" if why == _LATE else "asked to"
+def _stopped(state: State, why: int, *, late: bool) -> str:
+    reason = "the job's time is nearly over" if why == _LATE or (why == _LOOKING and late) else "asked to"
+    reason += ", while it looked at held-out triplets" * (why == _LOOKING)
     return f"train: stopped at {state.seen} of {state.total} samples ({reason}), saved; run the same command again"

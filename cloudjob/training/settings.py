@@ -71,6 +71,7 @@ class Files:
     job_cards: Path
     samples: Path
     tensorboard: Path
+    forced: Path
 
 
 @dataclass(frozen=True, kw_only=True)

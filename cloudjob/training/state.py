@@ -13,8 +13,8 @@ from cloudjob.diffusion import checkpoint
 from cloudjob.diffusion.average import averages_of
 from cloudjob.diffusion.checkpoint import Checkpoint
 from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import ConfigError, InputError, ItemError
-from cloudjob.files import changes
+from cloudjob.errors import ConfigError, CorruptFileError, ItemError
+from cloudjob.files import ask_guards, changes, read_json, write_json
 from cloudjob.hpc import distributed
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.pixels import BANDS
@@ -105,81 +105,125 @@ class State:
 
     def resume(self, files: Files, identity: Identity, talk: Talk, *, anew: bool) -> None:
         """Goes on from the newest readable checkpoint of this very training, which rank 0 finds; else a new training
-        begins, from the weights of `init_from` if there are any."""
+        begins, from the weights of `init_from` if there are any, when all ranks have read them. What an earlier one
+        left is then kept aside whole.
+
+        ConfigError where an earlier training would be lost unasked: one of other settings, on other shards, of a
+        version with another network; and where `init_from` cannot be taken. `anew` asks for it, once: a training that
+        was begun by it goes on.
+        """
         first = self.group.rank == 0
         found = distributed.run_on_all_ranks(lambda: self._newest(files, identity, talk, anew) if first else None)
         path = distributed.gather(found and found[0])[0]
         if path is None:
-            if source := self.settings.init_from:
-                distributed.run_on_all_ranks(lambda: self._init_from(source, talk))
+            given = distributed.run_on_all_ranks(self._given)
+            distributed.run_on_all_ranks(lambda: _begin(files, identity, talk, anew) if first else None)
+            if given is not None:
+                self._take(given, talk)
             return
         kept = distributed.run_on_all_ranks(lambda: found[1] if found else checkpoint.load(path))
         self.seen, (self.skipped, self.skipped_in_a_row) = kept.seen, kept.skipped
         self.network.load_state_dict(kept.model)
         for width, average in self.averages.items():
             average.load_state_dict(kept.averages[width])
-        self.chosen, self.calibration = kept.chosen, kept.calibration
+        if kept.total == self.total:  # else they were those of a shorter training at its end
+            self.chosen, self.calibration = kept.chosen, kept.calibration
         self.step.optimizer.load_state_dict(kept.optimizer)
         talk.say(f"train: goes on from {path.name}, {self.seen} of {self.total} samples seen")
 
     def _newest(self, files: Files, identity: Identity, talk: Talk, anew: bool) -> tuple[Path, Checkpoint] | None:
-        """The checkpoint to go on from; None for a new training.
-
-        A finished training of other settings, or one on other shards, is kept aside whole. ConfigError where an
-        unfinished one would be lost to a change of the configuration, or is of a version with another network.
-        """
+        """The checkpoint to go on from; None for a new training."""
         checkpoint.sweep(files.checkpoints)
         found = checkpoint.load_newest(files.checkpoints)
+        if anew and not _begun_by_force(files, identity):
+            return None
         if found is None:
             return None
         path, kept = found
-        elsewhere = (
-            "or start anew: with --force (it is kept aside), or in another --run-dir, from its weights with "
-            f"--init-from {path}"
-        )
-        if kept.is_of(identity.config, identity.inputs) and not anew:
-            if self._fitting(kept.model) != {*kept.model, *self.network.state_dict()}:
-                raise ConfigError(
-                    f"{path}: cloudjob {kept.cloudjob_version}, which wrote it, had another network. Go on with that "
-                    f"version; {elsewhere}"
-                )
-            return found
-        changed = changes(kept.config, identity.config)
-        if changed and kept.seen < kept.total and not anew:
-            raise ConfigError(
-                f"{path} is of an unfinished training ({kept.seen} of {kept.total} samples), set otherwise:\n"
-                + "".join(f"  {change}\n" for change in changed)
-                + f"set these back to go on with it; {elsewhere}"
+        refused = self._differs(kept, identity)
+        if not refused and self._fitting(kept.model) != {*kept.model, *self.network.state_dict()}:
+            refused = (
+                f": cloudjob {kept.cloudjob_version}, which wrote it, had another network. Go on with that version"
             )
-        why = "--force" if anew else ", ".join(changed) or "other shards"
-        talk.say(f"train: starts anew ({why}); the earlier training is kept in {_set_aside(files.checkpoints.parent)}")
-        return None
+        if refused:
+            raise ConfigError(
+                f"{path}{refused}; or start anew: cloudjob train with --force (it is kept aside), or in another "
+                f"--run-dir, from its weights with --init-from {path}"
+            )
+        if anew:
+            talk.say(f"train: --force began this training (to begin once more, remove {files.forced})")
+        return found
+
+    def _differs(self, kept: Checkpoint, identity: Identity) -> str:
+        """Why the checkpoint is of another training; '' where it is of this one, or of one that this makes longer."""
+        if kept.is_of(identity.config, identity.inputs):
+            return ""
+        changed = changes(kept.config, identity.config)
+        length = {*changes(kept.config, identity.config, values=False)} <= {"train.epochs", "train.samples"}
+        if checkpoint.key(kept.written_config or kept.config, identity.inputs) != kept.key:
+            changed.append("shards: others than it was trained on")
+        elif length and (self.total == kept.total or (self.total > kept.total and not self.settings.decay)):
+            return ""
+        state, back = ("an unfinished", "go on with it") if kept.seen < kept.total else ("a finished", "keep it")
+        lines = "".join(f"  {change}\n" for change in changed)
+        if length and self.settings.decay:
+            lines += "with train.decay the learning rate has followed the old length: a longer training is a new one\n"
+        seen = f"{kept.seen} of {kept.total} samples"
+        return f" is of {state} training ({seen}), set otherwise:\n{lines}set these back to {back}"
 
     def _fitting(self, given: dict[str, Tensor]) -> set[str]:
         """The tensors of another network that are of the same name and shape in this one."""
         own = self.network.state_dict()
         return {name for name in own if name in given and given[name].shape == own[name].shape}
 
-    def _init_from(self, path: Path, talk: Talk) -> None:
-        """Takes the weights of another training where they fit, and says which did not."""
-        if not path.exists():
-            raise InputError(f"train.init_from: {path} does not exist")
-        given, own = checkpoint.load(path).weights, self.network.state_dict()
-        fits = self._fitting(given)
-        if not fits:
+    def _given(self) -> dict[str, Tensor] | None:
+        """The weights of `init_from`; ConfigError where there are none that fit."""
+        path = self.settings.init_from
+        if path is None:
+            return None
+        if not path.is_file():
+            raise ConfigError(f"train.init_from: {path} does not exist, or is no file")
+        try:
+            given = checkpoint.load(path).weights
+        except CorruptFileError as error:  # of the user's choice: it is not ours to set it aside
+            raise ConfigError(f"train.init_from: {error}") from None
+        if not self._fitting(given):
             raise ConfigError(f"train.init_from: no tensor of {path} fits this network ({self.settings.preset})")
+        return given
+
+    def _take(self, given: dict[str, Tensor], talk: Talk) -> None:
+        """Takes the weights of another training where they fit, and says which did not."""
+        own, fits = self.network.state_dict(), self._fitting(given)
         self.network.load_state_dict({name: given[name] for name in fits}, strict=False)
         for average in self.averages.values():
             average.load_state_dict(self.network.state_dict())
-        talk.say(f"train: starts from {path}: {len(fits)} of {len(own)} tensors taken")
+        talk.say(f"train: starts from {self.settings.init_from}: {len(fits)} of {len(own)} tensors taken")
         for name in sorted({*own, *given} - fits):
             here, there = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, given))
             talk.say(f"train:   does not fit: {name}, here {here}, there {there}")
 
 
-def _set_aside(folder: Path) -> Path:
+def _begun_by_force(files: Files, identity: Identity) -> bool:
+    """Whether the training that lies here is this one, and was begun by an earlier --force."""
+    try:
+        return read_json(files.forced) == {"key": checkpoint.key(identity.config, identity.inputs)}
+    except CorruptFileError:  # or missing
+        return False
+
+
+def _begin(files: Files, identity: Identity, talk: Talk, anew: bool) -> None:
+    """Keeps aside what an earlier training has left, and notes that this one was begun by --force, if it was."""
+    if any(files.checkpoints.glob("step-*")):
+        why = "--force" if anew else "no checkpoint of it can be read"
+        talk.say(f"train: starts anew ({why}); the earlier training is kept in {set_aside(files.checkpoints.parent)}")
+    if anew:
+        write_json(files.forced, {"key": checkpoint.key(identity.config, identity.inputs)})
+
+
+def set_aside(folder: Path) -> Path:
     """The folder of a training renamed: its checkpoints with all that was written beside them."""
     number = 1
     while (target := folder.with_name(f"{folder.name}-before-{number}")).exists():
         number += 1
+    ask_guards()
     return folder.rename(target)

@@ -14,15 +14,15 @@ from cloudjob.training.settings import Settings
 
 
 def micro_batch(settings: Settings, ranks: int) -> int:
-    """Samples that a rank computes at once: what `micro_batch` allows of its share of the global batch. ConfigError
-    where that does not come out even: the mean over the batch would not be the mean of the means."""
-    batch, most = settings.batch_size, settings.micro_batch
-    least = min(most or 1, -(-batch // ranks))
-    if batch % (ranks * least) == 0:
-        return least if most else batch // ranks
-    near = -(-batch // (ranks * least)) * ranks * least
-    by = f"{ranks} ranks" + (f" x {least}" if most else "")
-    raise ConfigError(f"train.batch_size = {batch}: must be divisible by {by}; try {near}")
+    """Samples that a rank computes at once: what `micro_batch` allows of the largest share of the global batch.
+    ConfigError where a rank would have no sample at all."""
+    batch = settings.batch_size
+    if ranks > batch:
+        raise ConfigError(
+            f"train.batch_size = {batch}: {ranks} ranks cannot share it out; start {batch} ranks or fewer"
+        )
+    share = -(-batch // ranks)
+    return min(settings.micro_batch or share, share)
 
 
 def learning_rate(settings: Settings, *, seen: int, total: int) -> float:
@@ -53,6 +53,8 @@ class Step:
         self.network, self.settings = network, settings
         self.device = next(network.parameters()).device
         self.micro = micro_batch(settings, ranks)
+        # What a rank's samples count for in the mean over the ranks, where these cannot share the batch out evenly.
+        self.share = settings.batch_size / ranks if settings.batch_size % ranks else None
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=settings.lr,
@@ -82,14 +84,15 @@ class Step:
 
     def gradient(self, samples: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss of this rank's samples, norm of the gradient over all ranks before it was clipped). The device may be
-        reading the arrays of the batch until one of the two is known."""
+        reading the arrays of the batch until one of the two is known. The mean of the losses over the ranks is that of
+        the batch, also where one rank has a sample more than another."""
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
+        total, share = torch.zeros((), device=self.device), self.share or len(samples)
         for first in range(0, len(samples), self.micro):
             here = slice(first, first + self.micro)
             last = here.stop >= len(samples)
             with contextlib.nullcontext() if last else distributed.unsynced(self.objective):
-                loss = self._loss(batch[here], samples[here]) * (len(samples[here]) / len(samples))
+                loss = self._loss(batch[here], samples[here]) * (len(samples[here]) / share)
                 loss.backward()
             total = total + loss.detach()
         return total, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)

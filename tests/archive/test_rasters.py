@@ -142,7 +142,7 @@ def test_unusable_rasters_are_named(tmp_path, bands):
         convert(tmp_path, write(tmp_path / "c.tif", bands[:3]))
     with pytest.raises(ConfigError, match="give its cloud mask"):
         convert(tmp_path, write(tmp_path / "d.tif", bands), mask=None)
-    with pytest.raises(CorruptFileError, match="not readable"):
+    with pytest.raises(CorruptFileError, match="missing"):
         convert(tmp_path, tmp_path / "absent.tif")
     mask = write(tmp_path / "m.tif", np.zeros((9, 9), np.uint8))
     with pytest.raises(ConfigError, match=r"m\.tif: 9 x 9 pixels .* expected 51 x 40"):

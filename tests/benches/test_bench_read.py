@@ -22,6 +22,6 @@ def test_bench_reads_the_same_pixels_and_leaves_nothing(tmp_path):
 
 
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path):
-    with pytest.raises(DiskFullError, match="GB free"):
+    with pytest.raises(DiskFullError, match="MiB free"):
         read.run(tmp_path, triplets=10**12)
     assert list(tmp_path.iterdir()) == []

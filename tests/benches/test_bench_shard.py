@@ -23,7 +23,7 @@ def test_bench_runs_the_stage_and_proves_the_same_windows(tmp_path):
 
 def test_too_small_a_disk_is_said_before_anything_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "_GIB_NEEDED", 10**9)
-    with pytest.raises(DiskFullError, match="GiB free"):
+    with pytest.raises(DiskFullError, match="MiB free"):
         shard.run(tmp_path, size=768)
     assert list(tmp_path.iterdir()) == []
 

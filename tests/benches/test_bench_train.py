@@ -24,6 +24,6 @@ def test_bench_measures_every_part_and_leaves_nothing(tmp_path):
 
 
 def test_too_small_a_disk_is_said_before_anything_is_made(tmp_path):
-    with pytest.raises(DiskFullError, match="GB free"):
+    with pytest.raises(DiskFullError, match="MiB free"):
         train.run(tmp_path, window=10**6)
     assert list(tmp_path.iterdir()) == []

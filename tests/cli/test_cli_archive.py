@@ -1,6 +1,7 @@
 """The embedded archive from the front door: made, served, and in the Data Space's place while stages need it."""
 
 import os
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from cloudjob.archive import server
 from cloudjob.cli import archive
 from cloudjob.cli.dispatch import main
 from cloudjob.config import source
+from cloudjob.errors import LeftOutError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -83,6 +85,17 @@ def test_serving_lasts_until_it_is_interrupted(tmp_path, monkeypatch, capsys):
     assert f"serving {tmp_path} at http://" in capsys.readouterr().err
 
 
+def test_a_port_that_is_taken_or_is_none_is_said_in_a_line(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        for number, words in ((port, "Address already in use"), ("99999", "0-65535")):
+            assert main(["archive", "serve", str(tmp_path), "--port", number]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"cloudjob: --port {number}: ")
+            assert words in said
+            assert said.count("\n") == 1
+
+
 def test_while_items_need_it_the_configuration_names_a_server_that_answers(config_file, tmp_path, needs):
     config, folder = source.load(config_file)[0], RunFolder(tmp_path / "run")
     needs["preview"] = [Item("preview", "a", {}, {})]
@@ -110,6 +123,17 @@ def test_where_no_item_needs_it_nothing_is_made(config_file, tmp_path, needs, mo
         with archive.data_space(config, folder, stages) as found:
             assert found is config
     assert not folder.archive.exists()
+
+    def gone(item):
+        raise LeftOutError("HTTP 404")
+
+    for stage in ("preview", "download"):  # search asks again for what is gone
+        records.work(folder, stage, [Item(stage, "P", {}, {})], gone)
+        with pytest.raises(TypeError), archive.data_space(config, folder, ["search"]):
+            pass
+        with archive.data_space(config, folder, ["shard"]) as found:
+            assert found is config
+        records.path(folder, stage, "P").unlink()
     folder.force = True
     with pytest.raises(TypeError), archive.data_space(config, folder, ["search"]):
         pass

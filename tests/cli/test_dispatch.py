@@ -58,8 +58,8 @@ def test_an_interrupt_says_how_to_go_on(command, capsys):
 def test_a_full_disk_ends_the_process_at_once_with_4(command, capsys):
     for error, words in (
         (errors.DiskFullError("no room for a.h5"), "no room for a.h5"),
-        (OSError(errno.ENOSPC, "No space left on device", "b.h5"), "no space left on the disk (b.h5)"),
-        (OSError(errno.EDQUOT, "Quota exceeded"), "no space left on the disk (file unknown)"),
+        (OSError(errno.ENOSPC, "No space left on device", "b.h5"), "b.h5: no space left on the disk"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "no space left on the disk ("),
     ):
         with pytest.raises(SystemExit) as caught:
             command(error)
@@ -68,9 +68,27 @@ def test_a_full_disk_ends_the_process_at_once_with_4(command, capsys):
 
 
 def test_a_bug_keeps_its_traceback(command):
-    for error in (ValueError("a bug"), OSError(errno.EIO, "Input/output error")):
-        with pytest.raises(type(error)):
-            command(error)
+    with pytest.raises(ValueError, match="a bug"):
+        command(ValueError("a bug"))
+
+
+def test_an_error_of_the_system_that_nobody_caught_is_one_line_and_4(command, capsys):
+    for error, words in (
+        (OSError(errno.EIO, "Input/output error", "a.h5"), "cloudjob: a.h5: Input/output error: "),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "cloudjob: Broken pipe: "),  # of a helper, not of our output
+    ):
+        assert command(error) == 4
+        said = capsys.readouterr().err
+        assert said.startswith(words)
+        assert said.count("\n") == 1
+
+
+def test_answers_that_were_lost_are_not_0_but_files_that_were_made_are(command, capsys, monkeypatch):
+    monkeypatch.setattr(dispatch.streams, "unsaid", lambda: OSError(errno.EIO, "Input/output error"))
+    assert command(None) == 4
+    assert "standard output: Input/output error" in capsys.readouterr().err
+    monkeypatch.setitem(dispatch.COMMANDS, "run", lambda arguments: 0)
+    assert dispatch.main(["run", "a.yaml"]) == 0
 
 
 def test_good_is_0(command, capsys):

@@ -81,19 +81,27 @@ def test_one_stage_alone_and_of_it_the_items_that_are_asked_for(stages, monkeypa
     assert len(stages.ran) == 2
 
 
-def test_a_failed_item_ends_the_run_after_its_stage_with_4(stages, capsys):
+def test_a_failed_item_does_not_keep_the_run_from_the_next_stages_and_ends_it_with_4(stages, capsys):
     stages.outcome["shard"] = Summary("shard", done=["a"], rejected={"b": "too dark"}, failed={"c": "broken"})
+    stages.outcome["infer"] = Summary("infer", left_out={"d": "withdrawn"}, failed={"c": "shard of c: broken"})
+    stages.outcome["evaluate"] = InputError("infer first")
     assert main(["run", *RUN, "--from", "shard"]) == 4
-    assert stages.ran == [("shard", [])]
+    assert [stage for stage, _ in stages.ran] == ["shard", "train", "infer", "evaluate", "report"]
     said = capsys.readouterr().err.splitlines()
-    assert said[-4:] == [
+    assert said[1:] == [
         "shard: 1 done, 0 skipped, 1 rejected, 1 failed, 0.0 s",
         "  rejected b: too dark",
         "  failed c: broken",
-        "cloudjob: shard has failed items; run the same command again to try them once more",
+        "train: 0 done, 0 skipped, 0 rejected, 0 failed, 0.0 s",
+        "infer: 0 done, 0 skipped, 0 rejected, 1 failed, 1 left out, 0.0 s",
+        "  left out d: withdrawn",
+        "  failed c: shard of c: broken",
+        "cloudjob: infer first",
+        "report: 0 done, 0 skipped, 0 rejected, 0 failed, 0.0 s",
+        "cloudjob: shard, infer have failed items; run the same command again to try them once more",
     ]
-    stages.outcome["shard"] = Summary("shard", rejected={"b": "too dark"})
-    assert main(["shard", *RUN]) == 0  # a rule's no is no failure
+    stages.outcome["shard"] = Summary("shard", rejected={"b": "too dark"}, left_out={"d": "withdrawn"})
+    assert main(["shard", *RUN]) == 0  # neither a rule's no nor what is gone is a failure
 
 
 @pytest.mark.parametrize(("error", "code"), [(InputError("search first"), 3), (InterruptedJob("stopped"), 75)])
@@ -129,6 +137,24 @@ def test_only_the_first_rank_speaks_and_writes(stages, monkeypatch, capsys):
     main(["train", *RUN])
     assert capsys.readouterr().out == "scores\n"
     assert Path("run/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0"}, True),  # mpiexec, by a step on each node
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "PMI_RANK": "5"}, False),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "RANK": "1"}, False),  # torchrun in a step
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, False),
+    ],
+)
+def test_the_launcher_that_was_started_last_says_who_is_first(monkeypatch, environment, first):
+    for name in (*execute._RANKS, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert execute._first_rank() is first
 
 
 def test_a_dry_run_touches_nothing(stages, capsys):

@@ -60,4 +60,20 @@ def test_what_a_command_line_says():
     assert (train.init_from, train.index, train.only) == (Path("a.pt"), 3, [])
     serve = parser.parse(["archive", "serve", "products"])
     assert (serve.command, serve.action, serve.port) == ("archive", "serve", 8765)
-    assert parser.parse(["bench", "read"]).dir.is_dir()
+    assert parser.parse(["bench", "read"]).dir is None
+
+
+def test_home_and_variables_are_put_into_paths_and_a_name_that_exists_is_meant(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    found = parser.parse(["train", "~/a.yaml", "--run-dir=$HOME/run", "--init-from=~/w.pt"])
+    assert [found.config, found.run_dir, found.init_from] == [
+        Path("/home/me") / name for name in ("a.yaml", "run", "w.pt")
+    ]
+    (tmp_path / "$NOT_SET").mkdir()
+    assert parser.parse(["plan", "$NOT_SET"]).config == Path("$NOT_SET")
+    with pytest.raises(SystemExit) as caught:
+        parser.parse(["plan", "a.yaml", "--run-dir", "$NOT_SET/run"])
+    assert caught.value.code == 2
+    assert "argument --run-dir: $NOT_SET/run: $NOT_SET is not set" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What people see while a command works: on a terminal, and in a log."""
 
 import io
+import os
 import sys
 
 import pytest
@@ -27,11 +28,15 @@ def test_on_a_terminal_a_bar_that_a_line_takes_the_place_of(monkeypatch):
     show(0.25, "shard: 1 of 4")
     progress.say("a line")
     show(1.0, "x" * 200)
-    first, said, last = screen.getvalue().split("\r\x1b[K")[1:]
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((40, 24)))
+    monkeypatch.setattr(screen, "fileno", lambda: 2)
+    show(0.5, "shard: 2 of 4 (S2A_MSIL2A_20240301T222541_N0510)")
+    first, said, wide, narrow = screen.getvalue().split("\r\x1b[K")[1:]
     assert first == f"[{'#' * 5}{' ' * 15}] shard: 1 of 4"
     assert said == "a line\n"
-    assert last.startswith(f"[{'#' * 20}] xxx")
-    assert len("\r\x1b[K" + last) == progress.WIDTH
+    assert wide.startswith(f"[{'#' * 20}] xxx")
+    assert len(wide) == 79, "a terminal that does not tell its width"
+    assert narrow == " 50% shard: 2 of 4 (S2A_MSIL2A_20240301"
 
 
 def test_elsewhere_a_line_every_half_minute_and_no_codes(monkeypatch, clock):

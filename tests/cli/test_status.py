@@ -1,6 +1,7 @@
 """plan, status and items: what is said of done, failed, rejected and missing items, and what mends it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,14 @@ import pytest
 from cloudjob.cli import status
 from cloudjob.cli.dispatch import main
 from cloudjob.cli.parser import STAGES
-from cloudjob.errors import InputError, ItemError, RejectedError
+from cloudjob.errors import DamagedInputError, InputError, ItemError, LeftOutError, RejectedError
 from cloudjob.files import write_jsonl, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
 
 DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "demo.yaml")
+METRICS = {"step": 2, "seen": 8, "total": 32, "loss": 0.5, "samples_per_s": 2.0, "time": 0.0}
 NAMES = ("done", "rejected", "failed", "new", "newer")
 
 
@@ -61,6 +63,28 @@ def lines(capsys, *arguments: str, code: int = 0) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def test_a_damaged_file_is_named_and_who_does_not_read_it_is_shown(run, capsys, monkeypatch):
+    def items(stage: str) -> list[Item]:
+        if stage == "review":
+            raise DamagedInputError("pairs.jsonl: line 3 is not JSON. To make it again: cloudjob pair run")
+        return made(stage) if stage == "infer" else []
+
+    monkeypatch.setattr(
+        status, "stage_module", lambda stage: SimpleNamespace(items=lambda config, folder: items(stage))
+    )
+    write_jsonl(run / "train" / "metrics.jsonl", [METRICS])
+    with open(run / "train" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 3, "se')
+    said = lines(capsys, "plan", run, code=4)
+    assert "review    waits: pairs.jsonl: line 3 is not JSON. To make it again: cloudjob pair run" in said
+    assert "infer     1 done, 1 rejected, 1 failed, 2 missing" in said
+    assert main(["status", str(run)]) == 4
+    out, err = capsys.readouterr()
+    assert "training  8 of 32 samples" in out
+    assert out.count("To make it again: cloudjob pair run") == 1
+    assert f"metrics.jsonl:2  cannot be read and is left out (lines: 2); cloudjob train {run}" in err
+
+
 def test_plan_counts_states_and_says_why_the_others_would_run(run, capsys):
     said = lines(capsys, "plan", run, code=4)
     at = said.index("infer     1 done, 1 rejected, 1 failed, 2 missing")
@@ -94,6 +118,18 @@ def test_status_says_what_failed_and_the_command_that_mends_it(run, capsys):
     assert f"            again: sbatch --array=0,2-4 slurm/infer.sh {run}" in lines(capsys, "status", run, code=4)
 
 
+def test_who_is_at_work_is_told(run, capsys):
+    folder = RunFolder(run)
+    with folder.lease("infer", "new") as lease:
+        assert lease.take()
+        said = lines(capsys, "status", run, code=4)
+        (line,) = (line for line in said if "at work on" in line)
+        assert line.startswith(f"            at work on new: process {os.getpid()} on ")
+        (held,) = json.loads("\n".join(lines(capsys, "status", run, "--json", code=4)))["leases"]
+        assert (held["stage"], held["item"], held["pid"]) == ("infer", "new", os.getpid())
+    assert "at work" not in "\n".join(lines(capsys, "status", run, code=4))
+
+
 def test_without_a_failure_both_end_with_0(run, capsys):
     records.path(RunFolder(run), "infer", "failed").unlink()
     for command in (("plan",), ("status",), ("status", "--json")):
@@ -111,7 +147,7 @@ def test_status_tells_the_training_and_the_unfinished_jobs(run, capsys):
     assert training.endswith("; last sign of life 2 min ago")
     assert [line for line in said if line.startswith("job")] == ["job 7 train: exit code 4"]
     document = json.loads("\n".join(lines(capsys, "status", run, "--json", code=4)))
-    assert set(document) == {"run", "stages", "training", "jobs"}
+    assert set(document) == {"run", "stages", "training", "leases", "jobs"}
     assert 100 <= document["training"]["last_sign_of_life_s"] < 200
     assert [job["id"] for job in document["jobs"]] == ["7"]
     write_jsonl(folder.metrics, [row | {"samples_per_s": 0}])
@@ -170,3 +206,25 @@ def test_answers_need_no_heavy_library(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_is_left_out_is_named_with_its_reason_and_is_not_missing(run, capsys):
+    folder = RunFolder(run)
+
+    def gone(item):
+        raise LeftOutError("HTTP 404 withdrawn")
+
+    records.work(folder, "infer", made("infer")[3:4], gone)
+    said = lines(capsys, "plan", run, code=4)
+    at = said.index("infer     1 done, 1 rejected, 1 left out, 1 failed, 1 missing")
+    assert "            left out new: HTTP 404 withdrawn" in said[at:]
+    said = lines(capsys, "status", run, code=4)
+    at = next(n for n, line in enumerate(said) if line.startswith("infer     1 done, 1 rejected, 1 left out, 1 failed"))
+    assert said[at + 2] == "            left out new: HTTP 404 withdrawn"
+    assert said[at + 4] == f"            again: sbatch --array=2,4 slurm/infer.sh {run}"
+    assert lines(capsys, "items", "infer", run, "--left-out") == ["3\tnew\tHTTP 404 withdrawn"]
+    assert lines(capsys, "items", "infer", run, "--left-out", "--as-array") == ["3"]
+    assert lines(capsys, "items", "infer", run, "--missing") == ["2\tfailed", "4\tnewer"]
+    row = json.loads("\n".join(lines(capsys, "status", run, "--json", code=4)))["stages"][7]["items"][3]
+    del row["seconds"]
+    assert row == {"item": "new", "state": "left out", "why": None, "reason": "HTTP 404 withdrawn"}

@@ -39,7 +39,18 @@ def test_the_first_reason_stands_for_the_others_of_its_kind():
 
 def test_what_is_missing_takes_as_long_as_what_was_made():
     (line, _) = of("infer", "done", "done", "missing", "missing", "missing", seconds=600)
-    assert line == "infer     2 done, 3 missing; 3 times 10 min are 30 min for one worker"
+    assert line.startswith("infer     2 done, 3 missing; 3 times 10 min are 30 min for one worker: ")
+    held = [
+        {"stage": stage, "item": f"a{n}", "pid": n, "job": "7_1", "host": "n1", "since": 0}
+        for n, stage in enumerate(("infer", "pair", "infer"))
+    ]
+    row = {"stage": "infer", "waits": None, "items": items("done", "missing", "missing", "missing", seconds=600)}
+    line, *others = story.of_stage(row, ROOT, held)
+    assert "are 15 min for the 2 at work: " in line
+    assert [other.partition(" since ")[0] for other in others[:2]] == [
+        "            at work on a0: process 0 of job 7_1 on n1",
+        "            at work on a2: process 2 of job 7_1 on n1",
+    ]
     assert of("infer", "done", "missing", seconds=None)[0] == "infer     1 done, 1 missing"
     assert of("infer", "missing", "missing") == ["infer     2 missing"]
 

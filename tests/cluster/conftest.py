@@ -142,7 +142,8 @@ class Home:
         return self.call("sbatch", "--parsable", *arguments, **env).stdout.strip()
 
     def status(self, run: str) -> str:
-        return self.call(Path(sys.prefix) / "bin" / "cloudjob", "status", run).stdout
+        """What it says; it ends with 4 while a failure is recorded."""
+        return self.call(Path(sys.prefix) / "bin" / "cloudjob", "status", run, check=False).stdout
 
     def log(self, job: str) -> str:
         """All that a job has logged, the tasks of an array one after the other."""

@@ -87,6 +87,18 @@ def test_another_network_leaves_no_checkpoint_of_the_one_before(origin, tmp_path
     assert json.loads(records.path(target, "train", "run").read_text())["result"] == {"text": "shorter"}
 
 
+def test_a_training_of_its_own_is_kept_aside_when_it_takes_the_network_of_another(origin, tmp_path):
+    target, said = RunFolder(tmp_path / "steps-1"), []
+    target.say = said.append
+    note(origin, "train", "step-00000900.pt", "the other's")
+    note(target, "train", "step-00000500.pt", "its own")
+    runs._share(origin, target, ("train",))
+    aside = target.root / "train-before-1"
+    assert said == [f"compare: the training of {target.root} itself is kept in {aside}"]
+    assert (aside / "checkpoints" / "step-00000500.pt").read_text() == "its own"
+    assert [path.name for path in checkpoint.saved(target.checkpoints)] == ["step-00000900.pt"]
+
+
 # --- as long as another ----------------------------------------------------------------------------------------------
 @pytest.fixture
 def timed(tmp_path) -> variants.Comparison:

@@ -214,3 +214,12 @@ def test_choosing_by_name_and_by_index(tmp_path):
         "--only our: no such variant; did you mean ours?",
         "--only x: no such variant; there are ours, other, base",
     ]
+
+
+def test_values_reach_the_variant_as_they_are_written(tmp_path):
+    """A folder called 0.10 and a dollar sign, also when a child process reads them."""
+    path = tmp_path / "comparison.yaml"
+    path.write_text(f"base: {BASE}\nvariants:\n  ours: {{train.local_dir: 0.10, infer.checkpoint: $$x.pt}}\n")
+    ours = variants.load(path).variants["ours"]
+    assert (ours.config.train.local_dir, ours.config.infer.checkpoint) == ("0.10", tmp_path / "$x.pt")
+    assert source.load(BASE, ours.overrides)[0] == ours.config

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from cloudjob.config.acquisition import Query
 from cloudjob.config.fields import Override
-from cloudjob.config.models import PRESETS, Config, Query
+from cloudjob.config.models import PRESETS, Config
 
 QUERY = {"start": "2024-03-01", "end": "2024-03-30", "cloud": [0, 1]}
 RING = [[-162.0, 68.5], [-162.0, 71.5], [-140.0, 71.5], [-162.0, 68.5]]
@@ -27,6 +28,13 @@ def mistake(**sections) -> str:
         config(**sections)
     (error,) = caught.value.errors()
     return f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def test_products_to_exclude_are_names_with_or_without_safe():
+    name = "S2A_MSIL2A_20240301T222541_N0510_R029_T05WPS_20240302T001122"
+    assert config(search=SEARCH | {"exclude": [name, f"{name}.SAFE"]}).search.exclude == [name, name]
+    assert config().search.exclude == []
+    assert "expected e.g. S2A_MSIL2A" in mistake(search=SEARCH | {"exclude": ["05WPS"]})
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,66 @@ def test_answers_of_another_shape_are_an_error(server, endpoints, session, kind,
         search(session, endpoints, **QUERY)
 
 
+ODD = {
+    "stac": [
+        lambda row: row.update(geometry=None),
+        lambda row: row.pop("geometry"),
+        lambda row: row.update(properties=None),
+        lambda row: row["properties"].update({"eo:cloud_cover": None}),
+        lambda row: row["properties"].update(datetime=None),
+        lambda row: row.update(assets={}),
+        lambda row: row.update(id="S2A_X"),
+    ],
+    "odata": [
+        lambda row: row.update(GeoFootprint=None),
+        lambda row: row.pop("ContentDate"),
+        lambda row: row.update(Attributes=None),
+        lambda row: row.update(Attributes=[{"Name": "cloudCover"}]),
+        lambda row: row.update(Id=None),
+        lambda row: row.update(Name="S2A_X.SAFE"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "damage"), [(kind, damage) for kind, each in ODD.items() for damage in each])
+def test_one_odd_row_is_named_and_loses_no_other(server, endpoints, session, kind, damage):
+    search, path = SEARCHES[kind]
+    body = json.loads(page(kind, [1, 2, 3], count=3).body)
+    row = body["features" if kind == "stac" else "value"][1]
+    damage(row)
+    server.scripts[path], said = [Answer.json(body)], []
+    scenes = search(session, endpoints, **QUERY, said=said.append)
+    assert [scene.product for scene in scenes] == [name(1), name(3)]
+    (line,) = said
+    assert (row.get("id") or row["Name"].removesuffix(".SAFE")) in line
+    assert "is left out" in line
+
+
+def test_what_a_row_can_do_without_leaves_it_in(server, endpoints, session):
+    """No checksum of a file, no statistics, an asset that is null: the product is there all the same."""
+    body = json.loads(page("stac", [1, 2]).body)
+    whole, odd = (item["assets"] for item in body["features"])
+    checked = {"file:local_path": "B04.jp2", "file:size": 7, "file:checksum": "1620ab"}
+    whole["B04_10m"], odd["B04_10m"] = checked, {"file:local_path": "B04.jp2", "file:size": 7}
+    odd |= {"B03_10m": None, "B02_10m": checked | {"file:local_path": "B02.jp2"}}
+    body["features"][1]["properties"]["statistics"] = None
+    server.scripts["/v1/search"], said = [Answer.json(body)], []
+    scenes = search_stac(session, endpoints, **QUERY, said=said.append)
+    assert [set(scene.checksums) for scene in scenes] == [{"B04.jp2"}, {"B02.jp2"}]
+    assert said == []
+
+
+def test_a_row_that_is_read_on_another_page_counts(server, endpoints, session):
+    following, bodies = f"{server.url}/v1/search?page=2", []
+    for days, odd in (([1, 2], 0), ([1, 2, 3], 1), ([], None)):
+        bodies.append(json.loads(page("stac", days, following).body))
+        if odd is not None:
+            bodies[-1]["features"][odd]["geometry"] = None
+    server.scripts["/v1/search"], said = [Answer.json(body) for body in bodies], []
+    scenes = search_stac(session, endpoints, **QUERY, said=said.append)
+    assert ([scene.product for scene in scenes], said) == ([name(day) for day in (1, 2, 3)], [])
+
+
 def test_digest_goes_by_its_length():
     long, short = "ab" * 32, "cd" * 16
     assert digest_of(f"1620{long}") == ("SHA3-256", long)

@@ -6,12 +6,12 @@ import random
 import pytest
 from scripted_server import Answer, ranged
 
-from cloudjob.config.models import CopernicusConfig
+from cloudjob.config.acquisition import CopernicusConfig
 from cloudjob.copernicus import transfer
 from cloudjob.copernicus.session import Endpoints
 from cloudjob.copernicus.token import TokenSource
 from cloudjob.copernicus.transfer import fetch, file_url, list_nodes, node_url
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError
+from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, LeftOutError
 
 SIZE = 3_000_000
 DATA = random.Random(0).randbytes(SIZE)
@@ -164,6 +164,14 @@ def test_refusals_carry_the_words_of_the_service_and_leave_no_file(server, get, 
     with pytest.raises(ItemError, match=f"f.jp2: .*{words}"):
         get(None, None)
     assert list(get.target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(("status", "gone"), [(404, True), (410, True), (403, False), (422, False)])
+def test_what_the_archive_does_not_have_is_left_out(server, get, status, gone):
+    server.scripts["/f"] = [Answer(status)]
+    with pytest.raises(ItemError) as error:
+        get(None, None)
+    assert isinstance(error.value, LeftOutError) == gone
 
 
 def test_too_many_connections_are_waited_out(server, get):

@@ -159,6 +159,17 @@ def test_the_interval_grows_with_the_cost_of_a_save():
     assert checkpoint.interval(2, 3600) == pytest.approx(120)
 
 
+def test_a_device_without_memory_does_not_make_a_checkpoint_corrupt(tmp_path, monkeypatch):
+    def full(network, device):
+        raise RuntimeError("CUDA out of memory")
+
+    recipe = Recipe.of("tiny", "regression", **NORMALS)
+    path = checkpoint.save(tmp_path, made(1, model=recipe.network().state_dict(), chosen="none", recipe=recipe.facts()))
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        checkpoint.open_network(path, "cuda")
+
+
 # --- a full disk -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("lacks", [0, 1])
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path, monkeypatch, lacks):
@@ -171,6 +182,27 @@ def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path, monkeypat
     with pytest.raises(DiskFullError, match="1 MiB free, a checkpoint needs 1; the older ones are whole"):
         checkpoint.save(tmp_path, made(1))
     assert names(tmp_path) == []
+
+
+def test_a_disk_that_says_0_bytes_free_is_tried(tmp_path, monkeypatch):
+    """Some file systems do not know."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    checkpoint.save(tmp_path, made(1), {"loss": 1})
+    assert names(tmp_path) == ["step-00000001.json", "step-00000001.pt"]
+
+
+def test_a_broken_one_on_a_disk_that_cannot_be_written_to_is_passed_over(tmp_path, monkeypatch, caplog):
+    for seen in (1, 2):
+        checkpoint.save(tmp_path, made(seen))
+    (tmp_path / "step-00000002.pt").write_bytes(b"broken")
+
+    def refuse(*names):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    path, found = checkpoint.load_newest(tmp_path)
+    assert (path.name, found.seen) == ("step-00000001.pt", 1)
+    assert "step-00000002.pt" in caplog.text
 
 
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import torch
 from forked import Forked
 from torch import nn
 
+from cloudjob.errors import SystemTroubleError
 from cloudjob.hpc import distributed
 
 PROGRAM = """
@@ -38,6 +40,15 @@ print(*facts, *(f"{value:.5f}" for value in gradient.flatten()))
 """
 
 
+def test_an_error_of_the_system_is_one_of_all_ranks():
+    def read():
+        raise OSError(errno.ESTALE, "Stale file handle", "a.h5")
+
+    with pytest.raises(SystemTroubleError, match=r"a\.h5: Stale file handle") as caught:
+        distributed.run_on_all_ranks(read)
+    assert caught.value.on_all_ranks
+
+
 def start(environment: dict) -> Forked:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
     return Forked([sys.executable, "-c", PROGRAM], env=kept | environment, stdout=subprocess.PIPE, text=True)
@@ -46,9 +57,18 @@ def start(environment: dict) -> Forked:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_two_processes_train_as_one(launcher):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """torchrun's at a free port; srun's although another program listens at the port that they were given."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if launcher == "srun":
+            other.listen()
+        _two_processes_train_as_one(launcher, other)
+
+
+def _two_processes_train_as_one(launcher: str, other: socket.socket) -> None:
+    port = str(other.getsockname()[1])
+    if launcher == "torchrun":
+        other.close()
 
     def variables(rank: int) -> dict:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

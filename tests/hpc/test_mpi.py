@@ -72,3 +72,52 @@ def test_srun_without_its_mpi_is_noticed(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="started 4 tasks, but MPI sees 1"):
         mpi.communicator()
+
+
+STEP = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "n1"}
+
+
+@pytest.mark.slow
+@needs_mpiexec
+def test_in_the_shell_of_a_step_mpiexec_counts(monkeypatch):
+    """srun --pty bash: a step of one task, whose variables all ranks of mpiexec see."""
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    program = (
+        "import sys\nfrom cloudjob.hpc import mpi\nwith mpi.communicator() as ranks: found = ranks.gather(ranks.size)\n"
+    )
+    program += "sys.stdout.write(f'{found}\\n')"
+    command = [MPIEXEC, "-launcher", "fork", "-hosts", "localhost", "-n", "2", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, sorted(done.stdout.split("\n"))) == (0, ["", "None", "[2, 2]"]), done.stderr
+
+
+def test_one_rank_of_a_launcher_needs_no_mpi(monkeypatch):
+    for name, value in (STEP | {"PMI_RANK": "0", "PMI_SIZE": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with mpi.communicator() as ranks:
+        assert (ranks.rank, ranks.size) == (0, 1)
+
+
+@pytest.mark.slow
+@needs_mpiexec
+def test_ranks_that_wait_leave_their_core_to_others():
+    """For what rank 0 sends, for what the others send, for all to come: each for a second."""
+    done = mpiexec(
+        "import sys, time\n"
+        "from cloudjob.hpc import mpi\n"
+        "with mpi.communicator() as ranks:\n"
+        "    ranks.barrier()\n"
+        "    used = []\n"
+        "    waits = [(0, lambda: ranks.bcast('x' * 3000)), (1, lambda: ranks.gather(1)), (0, ranks.barrier)]\n"
+        "    for late, wait in waits:\n"
+        "        if ranks.rank == late:\n"
+        "            time.sleep(1)\n"
+        "        begun = time.process_time()\n"
+        "        wait()\n"
+        "        used.append(time.process_time() - begun)\n"
+        "    sys.stdout.write(f'{max(used)}\\n')\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(float, done.stdout.split())) < 0.5

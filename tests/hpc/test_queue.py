@@ -52,9 +52,9 @@ def test_without_slurm_the_last_event_is_said(tmp_path, monkeypatch):
 
 def test_the_last_message_of_a_log(tmp_path, monkeypatch):
     output = tmp_path / "train.out"
-    output.write_text("cloudjob: first\n  failed x: y\ncloudjob: train.lr is too high\n--- 12 ended with 4\n")
+    output.write_bytes(b"cloudjob: first\n  J\xf6rn\ncloudjob: train.lr is too high\n--- 12 ended with 4\n")
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     log = tmp_path / "log.tsv"
-    log.write_text(f"0\t12\ttrain\tstarted {output}\n0\t12\ttrain\tended 4\n")
+    log.write_bytes(f"0\t12\ttrain\tstarted {output}\n0\t12\ttrain\tended 4\n\xff0\t13".encode("latin-1"))
     (job,) = queue.unfinished(log)
     assert (job.said, job.log) == ("train.lr is too high", str(output))

@@ -11,6 +11,9 @@ from cloudjob.hpc import slurm
         ("node[07-09,12],gpu1", "node07"),
         ("gpu1,node[1-2]", "gpu1"),
         ("rack[3,5]-ib", "rack3-ib"),
+        ("rack[0-1]_blade[0-41]", "rack0_blade0"),
+        ("r1i[0-1]n[2,5-7],login", "r1i0n2"),
+        ("a[001-004]b[2]c[3,4]-ib,gpu1", "a001b2c3-ib"),
     ],
 )
 def test_first_host_of_a_node_list(nodelist, host):
@@ -29,3 +32,21 @@ def test_a_task_of_a_step(monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert slurm.task() == slurm.Task(rank=3, size=4, local_rank=1, job_id=77, first_node="n2")
+
+
+def test_a_step_is_told_from_any_other(monkeypatch):
+    for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    found = {slurm.step()}
+    for name, value in (("JOB_ID", "77"), ("STEP_ID", "1"), ("RESTART_COUNT", "2"), ("RESTART_COUNT", "3")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+        found.add(slurm.step())
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("found", "cores", "own"), [("8", 8, True), ("8", 9, False), ("16", 8, True), ("", 1, False), ("8(x2)", 4, False)]
+)
+def test_cores_are_the_steps_own_where_slurm_gave_as_many(monkeypatch, found, cores, own):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", found)
+    assert slurm.owns(cores) is own

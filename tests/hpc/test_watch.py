@@ -82,6 +82,30 @@ def test_a_lost_rank_ends_all_and_is_named_once(three, lost, number):
     assert ("killed" if number == signal.SIGKILL else "not answered") in line
 
 
+@pytest.mark.slow
+def test_a_suspended_job_goes_on_and_finds_who_does_not_wake(three):
+    """All stand still for longer than a silent rank may, and wake some time apart."""
+    three.tell(0, "behind")
+    assert three.ranks[0].stdout.readline() == "[0, 1]\n"
+    for _ in range(2):
+        for rank in three.ranks:
+            rank.send_signal(signal.SIGSTOP)
+        time.sleep(3.5)
+        for rank in three.ranks:
+            rank.send_signal(signal.SIGCONT)
+            time.sleep(0.5)
+        time.sleep(2.5)
+        assert [rank.poll() for rank in three.ranks] == [None] * 3
+    for rank in three.ranks:
+        rank.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    for rank in three.ranks[:2]:
+        rank.send_signal(signal.SIGCONT)
+    codes, said = three.end()
+    assert codes == [4, 4, -signal.SIGKILL]
+    assert "rank 2 of 3" in said[0]
+
+
 def test_a_lost_rank_ends_a_job_within_half_a_minute():
     """By the settings of a job; those of these tests and of tests/training are shorter."""
     assert watch.SILENCE_S + watch.GRACE_S + 2 * watch._BEAT_S < 30

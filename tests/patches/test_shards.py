@@ -438,7 +438,7 @@ def test_a_missing_file_is_named(tmp_path, shard_set):
 def test_a_file_that_cannot_be_opened_is_not_called_corrupt(tmp_path, shard_set):
     (tmp_path / "train_2.h5").unlink()
     (tmp_path / "train_2.h5").mkdir()
-    with pytest.raises(ItemError, match=r"train_2\.h5: cannot be opened") as caught:
+    with pytest.raises(ItemError, match=r"train_2\.h5: Is a directory") as caught:
         shard_set[6]
     assert not isinstance(caught.value, CorruptFileError)
 
@@ -454,6 +454,27 @@ def test_too_many_open_files_do_not_make_a_shard_corrupt(shard_set, left):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert not isinstance(caught.value, CorruptFileError)
+
+
+def test_more_files_than_may_be_open_are_read_all_the_same(tmp_path):
+    counts = {f"train_{number}": 2 for number in range(9)}
+    for number, name in enumerate(counts):
+        write(tmp_path / f"{name}.h5", 2, seed=number, compression="gzip" if number == 4 else "none")
+    index, order = index_of(**counts), np.random.default_rng(0).permutation(18).tolist()
+    found = {}
+    for room in (2, 9):
+        few = ShardSet(tmp_path, index, "train")
+        few.room = room
+        before = len(os.listdir("/proc/self/fd"))
+        filled = few.buffers(18)
+        filler = shards.Filler(few, filled)
+        filler.fill(filler.plan(order))
+        found[room] = {name: array.copy() for name, array in filled.items()}
+        assert len(few._open) == room
+        assert len(os.listdir("/proc/self/fd")) - before <= room + 1  # the compressed one is open twice
+    for name, array in found[9].items():
+        np.testing.assert_array_equal(found[2][name], array)
+    assert len(np.unique(found[2]["cloudy"].reshape(18, -1), axis=0)) == 18
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,12 @@ import pytest
 import rasterio
 import xarray
 from affine import Affine
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 from rasterio.crs import CRS
 from rasterio.warp import transform as warp
+from shapely.geometry import Polygon, shape
 
 from cloudjob.errors import CorruptFileError
 from cloudjob.restoration import output
@@ -294,6 +297,24 @@ def test_the_item_says_what_it_is_and_where(item, scene):
     np.testing.assert_allclose(ring, expected, atol=6e-8, rtol=0)  # 7 digits are a centimetre
     assert ring == [[round(value, 7) for value in corner] for corner in ring]
     np.testing.assert_allclose(item["bbox"], [min(lons), min(lats), max(lons), max(lats)], atol=6e-8, rtol=0)
+
+
+@given(st.sampled_from([1, 60]), st.floats(-78, 78), st.floats(-0.4, 1.4))
+def test_across_180_degrees_the_item_has_two_parts_and_a_box_that_does_not_span_the_globe(zone, latitude, east):
+    """A tile, of which the part `east` lies west of 180 degrees; against its corners in longitudes from 0 to 360."""
+    crs, width = f"EPSG:{326 if latitude > 0 else 327}{zone:02d}", 109800
+    (at,), (south,) = warp("EPSG:4326", crs, [180], [latitude])
+    left = at - east * width
+    ring = [[left, south], [left + width, south], [left + width, south + width], [left, south + width], [left, south]]
+    geometry, bbox = output._footprint(crs, ring)
+    lons = [lon % 360 for lon in warp(crs, "EPSG:4326", *zip(*ring, strict=True))[0]]
+    across = min(lons) < 180 < max(lons)
+    assume(min(abs(lon - 180) for lon in lons) > 1e-6)
+    assert shape(geometry).is_valid
+    assert (bbox[0] % 360, bbox[2] % 360) == pytest.approx((min(lons), max(lons)), abs=1e-6)
+    assert (geometry["type"] == "MultiPolygon", bbox[0] > bbox[2]) == (across, across)
+    parts = geometry["coordinates"] if across else [geometry["coordinates"]]
+    assert max(east - west for west, _, east, _ in (Polygon(*part).bounds for part in parts)) < 15
 
 
 def test_the_properties_tell_how_it_was_made(item):

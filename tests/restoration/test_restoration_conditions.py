@@ -84,6 +84,8 @@ def test_what_was_saved_comes_back_mapped(tmp_path, reference, days):
     assert (after.sun_elevation, after.reference_days) == (27.25, days)
     numbers = json.loads((tmp_path / "work" / "numbers.json").read_text())
     assert numbers == {"sun_elevation": 27.25, "reference_days": days}
+    (tmp_path / "work" / "numbers.json").unlink()  # set aside as broken
+    assert not SceneConditions.saved(tmp_path / "work")
 
 
 @pytest.mark.parametrize("last", ["cloudy", "core", "reference", "mask"])

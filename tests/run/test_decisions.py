@@ -1,8 +1,11 @@
 """Which pairs later stages take, by the rule and by a person."""
 
+import csv
+import io
+
 import pytest
 
-from cloudjob.errors import ConfigError, InputError
+from cloudjob.errors import ConfigError, InputError, SystemTroubleError
 from cloudjob.files import write_jsonl, write_text
 from cloudjob.run import decisions
 from cloudjob.run.folder import RunFolder
@@ -64,7 +67,33 @@ def test_what_a_spreadsheet_writes_is_read(folder):
     folder.decisions.parent.mkdir()
     folder.decisions.write_bytes(b'\xef\xbb\xbfversion,pair,decision,note\r\n1,p,accept,"a\r\nb"\r\n')
     assert decisions.read(folder.decisions) == [{"version": "1", "pair": "p", "decision": "accept", "note": "a\r\nb"}]
-    folder.decisions.write_bytes(b"pair,decision,version\np\xff,accept,1\n")
-    with pytest.raises(ConfigError, match="cannot be read as CSV"):
-        decisions.read(folder.decisions)
     assert decisions.read(folder.root / "none.csv") == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_european_spreadsheets_save_it_otherwise(folder, encoding, separator, end):
+    table = [
+        ["pair ", "decision", "reason", "reviewer", "version"],
+        ["a", "reject", "hazy; wet, too", "Jörn", "va"],
+        ["", "", "", "", ""],
+        ["e", "accept ", '"fine"', "", "ve"],
+        [" "],
+    ]
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, lineterminator=end).writerows(table)
+    folder.decisions.parent.mkdir()
+    folder.decisions.write_bytes(text.getvalue().encode(encoding))
+    rows = decisions.read(folder.decisions)
+    assert [[row[name.strip()] for name in table[0]] for row in rows] == [
+        ["a", "reject", "hazy; wet, too", "Jörn", "va"],
+        ["e", "accept", '"fine"', "", "ve"],
+    ]
+    assert [row["pair"] for row in decisions.accepted_pairs(folder)] == ["c", "e"]
+
+
+def test_what_the_system_refuses_is_no_mistake_of_a_person(folder):
+    folder.decisions.mkdir(parents=True)
+    with pytest.raises(SystemTroubleError, match=r"decisions\.csv: Is a directory"):
+        decisions.read(folder.decisions)

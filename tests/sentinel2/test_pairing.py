@@ -69,6 +69,24 @@ def accepted(found):
     return row
 
 
+def eastern_half(*facts, **more):
+    """What another station received of a scene: a product of its own without data in the west."""
+    view = preview(*facts, copy=3, **more)
+    view.core[:, : view.core.shape[1] // 2] = NO_DATA
+    return view
+
+
+def test_two_halves_of_an_acquisition_are_two_pairs_each_with_a_date_that_has_its_ground():
+    west, clear = preview(0, 0.2, no_data=0.5), preview(4)
+    east = eastern_half(0, 0.7)
+    halves = {west.product.name.granule}
+    found = [pairing.candidates(half, [clear], RULES, SETTINGS, halves) for half in (west, east)]
+    assert len({accepted(each)["pair"] for each in found}) == 2
+    assert all(row["pair"].endswith(f"_{DAY + timedelta(days=4):%Y%m%dT%H%M%S}") for each in found for row in each)
+    (row,) = pairing.candidates(west, [eastern_half(4)], RULES, SETTINGS)
+    assert "joint valid area 0.00, at least 0.5" in row["reasons"]
+
+
 def test_the_rules_are_those_of_the_configuration():
     assert asdict(pairing.Rules()) == dict(PairConfig())
 

@@ -494,5 +494,5 @@ def test_a_missing_or_broken_raster_is_a_matter_of_configuration(tmp_path, produ
     for content in (None, b"no raster"):
         if content:
             (tmp_path / f"{products[0].name.name}.tif").write_bytes(content)
-        with pytest.raises(ConfigError, match="not readable"):
+        with pytest.raises(ConfigError, match=r"missing; expected|not readable"):
             Preview.open(products[0], Settings(source="raster", folder=tmp_path))

@@ -3,8 +3,10 @@
 To make the copies anew, after looking at the difference: GOLDEN=write pytest tests/slurm
 """
 
+import csv
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from front_door import copied
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
 SCRIPTS = ("fetch", "prepare", "train", "infer", "evaluate", "pipeline")
+ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN")
 RECORDER = """#!/bin/bash
 # Notes its arguments and the directives that they override, and gives the next number as the id of the job.
 number=$(($(wc -l <"$RECORD" 2>/dev/null || echo 0) + 1))
@@ -116,6 +119,174 @@ def test_a_mistake_is_one_message_with_its_cure(home):
     assert not (home / "record").exists()
 
 
+@pytest.mark.parametrize(
+    ("job", "made", "cancelled"),
+    [
+        ({"SLURM_JOB_ID": "12"}, "", ["13", "14"]),
+        ({"SLURM_JOB_ID": "12"}, "1", None),
+        ({"SLURM_JOB_ID": "99", "SLURM_ARRAY_JOB_ID": "12", **dict.fromkeys(ARRAY, "3")}, "", ["13", "14"]),
+        ({"SLURM_JOB_ID": "99", "SLURM_ARRAY_JOB_ID": "12", **dict(zip(ARRAY, "43", strict=True))}, "", None),
+        ({"SLURM_JOB_ID": "14"}, "", []),
+    ],
+    ids=["nothing", "something", "first task", "other task", "last"],
+)
+def test_a_stage_that_made_nothing_ends_the_chain(home, job, made, cancelled):
+    """Items 0 to 2, of which those in `made` are done."""
+    (home / "chain").write_text("11\n12\n13\n14\n")
+    (home / "bin" / "scancel").write_text('#!/bin/sh\necho "$@" >cancelled\n')
+    (home / "bin" / "scancel").chmod(0o755)
+    program = (
+        "source slurm/common.sh\n"
+        'items() { if [[ "${2:-}" == --missing ]]; then tr -d "$MADE" <<<012; else echo 012; fi; }\n'
+        "look_before pair\n"
+        "echo goes on"
+    )
+    environment = {"PATH": f"{home}/bin:{os.environ['PATH']}", "CLOUDJOB_CHAIN": "chain", "MADE": made or "x", **job}
+    done = subprocess.run(
+        ["bash", "-c", program], cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
+    if cancelled is None:
+        assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "pair has made nothing" in done.stderr
+    said = home / "cancelled"
+    assert (said.read_text().split() if said.exists() else []) == (cancelled or [])
+
+
+def stubbed(home: Path, items: str, **tools: str) -> None:
+    """A cloudjob that lists these items and notes what else it is asked for, and tools of SLURM that say this."""
+    (home / ".venv").unlink()
+    tools["cloudjob"] = f'[[ "$1" == items ]] && echo {items} || printf "%s\\n" "$@" >>"$RECORD-cloudjob"'
+    for name, text in tools.items():
+        (home / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (home / "bin" / name).chmod(0o755)
+
+
+def submitted(home: Path) -> list[list[str]]:
+    """The arguments of each call of sbatch."""
+    return [shlex.split(line)[2:] for line in (home / "record").read_text().splitlines()]
+
+
+def indices(text: str) -> set[int]:
+    """What SLURM makes of --array, without the throttle."""
+    found = set()
+    for part in text.removeprefix("--array=").partition("%")[0].split(","):
+        first, last, step = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part).groups()
+        found |= set(range(int(first), int(last or first) + 1, int(step or 1)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("items", "limit", "wanted"),
+    [
+        ("0-1199", 1001, set(range(1200))),
+        ("0-2,7,999-1003,4711", 1000, {0, 1, 2, 7, *range(999, 1004), 4711}),
+        ("0-11:5,3-20%4", 7, {0, 5, 10, *range(3, 21)}),
+        ("5", 1001, {5}),
+        ("3-4", 1, {3, 4}),
+    ],
+)
+def test_an_array_is_submitted_in_parts_that_slurm_takes_each_with_the_offset_of_its_items(home, items, limit, wanted):
+    stubbed(home, items, scontrol=f"echo 'MaxArraySize            = {limit}'")
+    done = start(home, "prepare", "runs/reviewed", "--set", "seed=1")
+    assert done.returncode == 0, done.stderr
+    found: set[int] = set()
+    calls = submitted(home)
+    for array, script, *rest in calls:
+        assert script == "slurm/prepare.sh"
+        offset = int(rest.pop(0).removeprefix("--offset=")) if rest[0].startswith("--offset=") else 0
+        assert rest == ["runs/reviewed", "shard", "--set", "seed=1"]
+        assert max(indices(array)) < limit
+        assert array.endswith("%4") == items.endswith("%4")
+        part = {index + offset for index in indices(array)}
+        assert not part & found
+        found |= part
+    assert found == wanted
+    log = [line.split("\t") for line in (home / "runs/reviewed/jobs/log.tsv").read_text().splitlines()]
+    assert len({name for _, _, name, _ in log}) == len(calls)  # status tells the parts apart
+    ids = " and ".join(str(101 + number) for number in range(len(calls)))
+    assert f"as job {ids}\n" in done.stdout
+
+
+def test_a_site_without_arrays_gets_one_job(home):
+    stubbed(home, "0-5", scontrol="echo 'MaxArraySize            = 0'")
+    assert start(home, "prepare", "runs/reviewed").returncode == 0
+    assert submitted(home) == [["--output=%x-%j.out", "slurm/prepare.sh", "runs/reviewed", "shard"]]
+
+
+def test_the_array_that_one_asks_for_is_cut_too_and_a_refused_part_ends_it(home):
+    stubbed(home, "0-5", scontrol="echo 'MaxArraySize            = 1001'")
+    assert start(home, "prepare", "--array=1000-1002%2", "runs/reviewed").returncode == 0
+    assert [call[0] for call in submitted(home)] == ["--array=1000%2", "--array=0-1%2"]
+    stubbed_sbatch = "echo 'sbatch: error: Invalid account' >&2; exit 1"
+    (home / "bin" / "sbatch").write_text(f"#!/bin/bash\n{stubbed_sbatch}\n")
+    done = start(home, "prepare", "runs/reviewed")
+    assert done.returncode == 2
+    assert "sbatch refused: sbatch: error: Invalid account" in done.stderr
+
+
+JOB = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "5", "SLURM_JOB_NAME": "j"}
+JOB |= {"SLURM_JOB_NODELIST": "n1", "SLURMD_NODENAME": "n1", "SLURM_GPUS_ON_NODE": "1"}
+FACTS = 'echo "JobId=17 EndTime=2026-01-01T00:00:00 StdErr=/a b/c.out StdIn=/dev/null StdOut=/a b/c.out Power="'
+
+
+def in_job(home: Path, script: str, *arguments: str, **env: str) -> tuple[list[str], list[list[str]]]:
+    """What a script asks of cloudjob as a job, and what it logs."""
+    (home / "record-cloudjob").unlink(missing_ok=True)
+    stubbed_srun = 'while [[ "$1" != */cloudjob && "$1" != cloudjob ]]; do shift; done; exec "$@"'
+    kinds = '[[ "$1" == --mpi=list ]] && { echo "plugins: pmi2"; exit; }'
+    stubs = {"scontrol": FACTS, "squeue": "echo RUNNING", "srun": f"{kinds}\n{stubbed_srun}"}
+    for name, text in stubs.items():
+        (home / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (home / "bin" / name).chmod(0o755)
+    done = start(home, script, *arguments, **JOB, **env)
+    assert done.returncode == 0, done.stderr
+    log = next(home.glob("runs/*/jobs/log.tsv"))
+    return (home / "record-cloudjob").read_text().splitlines(), [line.split("\t")[1:] for line in log.open()]
+
+
+def test_a_task_of_a_later_part_makes_the_item_of_its_offset(home):
+    stubbed(home, "0")
+    for script, stage in (("prepare", "shard"), ("infer", "infer")):
+        asked, log = in_job(home, script, "--offset=1001", "runs/reviewed", stage)
+        assert asked == [stage, "runs/reviewed", "--run-dir", "runs/reviewed", "--index", "1006"]
+        assert log[-2:] == [["12_5", f"{stage}+1001", "started /a b/c.out\n"], ["12_5", f"{stage}+1001", "ended 0\n"]]
+        asked, _ = in_job(home, script, "runs/reviewed", stage)
+        assert asked[-2:] == ["--index", "5"]
+
+
+@pytest.mark.parametrize(
+    "name", ["exp[1]", "a,b", "a b", "#1 100%", "$HOME", "ümläut", "a:b", "it's", '"q"', "-x", "*"]
+)
+@pytest.mark.slow
+def test_a_run_folder_may_be_called_as_one_likes(home, name):
+    """In jobs and when they are submitted; and the image sees it."""
+    (home / "runs" / "reviewed").rename(home / "runs" / name)
+    stubbed(home, "0-1", scontrol="echo 'MaxArraySize = 1001'")
+    run = f"runs/{name}"
+    assert start(home, "prepare", run).returncode == 0
+    assert start(home, "pipeline", run).returncode == 0
+    assert submitted(home)[0][1:] == ["slurm/prepare.sh", run, "shard"]
+    assert all(run in call for call in submitted(home))
+    for script in ("prepare", "infer", "train", "evaluate", "fetch"):
+        asked, _ = in_job(home, script, run)
+        assert run in asked
+        assert asked[asked.index("--run-dir") + 1] == run
+    seen = (home / "runs" / name / "jobs" / "restarts-17").read_text()
+    (home / "runs" / name / "jobs" / "more").touch()  # a job's own files are no progress
+    in_job(home, "prepare", run)
+    assert (home / "runs" / name / "jobs" / "restarts-17").read_text() == seen
+    (home / "image.sif").touch()
+    (home / "bin" / "apptainer").write_text('#!/bin/bash\nprintf "%s\\n" "$@" >"$RECORD-apptainer"\n')
+    (home / "bin" / "apptainer").chmod(0o755)
+    (home / "record-cloudjob").touch()
+    start(home, "evaluate", run, CLOUDJOB_IMAGE="image.sif", **JOB)
+    words = (home / "record-apptainer").read_text().splitlines()
+    mounts = [next(csv.reader([words[at + 1]])) for at, word in enumerate(words) if word == "--mount"]
+    assert ["type=bind", f"src={home / run}", f"dst={home / run}"] in mounts
+
+
 @pytest.mark.slow
 def test_credentials_are_not_in_what_is_submitted(reviewed):
     start(reviewed, "pipeline", "runs/reviewed", CDSE_PASSWORD="hush-hush")
@@ -144,3 +315,32 @@ def test_shellcheck_has_nothing_to_say():
     subprocess.run(["shellcheck", "-x", *files, ROOT / ".ci" / "run"], check=True, cwd=ROOT)
     sites = (ROOT / "slurm" / "sites").glob("*.env")
     subprocess.run(["shellcheck", "--shell=bash", "--exclude=SC2034", *sites], check=True)
+
+
+def noted(home: Path, target: str = "") -> subprocess.CompletedProcess:
+    """`note` and `say` of common.sh, into `target` where one is given."""
+    program = (
+        f"source slurm/common.sh; run_dir=runs/reviewed; {{ note 7 shard 'ended 0'; say --- a job; }} {target}; echo on"
+    )
+    return subprocess.run(["bash", "-c", program], cwd=home, capture_output=True, text=True, check=False)
+
+
+def test_a_line_for_status_begins_anew_after_a_torn_one(home):
+    log = home / "runs" / "reviewed" / "jobs" / "log.tsv"
+    log.parent.mkdir()
+    for before in ("", "1\t6\tshard\tended 0\n", "1\t6\tshard\tended 0\n2\t6\tsha"):
+        log.write_text(before)
+        assert noted(home).stdout == "--- a job\non\n"
+        *kept, last = log.read_text().splitlines()
+        assert kept == before.splitlines()
+        assert last.split("\t")[1:] == ["7", "shard", "ended 0"]
+
+
+def test_a_full_disk_below_the_logs_ends_no_job(home):
+    log = home / "runs" / "reviewed" / "jobs" / "log.tsv"
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    done = noted(home, ">/dev/full")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
+    shutil.rmtree(log.parent)
+    assert noted(home).stdout == "--- a job\non\n"

@@ -321,6 +321,10 @@ def test_thick_pixels_of_a_scene_are_those_below_known_cloud_else_those_of_its_m
     if not known:
         for path in (run / "truth").glob("*_seen.tif"):
             path.unlink()
+        for path in (run / "records" / "download").glob("*.json"):
+            record = json.loads(path.read_text())
+            record["outputs"] = {name: kept for name, kept in record["outputs"].items() if "_seen" not in name}
+            path.write_text(json.dumps(record))
         cloudjob("evaluate", run, "--force")
     found = {row["product"]: row for row in rows(run) if (row["method"], row["on"]) == ("poisson", "thick")}
     assert len(found) == 3
@@ -333,3 +337,23 @@ def test_thick_pixels_of_a_scene_are_those_below_known_cloud_else_those_of_its_m
                 thick = image.read(1) > 50
         row = found[pair["cloudy"]]
         assert row["pixels"] + row["missing"] == (thick & np.isin(scene.mask, HIDDEN)).sum() > 0
+
+
+@pytest.mark.slow
+def test_a_checkpoint_from_elsewhere_is_scored_and_reported_without_shards_or_a_training(finished, tmp_path):
+    run, elsewhere = copied(finished, tmp_path / "run"), tmp_path / "elsewhere.pt"
+    shutil.copy(checkpoint.newest(run / "train" / "checkpoints"), elsewhere)
+    for folder in ("shards", "train", "evaluation", "records/shard", "records/train", "records/evaluate", "report"):
+        shutil.rmtree(run / folder)
+    scene, *others = sorted(path.name for path in (run / "outputs").iterdir())
+    cloudjob("evaluate", run, "--only", scene, code=3)  # our own shards say how its scenes were split
+    cloudjob("evaluate", run, "--set", f"infer.checkpoint={elsewhere}", "--only", scene)
+    found = summary(run)
+    assert (found["headline_split"], found["scenes"], found["lacking"]) == ("unknown", {"unknown": 1}, others)
+    before = {row["method"]: row["psnr"] for row in rows(finished) if row["product"] == scene and row["on"] == "cloud"}
+    assert {row["method"]: row["psnr"] for row in rows(run) if row["on"] == "cloud"} == before
+    cloudjob("report", run)
+    page = (run / "report" / "index.html").read_text()
+    assert "what it was trained on is not known here" in page
+    assert f"Not scored, for they are not made: {', '.join(others)}." in page
+    assert "<h2>Data" not in page

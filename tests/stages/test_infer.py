@@ -141,7 +141,10 @@ def test_without_a_network_it_says_which_stage_makes_one(folder):
 
 def test_what_is_not_downloaded_is_named(folder, trained):
     (folder.safe(NEAR) / "bands").unlink()
-    with pytest.raises(InputError, match=f"infer reads what download makes, and 1 of 4 items.*{NEAR}"):
+    with pytest.raises(InputError, match=f"infer: 2 items lack their input, {FIRST}: download of {NEAR}: .* is gone"):
+        infer.run(chosen(trained, "infer.reference=nearest"), folder)
+    folder.only = [SECOND]
+    with pytest.raises(InputError, match=f"^download of {NEAR}: .*Run: cloudjob download"):
         infer.run(chosen(trained, "infer.reference=nearest"), folder)
 
 

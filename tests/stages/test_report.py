@@ -55,6 +55,14 @@ def config() -> Config:
     return source.load(CONFIG, ["review.gain=1.5", "train.lr=0.0123"])[0]
 
 
+def test_the_page_says_what_is_not_scored(folder, config):
+    write_json(folder.evaluation, SUMMARY | {"lacking": ["one", "two"]})
+    report.run(config, folder)
+    page = folder.report.read_text()
+    assert "1 scenes. Not scored, for they are not made: one, two. Clear pixels" in page
+    assert "<h2>Data" in page
+
+
 def test_the_page_holds_what_the_stages_wrote(folder, config):
     summary = report.run(config, folder)
     assert (summary.done, summary.output) == (["run"], f"report: {folder.report}")
@@ -82,6 +90,26 @@ def test_metrics_validation_and_checks_are_read_where_the_training_wrote_them(fo
     assert "nothing is learned" in page
 
 
+def test_what_cannot_be_read_is_named_and_the_rest_is_shown(folder, config):
+    said = []
+    folder.say = said.append
+    write_jsonl(folder.metrics, [{"seen": seen, "loss": 0.5, "samples_per_s": 3.25} for seen in (8, 16)])
+    for path in (folder.metrics, folder.scores):
+        with path.open("ab") as file:
+            file.write(b'{"seen": 24, "lo')
+    folder.shard_index.write_text('{"window": ')
+    assert report.run(config, folder).done == ["run"]
+    page = folder.report.read_text()
+    assert "3.2 samples per second" in page
+    assert "p-1 (test): 31.50 dB" in page
+    assert "The index of the shards cannot be read." in page
+    for name, stage in (("metrics.jsonl:3", "train"), ("scores.jsonl:2", "evaluate"), ("index.json", "shard")):
+        assert [line for line in said if name in line and f"cloudjob {stage} {folder.root}" in line], name
+    folder.evaluation.write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json: is not JSON .* cloudjob evaluate"):
+        report.items(config, folder)
+
+
 def test_made_again_when_the_scores_or_the_training_change_and_only_then(folder, config):
     assert report.run(config, folder).done == ["run"]
     again = report.run(config, folder)
@@ -93,8 +121,12 @@ def test_made_again_when_the_scores_or_the_training_change_and_only_then(folder,
     assert records.why(folder, report.items(config, folder)[0]) == "changed: input train"
 
 
-def test_without_scores_or_shards_it_says_what_to_run_first(folder, config):
+def test_without_scores_or_shards_it_says_what_to_run_first(folder, config, tmp_path):
     folder.shard_index.unlink()
+    elsewhere = source.load(CONFIG, [f"infer.checkpoint={tmp_path}/elsewhere.pt"])[0]
+    assert report.run(elsewhere, folder).done == ["run"]
+    assert "<h2>Data" not in folder.report.read_text()
+    folder.report.unlink()
     with pytest.raises(InputError, match="cloudjob shard"):
         report.run(config, folder)
     folder.evaluation.unlink()

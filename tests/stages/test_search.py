@@ -1,8 +1,23 @@
 """Answers of several queries become one row per product."""
 
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudjob.config import source
+from cloudjob.copernicus import catalogue
+from cloudjob.copernicus.catalogue import Scene
+from cloudjob.errors import ConfigError, ItemError, LeftOutError
+from cloudjob.files import read_jsonl
+from cloudjob.run import records
+from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
 from cloudjob.stages import search
 
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 NAME = "S2A_MSIL2A_20240301T222541_N0400_R029_T05WPS_20240302T001122"
 
 
@@ -12,10 +27,10 @@ def scene(name, **facts):
     return {"product": name, "satellite": satellite, "baseline": baseline, "tile": tile[1:]} | facts
 
 
-def merged(*answers):
+def merged(*answers, gone=()):
     """Of (role, names) each."""
     items = [Item("search", f"{role}-{number}", {"role": role}, {}) for number, (role, _) in enumerate(answers)]
-    return search._merge(items, [[scene(name) for name in names] for _, names in answers])
+    return search._merge(items, [[scene(name) for name in names] for _, names in answers], gone)
 
 
 def test_a_product_of_both_roles_has_one_row():
@@ -33,3 +48,178 @@ def test_of_one_datatake_and_tile_the_newest_baseline_is_kept():
 def test_other_tiles_satellites_and_times_are_other_products():
     others = [NAME.replace(*change) for change in (("05WPS", "05WPT"), ("S2A", "S2B"), ("T222541", "T222542"))]
     assert len(merged(("clear", [NAME, *others]))) == 4
+
+
+def test_where_the_newest_is_gone_the_next_one_takes_its_place_and_it_stays_to_be_named():
+    newer = NAME.replace("N0400", "N0510").replace("20240302T001122", "20240402T001122")
+    newest = newer.replace("20240402T", "20240403T")
+
+    def kept(*gone):
+        return [row["product"] for row in merged(("clear", [newest, NAME, newer]), gone=gone)]
+
+    assert kept() == kept(NAME) == kept(newer) == [newest]
+    assert kept(newest) == [newer, newest]
+    assert kept(newest, newer) == [NAME, newer, newest]
+
+
+class Catalogue:
+    """Stands in for the Data Space: month -> names that it lists, or an error."""
+
+    def __init__(self):
+        self.months, self.asked = {}, []
+
+    def search(self, session, endpoints, *, polygon, start, end, cloud, said):
+        role = "clear" if cloud[1] == 1 else "cloudy"
+        self.asked.append(f"{role}-{start:%Y-%m}")
+        found = self.months.get(self.asked[-1], [])
+        if isinstance(found, Exception):
+            raise found
+        facts = dict.fromkeys(("snow_cover", "sun_elevation", "no_data", "size"))
+        fields = ("product", "satellite", "baseline", "tile")
+        return [
+            Scene(
+                **{key: scene(name)[key] for key in fields},
+                **facts,
+                id=identity,
+                datetime="2024",
+                relative_orbit=1,
+                cloud_cover=1.0,
+                footprint={},
+                online=True,
+            )
+            for name, identity in found
+        ]
+
+
+CLOUDY = NAME.replace("20240301T", "20240310T")
+OTHER = NAME.replace("20240301T", "20240320T")
+
+
+@pytest.fixture
+def data_space(monkeypatch) -> Catalogue:
+    found = Catalogue()
+    found.months = {"clear-2024-03": [(NAME, "1"), (OTHER, "2")], "cloudy-2024-03": [(CLOUDY, "3")]}
+    monkeypatch.setattr(catalogue, "search_stac", found.search)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    made = RunFolder(tmp_path)
+    made.said = []
+    made.say = made.said.append
+    return made
+
+
+def found(folder: RunFolder, *overrides: str) -> tuple[records.Summary, set[str]]:
+    summary = search.run(source.load(CONFIG, list(overrides))[0], folder)
+    return summary, {row["product"] for row in read_jsonl(folder.scenes)}
+
+
+def leave_out(folder: RunFolder, product: str, stage: str = "preview") -> None:
+    def gone(item):
+        raise LeftOutError("HTTP 404")
+
+    records.work(folder, stage, [Item(stage, product, {}, {})], gone)
+
+
+def test_a_month_without_an_answer_costs_no_other_month(data_space, folder):
+    answer, data_space.months["cloudy-2024-03"] = data_space.months["cloudy-2024-03"], ItemError("HTTP 500")
+    summary, products = found(folder)  # no cloudy product at all, but that may change
+    assert (list(summary.failed), products) == (["cloudy-2024-03"], {NAME, OTHER})
+    data_space.asked.clear()
+    data_space.months["cloudy-2024-03"] = answer
+    summary, products = found(folder)
+    assert (data_space.asked, products) == (["cloudy-2024-03"], {NAME, OTHER, CLOUDY})
+    data_space.months = {}
+    folder.force = True
+    with pytest.raises(ConfigError, match=r"search\.clear"):
+        found(folder)
+
+
+def test_without_any_answer_no_earlier_list_stays(data_space, folder):
+    found(folder)
+    data_space.months = dict.fromkeys([*data_space.months, "cloudy-2024-02", "cloudy-2024-04"], ItemError("HTTP 500"))
+    folder.force = True
+    summary = search.run(source.load(CONFIG, [])[0], folder)
+    assert (len(summary.failed), folder.scenes.exists()) == (4, False)
+
+
+@pytest.mark.parametrize("stage", ["preview", "download"])
+def test_what_is_gone_is_asked_for_again_and_nothing_else_is_taken_up(data_space, folder, stage):
+    found(folder)
+    leave_out(folder, OTHER, stage)
+    newcomer = NAME.replace("20240301T", "20240322T")
+    data_space.months["clear-2024-03"] = [(newcomer, "4")]
+    data_space.asked.clear()
+    assert found(folder)[1] == {NAME, OTHER, CLOUDY}  # it is still not served, and still named
+    assert data_space.asked == ["clear-2024-03"]
+    assert records.left_out(folder, stage, OTHER)
+    data_space.months["clear-2024-03"] = ItemError("no answer")
+    summary, products = found(folder)
+    assert (summary.failed, products) == ({}, {NAME, OTHER, CLOUDY})
+    assert "no answer" in folder.said[-1]
+    data_space.months["clear-2024-03"] = [(newcomer, "4"), (OTHER, "5")]
+    summary, products = found(folder)
+    assert products == {NAME, OTHER, CLOUDY}
+    assert records.record(folder, stage, OTHER) is None  # the next stages look anew
+    assert {row["product"]: row["id"] for row in read_jsonl(folder.scenes)} == {NAME: "1", OTHER: "5", CLOUDY: "3"}
+    data_space.asked.clear()
+    found(folder)
+    assert data_space.asked == []
+
+
+def test_a_reprocessed_product_takes_the_place_of_one_that_is_gone(data_space, folder):
+    found(folder)
+    leave_out(folder, OTHER)
+    again = OTHER.replace("N0400", "N0511").replace("20240302T001122", "20240602T001122")
+    data_space.months["clear-2024-03"] = [(again, "6")]
+    assert found(folder)[1] == {NAME, again, CLOUDY}
+
+
+def test_excluded_products_are_listed_and_not_asked_for_again(data_space, folder):
+    newer = NAME.replace("N0400", "N0510").replace("20240302T001122", "20240402T001122")
+    data_space.months["clear-2024-03"].append((newer, "7"))
+    assert found(folder)[1] == {OTHER, CLOUDY, newer}
+    exclude = f"search.exclude=[{newer}, {NAME.replace('05WPS', '05WPT')}]"
+    leave_out(folder, newer)
+    data_space.asked.clear()
+    summary, products = found(folder, exclude)
+    assert (data_space.asked, products) == ([], {OTHER, CLOUDY, newer, NAME})  # the older one is taken instead
+    assert summary.note == "4 products on 1 tiles, 1 of them left out"
+    assert "T05WPT_20240302T001122 is not among the products that were found" in folder.said[-1]
+
+
+def on(south: float, north: float) -> dict:
+    ring = [[-150, north], [-149, north], [-149, south], [-150, south], [-150, north]]
+    return {"footprint": {"type": "Polygon", "coordinates": [ring]}}
+
+
+def copies(*facts: dict, baseline: str = "N0510") -> list[dict]:
+    """Products of one datatake and tile, each processed a day after the one before."""
+    name = NAME.replace("N0400", baseline).replace("20240302T", "202404{:02d}T")
+    return [scene(name.format(day), **fact) for day, fact in enumerate(facts, 1)]
+
+
+def kept(rows: list[dict]) -> list[str]:
+    return [row["product"] for row in search._merge([Item("search", "a", {"role": "clear"}, {})], [rows])]
+
+
+@pytest.mark.parametrize("own", ["N9999", "N9933"])
+def test_a_product_of_somebodys_own_is_taken_only_where_esa_has_none(own):
+    mine, esa = copies({}, baseline=own)[0], scene(NAME)
+    for rows in itertools.permutations([mine, esa]):
+        assert kept(list(rows)) == [NAME]
+    assert kept([mine]) == [mine["product"]]
+
+
+@given(st.permutations(range(4)))
+def test_of_two_halves_both_are_kept_each_in_its_newest_copy(order):
+    """Two ground stations received a part each; the parts overlap a little, and one was processed again."""
+    rows = [*copies(on(69.0, 69.5), on(69.45, 70.0), on(69.01, 69.5)), scene(NAME, **on(69.0, 70.0))]
+    assert kept([rows[index] for index in order]) == [rows[1]["product"], rows[2]["product"]]
+
+
+def test_a_copy_whose_footprint_is_not_known_is_no_half():
+    rows = copies(on(69.0, 69.5), {})
+    assert kept(rows) == [rows[1]["product"]]

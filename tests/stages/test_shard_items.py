@@ -6,7 +6,10 @@ import pytest
 
 from cloudjob import files
 from cloudjob.config import source
+from cloudjob.errors import ConfigError, CorruptFileError, InputError, ItemError, LeftOutError, RejectedError
+from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
 from cloudjob.stages import download, shard
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
@@ -134,3 +137,76 @@ def test_where_the_ground_of_its_tile_drifts_is_an_input(folder):
     after = items(folder, rows)
     assert after["05WMU"].inputs == before["05WMU"].inputs | {"drifting/05WMU.tif": files.file_sha256(path)}
     assert all(after[tile] == before[tile] for tile in TILES if tile != "05WMU")
+
+
+# --- the index of what is made -----------------------------------------------------------------------------------
+@pytest.fixture
+def cutting(folder, monkeypatch):
+    """A folder with all downloads, and of each tile what its pair comes to: a shard, or an error."""
+    folder.outcome = {}
+
+    def make(config, folder, item, pair):
+        outcome = folder.outcome.get(item.name.split("_")[0])
+        if outcome:
+            raise outcome
+        path = folder.shard(item.config["split"], item.config["number"])
+        files.write_text(path, item.name)
+        return [path], {"count": 3}
+
+    monkeypatch.setattr(shard, "_make", make)
+    monkeypatch.setattr("cloudjob.patches.shard_writer.normalisation", lambda parts: len(parts))
+    files.write_jsonl(folder.scenes, [{"product": product(tile, 10), "roles": ["cloudy"]} for tile in TILES])
+    for tile in TILES:
+        records.work(folder, "pair", [Item("pair", product(tile, 10), {}, {})], lambda item: ([], []))
+    return folder
+
+
+def cut_all(folder) -> dict:
+    files.write_jsonl(folder.pairs, [pair(tile) for tile in TILES])
+    folder.summary = shard.run(source.load(CONFIG, [])[0], folder)
+    return files.read_json(folder.shard_index)
+
+
+def test_the_index_holds_the_shards_that_are_made_and_names_the_products_without_one(cutting):
+    cutting.outcome = {TILES[0]: ItemError("broken"), TILES[1]: RejectedError("dark"), TILES[2]: LeftOutError("gone")}
+    found = cut_all(cutting)
+    assert [entry["pair"].split("_")[0] for entry in found["files"]] == [TILES[3]]
+    assert found["lacking"] == [product(TILES[0], 10)]
+    assert len(found["split"]["pairs"]) == 4
+    stray = cutting.shards / "train-00099.h5"
+    stray.write_text("of another task, which has not written its record yet")
+    cutting.outcome = {}
+    cut_all(cutting)
+    assert not stray.exists()  # all are made
+    cutting.outcome = {TILES[0]: ItemError("broken")}
+    cutting.force = True
+    stray.write_text("of another task")
+    assert len(cut_all(cutting)["files"]) == 3
+    assert stray.exists()
+
+
+def test_products_whose_pairing_failed_lack_a_shard_too(cutting):
+    def fails(item):
+        raise errors[item.name]
+
+    whole = cut_all(cutting)
+    assert "lacking" not in whole
+    errors = {product(TILES[0], 10): ItemError("broken"), product(TILES[1], 10): RejectedError("dark")}
+    errors |= {product(TILES[2], 10): LeftOutError("gone")}
+    records.work(cutting, "pair", [Item("pair", name, {"again": True}, {}) for name in errors], fails)
+    records.path(cutting, "pair", product(TILES[3], 10)).unlink()
+    assert cut_all(cutting) == whole | {"lacking": sorted(product(tile, 10) for tile in (TILES[0], *TILES[2:]))}
+
+
+def test_without_any_shard_no_earlier_index_stays(cutting):
+    cut_all(cutting)
+    cutting.outcome, cutting.force = {tile: ItemError("broken") for tile in TILES}, True
+    with pytest.raises(CorruptFileError, match="missing"):
+        cut_all(cutting)
+    assert len(cutting.summary.failed) == 4
+    cutting.outcome = {tile: InputError("download first") for tile in TILES}
+    with pytest.raises(InputError, match="4 items lack their input"):
+        cut_all(cutting)
+    cutting.outcome = {tile: RejectedError("dark") for tile in TILES}
+    with pytest.raises(ConfigError, match="no pair gives a triplet"):
+        cut_all(cutting)

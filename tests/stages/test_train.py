@@ -7,10 +7,13 @@ import pytest
 import torch
 from small_runs import CLOUDJOB, TORCHRUN, configure, settings, weights, workspace
 
-from cloudjob.errors import InputError, InterruptedJob
+from cloudjob.errors import ConfigError, InputError, InterruptedJob
+from cloudjob.files import digest, read_json, write_json
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.stages import train
+
+PRODUCT = "S2A_MSIL2A_20240310T222541_N0510_R029_T05WPS_20240311T001122"
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +98,60 @@ def test_two_ranks_report_and_set_aside_what_the_second_one_finds(tmp_path):
     assert done.returncode != 0
     assert not path.exists()
     assert Path(f"{path}.corrupt").exists()
+
+
+def test_a_training_stays_with_the_shards_that_it_began_with(tmp_path):
+    """Shards of products that had none then cost it nothing; other changes count."""
+    files = [{"pair": f"05WPS_202403{day}T222541_20240320T222541", "sha256": str(day)} for day in (12, 14, 10)]
+    space = RunFolder(tmp_path)
+
+    def shards(*numbers: int, lacking: tuple[str, ...] = ()) -> str:
+        index = {"files": [files[number] for number in numbers]} | ({"lacking": list(lacking)} if lacking else {})
+        write_json(space.shard_index, index)
+        return digest(index)
+
+    def trains_on() -> str:
+        return train.items(settings(), space)[0].inputs["shards"]
+
+    begun = shards(0, 1, lacking=(PRODUCT,))
+    assert trains_on() == begun
+    write_json(space.trained_on, read_json(space.shard_index))
+    now = shards(0, 1, 2)
+    assert trains_on() == begun
+    space.say = (said := []).append
+    train._say_lacking(space, train._index(space))
+    assert said[0] == f"train: on all but 1 cloudy products without a shard: {PRODUCT}"
+    assert said[1].endswith(f"1 of them have one by now; to train on them too: cloudjob train {tmp_path} --force")
+    space.force = True
+    assert trains_on() == now
+    space.force = False
+    files[2]["pair"] = "05WPS_20240316T222541_20240320T222541"  # a product that nobody lacked
+    for numbers in ((0, 1, 2), (0,)):
+        now = shards(*numbers)
+        assert trains_on() == now
+
+
+def test_without_a_triplet_it_says_whether_one_may_still_come(tmp_path):
+    space = RunFolder(tmp_path)
+    for more, error in (({}, ConfigError), ({"lacking": [PRODUCT]}, InputError)):
+        write_json(space.shard_index, {"files": [], "normalisation": None} | more)
+        with pytest.raises(error, match="no triplet to train on"):
+            train.run(settings(), space)
+
+
+@pytest.mark.slow
+def test_what_is_lacking_is_kept_for_the_next_time(tmp_path):
+    space = workspace(tmp_path / "run")
+    short = settings("train.samples=8", "train.process=regression")
+    lacking = {"lacking": [PRODUCT]}
+    whole = read_json(space.shard_index)
+    write_json(space.shard_index, whole | lacking)
+    assert train.run(short, space).done == ["run"]
+    assert read_json(space.trained_on) == whole | lacking
+    write_json(space.shard_index, whole)
+    assert train.run(short, space).skipped == ["run"]
+    space.force = True
+    assert train.run(short, space).done == ["run"]
+    space.force = False
+    assert not space.trained_on.exists()
+    assert train.run(short, space).skipped == ["run"]

@@ -113,10 +113,11 @@ def test_a_node_folder_that_cannot_be_used_is_a_mistake_in_the_configuration(tmp
     monkeypatch.delenv("NODE_DISK", raising=False)
     monkeypatch.setenv("EMPTY", "")
     (tmp_path / "file").touch()
-    for text in ("$NODE_DISK", "$NODE_DISK/shards", "${NODE_DISK}", "$EMPTY"):
+    unset = dict.fromkeys(("$NODE_DISK", "$NODE_DISK/shards", "${NODE_DISK}"), "$NODE_DISK is not set on this node")
+    for text, words in (unset | {"$EMPTY": "$EMPTY is empty on this node", "": "an empty text names no path"}).items():
         with pytest.raises(ConfigError) as failed:
             data.node_folder(text)
-        assert str(failed.value).startswith(f"train.local_dir = {text}: the variable is not set on this node")
+        assert str(failed.value).startswith(f"train.local_dir = {text}: {words}")
     for below in ("below", "below/it"):
         with pytest.raises(ConfigError, match=r"train\.local_dir = .*cannot be made \(Not a directory\)"):
             data.node_folder(str(tmp_path / "file" / below))

@@ -11,6 +11,7 @@ import torch
 from cloudjob import __version__
 from cloudjob.diffusion import checkpoint
 from cloudjob.errors import ConfigError
+from cloudjob.files import append_jsonl
 from cloudjob.hpc import distributed, machine, slurm
 from cloudjob.training import logs
 from cloudjob.training.logs import Board, Journal, Meter
@@ -23,8 +24,8 @@ CPU = torch.device("cpu")
 def test_rows_are_appended_and_a_half_written_one_is_left_out(tmp_path):
     path = tmp_path / "train" / "metrics.jsonl"
     assert logs.rows(path) == []
-    logs.append(path, {"seen": 8, "loss": 0.5})
-    logs.append(path, {"seen": 16, "name": "µ"})
+    append_jsonl(path, {"seen": 8, "loss": 0.5})
+    append_jsonl(path, {"seen": 16, "name": "µ"})
     assert path.read_bytes().decode("utf-8").count("\n") == 2
     with open(path, "a") as file:
         file.write('{"seen": 24, "lo')
@@ -36,7 +37,7 @@ def test_rows_that_will_be_written_again_are_left_out(tmp_path):
     logs.trim(path, 8)
     assert not path.exists()
     for seen in (8, 16, 24):
-        logs.append(path, {"seen": seen})
+        append_jsonl(path, {"seen": seen})
     with open(path, "a") as file:
         file.write('{"seen": 16, "half')
     logs.trim(path, 16)
@@ -155,7 +156,7 @@ def test_a_row_is_of_all_ranks(clock, tmp_path, monkeypatch):
 
 def test_what_earlier_jobs_of_the_training_used_is_not_forgotten(clock, tmp_path):
     for seen in (8, 16):
-        logs.append(tmp_path / "metrics.jsonl", {"seen": seen, "energy_kwh": seen / 8, "seconds": 100.0 * seen})
+        append_jsonl(tmp_path / "metrics.jsonl", {"seen": seen, "energy_kwh": seen / 8, "seconds": 100.0 * seen})
     energy = Joules()
     made = meter(tmp_path, energy)
     assert made.kind == "estimated"
@@ -221,6 +222,7 @@ class Paper:
             job_cards=folder / "jobs.jsonl",
             samples=folder / "samples",
             tensorboard=folder / "tensorboard",
+            forced=folder / "forced.json",
         )
         self.state = SimpleNamespace(
             seen=seen,
@@ -255,7 +257,7 @@ class Paper:
 def test_the_logs_go_on_from_where_the_training_does(tmp_path, monkeypatch):
     for name in ("metrics", "validation", "checks", "jobs"):
         for seen in (8, 16, 24):
-            logs.append(tmp_path / f"{name}.jsonl", {"seen": seen})
+            append_jsonl(tmp_path / f"{name}.jsonl", {"seen": seen})
     Paper(tmp_path, monkeypatch, rank=1)
     assert len(logs.rows(tmp_path / "metrics.jsonl")) == 3  # rank 0 alone writes
     Paper(tmp_path, monkeypatch)

@@ -1,7 +1,9 @@
 """The loop: what is done after how many samples or seconds, what all ranks agree on, and how it stops and goes on."""
 
+import functools
 import itertools
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,8 @@ from cloudjob.errors import InterruptedJob
 from cloudjob.hpc import distributed
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.patches import loader
-from cloudjob.training import logs, loop
+from cloudjob.training import held_out, logs, loop
+from cloudjob.training.held_out import HeldOut
 from cloudjob.training.loop import Training, _agree, _interval, _late, _Wishes
 from cloudjob.training.settings import Files, Identity, Settings, Talk
 
@@ -47,7 +50,7 @@ def shards(tmp_path_factory) -> Path:
 class Looks:
     """What is seen of held-out triplets: nothing but when and with what it was looked at."""
 
-    def __init__(self, recipe, settings, held_out, instead, device, *, bfloat16):
+    def __init__(self, recipe, settings, held_out, instead, device, *, bfloat16, stopped):
         self.given = (len(held_out), len(instead), bfloat16)
         self.faults_after, self.validated, self.averages = [], [], []
 
@@ -90,7 +93,7 @@ def training(
     anew: bool = False,
     stop=None,
 ) -> Training:
-    names = ("checkpoints", "metrics", "validation", "checks", "job_cards", "samples", "tensorboard")
+    names = ("checkpoints", "metrics", "validation", "checks", "job_cards", "samples", "tensorboard", "forced")
     files = Files(**{name: folder / "train" / f"{name}" for name in names})
     said: list[str] = []
     talk = Talk(say=said.append, stop_requested=stop or (lambda: False))
@@ -116,6 +119,7 @@ class Clock:
         self.now = 1000.0
         for module in (loop, logs):
             monkeypatch.setattr(module, "time", self)
+        monkeypatch.setattr(loop.awake, "of_process", loop.awake.Clock)  # the other knows of gaps in earlier tests
 
     def monotonic(self) -> float:
         return self.now
@@ -143,7 +147,9 @@ def test_what_is_done_after_which_share(shards, tmp_path):
     assert looks.given == (4, 16, False)
     assert seen(files.checks) == [4, 8, 20, 40, 80]
     assert [share for _, share in looks.faults_after] == [0.05, 0.1, 0.25, 0.5, 1.0]
-    assert {network for network, _ in looks.faults_after} == {made.state.network}  # as it is trained
+    last, _ = looks.faults_after[-1]
+    assert last is not made.state.network  # a copy of it as it is trained
+    assert torch.equal(last.stem.weight, made.state.network.stem.weight)
     assert seen(files.validation) == [8, 16, 24, 32, 40, 48, 56, 64, 72, 80]
     assert logs.rows(files.validation)[0] == {"seen": 8, "loss": 0.5}
     assert made.state.network not in looks.validated  # averaged
@@ -272,6 +278,77 @@ def test_asked_to_stop_it_saves_and_leaves_and_goes_on_from_there(shards, tmp_pa
     assert path.read_bytes() == never_stopped
     assert seen(made.files.metrics) == [6, 10, 16]
     assert seen(made.files.checks) == [2, 4, 8, 16]
+
+
+def written(made: Training) -> list:
+    """All that looks at held-out triplets leave, and the last checkpoint."""
+    rows = [logs.rows(path) for path in (made.files.checks, made.files.validation)]
+    pictures = {path.name: path.read_bytes() for path in made.files.samples.iterdir()}
+    return [*rows, pictures, checkpoint.newest(made.files.checkpoints).read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_stop_is_heard_in_every_look_which_is_made_when_the_training_goes_on(shards, tmp_path, monkeypatch):
+    """Before any layer: in a diagnosis, a validation, the choice of the average, the calibration, the last looks."""
+    monkeypatch.setattr(loop, "HeldOut", HeldOut)
+    monkeypatch.setattr(held_out, "_ASK_S", 0.0)
+    settings = replace(PLAIN, process="residual", members=2, steps=2, samples=8)
+    asked, inside = [], set()  # how often it was asked, and which times it was in a look
+    plain = training(shards, tmp_path / "plain", settings, stop=lambda: bool(asked.append(1)))
+    for name in ("_look", "_complete"):
+        whole = getattr(plain, name)
+
+        def noted(whole=whole):
+            before = len(asked)
+            found = whole()
+            inside.update(range(before, len(asked)))
+            return found
+
+        monkeypatch.setattr(plain, name, noted)
+    plain.run()
+    assert len(inside) > 400
+    moments = [random.Random(7).choice(sorted(inside)), max(inside), max(inside) - 300]
+    for number, moment in enumerate(moments):
+        times = itertools.count()
+        stop = functools.partial(lambda times, moment: next(times) >= moment, times, moment)
+        made = training(shards, tmp_path / str(number), settings, stop=stop)
+        with pytest.raises(InterruptedJob, match="while it looked at held-out triplets"):
+            made.run()
+        assert next(times) < moment + 4  # and not much later: after the step that follows
+        made = training(shards, tmp_path / str(number), settings)
+        made.run()
+        assert written(made) == written(plain)
+        assert seen(made.files.metrics)[-1] == 8
+        assert len(set(seen(made.files.metrics))) == len(seen(made.files.metrics))
+
+
+@pytest.mark.slow
+def test_a_job_that_ends_while_it_looks_stops_too(shards, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(loop, "HeldOut", HeldOut)
+    monkeypatch.setattr(held_out, "_ASK_S", 0.0)
+    made = training(shards, tmp_path)
+    clock.slow(made, 5)
+    validate = made.held_out.validate
+
+    def long(network):
+        monkeypatch.setenv("CLOUDJOB_DEADLINE", str(clock.now + 10))
+        return validate(network)
+
+    monkeypatch.setattr(made.held_out, "validate", long)
+    with pytest.raises(InterruptedJob, match="stopped at 2 of 16 samples"):
+        made.run()
+    assert (seen(made.files.checks), seen(made.files.validation)) == ([2], [])
+
+
+def test_the_time_that_a_job_was_suspended_is_added_to_its_end(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setenv("CLOUDJOB_DEADLINE", str(clock.now + 40))
+    assert not _late(10, suspended_s=0)
+    clock.now += 600
+    assert _late(10, suspended_s=0)
+    assert _late(10, suspended_s=599)
+    assert not _late(10, suspended_s=600)
 
 
 def test_with_force_it_begins_anew(shards, tmp_path):

@@ -59,13 +59,10 @@ def test_killed_at_some_moments_and_once_while_saving_it_ends_in_the_same_weight
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_path, size):
-    """By a file, by signals to the last rank alone, by the end of the job as the last rank alone knows it."""
+    """By a file, by signals to the last rank alone, by the end of the job as the last rank alone knows it; a file of
+    before stops nobody."""
     space = workspace(tmp_path / "run")
     (space.root / "STOP").touch()
-    with Ranks(space, size, *LONG) as ranks:
-        assert ranks.wait() == [75] * size, ranks.text()
-        assert ranks.text().count("stopped before") == 1
-    (space.root / "STOP").unlink()
     for way in ("STOP", signal.SIGTERM, signal.SIGUSR2, "deadline"):
         left = 31 if way == "deadline" else 3600  # a rank leaves half a minute before the end
         with Ranks(space, size, *LONG, own={size - 1: {"SLURM_JOB_END_TIME": time.time() + left}}) as ranks:
@@ -78,6 +75,7 @@ def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_
                 ranks.processes[-1].send_signal(way)
             assert ranks.wait() == [75] * size, ranks.text()
             assert ranks.text().count("stopped at") == 1
+            assert ranks.text().count("STOP was left over") == (way == "STOP")
             assert ("the job's time is nearly over" in ranks.text()) == (way == "deadline")
         (space.root / "STOP").unlink(missing_ok=True)
     with Ranks(space, size, *LONG) as ranks:

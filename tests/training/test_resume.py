@@ -12,6 +12,7 @@ from small_runs import settings, weights, workspace
 from cloudjob.config.models import TrainConfig
 from cloudjob.diffusion import checkpoint
 from cloudjob.errors import ConfigError, DiskFullError, InterruptedJob
+from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.stages import train
 from cloudjob.training import logs
@@ -26,14 +27,21 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def begun(folder: Path, steps: int = 3, *overrides: str) -> RunFolder:
-    """A training of 6 steps, stopped after so many."""
-    space = workspace(folder / "run")
-    left = iter([False] * steps + [True])  # asked once before the stage
-    space.stop_requested = lambda: next(left)
+LIGHT = ("train.process=regression", "evaluate.members=1")
+
+
+def stop_after(space: RunFolder, steps: int, *overrides: str) -> None:
+    """Trains until so many steps of 8 samples are done: the wish comes after the look that follows the one before."""
+    space.stop_requested = lambda: [row["seen"] for row in logs.rows(space.validation)][-1:] == [8 * (steps - 1)]
     with pytest.raises(InterruptedJob, match=f"stopped at {8 * steps} of 48"):
         train.run(settings(*overrides), space)
     space.stop_requested = lambda: False
+
+
+def begun(folder: Path, steps: int = 3, *overrides: str) -> RunFolder:
+    """A training of 6 steps, stopped after so many."""
+    space = workspace(folder / "run")
+    stop_after(space, steps, *overrides)
     space.said = []
     space.say = space.said.append
     return space
@@ -85,10 +93,16 @@ def test_a_training_of_a_version_with_another_network_is_not_lost(tmp_path):
     assert path.exists()
 
 
-def test_a_finished_training_of_other_settings_is_kept_aside_with_its_logs(tmp_path):
+def test_a_finished_training_of_other_settings_is_kept_aside_with_its_logs_by_force_alone(tmp_path):
     space = workspace(tmp_path / "run")
-    train.run(settings(), space)
-    assert train.run(settings("train.lr=2e-3"), space).done == ["run"]
+    train.run(settings(*LIGHT), space)
+    with pytest.raises(
+        ConfigError, match=r"is of a finished training \(48 of 48 samples\).*\n  train.lr 0.001 -> 0.002"
+    ):
+        train.run(settings(*LIGHT, "train.lr=2e-3"), space)
+    assert records.why(space, train.items(settings(*LIGHT), space)[0]) is None
+    space.force = True
+    assert train.run(settings(*LIGHT, "train.lr=2e-3"), space).done == ["run"]
     aside = space.root / "train-before-1"
     assert (aside / "checkpoints" / "step-00000048.pt").exists()
     for kind in ("metrics", "checks", "validation"):
@@ -96,6 +110,37 @@ def test_a_finished_training_of_other_settings_is_kept_aside_with_its_logs(tmp_p
             {row["seen"] for row in logs.rows(getattr(space, kind))}
         )
         assert (aside / f"{kind}.jsonl").exists()
+
+
+def test_force_counts_once_for_a_training_that_is_stopped_and_put_back(tmp_path):
+    """The same command line, again and again, as a queue gives it; finished, it begins another one."""
+    space = workspace(tmp_path / "run")
+    train.run(settings(*LIGHT), space)
+    before = weights(space)
+    space.force = True
+    for steps in (2, 4):
+        stop_after(space, steps, *LIGHT)
+    assert train.run(settings(*LIGHT), space).done == ["run"]
+    assert weights(space) == before
+    assert [path.name for path in space.root.glob("train-before-*")] == ["train-before-1"]
+    stop_after(space, 2, *LIGHT)
+    assert len(list(space.root.glob("train-before-*"))) == 2
+    space.force = False
+    assert records.why(space, train.items(settings(*LIGHT), space)[0]) == "--force"
+    assert train.run(settings(*LIGHT), space).done == ["run"]
+    assert weights(space) == before
+
+
+def test_a_finished_training_goes_on_when_it_is_to_last_longer(tmp_path):
+    """To the same bytes as one that was to last as long from the start."""
+    short, long = workspace(tmp_path / "short"), workspace(tmp_path / "long")
+    chosen = (*LIGHT, "train.decay=false")
+    for epochs in (2, 3):
+        assert train.run(settings(*chosen, f"train.epochs={epochs}"), short).done == ["run"]
+    train.run(settings(*chosen), long)
+    assert weights(short) == weights(long)
+    with pytest.raises(ConfigError, match=r"train.epochs 3.0 -> 2.0"):
+        train.run(settings(*chosen, "train.epochs=2"), short)
 
 
 def test_new_training_from_given_weights_says_what_did_not_fit(trained, tmp_path):

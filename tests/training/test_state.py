@@ -13,7 +13,7 @@ from cloudjob import __version__
 from cloudjob.diffusion import checkpoint, networks
 from cloudjob.diffusion.average import GAMMAS, PowerAverage
 from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import ConfigError, InputError, ItemError
+from cloudjob.errors import ConfigError, ItemError
 from cloudjob.hpc import distributed
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.pixels import CLOUD
@@ -80,7 +80,7 @@ def everything(made: State) -> dict:
 
 
 def files(folder: Path) -> Files:
-    names = ("checkpoints", "metrics", "validation", "checks", "job_cards", "samples", "tensorboard")
+    names = ("checkpoints", "metrics", "validation", "checks", "job_cards", "samples", "tensorboard", "forced")
     return Files(**{name: folder / "train" / name for name in names})
 
 
@@ -110,8 +110,8 @@ def test_until_the_end_a_fixed_or_the_wider_average_counts(setting, chosen):
     assert state(replace(PLAIN, average=setting)).chosen == chosen
 
 
-def test_a_batch_that_does_not_divide_is_a_mistake():
-    with pytest.raises(ConfigError, match="must be divisible by 3 ranks"):
+def test_more_ranks_than_samples_are_a_mistake():
+    with pytest.raises(ConfigError, match="3 ranks cannot share it out"):
         state(group=ProcessGroup(0, 3, 0, torch.device("cpu")))
 
 
@@ -284,8 +284,10 @@ def begun(folder: Path, steps: int = 2, **changed) -> State:
     return made
 
 
-def resumed(folder: Path, identity: Identity = IDENTITY, *, anew: bool = False, settings: Settings = PLAIN):
-    made, heard = state(settings), Heard()
+def resumed(
+    folder: Path, identity: Identity = IDENTITY, *, anew: bool = False, settings: Settings = PLAIN, total: int = 16
+):
+    made, heard = state(settings, total), Heard()
     made.resume(files(folder), identity, heard.talk, anew=anew)
     return made, heard
 
@@ -296,43 +298,113 @@ def test_without_a_checkpoint_it_begins(tmp_path):
     assert everything(made) == everything(state())
 
 
-def test_other_settings_of_an_unfinished_training_are_a_mistake(tmp_path):
-    begun(tmp_path)
-    other = replace(IDENTITY, config={"seed": 0, "train": {"preset": "tiny", "lr": 1e-3, "epochs": 2}})
-    with pytest.raises(ConfigError) as failed:
-        resumed(tmp_path, other)
-    path = files(tmp_path).checkpoints / "step-00000004.pt"
-    assert str(failed.value) == (
-        f"{path} is of an unfinished training (4 of 16 samples), set otherwise:\n"
-        "  train.epochs None -> 2\n"
-        "  train.preset speck -> tiny\n"
-        "set these back to go on with it; or start anew: with --force (it is kept aside), or in another --run-dir, "
-        f"from its weights with --init-from {path}"
-    )
-    assert path.exists()
+def other(inputs: str = "abc", **train) -> Identity:
+    """The training of these tests with other settings, or on other shards."""
+    return Identity(config=CONFIG | {"train": CONFIG["train"] | train}, inputs={"shards": inputs})
 
 
 @pytest.mark.parametrize(
-    ("identity", "steps", "anew", "why"),
+    ("identity", "lines"),
     [
-        (IDENTITY, 2, True, "--force"),
-        (replace(IDENTITY, config={"seed": 1}), 2, True, "--force"),
-        (replace(IDENTITY, inputs={"shards": "others"}), 2, False, "other shards"),
-        (replace(IDENTITY, config=CONFIG | {"seed": 1}), 8, False, "seed 0 -> 1"),
+        (other(preset="tiny", epochs=2), ["train.epochs None -> 2", "train.preset speck -> tiny"]),
+        (other("others"), ["shards: others than it was trained on"]),
+        (other("others", lr=2), ["train.lr 0.001 -> 2", "shards: others than it was trained on"]),
+        (other("others", samples=24), ["train.samples None -> 24", "shards: others than it was trained on"]),
     ],
-    ids=["forced", "forced, set otherwise", "other shards", "finished"],
+    ids=["settings", "shards", "both", "longer, on other shards"],
 )
-def test_what_is_not_gone_on_with_is_kept_aside_whole(tmp_path, identity, steps, anew, why):
+@pytest.mark.parametrize(
+    ("steps", "kind", "back"), [(2, "an unfinished", "go on with it"), (8, "a finished", "keep it")]
+)
+def test_a_training_that_differs_is_refused_and_left_as_it_is(tmp_path, identity, lines, steps, kind, back):
+    begun(tmp_path, steps)
+    before = sorted(tmp_path.rglob("*"))
+    settings = replace(PLAIN, decay=False)
+    with pytest.raises(ConfigError) as failed:
+        resumed(tmp_path, identity, settings=settings, total=24)
+    path = files(tmp_path).checkpoints / f"step-{2 * steps:08d}.pt"
+    assert str(failed.value) == (
+        f"{path} is of {kind} training ({2 * steps} of 16 samples), set otherwise:\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + f"set these back to {back}; or start anew: cloudjob train with --force (it is kept aside), or in another "
+        f"--run-dir, from its weights with --init-from {path}"
+    )
+    assert failed.value.exit_code == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("changed", [{"samples": 24}, {"epochs": 2}, {"epochs": 2, "samples": 24}])
+@pytest.mark.parametrize("steps", [3, 8])
+@pytest.mark.slow
+def test_a_longer_training_goes_on_where_the_rate_does_not_decay(tmp_path, changed, steps):
+    """And ends as one that was as long from the start."""
+    settings = replace(PLAIN, decay=False)
+    plain = state(settings, total=24)
+    train(plain, 12)
+    short = state(settings)
+    train(short, steps)
+    if steps == 8:
+        short.chosen, short.calibration = "0.05", {"factors": [1.0]}  # as the end of a training leaves them
+    short.save(files(tmp_path), IDENTITY, {}, milestones=())
+    made, heard = resumed(tmp_path, other(**changed), settings=settings, total=24)
+    assert heard == [f"train: goes on from step-{2 * steps:08d}.pt, {2 * steps} of 24 samples seen"]
+    assert (made.chosen, made.calibration) == ("0.10", {})
+    train(made, 12 - steps)
+    assert everything(made) == everything(plain)
+
+
+@pytest.mark.parametrize(
+    ("total", "decay", "words"),
+    [(24, True, "with train.decay the learning rate"), (8, True, "with train.decay"), (8, False, "train.samples")],
+)
+def test_a_longer_training_with_decay_and_a_shorter_one_are_refused(tmp_path, total, decay, words):
+    begun(tmp_path)
+    with pytest.raises(ConfigError) as failed:
+        resumed(tmp_path, other(samples=total), settings=replace(PLAIN, decay=decay), total=total)
+    assert words in str(failed.value)
+    assert "--init-from" in str(failed.value)
+
+
+def test_a_length_that_is_said_in_another_way_is_the_same(tmp_path):
+    made = begun(tmp_path)
+    again, _ = resumed(tmp_path, other(samples=16, epochs=9))
+    assert everything(again) == everything(made)
+
+
+@pytest.mark.parametrize("identity", [IDENTITY, other("others", lr=2)], ids=["the same", "set otherwise"])
+@pytest.mark.parametrize("steps", [2, 8])
+def test_by_force_it_begins_anew_once_and_the_earlier_one_is_kept_aside_whole(tmp_path, identity, steps):
     begun(tmp_path, steps)
     (tmp_path / "train" / "metrics").write_text("rows")
     (tmp_path / "train-before-1").mkdir()
-    made, heard = resumed(tmp_path, identity, anew=anew)
+    made, heard = resumed(tmp_path, identity, anew=True)
     aside = tmp_path / "train-before-2"
-    assert heard == [f"train: starts anew ({why}); the earlier training is kept in {aside}"]
+    assert heard == [f"train: starts anew (--force); the earlier training is kept in {aside}"]
     assert everything(made) == everything(state())
     assert (aside / "metrics").read_text() == "rows"
     assert (aside / "checkpoints" / f"step-{2 * steps:08d}.pt").exists()
-    assert not (tmp_path / "train").exists()
+    assert not list(files(tmp_path).checkpoints.glob("*"))
+    for moment in (0, 1):  # stopped before its first checkpoint, and after it
+        if moment:
+            train(made, 1)
+            made.save(files(tmp_path), identity, {}, milestones=())
+        again, heard = resumed(tmp_path, identity, anew=True)
+        assert everything(again) == everything(made)
+        assert heard[-1:] == ["train: goes on from step-00000002.pt, 2 of 16 samples seen"] * moment
+        assert not (tmp_path / "train-before-3").exists()
+    _, heard = resumed(tmp_path, other(lr=3), anew=True)  # another force
+    assert heard == [f"train: starts anew (--force); the earlier training is kept in {tmp_path / 'train-before-3'}"]
+
+
+def test_a_training_without_a_readable_checkpoint_is_kept_aside_whole(tmp_path):
+    begun(tmp_path)
+    path = files(tmp_path).checkpoints / "step-00000004.pt"
+    path.write_bytes(b"torn")
+    made, heard = resumed(tmp_path)
+    assert made.seen == 0
+    aside = tmp_path / "train-before-1"
+    assert heard == [f"train: starts anew (no checkpoint of it can be read); the earlier training is kept in {aside}"]
+    assert (aside / "checkpoints" / "step-00000004.pt.corrupt").read_bytes() == b"torn"
 
 
 def test_a_version_with_another_network_is_said(tmp_path):
@@ -428,17 +500,25 @@ def test_what_does_not_fit_is_named_and_left_as_it_was(tmp_path):
     assert torch.equal(made.network.stem.weight, weights["stem.weight"])
 
 
-def test_weights_that_are_not_there_or_of_quite_another_network_are_a_mistake(tmp_path):
-    missing = tmp_path / "none.pt"
-    with pytest.raises(InputError, match=rf"train\.init_from: {missing} does not exist"):
-        resumed(tmp_path, settings=replace(PLAIN, init_from=missing))
+def test_weights_that_cannot_be_taken_are_a_mistake_and_move_nothing(tmp_path):
+    """Missing, damaged, of quite another network: before what lies there is kept aside."""
+    begun(tmp_path)
     begun(tmp_path / "given")
     path = files(tmp_path / "given").checkpoints / "step-00000004.pt"
-    kept = checkpoint.load(path)
+    kept, torn = checkpoint.load(path), tmp_path / "torn.pt"
+    torn.write_bytes(path.read_bytes()[:-100])
     strange = {"weight": torch.ones(1)}
     checkpoint.save(path.parent, replace(kept, averages=dict.fromkeys(kept.averages, strange)))
-    with pytest.raises(ConfigError, match=r"no tensor of .*step-00000004\.pt fits this network \(speck\)"):
-        resumed(tmp_path, settings=replace(PLAIN, init_from=path))
+    before = sorted(tmp_path.rglob("*"))
+    for given, words in (
+        (tmp_path / "none.pt", r"train\.init_from: .*none.pt does not exist"),
+        (tmp_path, "or is no file"),
+        (torn, r"train\.init_from: .*torn.pt: is no whole checkpoint"),
+        (path, r"no tensor of .*step-00000004\.pt fits this network \(speck\)"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            resumed(tmp_path, settings=replace(PLAIN, init_from=given), anew=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # --- of an older version -----------------------------------------------------------------------------------------

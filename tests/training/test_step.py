@@ -93,6 +93,18 @@ def test_micro_batches_of_any_size_give_the_gradient_of_the_whole(micro, parts):
     assert float(one.network.weight.grad) == pytest.approx(-18)  # not added to that of the step before
 
 
+@pytest.mark.parametrize(("batch", "ranks", "micro"), [(8, 3, 10), (8, 3, 2), (7, 5, 1), (10, 2, 2)])
+def test_the_mean_over_ranks_with_uneven_shares_is_that_of_the_batch(batch, ranks, micro):
+    numbers, losses, gradients = list(range(3, 3 + batch)), [], []
+    for rank in range(ranks):
+        one, _ = step(replace(PLAIN, batch_size=batch), ranks=ranks)
+        one.micro, share = micro, numbers[rank::ranks]
+        losses.append(float(one.gradient(share, triplets(share))[0]))
+        gradients.append(float(one.network.weight.grad))
+    assert sum(losses) / ranks == pytest.approx(sum((2 - number) ** 2 for number in numbers) / batch)
+    assert sum(gradients) / ranks == pytest.approx(sum(2 * (2 - number) for number in numbers) / batch)
+
+
 def test_uneven_micro_batches_of_a_real_recipe_give_the_gradient_of_the_whole():
     recipe = Recipe.of("tiny", "regression", mean=[0.2] * 4, std=[0.1] * 4)
     torch.manual_seed(0)
