@@ -188,21 +188,23 @@ def judged(path: Path, error: Exception, reason: str) -> ItemError:
     """The error to raise for what a library said over a file: see `reading`."""
     if is_disk_full(error):
         return disk_full(Path(path))
+    path = Path(path)
     number = error.errno if isinstance(error, OSError) else None
     if number and number not in _OF_CONTENT:
         return trouble(OSError(number, os.strerror(number)), path)
     try:
-        with open(path, "rb", buffering=0) as file:
+        holder = next((above for above in path.parents if above.is_file()), path)  # the zip archive that it lies in
+        with open(holder, "rb", buffering=0) as file:
             while file.read(1 << 22):
                 pass
     except FileNotFoundError:
-        return CorruptFileError(Path(path), "missing")
+        return CorruptFileError(path, "missing")
     except OSError as refused:
         return trouble(refused, path)
     words = str(error.__cause__ or error)
     if number := next((number for number in _OF_SYSTEM if os.strerror(number) in words), None):
         return trouble(OSError(number, os.strerror(number)), path)  # it has passed by now
-    return CorruptFileError(Path(path), f"{reason} ({words.partition(chr(10))[0]})")
+    return CorruptFileError(path, f"{reason} ({words.partition(chr(10))[0]})")
 
 
 def raise_open_limit() -> None:

@@ -1,6 +1,7 @@
 """What may be configured of where scenes come from: the Data Space's addresses, area, dates and cloud cover."""
 
 from datetime import date, timedelta
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -50,7 +51,9 @@ class Query(Section):
 class SearchConfig(Section):
     """What the catalogue is asked for: the area, and one query each for clear and for cloudy products."""
 
-    polygon: list[tuple[float, float]] = Field(description="closed ring of (longitude, latitude), degrees")
+    polygon: list[tuple[float, float]] = Field(
+        description="closed ring of (longitude, latitude), degrees; across 180 degrees it goes on, as 179, 181"
+    )
     clear: Query
     cloudy: Query
     catalogue: Literal["stac", "odata"] = "stac"
@@ -64,6 +67,15 @@ class SearchConfig(Section):
             raise ValueError(
                 f"the polygon is not closed: the last point must repeat the first one; add {first} at the end"
             )
-        if any(abs(lon) > 180 or abs(lat) > 90 for lon, lat in ring):
-            raise ValueError("a point lies outside longitude -180..180, latitude -90..90; write (longitude, latitude)")
+        lons = [lon for lon, _ in ring]
+        if max(map(abs, lons)) > 360 or max(lons) - min(lons) > 360 or any(abs(lat) > 90 for _, lat in ring):
+            raise ValueError(
+                "a point lies outside longitude -180..180 (across 180 degrees -360..360), latitude -90..90; write "
+                "(longitude, latitude)"
+            )
+        if any(180 < abs(b - a) < 360 for a, b in pairwise(lons)):
+            raise ValueError(
+                "a side is more than 180 degrees long: across 180 degrees write 181 for -179; the long way round needs "
+                "a point between"
+            )
         return ring

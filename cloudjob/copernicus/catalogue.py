@@ -12,6 +12,7 @@ import requests
 
 from cloudjob.copernicus.session import Endpoints, get_json, host_of
 from cloudjob.errors import ConfigError, ItemError
+from cloudjob.footprints import parts_of, split
 from cloudjob.names import ProductName
 
 _PRODUCT_ID = re.compile(r"Products\(([0-9a-f-]{36})\)")
@@ -35,7 +36,7 @@ class Scene:
     snow_cover: float | None
     sun_elevation: float | None  # degrees
     no_data: float | None
-    footprint: dict  # GeoJSON geometry of the pixels with data
+    footprint: dict  # GeoJSON geometry of the pixels with data, cut at 180 degrees
     size: int | None  # bytes of the whole product
     online: bool
     checksums: dict[str, dict] = field(default_factory=dict)  # path below the SAFE -> {"size", "multihash"}
@@ -52,15 +53,19 @@ def search_stac(
     page_size: int = 100,
     said: Callable[[str], None] = lambda line: None,
 ) -> list[Scene]:
-    """All products that intersect `polygon`, a closed ring of (longitude, latitude), from `start` to before `end`.
+    """All products that intersect `polygon`, a closed ring of (longitude, latitude), from `start` to before `end`. A
+    ring across 180 degrees goes on beyond it, as 179, 181.
 
     `cloud` is the range of cloud cover in percent. Sorted by (datetime, product), each product once. A row that cannot
     be read is left out, and `said` by its name; ItemError if none can be, if a response is malformed, or if the service
     returns fewer products than it announces.
     """
+    parts = parts_of(polygon)
     body = {
         "collections": ["sentinel-2-l2a"],
-        "intersects": {"type": "Polygon", "coordinates": [[list(point) for point in polygon]]},
+        "intersects": {"type": "Polygon", "coordinates": parts}
+        if len(parts) == 1
+        else {"type": "MultiPolygon", "coordinates": [[part] for part in parts]},
         "datetime": f"{_iso(start)}/{_iso(end - timedelta(milliseconds=1))}",  # STAC includes both ends
         "query": {"eo:cloud_cover": {"gte": cloud[0], "lte": cloud[1]}},
         "sortby": [{"field": "datetime", "direction": "asc"}],
@@ -91,14 +96,15 @@ def search_odata(
     said: Callable[[str], None] = lambda line: None,
 ) -> list[Scene]:
     """As `search_stac`, from OData: without snow, sun, no-data share and checksums; at most 10000 products."""
-    ring = ",".join(f"{lon} {lat}" for lon, lat in polygon)
+    rings = [",".join(f"{lon} {lat}" for lon, lat in part) for part in parts_of(polygon)]
+    touching = [f"OData.CSC.Intersects(area=geography'SRID=4326;POLYGON(({ring}))')" for ring in rings]
     attribute = "Attributes/OData.CSC.{0}Attribute/any(att:att/Name eq '{1}' and att/OData.CSC.{0}Attribute/Value {2})"
     conditions = [
         "Collection/Name eq 'SENTINEL-2'",
         attribute.format("String", "productType", "eq 'S2MSI2A'"),
         attribute.format("Double", "cloudCover", f"ge {cloud[0]:.4f}"),
         attribute.format("Double", "cloudCover", f"le {cloud[1]:.4f}"),
-        f"OData.CSC.Intersects(area=geography'SRID=4326;POLYGON(({ring}))')",
+        touching[0] if len(touching) == 1 else f"({' or '.join(touching)})",  # it takes no MULTIPOLYGON
         f"ContentDate/Start ge {_iso(start)}",
         f"ContentDate/Start lt {_iso(end)}",
     ]
@@ -207,7 +213,7 @@ def _from_stac(item: dict) -> Scene:
         snow_cover=properties.get("eo:snow_cover"),
         sun_elevation=properties.get("view:sun_elevation"),
         no_data=(properties.get("statistics") or {}).get("nodata"),
-        footprint=_given(item, "geometry"),
+        footprint=split(_given(item, "geometry")),
         size=assets.get("Product", {}).get("file:size"),
         online=True,  # the STAC catalogue does not say
         checksums={
@@ -231,7 +237,7 @@ def _from_odata(row: dict) -> Scene:
         snow_cover=None,
         sun_elevation=None,
         no_data=None,
-        footprint=_given(row, "GeoFootprint"),
+        footprint=split(_given(row, "GeoFootprint")),
         size=row.get("ContentLength") or None,  # 0 = not known
         online=row.get("Online", True),
     )

@@ -32,6 +32,7 @@ from rasterio.windows import Window
 from cloudjob.errors import CorruptFileError, ItemError, SystemTroubleError
 from cloudjob.files import reading
 from cloudjob.pixels import EMPTY_DN
+from cloudjob.sentinel2 import zipped
 from cloudjob.sentinel2.radiometry import to_convention
 
 _CACHE_BYTES = 16 << 20  # of GDAL, whose own choice is 5 % of the node's memory; a tile takes 2 MB
@@ -64,7 +65,7 @@ def _open(path: Path, shape: tuple[int, int, int], dtype: str) -> Iterator[Datas
     with (
         reading(Path(path), RasterioError, reason="cannot be decoded"),
         rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES),
-        rasterio.open(path) as image,
+        rasterio.open(zipped.for_gdal(Path(path))) as image,
     ):
         found = (image.count, image.height, image.width)
         if found != tuple(shape) or set(image.dtypes) != {dtype}:

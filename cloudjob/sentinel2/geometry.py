@@ -11,6 +11,7 @@ from rasterio.warp import transform_geom
 from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 
+from cloudjob import footprints
 from cloudjob.errors import ConfigError
 
 _NEAR = math.cos(math.radians(20))
@@ -58,7 +59,8 @@ def ground_near(footprint: dict, crs: str, middle: tuple[float, float]) -> list[
     the `middle` of the map (longitude, latitude): there a projection has no place for them, or a wrong one."""
     lon, lat = (math.radians(degrees) for degrees in middle)
     found = []
-    for polygon in getattr(shape(footprint), "geoms", [shape(footprint)]):
+    whole = shape(footprints.split(footprint))
+    for polygon in getattr(whole, "geoms", [whole]):
         x, y = math.radians(polygon.centroid.x), math.radians(polygon.centroid.y)
         cosine = math.sin(lat) * math.sin(y) + math.cos(lat) * math.cos(y) * math.cos(x - lon)
         if cosine > _NEAR:

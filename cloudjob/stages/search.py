@@ -153,9 +153,11 @@ def _on_other_ground(row: dict, others: list[dict]) -> bool:
     from shapely import make_valid, union_all
     from shapely.geometry import shape
 
+    from cloudjob.footprints import split
+
     if not others:
         return True
     if not all(each.get("footprint") for each in (row, *others)):
         return False
-    own, *rest = (make_valid(shape(each["footprint"])) for each in (row, *others))
+    own, *rest = (make_valid(shape(split(each["footprint"]))) for each in (row, *others))
     return own.intersection(union_all(rest)).area < own.area / 2

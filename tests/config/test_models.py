@@ -79,13 +79,15 @@ def test_the_optimizer_is_the_one_that_the_readme_was_measured_with():
         (RING[:-1], "not closed"),
         (RING[:2] + RING[:1], "not closed"),  # a line and back
         ([[68.5, -162.0], [71.5, -162.0], [71.5, -140.0], [68.5, -162.0]], "write (longitude, latitude)"),
-        ([[181, 0], [0, 1], [1, 1], [181, 0]], "outside"),
+        ([[-185, 0], [-179, 1], [181, 1], [-185, 0]], "outside"),  # more than once round
+        ([[179, 0], [-179, 0], [-179, 1], [179, 0]], "write 181 for -179"),
         ([], "not closed"),
     ],
 )
 def test_a_polygon_is_a_closed_ring_on_the_globe(ring, words):
     assert words in mistake(search=SEARCH | {"polygon": ring})
-    assert config(search=SEARCH | {"polygon": [[180, 90], [-180, -90], [0, 0], [180, 90]]})
+    for fine in ([[180, 90], [-180, -90], [0, 0], [180, 90]], [[179, 0], [181, 0], [181, 1], [179, 0]]):
+        assert config(search=SEARCH | {"polygon": fine})
 
 
 def test_an_open_polygon_says_which_point_is_missing():
