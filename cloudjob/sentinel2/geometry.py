@@ -35,7 +35,7 @@ def tile_corner(tile: str) -> tuple[str, int, int]:
     south = 8 * "CDEFGHJKLMNPQRSTUVWX".index(match[2]) - 80  # degrees, of the latitude band
     arc = math.radians(south)  # length of the meridian on the ellipsoid, by the first terms of its series
     meridian = 0.9996 * (111132.95 * south - 16038.5 * math.sin(2 * arc) + 16.8 * math.sin(4 * arc))
-    first = math.floor(meridian / 100_000)
+    first = math.floor((meridian - 10_000) / 100_000)  # at its sides a zone's band of the south reaches farther
     top = 100_000 * (first + (row - first) % 20 + 1)
     hemisphere = "326" if south >= 0 else "327"
     return (

@@ -1,10 +1,13 @@
 """Corners and centres of real tiles, and the sun where ESA's metadata put it."""
 
 import json
+import math
 import re
 from datetime import datetime
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from rasterio.warp import transform as warp_points
 from shapely.geometry import Point
 
@@ -23,6 +26,28 @@ from cloudjob.sentinel2 import geometry
 )
 def test_corners_of_real_tiles(tile, corner):
     assert geometry.tile_corner(tile) == corner
+
+
+@given(lon=st.floats(-180, 180, exclude_max=True), lat=st.floats(-80, 84).map(lambda lat: round(lat, 9)))
+@example(lon=-179.9, lat=83.99)
+@example(lon=179.9, lat=-79.99)
+@example(lon=-180, lat=0)
+@example(lon=3, lat=-1e-6)
+@example(lon=-138.000003, lat=-63.9995)
+def test_every_place_from_the_last_tiles_of_one_pole_to_those_of_the_other_lies_in_its_tile(lon, lat):
+    zone, band = int((lon + 180) // 6) + 1, "CDEFGHJKLMNPQRSTUVWX"[min(int((lat + 80) // 8), 19)]
+    crs = f"EPSG:{326 if band >= 'N' else 327}{zone:02d}"
+    (x,), (y,) = warp_points("EPSG:4326", crs, [lon], [lat])
+    column = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")[zone % 3][int(x // 1e5) - 1]
+    row = "ABCDEFGHJKLMNPQRSTUV"[(int(y // 1e5) + (5 if zone % 2 == 0 else 0)) % 20]
+    tile = f"{zone:02d}{band}{column}{row}"
+    found, left, top = geometry.tile_corner(tile)
+    assert (found, left % 60) == (crs, 0)
+    assert left <= x < left + 109_800
+    assert top - 109_800 < y <= top
+    middle = geometry.tile_centre(tile)
+    assert abs(middle[1] - lat) < 1
+    assert abs((middle[0] - lon + 180) % 360 - 180) * math.cos(math.radians(lat)) < 1
 
 
 def square(lon, lat):
