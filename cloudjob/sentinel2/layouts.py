@@ -13,13 +13,12 @@ from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.sentinel2 import cog_item, safe_xml, zipped
 
 _METADATA = "MTD_MSIL2A.xml"
-_OTHERS = {  # by the name of the product, or of what lies at its top
+_BY_NAME = {"S2?_MSIL1C_*": "a Level-1C product", "S2?_MSI*.zarr": "a product of EOPF (Zarr)"}
+_BY_CONTENT = {  # what lies at its top
     "MTD_MSIL1C.xml": "a Level-1C product",
-    "S2?_MSIL1C_*": "a Level-1C product",
     "S2*USER_MTD_SAFL*.xml": "a product of before baseline 02.04 (PSD 13)",
     "SENTINEL2*_MTD_ALL.xml": "a product of MAJA (THEIA)",
     "*_LEVEL2_SEN2?_BOA.tif": "products of FORCE",
-    "S2?_MSI*.zarr": "a product of EOPF (Zarr)",
 }
 _READ = "Level-2A is read as SAFE since baseline 02.04 (folder or .zip, .jp2 or .tif), or as COGs with their STAC item"
 
@@ -33,7 +32,7 @@ def read(path: Path) -> tuple[Path, dict[str, Any]]:
     if item := cog_item.find(path):
         return path, cog_item.read(item)
     names = os.listdir(path) if path.is_dir() else []
-    if other := _other(path.name, *names):
+    if other := _other([path.name], names):
         raise ItemError(f"{path}: {other}; {_READ}")
     raise CorruptFileError(path / _METADATA, "missing")
 
@@ -42,8 +41,8 @@ def _read_archive(path: Path) -> tuple[Path, dict[str, Any]]:
     names = zipped.names(path)
     found = [PurePosixPath(name) for name in names if PurePosixPath(name).name == _METADATA]
     if not found:
-        tops = (part for name in names for part in PurePosixPath(name).parts[:2])
-        raise ItemError(f"{path}: {_other(path.name, *tops) or 'no product of Level-2A'}; {_READ}")
+        top, second = ([part for name in names for part in PurePosixPath(name).parts[i : i + 1]] for i in (0, 1))
+        raise ItemError(f"{path}: {_other([path.name, *top], top + second) or 'no product of Level-2A'}; {_READ}")
     folder = path / min(found, key=lambda name: len(name.parts)).parent
     return folder, safe_xml.read(folder)
 
@@ -67,7 +66,7 @@ def below(folder: Path) -> list[Path]:
 
 
 def _is_product(folder: Path, names: list[str]) -> bool:
-    known = folder.suffix == ".SAFE" or _METADATA in names or _other(folder.name, *names) is not None
+    known = folder.suffix == ".SAFE" or _METADATA in names or _other([folder.name], names) is not None
     return known or cog_item.find(folder) is not None
 
 
@@ -81,6 +80,7 @@ def _holds_product(archive: Path) -> bool:
         return False
 
 
-def _other(*names: str) -> str | None:
-    """Which layout that is not read these names tell."""
-    return next((what for pattern, what in _OTHERS.items() if fnmatch.filter(names, pattern)), None)
+def _other(own: list[str], inside: list[str]) -> str | None:
+    """Which layout that is not read a product has, by its own names and those of what lies in it."""
+    told = [(own, _BY_NAME), (inside, _BY_CONTENT)]
+    return next((w for names, known in told for pattern, w in known.items() if fnmatch.filter(names, pattern)), None)
