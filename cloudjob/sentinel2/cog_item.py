@@ -96,7 +96,7 @@ def _offset(path: Path, item: dict, baseline: str, red: Path) -> int:
     if baseline < _FIRST_OFFSET or baseline.startswith("99."):
         return 0
     applied = next((item["properties"][key] for key in _APPLIED if key in item["properties"]), None)
-    if applied is None and not _band_offset(item):
+    if applied is None and not _says_offset(item):
         raise ItemError(f"{path}: baseline {baseline}, but no {_APPLIED[0]}: nobody can tell if the offset was applied")
     if applied:
         return 0
@@ -111,10 +111,12 @@ def _offset(path: Path, item: dict, baseline: str, red: Path) -> int:
     return _OFFSET
 
 
-def _band_offset(item: dict) -> Any:
-    """What the item says of B04, in reflectance; nothing in the first items of v0."""
+def _says_offset(item: dict) -> bool:
+    """Whether the item says that B04 has an offset, or that the file is one of ESA's SAFE, as the Planetary Computer's
+    are; the first items of v0 say nothing."""
     red = item["assets"].get("red") or item["assets"]["B04"]
-    return (red.get("raster:bands") or [{}])[0].get("offset") or red.get("raster:offset")
+    said = (red.get("raster:bands") or [{}])[0].get("offset") or red.get("raster:offset")
+    return bool(said) or ".SAFE/" in str(red.get("href"))
 
 
 def _percentages(properties: dict) -> dict[str, float]:

@@ -30,6 +30,7 @@ from cloudjob.sentinel2.scene_masks import Preview
 
 ROWS, COLUMNS = 120, 96
 URLS = {
+    "planetary-computer": "https://sentinel2l2a01.blob.core.windows.net/sentinel2-l2/05/W/PS/S2C.SAFE/IMG_DATA/R10m",
     "sentinel-2-l2a": "https://sentinel-cogs.s3.us-west-2.amazonaws.com/sentinel-s2-l2a-cogs/5/W/PS/2025/6/item",
     "sentinel-2-c1-l2a": "https://e84-earth-search-sentinel-data.s3.us-west-2.amazonaws.com/sentinel-2-c1-l2a/5/W/PS/2025/6/item",
 }
@@ -159,7 +160,7 @@ def linked(safe, to):
 
 def cogs(collection, *, applied=None, masks=False, by_asset=False, v0=False):
     """A folder of Earth Search. `applied`: what the item says of the offset, and what is true; `by_asset`: as clients
-    name the files that they fetch."""
+    name the files that they fetch; `v0`: keys of its first version, and of the Planetary Computer."""
 
     def convert(safe, to):
         product, folder = Product.open(safe), to / "item"
@@ -243,6 +244,7 @@ READ = [
     ("05.11", "S2C", "zip behind a link", linked, set()),
     ("02.12", "S2B", "Earth Search v0", cogs(L2A, v0=True), QUALITY),
     ("04.00", "S2B", "Earth Search v0", cogs(L2A, v0=True, applied=True), QUALITY),
+    ("05.11", "S2C", "Planetary Computer's item", cogs("planetary-computer", v0=True), QUALITY),
     ("02.12", "S2B", "Earth Search v1", cogs(L2A), QUALITY),
     ("05.09", "S2B", "Earth Search v1", cogs(L2A, applied=True), QUALITY),
     ("05.09", "S2B", "Earth Search v1", cogs(L2A, applied=False), QUALITY),
