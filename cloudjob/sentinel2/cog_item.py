@@ -102,7 +102,8 @@ def _offset(path: Path, item: dict, baseline: str, red: Path) -> int:
         return 0
     with reading(red, RasterioError), rasterio.open(red) as image:
         pixels = image.read(1, out_shape=tuple(-(-length // 16) for length in image.shape))
-    dark = np.count_nonzero((pixels > 0) & (pixels < _TOO_DARK)) / max(np.count_nonzero(pixels), 1)
+    valid = pixels[pixels > 0]
+    dark = float(np.mean(valid < _TOO_DARK)) if valid.size else 0.0
     if dark > _FEW:
         raise ItemError(
             f"{path}: says that BOA_ADD_OFFSET is not applied, but {dark:.0%} of B04 would be darker than black; set "

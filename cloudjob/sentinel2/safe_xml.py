@@ -31,12 +31,9 @@ _OLD_MASKS = {"CLD_20m": "MSK_CLDPRB_20m", "SNW_20m": "MSK_SNWPRB_20m"}
 def read(folder: Path) -> dict[str, Any]:
     """The fields of a product; CorruptFileError names file and element."""
     user = Metadata(folder / "MTD_MSIL2A.xml")
+    granule = "/".join(PurePosixPath(inside(user.path, user.get("IMAGE_FILE"))).parts[:2])  # GRANULE/<granule>/IMG_DATA
+    tile = Metadata(folder / granule / "MTD_TL.xml", baseline=user.baseline)
     images = [f"{inside(user.path, text_of(e))}.jp2" for e in user.all("IMAGE_FILE")]
-    if not images:
-        baseline = next((text_of(e) for e in user.all("PROCESSING_BASELINE")), "unknown")
-        raise CorruptFileError(user.path, f"no element IMAGE_FILE; this layout (baseline {baseline}) is not known")
-    granule = "/".join(PurePosixPath(images[0]).parts[:2])  # of GRANULE/<granule>/IMG_DATA/R10m/<file>
-    tile = Metadata(folder / granule / "MTD_TL.xml")
     masks = [inside(tile.path, text_of(e)) for e in tile.all("MASK_FILENAME")]
     x, y = (tile.get("Geoposition", axis, convert=_number, resolution="10") for axis in ("ULX", "ULY"))
     rows, columns = (tile.get("Size", n, convert=int, resolution="10") for n in ("NROWS", "NCOLS"))
@@ -66,10 +63,11 @@ def _as_there(folder: Path, granule: str, paths: list[str]) -> list[str]:
 class Metadata:
     """An XML file read by the local names of its elements: prefixes differ between baselines."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, baseline: str = "unknown"):
         self.path = Path(path)
         with reading(self.path, ParseError, DefusedXmlException, ValueError, LookupError, reason="not readable as XML"):
             self.root: Element = fromstring(zipped.read_bytes(self.path))
+        self.baseline = next((text_of(e) for e in self.all("PROCESSING_BASELINE")), baseline)
 
     def all(self, name: str, **attributes: str) -> list[Element]:
         wanted = attributes.items()
@@ -82,7 +80,8 @@ class Metadata:
         if found and child:
             found = [e for e in found[0] if tag_of(e) == child]
         if not found:
-            raise CorruptFileError(self.path, f"no element {name} {child}".rstrip())
+            what = f"{name} {child}".rstrip()
+            raise CorruptFileError(self.path, f"no element {what}; this layout (baseline {self.baseline}) is not known")
         try:
             return convert(text_of(found[0]))
         except (ValueError, ConfigError) as error:

@@ -143,9 +143,11 @@ def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list
     return sorted((row for same in kept.values() for row in same), key=lambda row: row["product"])
 
 
-def _newness(row: dict) -> tuple[bool, str, str]:
-    """What sorts copies of a product. A baseline of 99.xx tells nothing of its age: somebody's own Sen2Cor made it."""
-    return not row["baseline"].startswith("99."), row["baseline"], row["product"]
+def _newness(row: dict) -> tuple[bool, str, int, str]:
+    """What sorts copies of a product. A baseline of 99.xx tells nothing of its age: somebody's own Sen2Cor made it. Of
+    one baseline, that with less no data, in tenths, comes first: the other may be the smaller part of a datatake."""
+    fullness = -round((row.get("no_data") or 0) / 10)
+    return not row["baseline"].startswith("99."), row["baseline"], fullness, row["product"]
 
 
 def _on_other_ground(row: dict, others: list[dict]) -> bool:

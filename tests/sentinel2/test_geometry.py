@@ -1,5 +1,6 @@
 """Corners and centres of real tiles, and the sun where ESA's metadata put it."""
 
+import itertools
 import json
 import math
 import re
@@ -71,8 +72,10 @@ def test_near_ground_lies_where_it_does_and_beyond_180_degrees_too():
     x, y = (values[0] for values in warp_points("EPSG:4326", "EPSG:32635", [27.0], [45.5]))
     assert here.contains(Point(x, y))
     halves = {"type": "MultiPolygon", "coordinates": [square(179, 70)["coordinates"], square(-180, 70)["coordinates"]]}
-    for middle in ((179.9, 70.5), (-179.9, 70.5)):
-        found = geometry.ground_near(halves, "EPSG:32601", middle)
+    ring = [[179, 70], [-179, 70], [-179, 71], [179, 71], [179, 70]]  # as lists have it that were made without a cut
+    uncut = {"type": "Polygon", "coordinates": [ring]}
+    for middle, footprint in itertools.product(((179.9, 70.5), (-179.9, 70.5)), (halves, uncut)):
+        found = geometry.ground_near(footprint, "EPSG:32601", middle)
         assert len(found) == 2
         assert max(abs(part.centroid.x - 380_000) for part in found) < 60_000  # side by side, at 180 degrees
 
