@@ -104,6 +104,7 @@ PLACES = {  # where the middle of a product lies, by its tile
     "01WCR": (180.0, 68.0),
     "60WWD": (180.0, 68.0),
     "01KAB": (-180.0, -16.9),
+    "01KBB": (-179.85, -16.9),
     "60CWS": (177.1, -79.9),
     "31XEM": (3.2, 83.9),
     "29NRA": (-6.001, 0.2),
@@ -146,9 +147,10 @@ def test_the_area_finds_what_it_touches_everywhere_on_earth(everywhere, session,
 
     assert found(-180, -90, 180, 90).keys() == PLACES.keys()
     assert found(-150, -90, 150, 90).keys() == {"31XEM", "29NRA", "29MRV"}  # and not what lies at 180 degrees
-    for west, east in ((179.9, 180), (-180, -179.9), (179.9, 180.1), (-180.1, -179.9)):
+    for west, east in ((179.9, 180), (-180, -179.9), (179.9, 180.1), (180.002, 180.1), (-180.1, -180.002)):
         assert found(west, 60, east, 70).keys() == {"01WCR", "60WWD"}
         assert found(west, -20, east, -10).keys() == {"01KAB"}
+    assert found(179.9, -20, 180.2, -10).keys() == found(-180.1, -20, -179.8, -10).keys() == {"01KAB", "01KBB"}
     for tile, (lon, lat) in PLACES.items():
         scene = found(lon - 0.01, lat - 0.001, lon + 0.01, lat + 0.001)[tile]
         ground = shape(scene.footprint)
