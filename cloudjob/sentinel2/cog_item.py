@@ -39,21 +39,25 @@ def find(folder: Path) -> Path | None:
             item = read_json(path)
         except CorruptFileError:  # somebody else's, or the item: then the folder has none that can be read
             continue
-        if isinstance(item, dict) and item.get("type") == "Feature" and {"red", "B04"} & set(item.get("assets") or ()):
+        assets = item.get("assets") if isinstance(item, dict) and item.get("type") == "Feature" else None
+        if isinstance(assets, dict) and {"red", "B04"} & assets.keys():
             return path
     return None
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The fields of a product from its item; its grid from B04. CorruptFileError names item and field; ItemError where
-    nobody can tell whether the pixels have their offset."""
-    item = read_json(path)
-    properties = item.get("properties") or {}
+    """The fields of a product from its item; its grid from B04. CorruptFileError names the item; ItemError where nobody
+    can tell whether the pixels have their offset."""
     try:
-        name = ProductName.parse(next((properties[key] for key in _NAMES if properties.get(key)), str(item.get("id"))))
-        when = moment(properties["datetime"])
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        return _fields(path, read_json(path))
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptFileError(path, f"the STAC item of no Level-2A product: {error}") from None
+
+
+def _fields(path: Path, item: dict[str, Any]) -> dict[str, Any]:
+    properties = item["properties"]
+    name = ProductName.parse(next((properties[key] for key in _NAMES if properties.get(key)), str(item.get("id"))))
+    when = moment(properties["datetime"])
     files = _files(path.parent, item["assets"])
     if "B04_10m" not in files:
         raise CorruptFileError(path, "the file of its asset red (B04) does not lie beside it")
@@ -95,7 +99,8 @@ def _offset(path: Path, item: dict, baseline: str, red: Path) -> int:
     that it was applied, and the flag is false of some items whose pixels have it applied: then the image tells."""
     if baseline < _FIRST_OFFSET or baseline.startswith("99."):
         return 0
-    applied = next((item["properties"][key] for key in _APPLIED if key in item["properties"]), None)
+    said = (item["properties"].get(key) for key in _APPLIED)
+    applied = next((flag for flag in said if isinstance(flag, bool)), None)
     if applied is None and not _says_offset(item):
         raise ItemError(f"{path}: baseline {baseline}, but no {_APPLIED[0]}: nobody can tell if the offset was applied")
     if applied:

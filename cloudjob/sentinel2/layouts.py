@@ -43,7 +43,9 @@ def _read_archive(path: Path) -> tuple[Path, dict[str, Any]]:
     if not found:
         top, second = ([part for name in names for part in PurePosixPath(name).parts[i : i + 1]] for i in (0, 1))
         raise ItemError(f"{path}: {_other([path.name, *top], top + second) or 'no product of Level-2A'}; {_READ}")
-    folder = path / min(found, key=lambda name: len(name.parts)).parent
+    if len(found) > 1:
+        raise ItemError(f"{path}: holds {len(found)} products; unpack it")
+    folder = path / found[0].parent
     return folder, safe_xml.read(folder)
 
 
@@ -54,12 +56,12 @@ def below(folder: Path) -> list[Path]:
     seen: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         place, real = Path(here), os.path.realpath(here)
-        if real in seen:  # a link leads back
-            folders.clear()
-        elif _is_product(place, [*folders, *files]):
-            found.append(place)
-            folders.clear()
+        back = real in seen  # a link leads back
         seen.add(real)
+        if back or _is_product(place, [*folders, *files]):
+            found += [] if back else [place]
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [place / name for name in sorted(files) if name.endswith(".zip") and _holds_product(place / name)]
     return found

@@ -1,5 +1,7 @@
 """One product of the archive in every layout in which people have such products: the same pixels come out of each."""
 
+import contextlib
+import copy
 import json
 import re
 import shutil
@@ -10,6 +12,9 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloudjob.archive.safe import write_product
 from cloudjob.errors import CorruptFileError, ItemError
@@ -290,6 +295,14 @@ def test_a_damaged_file_in_an_archive_is_named(made, tmp_path):
         read_bands(Product.open(zipped()(folder, tmp_path)))
 
 
+def test_an_archive_of_two_products_is_refused(made, tmp_path):
+    site = tmp_path / "site"
+    copied(made("05.11", "S2C"), site)
+    copied(made("02.14", "S2B"), site)
+    with pytest.raises(ItemError, match=r"site\.SAFE\.zip: holds 2 products; unpack it"):
+        Product.open(zipped()(site, tmp_path))
+
+
 @pytest.mark.parametrize("damage", ["cut", "text"])
 def test_an_archive_that_is_none_is_named(made, tmp_path, damage):
     archive = zipped()(made("05.11", "S2C"), tmp_path)
@@ -343,6 +356,27 @@ def test_what_an_item_does_not_know(made, tmp_path):
         Product.open(folder)
     rewritten(folder, datetime="2025-06-05T22:25:41Z", **{"s2:product_uri": "S2A_MSIL1C_20250605T222541.SAFE"})
     with pytest.raises(CorruptFileError, match=r"not the name of a Sentinel-2 Level-2A product"):
+        Product.open(folder)
+
+
+@pytest.fixture(scope="module")
+def c1(made, tmp_path_factory):
+    folder = cogs(C1)(made("05.11", "S2C"), tmp_path_factory.mktemp("c1"))
+    return folder, item_of(folder)
+
+
+@examples(20)
+@given(data=st.data())
+def test_an_item_of_any_other_shape_is_read_or_refused(c1, data):
+    folder, whole = c1
+    changed = copy.deepcopy(whole)
+    at, key = changed, data.draw(st.sampled_from(sorted(whole)))
+    while isinstance(at[key], dict) and data.draw(st.booleans()):
+        at, key = at[key], data.draw(st.sampled_from(sorted(at[key])))
+    at[key] = data.draw(st.sampled_from([None, [], {}, "", "x", 7, [[]], {"x": {}}, [{}], True, float("nan")]))
+    path = folder / "item.json"
+    path.write_text(json.dumps(changed))
+    with contextlib.suppress(ItemError):
         Product.open(folder)
 
 
