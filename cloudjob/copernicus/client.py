@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from cloudjob.copernicus.session import Endpoints, open_session
 from cloudjob.copernicus.token import TokenSource, from_environment
 from cloudjob.copernicus.transfer import fetch, file_url, mismatch
+from cloudjob.errors import LeftOutError
 
 
 class Entry(Protocol):
@@ -22,6 +23,8 @@ class Entry(Protocol):
     def algorithm(self) -> str: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def optional(self) -> bool: ...
 
 
 class Client:
@@ -46,13 +49,19 @@ class Client:
         return target
 
     def files(self, product_id: str, product: str, entries: Iterable[Entry], folder: Path) -> list[Path]:
-        """Fetches and verifies the files of manifest entries (path, size, algorithm, digest); intact files are kept."""
+        """Fetches and verifies the files of manifest entries (path, size, algorithm, digest); intact files are kept. An
+        optional one that is gone is left out."""
 
-        def one(entry: Entry) -> Path:
+        def one(entry: Entry) -> Path | None:
             expected: dict[str, Any] = {"size": entry.size, "digest": (entry.algorithm, entry.digest)}
             if mismatch(folder / entry.path, **expected) is None:
                 return folder / entry.path
-            return self.file(product_id, product, entry.path, folder, **expected)
+            try:
+                return self.file(product_id, product, entry.path, folder, **expected)
+            except LeftOutError:
+                if not entry.optional:
+                    raise
+                return None
 
         with ThreadPoolExecutor(self._connections) as pool:
-            return list(pool.map(one, entries))
+            return [path for path in pool.map(one, entries) if path]

@@ -97,7 +97,7 @@ def _files(folder: Path, assets: dict[str, dict]) -> dict[str, str]:
 def _offset(path: Path, item: dict, baseline: str, red: Path) -> int:
     """BOA_ADD_OFFSET that the pixels still have. The item's own `offset` of the bands tells nothing where the flag says
     that it was applied, and the flag is false of some items whose pixels have it applied: then the image tells."""
-    if baseline < _FIRST_OFFSET or baseline.startswith("99."):
+    if baseline < _FIRST_OFFSET:
         return 0
     said = (item["properties"].get(key) for key in _APPLIED)
     applied = next((flag for flag in said if isinstance(flag, bool)), None)

@@ -64,6 +64,11 @@ class ManifestEntry:
     algorithm: str  # "SHA3-256" or "MD5"
     digest: str
 
+    @property
+    def optional(self) -> bool:
+        """Whether the product can be read without it, as without a quality mask."""
+        return key_of(self.path).startswith("MSK_")
+
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
     """The files that manifest.safe lists, in its order; CorruptFileError where an entry is incomplete."""
