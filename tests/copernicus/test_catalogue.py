@@ -5,6 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from scripted_server import Answer
+from shapely.geometry import shape
 
 from cloudjob.copernicus.catalogue import Scene, digest_of, search_odata, search_stac
 from cloudjob.errors import ItemError
@@ -274,3 +275,18 @@ def test_digest_goes_by_its_length():
     assert digest_of(f"d50110{short}") == ("MD5", short)
     with pytest.raises(ItemError, match="unknown kind"):
         digest_of(f"1220{long}")
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_a_footprint_that_jumps_at_180_degrees_is_cut_there(server, endpoints, session, kind):
+    search, path = SEARCHES[kind]
+    ring = [[179.5, 67], [-179.5, 67], [-179.5, 68], [179.5, 68], [179.5, 67]]
+    answer = json.loads(page(kind, [1, 2]).body)
+    row = answer["features" if kind == "stac" else "value"][0]
+    row["geometry" if kind == "stac" else "GeoFootprint"] = {"type": "Polygon", "coordinates": [ring]}
+    server.scripts[path] = [Answer.json(answer), Answer.json({"value": [], "features": []})]
+    cut, plain = search(session, endpoints, **QUERY)
+    assert shape(cut.footprint).bounds == (-180, 67, 180, 68)
+    assert shape(cut.footprint).area == pytest.approx(1)
+    assert plain.footprint == {"type": "Polygon", "coordinates": []}
+    assert Scene(**json.loads(json.dumps(asdict(cut)))).product == cut.product
