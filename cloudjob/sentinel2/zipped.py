@@ -14,7 +14,8 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 
 def archive_of(path: Path) -> Path | None:
     """The archive that a file lies in; None for one of the file system."""
-    return next((above for above in path.parents if above.is_file()), None)
+    nearest = next((above for above in path.parents if above.exists()), None)
+    return nearest if nearest and nearest.is_file() else None
 
 
 def is_file(path: Path) -> bool:

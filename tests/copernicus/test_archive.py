@@ -161,6 +161,16 @@ def test_the_area_finds_what_it_touches_everywhere_on_earth(everywhere, session,
         assert near.area == pytest.approx(600 * 600, rel=1e-3)
 
 
+def test_a_box_goes_on_beyond_180_degrees(everywhere, session):
+    def found(*bbox):
+        answer = session.post(f"{everywhere.stac}/search", json={"limit": 99, "bbox": bbox}).json()
+        return {item["id"][39:44] for item in answer["features"]}
+
+    assert found(179.9, -20, -179.8, -10) == {"01KAB", "01KBB"}
+    assert found(-179.9, -20, 179.9, -10) == {"01KBB"}
+    assert found(179.999, -90, -179.999, 90) == {"01WCR", "60WWD", "01KAB"}
+
+
 def test_the_items_of_the_archive_say_on_which_side_they_lie(everywhere, session):
     found = session.post(f"{everywhere.stac}/search", json={"limit": 99}).json()["features"]
     items = {item["id"][38:44]: item for item in found}
