@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -187,21 +188,23 @@ def judged(path: Path, error: Exception, reason: str) -> ItemError:
     """The error to raise for what a library said over a file: see `reading`."""
     if is_disk_full(error):
         return disk_full(Path(path))
+    path = Path(path)
     number = error.errno if isinstance(error, OSError) else None
     if number and number not in _OF_CONTENT:
         return trouble(OSError(number, os.strerror(number)), path)
     try:
-        with open(path, "rb", buffering=0) as file:
+        holder = next((above for above in path.parents if above.is_file()), path)  # the zip archive that it lies in
+        with open(holder, "rb", buffering=0) as file:
             while file.read(1 << 22):
                 pass
     except FileNotFoundError:
-        return CorruptFileError(Path(path), "missing")
+        return CorruptFileError(path, "missing")
     except OSError as refused:
         return trouble(refused, path)
     words = str(error.__cause__ or error)
     if number := next((number for number in _OF_SYSTEM if os.strerror(number) in words), None):
         return trouble(OSError(number, os.strerror(number)), path)  # it has passed by now
-    return CorruptFileError(Path(path), f"{reason} ({words.partition(chr(10))[0]})")
+    return CorruptFileError(path, f"{reason} ({words.partition(chr(10))[0]})")
 
 
 def raise_open_limit() -> None:
@@ -232,11 +235,27 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json_text(row) + "\n" for row in rows))
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """`json.dumps`, strict: null for a number that is not known (NaN, infinite), which no strict reader takes."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_known(value), allow_nan=False, **options)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _known(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_jsonl(path: Path, row: dict) -> None:
@@ -251,7 +270,7 @@ def append_jsonl(path: Path, row: dict) -> None:
             file.truncate(sum(len(line) + 1 for line in whole))
             if _row(torn) is not None:  # all but its end
                 file.write(torn + b"\n")
-        file.write((json.dumps(row) + "\n").encode())
+        file.write((json_text(row) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

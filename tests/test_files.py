@@ -2,6 +2,8 @@
 
 import errno
 import io
+import json
+import math
 import os
 import resource
 import shutil
@@ -11,10 +13,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloudjob import files
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, SystemTroubleError
-from cloudjob.files import atomic, expanded, write_text
+from cloudjob.files import atomic, expanded, json_text, write_text
 
 
 def test_atomic_leaves_whole_files_or_none(tmp_path):
@@ -32,6 +36,28 @@ def test_atomic_leaves_whole_files_or_none(tmp_path):
     with pytest.raises(DiskFullError, match=r"file\.txt.*no space left"), atomic(path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(VALUES)
+def test_json_is_strict_and_says_null_where_a_number_is_not_known(value):
+    def refuse(word):
+        raise AssertionError(word)
+
+    def same(before, after):
+        if isinstance(before, dict):
+            assert list(before) == list(after)
+            return all(same(before[key], after[key]) for key in before)
+        if isinstance(before, list):
+            return len(before) == len(after) and all(map(same, before, after))
+        return after is None if isinstance(before, float) and not math.isfinite(before) else before == after
+
+    assert same(value, json.loads(json_text(value, indent=1), parse_constant=refuse))
 
 
 def mode(path: Path) -> int:

@@ -17,7 +17,7 @@ FLOORS = (
     {"archive", "patches"},
     {"copernicus", "sentinel2", "diffusion", "hpc"},
     {"leases"},
-    {"files", "names", "pixels"},
+    {"files", "footprints", "names", "pixels"},
     {"errors"},
     {"__init__"},  # the version
 )

@@ -11,8 +11,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 import shapely
 from defusedxml.ElementTree import parse
-from shapely.geometry import Polygon, mapping
+from shapely.geometry import shape
 
+from cloudjob import footprints
 from cloudjob.names import stamp
 from cloudjob.sentinel2.product import Product, read_manifest
 
@@ -44,7 +45,9 @@ class Entry:
         self.size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         self.s3_path = f"eodata/Sentinel-2/MSI/L2A/{self.sensing:%Y/%m/%d}/{self.name}.SAFE"
         positions = list(map(float, _text(folder / "MTD_MSIL2A.xml", "EXT_POS_LIST").split()))
-        self.outline = Polygon(zip(positions[1::2], positions[0::2], strict=True))  # longitude, latitude
+        ring = list(zip(positions[1::2], positions[0::2], strict=True))  # longitude, latitude
+        self.footprint = footprints.split({"type": "Polygon", "coordinates": [ring]})
+        self.outline = shape(self.footprint)
         files = read_manifest(folder / "manifest.safe")
         self.digests = {file.path: (file.algorithm, file.digest) for file in files}  # by path below the folder
         for path in ("manifest.safe", f"{self.name}-ql.jpg"):  # which the manifest does not list
@@ -182,14 +185,14 @@ def stac_item(entry: Entry, base: str) -> dict:
     collection = f"{base}/v1/collections/{COLLECTION}"
     return {
         "id": entry.name,
-        "bbox": [round(value, 6) for value in entry.outline.bounds],
+        "bbox": [round(value, 6) for value in footprints.bbox(entry.footprint)],
         "type": "Feature",
         "links": [
             *(link(rel, collection) for rel in ("collection", "parent")),
             link("root", f"{base}/v1/"),
             link("self", f"{collection}/items/{entry.name}", "application/geo+json"),
         ],
-        "geometry": mapping(entry.outline),
+        "geometry": entry.footprint,
         "collection": COLLECTION,
         "properties": entry.properties,
         "assets": _assets(entry, base),
@@ -268,7 +271,7 @@ def odata_row(entry: Entry, base: str, expand: list[str]) -> dict:
         "Checksum": [],
         "ContentDate": dict.fromkeys(("Start", "End"), _stamp(entry.sensing)),
         "Footprint": f"geography'SRID=4326;{entry.outline.wkt}'",
-        "GeoFootprint": mapping(entry.outline),
+        "GeoFootprint": entry.footprint,
     }
     if "Attributes" in expand:
         row["Attributes"] = [_odata_attribute(name, value) for name, value in entry.attributes.items()]

@@ -4,6 +4,7 @@ The ground below synthetic clouds is kept as truth.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -113,12 +114,12 @@ def _check_weather(archive: Path, tile: str, other: bool) -> None:
             raise ConfigError(f"{archive} holds {path.stem}, made {found} other_weather: choose another folder")
 
 
-def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
+def make_from_rasters(archive: Path, *, pairs: list[dict], said: Callable[[str], object] = str) -> list[str]:
     """Writes the cloudy and the clear product of each pair, and returns their names; existing ones are kept.
 
     A pair has `tile`, `cloudy` and `clear` (GeoTIFFs of B04, B03, B02, B08), `cloudy_date`, `clear_date`, `mask` (a
-    raster, or None for a comparison of the two dates) and `offset` (BOA_ADD_OFFSET of both rasters). Scenes of one
-    tile and day differ in the second of their sensing time.
+    raster, or None for a comparison of the two dates), maybe the `values` of the mask, and `offset` (BOA_ADD_OFFSET of
+    both rasters): see `product_from_raster`. Scenes of one tile and day differ in the second of their sensing time.
     """
     for path in (pair[key] for pair in pairs for key in ("cloudy", "clear", "mask") if pair[key]):
         if not Path(path).is_file():
@@ -130,7 +131,8 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
             raster = Path(pair[which])
             mask: Path | Literal["clear"] | None = "clear" if which == "clear" else pair["mask"]
             other = None if which == "clear" else Path(pair["clear"])
-            content = hashlib.sha256(f"{which}{pair['offset']}".encode())
+            values = pair.get("values") if which == "cloudy" else None
+            content = hashlib.sha256(f"{which}{pair['offset']}{values or ''}".encode())
             for path in (raster, mask if which == "cloudy" else None):
                 content.update(Path(path).read_bytes() if path else b"")
             dn, crs, transform = read_raster(raster)
@@ -141,7 +143,14 @@ def make_from_rasters(archive: Path, *, pairs: list[dict]) -> list[str]:
                 names.append(name)
             if not (Path(archive) / f"{name}.SAFE").exists():
                 product_from_raster(
-                    Path(archive), name=name, raster=raster, mask=mask, other=other, offset=pair["offset"]
+                    Path(archive),
+                    name=name,
+                    raster=raster,
+                    mask=mask,
+                    other=other,
+                    offset=pair["offset"],
+                    values=values,
+                    said=said,
                 )
     return names
 

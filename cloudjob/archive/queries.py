@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import shapely
-from shapely.geometry import box, shape
+from shapely.geometry import MultiPolygon, Polygon, box, shape
 
 from cloudjob.archive.catalogue import Entry
+from cloudjob.footprints import parts
 
 _OPERATIONS = {
     **dict.fromkeys(("=", "eq"), operator.eq),  # CQL2; OData, STAC's query extension
@@ -83,7 +84,7 @@ def _from_stac(body: dict) -> dict:
     rules = [
         ("in", "collection", body.get("collections")),
         ("in", "id", body.get("ids")),
-        ("s_intersects", "geometry", box(*body["bbox"]) if "bbox" in body else None),
+        ("s_intersects", "geometry", _box(*body["bbox"]) if "bbox" in body else None),
         ("s_intersects", "geometry", body.get("intersects")),
         (">=", "datetime", start),
         ("<=", "datetime", end),
@@ -91,6 +92,11 @@ def _from_stac(body: dict) -> dict:
     ]
     terms = [{"op": name, "args": [{"property": field}, value]} for name, field, value in rules if value is not None]
     return {"op": "and", "args": [*terms, body.get("filter", True)]}
+
+
+def _box(west: float, south: float, east: float, north: float) -> Polygon | MultiPolygon:
+    """Across 180 degrees, west is greater than east (RFC 7946, 5.2)."""
+    return box(west, south, east, north) if west <= east else MultiPolygon(parts(box(west, south, east + 360, north)))
 
 
 def _from_odata(text: str) -> dict:

@@ -1,5 +1,6 @@
 """Converts a GeoTIFF of four Sentinel-2 bands, cloudy or clear, to a Level-2A product of the archive."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,8 @@ from cloudjob.archive.safe import pool, write_product
 from cloudjob.errors import ConfigError
 from cloudjob.files import reading
 from cloudjob.names import ProductName
-from cloudjob.pixels import BANDS, CIRRUS, CLOUD, EMPTY_DN, SHADOW
+from cloudjob.pixels import BANDS, CIRRUS, CLOUD, EMPTY_DN, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.sentinel2 import foreign_masks
 from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.sentinel2.masks import (
     SCL_BARE,
@@ -22,6 +24,7 @@ from cloudjob.sentinel2.masks import (
     SCL_HIGH,
     SCL_MEDIUM,
     SCL_NO_DATA,
+    SCL_SATURATED,
     SCL_SHADOW,
     SCL_SNOW,
     SCL_VEGETATION,
@@ -29,8 +32,12 @@ from cloudjob.sentinel2.masks import (
 )
 from cloudjob.sentinel2.radiometry import reflectance, to_convention
 
-# Mask classes and their class in the scene classification; if several fall on one pixel, the last one counts.
-_CLASSES = ((SHADOW, SCL_SHADOW), (CIRRUS, SCL_CIRRUS), (CLOUD, SCL_HIGH))
+# Mask classes and their class in the scene classification (of what is not known: one that nobody trusts); if several
+# fall on one pixel, the last one counts.
+_CLASSES = (
+    *((UNKNOWN, SCL_SATURATED), (NO_DATA, SCL_SATURATED)),
+    *((SHADOW, SCL_SHADOW), (CIRRUS, SCL_CIRRUS), (CLOUD, SCL_HIGH)),
+)
 _CLOUD_PROBABILITY = {SCL_MEDIUM: 60, SCL_HIGH: 95, SCL_CIRRUS: 25}  # percent
 
 
@@ -42,18 +49,24 @@ def product_from_raster(
     mask: Path | Literal["clear"] | None,
     other: Path | None,
     offset: int,
+    values: foreign_masks.Table | str | None = None,
+    said: Callable[[str], object] = str,
 ) -> Path:
     """Writes `<archive>/<name>.SAFE` from a GeoTIFF of B04, B03, B02, B08 (uint16 DN with BOA_ADD_OFFSET `offset`).
 
-    A pixel that is 0 in all bands is no data. `mask` is "clear" or a raster of the same size. Every non-zero value of
-    the raster is cloud; if it has values above 1, then 1 is cloud, 2 shadow, 3 cirrus. With None, `compare` derives
-    the scene classification from `other`, the same ground on another date.
+    A pixel that is 0 in all bands is no data. `mask` is "clear" or a raster of the same ground; `foreign_masks` tells
+    what its `values` mean. On other pixels than the bands', the nearest are taken, and that is `said` (by default to
+    nobody). With None, `compare` derives the scene classification from `other`, the same ground on another date.
     """
     bands, crs, transform = read_bands(raster, offset=offset)
     if mask == "clear":
         covered = np.zeros(_halved(bands[0].shape), np.uint8)
     elif mask is not None:
-        covered = _read_mask(mask, bands.shape[1:])
+        grid = foreign_masks.Grid(crs, transform, (bands.shape[1], bands.shape[2]))
+        core, _, note = foreign_masks.read(mask, {1: grid}, values, placed=False)
+        covered = _halved_classes(core)
+        if note:
+            said(note)
     elif other is not None:
         covered = compare(bands, read_bands(other, bands.shape, offset=offset)[0])
     else:
@@ -156,16 +169,11 @@ def clear_classes(bands: np.ndarray) -> np.ndarray:
     return np.select(conditions, found, default=SCL_BARE).astype(np.uint8)
 
 
-def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
-        mask = image.read(1)
-    if mask.shape != shape:
-        raise ConfigError(f"{path}: the mask has {mask.shape} pixels, the bands have {shape}")
-    if mask.max(initial=0) <= 1:
-        return np.where(pool(mask, 2, np.max) > 0, SCL_HIGH, 0).astype(np.uint8)
-    classes = np.zeros(_halved(shape), np.uint8)
+def _halved_classes(core: np.ndarray) -> np.ndarray:
+    """The scene classification's classes on the 20 m grid of mask classes at 10 m; 0 where those are clear."""
+    classes = np.zeros(_halved(core.shape), np.uint8)
     for ours, esa in _CLASSES:
-        classes[pool(mask == ours, 2, np.any)] = esa
+        classes[pool(core == ours, 2, np.any)] = esa
     return classes
 
 

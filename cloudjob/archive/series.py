@@ -87,7 +87,11 @@ def read(folder: Path, *, offset: int, haze: float = Day.haze) -> list[Day]:
 
 def _read_scl(path: Path) -> np.ndarray:
     with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
-        return image.read(1).astype(np.uint8)
+        scl = image.read(1)
+    found = np.unique(scl)
+    if not np.isin(found, range(12)).all():
+        raise ConfigError(f"{path}: holds {', '.join(f'{value:g}' for value in found[:20])}; expected classes 0 to 11")
+    return scl.astype(np.uint8)
 
 
 def draws(days: Sequence[Day], *, clouds: int, seed: int) -> Iterator[tuple[Day, Day, int]]:

@@ -110,7 +110,7 @@ def _filled(archive: "ArchiveConfig", target: Path, said: Callable[[str], None])
     if scenes := archive.synthetic:
         products += make.make_synthetic(target, **scenes.model_dump())
     if archive.rasters:
-        products += make.make_from_rasters(target, pairs=[dict(pair) for pair in archive.rasters])
+        products += make.make_from_rasters(target, pairs=[dict(pair) for pair in archive.rasters], said=said)
     if archive.places:
         products += make.make_from_places(target, places=[dict(place) for place in archive.places])
     if archive.series:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cloudjob.comparison.variants import BASE, Comparison, Variant
+from cloudjob.config.models import newer
 from cloudjob.errors import CloudjobError, ConfigError, InputError, InterruptedJob, ItemError
 from cloudjob.files import file_sha256, link, split_jsonl, write_bytes
 from cloudjob.run import records
@@ -22,7 +23,7 @@ _SHARDS = ("seed", "masks", "shard")  # what a triplet depends on, beside the pr
 def base_item(comparison: Comparison) -> Item:
     """The data that all variants share."""
     settings = comparison.config.section("archive", "search", "masks", "pair", "shard")
-    return Item(STAGE, BASE, settings, {}, newer={"search": {"exclude": []}})
+    return Item(STAGE, BASE, settings, {}, newer=newer("search", "masks", "pair", "shard"))
 
 
 def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:
@@ -36,11 +37,13 @@ def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:
     for variant in comparison.variants.values():
         settings = variant.config.section("masks", "shard", "train", "infer", "evaluate")
         settings |= {"from": variant.source}
+        younger = newer("masks", "shard")
         if variant.like:  # another network of those, another time
             settings |= {
                 name: comparison.variants[name].config.section("masks", "shard", "train") for name in variant.needs
             }
-        found[variant.name] = Item(STAGE, variant.name, settings, inputs)
+            younger |= {name: newer("masks", "shard") for name in variant.needs}
+        found[variant.name] = Item(STAGE, variant.name, settings, inputs, newer=younger)
     return found
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cloudjob.config.fields import ConfiguredPath, Count, Day, Fraction, Section, Tile, ascending
+from cloudjob.config.fields import ConfiguredPath, Count, Day, Fraction, MaskValues, Section, Tile, ascending
 from cloudjob.files import expanded
 
 
@@ -52,6 +52,11 @@ class RasterPair(Section):
     clear: ConfiguredPath
     clear_date: Day
     mask: ConfiguredPath | None = None
+    values: MaskValues | None = Field(
+        None,
+        description="what the mask's values mean, as masks.values; default: cloud where it is 1, 100 or 255 and else 0,"
+        " otherwise 1 cloud, 2 shadow, 3 cirrus, 4 unknown, 255 no data",
+    )
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
 
 

@@ -2,16 +2,18 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     SerializationInfo,
+    Tag,
     ValidationInfo,
 )
 
@@ -38,6 +40,27 @@ def _product(name: str) -> str:
 
 
 Product = Annotated[str, AfterValidator(_product)]  # a name, with or without .SAFE
+
+
+MaskClass = Literal["clear", "cloud", "shadow", "cirrus", "unknown", "no_data"]
+MaskNames = Literal["cloudsen12", "omnicloudmask", "s2cloudless", "fmask", "python-fmask", "maja", "binary"]
+
+
+def _once(table: object) -> object:
+    if isinstance(table, dict):
+        named: dict[int, str] = {}
+        for name, values in table.items():
+            for value in values:
+                if named.setdefault(value, name) != name:
+                    raise ValueError(f"{value} is both {named[value]} and {name}")
+    return table
+
+
+MaskValues = Annotated[
+    Annotated[dict[MaskClass, list[Byte]], Tag("table")] | Annotated[MaskNames, Tag("name")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "table"),  # so that one mistake is one
+    AfterValidator(_once),
+]
 
 
 class Override(str):

@@ -7,10 +7,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from cloudjob.config.acquisition import CopernicusConfig, SearchConfig
 from cloudjob.config.archive import ArchiveConfig
 from cloudjob.config.fields import (
-    Byte,
     ConfiguredPath,
     Count,
     Fraction,
+    MaskValues,
     Momentum,
     Percent,
     Section,
@@ -24,16 +24,31 @@ Preset = Literal["notebook-2025", "tiny", "small", "base", "base-attention", "di
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 
+# Keys that are younger than some records: what those made stays valid.
+NEWER: dict[str, dict] = {
+    "search": {"exclude": []},
+    "masks": {"darker": 0.7},
+    "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5},
+    "shard": {"unmeasured": "reject"},
+}
+
+
+def newer(*sections: str) -> dict[str, dict]:
+    """Those of NEWER in these sections: what an item of them takes as its `newer`."""
+    return {name: NEWER[name] for name in sections if name in NEWER}
+
+
 class MasksConfig(Section):
     """How pixels become clear, cloud, cloud shadow, thin cirrus, unknown or no data. Radii are metres."""
 
     source: Literal["scl", "raster"] = Field(
         "scl", description="ESA's scene classification, or a raster of your own for each product"
     )
-    folder: ConfiguredPath | None = Field(None, description="with source raster: holds <product>.tif at 10 or 20 m")
-    values: dict[Literal["cloud", "shadow", "cirrus", "unknown", "no_data"], list[Byte]] = Field(
+    folder: ConfiguredPath | None = Field(None, description="with source raster: holds <product>.tif")
+    values: MaskValues = Field(
         {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]},
-        description="with source raster: which of its values mean what; all others are clear",
+        description="with source raster: which of its values mean what, or who made it; 0 is clear unless it is named, "
+        "any other value that is not named is an error; binary: all but 0 is cloud",
     )
     cloud_probability: Percent = Field(
         20, description="percent from which on what the classification calls clear is unknown"
@@ -46,6 +61,9 @@ class MasksConfig(Section):
     cloud_b11: Fraction = Field(0.20, description="reflectance in B11 above which bright snow is cloud")
     brighter: Fraction = Field(
         0.04, description="reflectance in B02 by which a clear pixel may exceed the other date; 1: no second opinion"
+    )
+    darker: Fraction = Field(
+        0.7, description="share of other dates' light below which a clear pixel is unknown; 0: not asked"
     )
     cloud_m: Annotated[float, Field(ge=0, le=2000)] = Field(100, description="growth of cloud")
     shadow_m: Annotated[float, Field(ge=0, le=2000)] = Field(50, description="growth of cloud shadow")
@@ -73,7 +91,10 @@ class PairConfig(Section):
     )
     cloudy_range: tuple[Fraction, Fraction] = Field((0.01, 0.9), description="cloud and cirrus of the cloudy product")
     max_sun_difference: float = Field(15, description="degrees of sun elevation")
-    min_sun_elevation: float = Field(5, description="degrees, on both dates")
+    min_sun_elevation: float | dict[Literal["cloudy", "clear", "reference"], float] = Field(
+        5.0, description="degrees, on both dates; or for each role, 5 for one that is not named"
+    )
+    min_light: Fraction = Field(0.5, description="brightness of the clear product over that of other dates")
     max_snow_difference: Fraction = Field(0.4, description="difference of snow cover on jointly clear pixels")
 
     _range = field_validator("cloudy_range")(lambda pair: ascending(pair, "the lower cloud fraction"))
@@ -139,6 +160,9 @@ class ShardConfig(Section):
         0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected; null: not asked"
     )
     max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
+    unmeasured: Literal["reject", "accept"] = Field(
+        "reject", description="a pair whose R2 is asked for and cannot be measured, or whose shift in a large scene"
+    )
     compression: Literal["none", "zstd", "gzip"] = "none"
     truth: Literal[True, False, "everywhere"] = Field(
         True,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from shapely import force_2d, union_all
-from shapely.affinity import translate
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
 from shapely.geometry.base import BaseGeometry
@@ -17,6 +16,7 @@ from shapely.validation import explain_validity
 
 from cloudjob.copernicus.scenes import Ring
 from cloudjob.errors import ConfigError
+from cloudjob.footprints import parts, unwrapped
 
 _WORLD = box(-180, -90, 180, 90)
 _VERTICES = 100  # of all rings: OData is asked by an address
@@ -65,7 +65,7 @@ def rings(outlines: list[Ring], key: str, said: Callable[[str], None] = lambda l
     `said`. ConfigError where a ring crosses itself.
     """
     whole = []
-    for ring in map(unwrapped, outlines):
+    for ring in map(_endless, outlines):
         if ring[0] != ring[-1]:
             raise ConfigError(f"{key}: goes round a pole; write it in parts, from 180 W to 0 and from 0 to 180 E")
         whole.append(Polygon(ring))
@@ -88,19 +88,9 @@ def rings(outlines: list[Ring], key: str, said: Callable[[str], None] = lambda l
     return found
 
 
-def unwrapped(ring: Ring) -> Ring:
-    """The ring with longitudes that go on beyond 180 where an edge crosses the date line."""
-    turn, found = 0.0, ring[:1]
-    for (before, _), (lon, lat) in pairwise(ring):
-        if 180 < abs(lon - before) < 360:
-            turn += math.copysign(360, before - lon)
-        found.append((lon + turn, lat))
-    return found
-
-
 def describe(outlines: list[Ring]) -> str:
     """Where an area lies, and how large the box around it is, for a person to see whether it is the right one."""
-    boxes = [Polygon(unwrapped(ring)).bounds for ring in outlines]
+    boxes = [Polygon(_endless(ring)).bounds for ring in outlines]
     ways = [  # by Greenwich, by the date line
         (min(box[0] + turn for box, turn in turned), max(box[2] + turn for box, turn in turned))
         for turned in ([(box, 0) for box in boxes], [(box, 360 if box[0] + box[2] < 0 else 0) for box in boxes])
@@ -110,6 +100,12 @@ def describe(outlines: list[Ring]) -> str:
     width = (east - west) * 111.32 * math.cos(math.radians((south + north) / 2))
     lon, lat = (" to ".join(map(name, ends)) for name, ends in ((_lon, (west, east)), (_lat, (south, north))))
     return f"{lon}, {lat} (about {width:,.0f} km by {(north - south) * 111.2:,.0f} km)"
+
+
+def _endless(ring: Ring) -> Ring:
+    """The ring as `footprints.unwrapped` has it; a side of 360 degrees alone is one of the whole world."""
+    crosses = any(180 < abs(b - a) < 360 for (a, _), (b, _) in pairwise(ring))
+    return unwrapped(ring) if crosses else ring
 
 
 def _lon(degrees: float) -> str:
@@ -139,4 +135,4 @@ def _outer(geometry: BaseGeometry) -> list[Ring]:
 
 def _cut(geometry: BaseGeometry) -> list[Ring]:
     """The outer rings of what lies in the world, whichever way round the globe its longitudes go."""
-    return _outer(union_all([translate(geometry, turn).intersection(_WORLD) for turn in (-720, -360, 0, 360, 720)]))
+    return _outer(union_all(parts(geometry)))

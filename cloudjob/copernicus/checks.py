@@ -3,7 +3,7 @@
 import hashlib
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,15 +25,19 @@ class Entry(Protocol):
     def algorithm(self) -> str: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def optional(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to fetch: its path in the SAFE folder; size in bytes, and algorithm and hexadecimal digest, if known."""
+    """A file to fetch: its path in the SAFE folder; size in bytes, and algorithm and hexadecimal digest, if known. An
+    optional one that is gone costs that file alone."""
 
     path: str
     size: int | None = None
     digest: tuple[str, str] | None = None
+    optional: bool = False
 
     @property
     def name(self) -> str:
@@ -43,9 +47,9 @@ class Wanted:
 def wanted(entries: Iterable[Entry], checksums: dict[str, dict]) -> list[Wanted]:
     """The files of manifest entries. What STAC knows of a file (`checksums`, see `catalogue.Scene`) comes first."""
     return [
-        known(entry.path, checksums)
+        replace(known(entry.path, checksums), optional=entry.optional)
         if _usable(_multihash(checksums.get(entry.path)))
-        else Wanted(entry.path, entry.size, _usable((entry.algorithm, entry.digest)))
+        else Wanted(entry.path, entry.size, _usable((entry.algorithm, entry.digest)), entry.optional)
         for entry in entries
     ]
 

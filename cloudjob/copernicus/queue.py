@@ -55,7 +55,7 @@ class Queue:
     """Fetches the files of orders, in their order, with several threads of this process.
 
     Each file is made under its lease, so that other processes may work on the same folder. A file that lies there
-    whole is kept. `with Queue(...) as queue:` ends the threads.
+    whole is kept; an optional one that is gone is left out. `with Queue(...) as queue:` ends the threads.
     """
 
     def __init__(
@@ -206,6 +206,11 @@ class Queue:
     def _fail(self, job: _Job, error: BaseException) -> None:
         order, gone = job.order, isinstance(error, LeftOutError)
         with self._changed:
+            if job.file and job.file.optional and gone:
+                order.paths.remove(order.folder / job.file.path)
+                self.tally.lack(job.file)
+                self._one_less(order)
+                return
             self.tally.failures += order.error is None and not gone
             order.error = order.error or error
             if isinstance(error, _FATAL):

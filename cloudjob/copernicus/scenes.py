@@ -12,6 +12,7 @@ from shapely.geometry import shape
 
 from cloudjob.copernicus.session import Endpoints, Session, get_json, host_of
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
+from cloudjob.footprints import split
 from cloudjob.names import ProductName
 
 Ring = list[tuple[float, float]]  # closed, of (longitude, latitude) in degrees
@@ -33,7 +34,7 @@ class Scene:
     snow_cover: float | None
     sun_elevation: float | None  # degrees
     no_data: float | None
-    footprint: dict  # GeoJSON geometry of the pixels with data
+    footprint: dict  # GeoJSON geometry of the pixels with data, cut at 180 degrees
     size: int | None  # bytes of the whole product
     online: bool
     checksums: dict[str, dict] = field(default_factory=dict)  # path below the SAFE -> {"size", "multihash"}
@@ -140,12 +141,12 @@ def number(row: dict, key: str) -> Any:
 
 
 def footprint(row: dict, key: str) -> dict:
-    """The GeoJSON polygon, or polygons, under a key."""
+    """The GeoJSON polygon, or polygons, under a key, cut at 180 degrees."""
     geometry = given(row, key, dict)
     if geometry["type"] not in ("Polygon", "MultiPolygon"):
         raise ValueError(f"{key} is a {geometry['type']}")
     shape(geometry)
-    return geometry
+    return split(geometry)
 
 
 def from_name(product: str) -> dict:

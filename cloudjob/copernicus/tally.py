@@ -26,6 +26,12 @@ class Tally:
             self.files += len(files)
             self._wanted += sum(file.size or 0 for file in files)
 
+    def lack(self, file: Wanted) -> None:
+        """A file that was planned is gone, and the product does without."""
+        with self._lock:
+            self.files -= 1
+            self._wanted -= file.size or 0
+
     def begin(self) -> None:
         """One more product is looked at."""
         with self._lock:

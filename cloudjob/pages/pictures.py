@@ -28,7 +28,7 @@ def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: 
     files, brightness, classes = {}, {}, {}
     lossy = partial(render.encode_webp, quality=80)
     for role, date, other in (("cloudy", cloudy, clear), ("clear", clear, cloudy)):
-        found = revised_masks(date, other, settings)
+        found = revised_masks(date, other, settings, [clear] if role == "cloudy" else ())
         classes[role] = small(found.mask, found.factor)
         brightness[role] = small(radiometry.reflectance(date.rgb).mean(axis=0), _OVERVIEW)
         files[role] = lossy(small(render.true_colour(date.rgb, gain=gain), _OVERVIEW))

@@ -26,6 +26,7 @@ MEASURES = {  # of a row of pairs.jsonl: how the page calls it, and writes it
     "cloudy_unknown": ("cloudy date: unknown", "{:.1%}"),
     "clear_cloud": ("clear date: cloud", "{:.2%}"),
     "clear_unknown": ("clear date: unknown", "{:.2%}"),
+    "light": ("light, cloudy and clear", "{:.2f}"),
     "sun_elevation": ("sun, cloudy and clear", "{:.1f}°"),
     "sun_difference": ("sun difference", "{:.1f}°"),
     "snow": ("snow, cloudy and clear", "{:.1%}"),
@@ -68,7 +69,7 @@ def page(run: str, candidates: list[dict], made: dict[str, dict | None], decided
 
 def _candidate(row: dict) -> dict:
     """What the page says of a candidate, in words."""
-    measures = [[label, _words(row[key], form)] for key, (label, form) in MEASURES.items()]
+    measures = [[label, _words(row.get(key), form)] for key, (label, form) in MEASURES.items()]
     return {"clear": row["clear"], "reasons": row["reasons"], "measures": measures}
 
 

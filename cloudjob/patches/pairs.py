@@ -21,6 +21,8 @@ from cloudjob.sentinel2.radiometry import Match
 from cloudjob.sentinel2.scene import ReducedScene, ShiftEstimator
 from cloudjob.sentinel2.scene_masks import SceneMasks
 
+_LARGE = 1024  # rows and columns from which on a scene has room for the places at which a shift is measured
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
@@ -38,6 +40,7 @@ class Rules:
     radiometry: str = "line"
     min_r2: float | None = 0.5
     max_shift: float = 1.0
+    unmeasured: str = "reject"
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ def prepare(
     measures: dict = {"radiometric_match": {role: match.facts() for role, match in matches.items()}}
     if rules.min_r2 is not None and (poor := matches["clear"].poor(rules.min_r2)):
         raise RejectedError(f"the clear date does not fit the cloudy one: {', '.join(poor)}", {"measures": measures})
+    if rules.min_r2 is not None and rules.unmeasured == "reject" and (unknown := matches["clear"].unknown()):
+        reason = f"nobody can tell whether the clear date fits the cloudy one: {', '.join(unknown)}"
+        raise RejectedError(reason, {"measures": measures})
     core, target_core, factor = _cores(found, (height, width), still_target=truth is None)
     if rules.preset:  # it selects by the scene classification itself, and takes its masks from there
         core, target_core, factor = (scl := product.read_scl(products["cloudy"])), scl, 2
@@ -184,10 +190,14 @@ def _ground(path: Path, shape: tuple[int, int], rows: slice) -> np.ndarray:
         return image.read(window=((rows.start, rows.stop), (0, shape[1])))
 
 
-def measured_shift(pair: PreparedPair, max_shift: float) -> dict:
+def measured_shift(pair: PreparedPair, max_shift: float, unmeasured: str) -> dict:
     """How far the clear date lies off the cloudy one, after all `stripes`: only the bands at full resolution tell.
-    RejectedError above `max_shift` pixels."""
+    RejectedError above `max_shift` pixels, and where `unmeasured` is "reject" and the shift cannot be measured, but in
+    scenes that are too small for enough places to measure at."""
     shift = pair.shift.shift()
+    if shift["row"] is None and unmeasured == "reject" and min(pair.products["cloudy"].shape) >= _LARGE:
+        reason = f"nobody can tell how far the dates are shifted: {shift['why']}"
+        raise RejectedError(reason, {"measures": pair.measures | {"shift": shift}})
     if shift["row"] is not None and max(abs(shift["row"]), abs(shift["col"])) > max_shift:
         moved = f"{shift['row']:+.2f} rows, {shift['col']:+.2f} columns"
         reason = f"the dates are shifted by {moved}, at most {max_shift} pixels"

@@ -1,6 +1,5 @@
 """Writes HDF5 shards, and reads back what was written (layout: docs/design.md, contracts of the files)."""
 
-import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import h5py
 import numpy as np
 
 from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.files import json_text
 from cloudjob.patches.shards import COLUMNS, DAMAGE, DAYS, ShardFile, columns, filters, layout
 from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
 
@@ -119,7 +119,7 @@ class Writer:
             "offset": OFFSET,
         }
         for name, value in (facts | {"pairs": [self.pair]} | self.attributes).items():
-            text = json.dumps(value) if isinstance(value, dict | list) else value
+            text = json_text(value) if isinstance(value, dict | list) else value
             file.attrs[name] = np.bytes_(text) if isinstance(text, str) else text
         pixels, total, squares = self._sums.tolist()
         self.result = {

@@ -56,8 +56,9 @@ def scalars(pair: dict) -> dict[str, float]:
         return days_between(products["cloudy"], products[role]) if role in products else math.nan
 
     on_the_day = pair.get("target") == GROUND
+    sun = pair.get("sun_elevation", {}).get("cloudy")
     return {
-        "sun_elevation": pair.get("sun_elevation", {}).get("cloudy", math.nan),
+        "sun_elevation": math.nan if sun is None else sun,
         "reference_days": days("clear") if on_the_day else days("reference"),
         "clear_days": 0.0 if on_the_day else days("clear"),
         **{f"{role}_days": days(role) for role in REFERENCES[1:]},

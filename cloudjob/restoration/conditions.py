@@ -1,6 +1,5 @@
 """The conditions of a scene: all that its restoration is given, as arrays of the whole scene, and cut to tiles."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
-from cloudjob.files import atomic, read_json, write_text
+from cloudjob.files import atomic, read_json, write_json
 from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration.tiles import Tile, tiles
 from cloudjob.sentinel2.scene import Scene
@@ -27,7 +26,7 @@ class SceneConditions:
     mask: NDArray  # (H, W) uint8 mask classes, grown
     core: NDArray  # (H, W) uint8 mask classes, not grown
     reference: NDArray | None  # (4, H, W) uint16 DN of clear dates normalised to the cloudy one; None without any
-    sun_elevation: float  # degrees, on the cloudy date
+    sun_elevation: float | None  # degrees, on the cloudy date; None where it is not known
     reference_days: float | None  # signed days from the cloudy date to the first reference's; None without any
 
     @classmethod
@@ -46,7 +45,7 @@ class SceneConditions:
     def save(self, folder: Path) -> None:
         """As .npy files that all ranks map; `load` finds them once all are there."""
         numbers = {"sun_elevation": self.sun_elevation, "reference_days": self.reference_days}
-        write_text(folder / "numbers.json", json.dumps(numbers))
+        write_json(folder / "numbers.json", numbers)
         for name in _ARRAYS:
             if (array := getattr(self, name)) is not None:
                 with atomic(folder / f"{name}.npy") as temporary:
@@ -73,11 +72,11 @@ class SceneConditions:
 
     def batch(self, tile: Tile, *, margin: int, device: torch.device | str) -> Batch:
         """One sample: the tile with `margin` pixels around it; beyond the scene there are no data."""
-        days = np.nan if self.reference_days is None else self.reference_days
+        sun, days = (np.nan if each is None else each for each in (self.sun_elevation, self.reference_days))
         arrays: dict[str, NDArray] = {
             "cloudy": _cut(self.cloudy, tile, margin, EMPTY_DN)[None],
             "mask": _cut(self.mask, tile, margin, NO_DATA)[None],
-            "sun_elevation": np.array([self.sun_elevation], np.float32),
+            "sun_elevation": np.array([sun], np.float32),
             "reference_days": np.array([days], np.float32),
         }
         if self.reference is not None:

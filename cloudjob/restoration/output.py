@@ -1,7 +1,6 @@
 """The restored scene as files that other tools open: CF/netCDF-4 HDF5, Cloud-Optimized GeoTIFF, STAC item, PNG."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.warp import transform, transform_geom
-from shapely.affinity import translate
-from shapely.geometry import Polygon, box
+from rasterio.warp import transform
 
-from cloudjob.files import reading
+from cloudjob import footprints
+from cloudjob.files import json_text, reading
 from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
 from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
 from cloudjob.sentinel2.render import encode_png, true_colour
@@ -197,26 +195,15 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
         ],
         "assets": assets,
     }
-    path.write_text(json.dumps(item, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(item, indent=1) + "\n", encoding="utf-8")
 
 
 def _footprint(crs: str, ring: list[list[float]]) -> tuple[dict, list[float]]:
-    """A ring in `crs` as a GeoJSON geometry, and its box [west, south, east, north]. Across 180 degrees the geometry
-    has a part on either side, and west is greater than east (RFC 7946, 3.1.9 and 5.2)."""
-    lons, lats = transform(crs, "EPSG:4326", *zip(*ring, strict=True))
-    if max(lons) - min(lons) < 180:
-        geometry = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}, precision=7)
-        lons, lats = zip(*geometry["coordinates"][0], strict=True)
-        return geometry, [min(lons), min(lats), max(lons), max(lats)]
-    whole = Polygon(zip((lon % 360 for lon in lons), lats, strict=True))
-    sides = [whole.intersection(box(0, -90, 180, 90)), translate(whole.intersection(box(180, -90, 360, 90)), -360)]
-    parts = [part for part in sides if part.area > 1e-9]  # not a corner that touches the line
-    rings = [[[[round(value, 7) for value in point] for point in part.exterior.coords]] for part in parts]
-    west, south, east, north = zip(*(part.bounds for part in parts), strict=True)
-    bbox = [round(value, 7) for value in (west[0], min(south), east[-1], max(north))]
-    if len(parts) == 1:
-        return {"type": "Polygon", "coordinates": rings[0]}, bbox
-    return {"type": "MultiPolygon", "coordinates": rings}, bbox
+    """A ring in `crs` as a GeoJSON geometry, and its box: see `footprints`."""
+    points = zip(*transform(crs, "EPSG:4326", *zip(*ring, strict=True)), strict=True)
+    rounded = [[round(value, 7) for value in point] for point in points]
+    geometry = footprints.split({"type": "Polygon", "coordinates": [rounded]})
+    return geometry, footprints.bbox(geometry)
 
 
 def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:

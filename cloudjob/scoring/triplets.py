@@ -125,7 +125,7 @@ def pool(results: list[dict]) -> dict:
     groups: dict[str, dict] = {}
     for key, bins in (("cloud", _SHARES), ("sun_elevation", _ELEVATIONS)):
         for name, (low, high) in bins.items():
-            inside = [row for row in rows if row["on"] == "cloud" and low <= (row[key] or 0) < high]
+            inside = [row for row in rows if row["on"] == "cloud" and row[key] is not None and low <= row[key] < high]
             for method in dict.fromkeys(row["method"] for row in inside):
                 chosen = [row for row in inside if row["method"] == method]
                 pooled = {"triplets": len(chosen)} | metrics.pool(chosen)

@@ -32,6 +32,7 @@ from rasterio.windows import Window
 from cloudjob.errors import CorruptFileError, ItemError, SystemTroubleError
 from cloudjob.files import reading
 from cloudjob.pixels import EMPTY_DN
+from cloudjob.sentinel2 import zipped
 from cloudjob.sentinel2.radiometry import to_convention
 
 _CACHE_BYTES = 16 << 20  # of GDAL, whose own choice is 5 % of the node's memory; a tile takes 2 MB
@@ -64,7 +65,7 @@ def _open(path: Path, shape: tuple[int, int, int], dtype: str) -> Iterator[Datas
     with (
         reading(Path(path), RasterioError, reason="cannot be decoded"),
         rasterio.Env(GDAL_NUM_THREADS="1", GDAL_CACHEMAX=_CACHE_BYTES),
-        rasterio.open(path) as image,
+        rasterio.open(zipped.for_gdal(Path(path))) as image,
     ):
         found = (image.count, image.height, image.width)
         if found != tuple(shape) or set(image.dtypes) != {dtype}:
@@ -91,14 +92,14 @@ class Band:
         return self._convert(out)
 
     def reduced(self, step: int) -> np.ndarray:
-        """The resolution level of 1/step; where the file has none (small images), the means of step x step pixels."""
-        if step == 1:
-            return self.read()
+        """The resolution level of 1/step; where the file has none, the means of the pixels of its coarsest level that
+        divides `step` (of small images, of all pixels)."""
         with self._open() as image:
-            if step in image.overviews(1):
-                level = image.read(1, out_shape=tuple(-(-length // step) for length in self.shape))
-                return self._convert(_without_smear(level))
-        return _means(self.read(), step)
+            level = max((each for each in image.overviews(1) if step % each == 0), default=1)
+            if level > 1:
+                dn = image.read(1, out_shape=tuple(-(-length // level) for length in self.shape))
+        dn = self._convert(_without_smear(dn)) if level > 1 else self.read()
+        return dn if level == step else _means(dn, step // level)
 
     def _open(self) -> AbstractContextManager[DatasetReader]:
         return _open(self.path, (1, *self.shape), "uint16")

@@ -4,9 +4,18 @@ import math
 import re
 from datetime import UTC, datetime
 
+from rasterio._err import CPLE_BaseError  # what GDAL reports has no other common name
+from rasterio.errors import CRSError
 from rasterio.warp import transform as warp_points
+from rasterio.warp import transform_geom
+from shapely.geometry import mapping, shape
+from shapely.geometry.base import BaseGeometry
 
+from cloudjob import footprints
 from cloudjob.errors import ConfigError
+
+_NEAR = math.cos(math.radians(20))
+WARP_ERRORS = (CRSError, CPLE_BaseError)  # there is no such CRS, or no such place in it
 
 
 def tile_corner(tile: str) -> tuple[str, int, int]:
@@ -26,7 +35,7 @@ def tile_corner(tile: str) -> tuple[str, int, int]:
     south = 8 * "CDEFGHJKLMNPQRSTUVWX".index(match[2]) - 80  # degrees, of the latitude band
     arc = math.radians(south)  # length of the meridian on the ellipsoid, by the first terms of its series
     meridian = 0.9996 * (111132.95 * south - 16038.5 * math.sin(2 * arc) + 16.8 * math.sin(4 * arc))
-    first = math.floor(meridian / 100_000)
+    first = math.floor((meridian - 10_000) / 100_000)  # at its sides a zone's band of the south reaches farther
     top = 100_000 * (first + (row - first) % 20 + 1)
     hemisphere = "326" if south >= 0 else "327"
     return (
@@ -34,6 +43,29 @@ def tile_corner(tile: str) -> tuple[str, int, int]:
         easting // 60 * 60,
         -(-top // 60) * 60 + (0 if south >= 0 else 10_000_000),
     )
+
+
+def lon_lat(crs: str, x: float, y: float) -> tuple[float, float] | None:
+    """Longitude and latitude, in degrees, of a point of a CRS; None where it has none, or there is no such CRS."""
+    try:
+        (lon,), (lat,) = warp_points(crs, "EPSG:4326", [x], [y])
+    except WARP_ERRORS:
+        return None
+    return (lon, lat) if math.isfinite(lon + lat) else None
+
+
+def ground_near(footprint: dict, crs: str, middle: tuple[float, float]) -> list[BaseGeometry]:
+    """The polygons of a footprint (GeoJSON, degrees) in a map's CRS, without those farther than 20 degrees from
+    the `middle` of the map (longitude, latitude): there a projection has no place for them, or a wrong one."""
+    lon, lat = (math.radians(degrees) for degrees in middle)
+    found = []
+    whole = shape(footprints.split(footprint))
+    for polygon in getattr(whole, "geoms", [whole]):
+        x, y = math.radians(polygon.centroid.x), math.radians(polygon.centroid.y)
+        cosine = math.sin(lat) * math.sin(y) + math.cos(lat) * math.cos(y) * math.cos(x - lon)
+        if cosine > _NEAR:
+            found.append(shape(transform_geom("EPSG:4326", crs, mapping(polygon))))
+    return found
 
 
 def tile_centre(tile: str) -> tuple[float, float]:

@@ -5,7 +5,7 @@ A pixel is clear, hidden (cloud, cloud shadow, thin cirrus), or unknown, where t
 
 from dataclasses import dataclass, field
 from functools import reduce
-from math import isqrt
+from math import atan, ceil, cos, isqrt, radians, sin, tan
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,20 @@ _CLASSES = {SCL_NO_DATA: NO_DATA, SCL_SHADOW: SHADOW, SCL_MEDIUM: CLOUD, SCL_HIG
 _STRIP = 32  # rows: they fit the cache
 
 _BRIGHT = 0.4  # reflectance in B03 from which a pixel is snow or cloud rather than bare ground
+_CELL, _BESIDE, _HIGHEST = 120, 1200, 12_000  # metres, of `sunny`: cells, between the ways looked at, of a cloud's top
+_VIEW = 0.21  # tangent of the angle by which the satellite looks sideways, at most
 _AROUND, _MOSTLY = 33, 0.9  # cells of 60 m (2 km), and how much of the cloud there must be snow-like
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How pixels become classes. Probabilities are in percent; `snow_b11`, `cloud_b11` and `brighter` are reflectance;
-    radii are in metres. `folder` and `values` describe rasters that replace the classification (`source` "raster")."""
+    """How pixels become classes. Probabilities are in percent; `snow_b11`, `cloud_b11` and `brighter` are reflectance,
+    `darker` is a ratio; radii are in metres. `folder` and `values` describe rasters that replace the classification
+    (`source` "raster"; see `foreign_masks`)."""
 
     source: str = "scl"
     folder: Path | None = None
-    values: dict[str, list[int]] = field(
+    values: dict[str, list[int]] | str = field(
         default_factory=lambda: {"cloud": [1], "shadow": [2], "cirrus": [3], "unknown": [4], "no_data": [255]}
     )
     cloud_probability: float = 20
@@ -41,6 +44,7 @@ class Settings:
     snow_b11: float = 0.15
     cloud_b11: float = 0.20
     brighter: float = 0.04
+    darker: float = 0.7
     cloud_m: float = 100
     shadow_m: float = 50
     cirrus_m: float = 20
@@ -127,6 +131,36 @@ def _by_b11(green: np.ndarray, b11: np.ndarray, cloud: np.ndarray, settings: Set
     around, snowy = (uniform_filter(flags.astype(np.float32), _AROUND) for flags in (cells, cells & snow_like))
     snow = snow_like & (snowy >= _MOSTLY * around)
     return upsampled(snow, 3, cloud.shape), upsampled(bright & (b11 >= settings.cloud_b11), 3, cloud.shape)
+
+
+def sunny(core: np.ndarray, elevation: float | None, azimuth: float | None, *, pixel_m: float) -> np.ndarray:
+    """(h, w) bool: shadow with no cloud between it and the sun, as on the sunny side of a cloud; `azimuth` is clockwise
+    from north, in degrees.
+
+    A cloud up to 12 km high stands where the way to the sun goes, or up to 12 degrees beside its foot, from where the
+    satellite sees it. Anything but clear ground and shadow may be that cloud; so may what lies beyond the scene, and
+    where the sun is not known nothing is told. In cells of 120 m.
+    """
+    if elevation is None or azimuth is None or elevation <= 0:
+        return np.zeros(core.shape, bool)
+    factor = max(round(_CELL / pixel_m), 1)
+    cell, slope = factor * pixel_m, tan(radians(elevation))
+    cloud = dilate(pool(~any_of(core, CLEAR, SHADOW), factor, np.logical_or), _BESIDE / cell)
+    without = pool(core == SHADOW, factor, np.logical_or) & ~cloud
+    steps = ceil(_HIGHEST / slope / cell)
+    for turn in (-1, 0, 1):
+        way = radians(azimuth) + turn * atan(_VIEW * slope)
+        row, col = np.nonzero(without)
+        for step in range(1, steps + 1):
+            r, c = np.rint(row - step * cos(way)).astype(int), np.rint(col + step * sin(way)).astype(int)
+            inside = (r >= 0) & (c >= 0) & (r < cloud.shape[0]) & (c < cloud.shape[1])
+            met = ~inside
+            met[inside] = cloud[r[inside], c[inside]]
+            without[row[met], col[met]] = False
+            row, col = row[~met], col[~met]
+            if not row.size:
+                break
+    return upsampled(without, factor, core.shape) & (core == SHADOW)
 
 
 def pool(flags: np.ndarray, factor: int, join: np.ufunc) -> np.ndarray:

@@ -10,10 +10,11 @@ from cloudjob.names import ProductName, pair_name
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.product import Product
-from cloudjob.sentinel2.scene_masks import Preview, suspect
+from cloudjob.sentinel2.scene_masks import Preview, dark, light, suspect
 
 _COARSE = 6  # pixels of 10 m: the width of a pixel of thinned masks
 _LARGE = 3000  # rows and columns of 10 m from which on the masks of a scene are thinned
+_LOWEST_SUN = 5.0  # degrees, of a role that is not named where others are
 _WITNESSES = 4  # other clear dates that are compared with a clear one
 
 
@@ -32,8 +33,14 @@ class Rules:
     clear_max_unknown: float = 0.10
     cloudy_range: tuple[float, float] = (0.01, 0.9)
     max_sun_difference: float = 15
-    min_sun_elevation: float = 5
+    min_sun_elevation: float | dict[str, float] = 5
+    min_light: float = 0.5
     max_snow_difference: float = 0.4
+
+    def lowest_sun(self, role: str) -> float:
+        """Degrees that the sun must stand high on the date of a role: cloudy, clear or reference."""
+        asked = self.min_sun_elevation
+        return asked.get(role, _LOWEST_SUN) if isinstance(asked, dict) else asked
 
 
 def open_preview(product: Product, settings: masks.Settings) -> Preview:
@@ -61,8 +68,11 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
     overlap       pixels with data on both dates, over the smaller of the areas with data; all below is of these pixels
     *_cloud       cloud and cirrus of the cloudy date; cloud, cirrus and shadow of the clear one
     *_unknown     pixels that the date's own masks leave open, or that are clear but suspiciously brighter than on the
-                  other date (clear date: than on most of the dates, cloudy date and witnesses, that are clear there)
+                  other date (clear date: than on most of the dates, cloudy date and witnesses, that are clear there),
+                  or darker than on most of the others
+    light         of each date against the others (see scene_masks.light); None where it cannot be measured
     jointly_clear clear on both dates, and suspicious on neither
+    sun_*         degrees; None where the elevation is not known
     snow          share of the pixels that both classifications call clear, and the difference of the dates; None
                   where there are no such pixels. New snow is suspiciously bright, so suspicion does not count here.
     """
@@ -71,10 +81,16 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
     valid, other_valid = cloudy.core != NO_DATA, clear.core != NO_DATA
     both = valid & other_valid
     smaller = min(np.count_nonzero(valid), np.count_nonzero(other_valid))
-    doubt, other_doubt = suspect(cloudy, clear, settings), _outvoted(clear, [cloudy, *witnesses], settings)
+    against, other_against = [clear, *witnesses], [cloudy, *witnesses]
+    doubt, other_doubt = suspect(cloudy, clear, settings), _outvoted(clear, other_against, settings)
+    if not witnesses:  # the cloudy date may be hazy: alone, it does not tell that the clear one is dark
+        other_against = []
+    doubt |= dark(cloudy, against, settings) & (cloudy.core == CLEAR)
+    other_doubt |= dark(clear, other_against, settings) & (clear.core == CLEAR)
     agreed = (cloudy.core == CLEAR) & (clear.core == CLEAR)
     snow, other_snow = (_share(preview.snow, agreed) for preview in (cloudy, clear))
     suns = [preview.product.sun_elevation for preview in (cloudy, clear)]
+    known = [sun for sun in suns if sun is not None]
     return {
         "days": round((clear.product.sensing_time - cloudy.product.sensing_time).total_seconds() / 86400, 3),
         "same_orbit": cloudy.product.name.relative_orbit == clear.product.name.relative_orbit,
@@ -84,8 +100,9 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
         "clear_cloud": _share(masks.any_of(clear.core, *HIDDEN), both) or 0.0,
         "clear_unknown": _share((clear.core == UNKNOWN) | other_doubt, both) or 0.0,
         "jointly_clear": _share(agreed & ~doubt & ~other_doubt, both) or 0.0,
-        "sun_elevation": [round(sun, 2) for sun in suns],
-        "sun_difference": round(abs(suns[0] - suns[1]), 2),
+        "light": [light(cloudy, against), light(clear, other_against)],
+        "sun_elevation": [None if sun is None else round(sun, 2) for sun in suns],
+        "sun_difference": round(max(known) - min(known), 2) if len(known) == 2 else None,
         "snow": [snow, other_snow],
         "snow_difference": None if snow is None or other_snow is None else round(abs(snow - other_snow), 4),
     }
@@ -108,54 +125,68 @@ def _share(flags: np.ndarray, where: np.ndarray) -> float | None:
 
 
 def judge(measures: dict, rules: Rules) -> list[str]:
-    """Why a candidate is not acceptable, in words; an empty list if it is."""
+    """Why a candidate is not acceptable, in words; an empty list if it is. What is not known keeps no limit: each rule
+    says what must hold, since every comparison with NaN is false."""
     low, high = rules.cloudy_range
     suns = measures["sun_elevation"]
     checks = [
         (
-            abs(measures["days"]) < rules.min_days,
+            abs(measures["days"]) >= rules.min_days,
             f"{measures['days']:+.1f} days apart, at least {rules.min_days:g}",
         ),
         (
-            abs(measures["days"]) > rules.max_days,
+            abs(measures["days"]) <= rules.max_days,
             f"{measures['days']:+.1f} days apart, at most {rules.max_days:g}",
         ),
         (
-            not low <= measures["cloudy_cloud"] <= high,
+            low <= measures["cloudy_cloud"] <= high,
             f"cloudy date has {measures['cloudy_cloud']:.3f} cloud, not {low:g}..{high:g}",
         ),
-        (
-            measures["sun_difference"] > rules.max_sun_difference,
-            f"sun {suns[0]:.1f} and {suns[1]:.1f} degrees high, at most {rules.max_sun_difference:g} apart",
-        ),
     ]
-    return [reason for failed, reason in checks if failed] + _faults(measures, rules)
+    reasons = _broken(checks)
+    difference = measures["sun_difference"]
+    if difference is not None and not difference <= rules.max_sun_difference:
+        reasons.append(f"sun {suns[0]:.1f} and {suns[1]:.1f} degrees high, at most {rules.max_sun_difference:g} apart")
+    return reasons + _faults(measures, rules, "clear")
 
 
-def _faults(measures: dict, rules: Rules) -> list[str]:
-    """What is wrong with the clear date, as a target or as a reference."""
-    sun, snow = min(measures["sun_elevation"]), measures["snow"]
+def _broken(checks: list[tuple[bool, str]]) -> list[str]:
+    return [reason for kept, reason in checks if not kept]
+
+
+def _faults(measures: dict, rules: Rules, role: str) -> list[str]:
+    """What is wrong with the clear date in a role: "clear", the target, or "reference"."""
     checks = [
         (
-            measures["overlap"] < rules.min_overlap,
+            measures["overlap"] >= rules.min_overlap,
             f"joint valid area {measures['overlap']:.2f}, at least {rules.min_overlap:g}",
         ),
         (
-            measures["clear_cloud"] > rules.clear_max_cloud,
+            measures["clear_cloud"] <= rules.clear_max_cloud,
             f"clear date has {measures['clear_cloud']:.3f} cloud, at most {rules.clear_max_cloud:g}",
         ),
         (
-            measures["clear_unknown"] > rules.clear_max_unknown,
+            measures["clear_unknown"] <= rules.clear_max_unknown,
             f"clear date has {measures['clear_unknown']:.3f} doubtful, at most {rules.clear_max_unknown:g}",
         ),
-        (sun < rules.min_sun_elevation, f"sun at {sun:.1f} degrees, at least {rules.min_sun_elevation:g}"),
     ]
-    reasons = [reason for failed, reason in checks if failed]
-    difference = measures["snow_difference"]
-    if difference is not None and difference > rules.max_snow_difference:
+    reasons = _broken(checks) + _low_sun(measures["sun_elevation"], rules, role)
+    _, light = measures["light"]
+    if light is not None and not light >= rules.min_light:
+        reasons.append(f"clear date has {light:.2f} of the light of others, at least {rules.min_light:g}")
+    difference, snow = measures["snow_difference"], measures["snow"]
+    if difference is not None and not difference <= rules.max_snow_difference:
         amounts = f"{snow[0]:.2f} and {snow[1]:.2f} of the ground"
         reasons.append(f"snow on {amounts}, at most {rules.max_snow_difference:g} apart")
     return reasons
+
+
+def _low_sun(suns: list[float | None], rules: Rules, role: str) -> list[str]:
+    if unknown := [name for name, sun in zip(("cloudy", "clear"), suns, strict=True) if sun is None]:
+        return [f"nobody knows how high the sun stood on the {' and the '.join(unknown)} date"]
+    limits = [rules.lowest_sun(name) for name in ("cloudy", role)]
+    low = [(sun, limit) for sun, limit in zip(suns, limits, strict=True) if sun is not None and not sun >= limit]
+    return [f"sun at {sun:.1f} degrees, at least {limit:g}" for sun, limit in sorted(low)[:1]]
 
 
 def candidates(
@@ -230,7 +261,7 @@ def _datatake(row: dict) -> str:
 def _references(rows: list[dict], used: set[str], rules: Rules) -> list[dict]:
     """Those of the rows that may be a reference, of acquisitions (datatakes) that are not `used`."""
     near = [row for row in rows if abs(row["days"]) <= rules.reference_max_days and _datatake(row) not in used]
-    return [row for row in near if not _faults(row, rules)]
+    return [row for row in near if not _faults(row, rules, "reference")]
 
 
 def _further(first: dict, day: float, used: set[str], rows: list[dict], rules: Rules) -> list[dict]:

@@ -1,40 +1,36 @@
-"""Reader of Sentinel-2 Level-2A products in ESA's SAFE layout, every processing baseline since 02.xx.
-
-Elements and layout: Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD), Level-2A user product.
-"""
+"""Reader of Sentinel-2 Level-2A products, of every layout that `layouts` knows."""
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
-from xml.etree.ElementTree import Element, ParseError
+from typing import Self
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from affine import Affine
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 
-from cloudjob.errors import ConfigError, CorruptFileError, ItemError
+from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.files import reading
 from cloudjob.names import ProductName
 from cloudjob.pixels import BANDS
-from cloudjob.sentinel2 import decode
+from cloudjob.sentinel2 import decode, layouts, zipped
+from cloudjob.sentinel2.geometry import lon_lat
+from cloudjob.sentinel2.safe_xml import Metadata, inside, key_of, tag_of, text_of
 
-_BAND_ID = {"B04": "3", "B03": "2", "B02": "1", "B08": "7", "B11": "11"}  # B01 is 0, B8A is 8
-_PREVIEW = ("_SCL_20m", *(f"_{band}_60m" for band in ("B04", "B03", "B02", "B11")))
-_PREVIEW += ("MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
+_COARSE = (60, 20, 10)  # metres of the pixels that pictures are made from, the first of them that a product has
+_PREVIEW = ("SCL_20m", "MSK_CLDPRB_20m", "MSK_SNWPRB_20m", "MSK_CLASSI_B00")
 _DIGESTS = {"SHA3-256": "sha3_256", "MD5": "md5"}  # MD5 before processing baseline 04.00
 _STEPS = (1, 2, 4, 8, 16)  # ESA's files have five resolutions
 
 
 @dataclass(frozen=True)
 class Product:
-    """What a product's two XML files say; `transform` and `shape` (rows, columns) are of the 10 m grid."""
+    """What a product's metadata say; `transform` and `shape` (rows, columns) are of the 10 m grid."""
 
-    folder: Path
+    folder: Path  # within an archive, of a product that lies in one (see `zipped`)
     name: ProductName
     baseline: str
     offsets: dict[str, int]  # BOA_ADD_OFFSET of BANDS and of B11, 0 where the product has none (before 04.00)
@@ -42,38 +38,23 @@ class Product:
     crs: str
     transform: Affine
     shape: tuple[int, int]
-    sun_elevation: float  # degrees, mean over the tile
-    percentages: dict[str, float]  # ESA's own, by XML element name; all but no data are of the valid pixels
+    sun_elevation: float | None  # degrees, mean over the tile; None where it is not known
+    percentages: dict[str, float]  # ESA's own, where known, by XML element name; all but no data are of valid pixels
     sensing_time: datetime
     files: dict[str, str]  # "B04_10m", "SCL_20m", "MSK_CLDPRB_20m" ... -> path below the folder
 
+    @property
+    def middle(self) -> tuple[float, float] | None:
+        """Longitude and latitude in degrees, None where its CRS tells none."""
+        (rows, columns), corner = self.shape, self.transform
+        return lon_lat(self.crs, corner.c + 5 * columns, corner.f - 5 * rows)
+
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Reads MTD_MSIL2A.xml and the granule's MTD_TL.xml; CorruptFileError names file and element."""
-        folder = Path(folder)
-        user = _Metadata(folder / "MTD_MSIL2A.xml")
-        images = [f"{_inside(user.path, _text(e))}.jp2" for e in user.all("IMAGE_FILE")]
-        if not images:
-            raise CorruptFileError(user.path, "no element IMAGE_FILE")
-        granule = PurePosixPath(images[0]).parents[2]  # GRANULE/<granule>/IMG_DATA/R10m/<file>
-        tile = _Metadata(folder / granule / "MTD_TL.xml")
-        masks = [_inside(tile.path, _text(e)) for e in tile.all("MASK_FILENAME")]
-        x, y = (tile.get("Geoposition", axis, convert=float, resolution="10") for axis in ("ULX", "ULY"))
-        rows, columns = (tile.get("Size", n, convert=int, resolution="10") for n in ("NROWS", "NCOLS"))
-        return cls(
-            folder=folder,
-            name=user.get("PRODUCT_URI", convert=ProductName.parse),
-            baseline=user.get("PROCESSING_BASELINE"),
-            offsets=_offsets(user),
-            quantification=user.get("BOA_QUANTIFICATION_VALUE", convert=float),
-            crs=tile.get("HORIZONTAL_CS_CODE").upper(),
-            transform=Affine(10.0, 0.0, x, 0.0, -10.0, y),
-            shape=(rows, columns),
-            sun_elevation=90.0 - tile.get("Mean_Sun_Angle", "ZENITH_ANGLE", convert=float),
-            percentages=_percentages(user),
-            sensing_time=tile.get("SENSING_TIME", convert=datetime.fromisoformat),
-            files={_key(path): path for path in images + masks},
-        )
+    def open(cls, path: Path) -> Self:
+        """Reads the metadata of a folder or an archive (see `layouts`). ItemError where the layout is not known, naming
+        it; CorruptFileError names file and element."""
+        folder, fields = layouts.read(Path(path))
+        return cls(folder=folder, **fields)
 
 
 @dataclass(frozen=True)
@@ -86,15 +67,21 @@ class ManifestEntry:
     algorithm: str  # "SHA3-256" or "MD5", ""
     digest: str
 
+    @property
+    def optional(self) -> bool:
+        """Whether the product can be read without it, as without a quality mask."""
+        return key_of(self.path).startswith("MSK_")
+
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
     """The files that manifest.safe lists, in its order; CorruptFileError where an entry is incomplete."""
-    manifest = _Metadata(path)
+    manifest = Metadata(path)
     entries: list[ManifestEntry] = []
     for stream in manifest.all("byteStream"):
-        fields = {_local(child): child for child in stream}
+        fields = {tag_of(child): child for child in stream}
         try:
-            file, size = _inside(manifest.path, fields["fileLocation"].attrib["href"]), int(stream.attrib["size"])
+            file = inside(manifest.path, fields["fileLocation"].attrib["href"])
+            size = int(stream.attrib["size"])
         except (KeyError, ValueError) as error:
             raise CorruptFileError(path, f"byteStream number {len(entries) + 1}: {error!r}") from None
         entries.append(ManifestEntry(file, size, *_checksum(fields.get("checksum"))))
@@ -107,7 +94,7 @@ def _checksum(element: Element | None) -> tuple[str, str]:
     """Algorithm and digest; both empty where the element is missing, or its value or algorithm unknown."""
     if element is None:
         return "", ""
-    algorithm, digest = element.get("checksumName", ""), _text(element).lower()
+    algorithm, digest = element.get("checksumName", ""), text_of(element).lower()
     whole = algorithm in _DIGESTS and re.fullmatch(
         rf"[0-9a-f]{{{2 * hashlib.new(_DIGESTS[algorithm]).digest_size}}}", digest
     )
@@ -131,18 +118,19 @@ def check_file(folder: Path, entry: ManifestEntry) -> None:
 
 
 def preview_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    """Metadata, scene classification, probabilities, and red, green, blue and B11 at 60 m: 1 to 3 % of the bytes."""
-    return [
-        entry
-        for entry in entries
-        if PurePosixPath(entry.path).name in ("MTD_MSIL2A.xml", "MTD_TL.xml")
-        or PurePosixPath(entry.path).stem.endswith(_PREVIEW)
-    ]
+    """Metadata, scene classification, probabilities, and red, green, blue and B11 at 60 m: 1 to 3 % of the bytes. A
+    product without 60 m has these bands at 20 m, or at 10 m."""
+    keys = {key_of(entry.path) for entry in entries}
+    wanted = {*_PREVIEW}
+    for band in (*BANDS[:3], "B11"):
+        wanted |= {next((key for metres in _COARSE if (key := f"{band}_{metres}m") in keys), "")}
+    metadata = ("MTD_MSIL2A.xml", "MTD_TL.xml")
+    return [e for e in entries if PurePosixPath(e.path).name in metadata or key_of(e.path) in wanted]
 
 
 def band_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
     """The four 10 m bands in the order of BANDS; ItemError where one is not listed."""
-    found = {_key(entry.path): entry for entry in entries}
+    found = {key_of(entry.path): entry for entry in entries}
     missing = [band for band in BANDS if f"{band}_10m" not in found]
     if missing:
         granule = next((e.path.split("/")[1] for e in entries if e.path.startswith("GRANULE/")), "no granule")
@@ -205,24 +193,35 @@ def read_snow_probability(product: Product) -> np.ndarray | None:
 
 
 def read_classi(product: Product) -> np.ndarray | None:
-    """MSK_CLASSI, (3, ceil(H/6), ceil(W/6)) uint8: opaque cloud, cirrus, snow; None before baseline 04.00."""
-    if "MSK_CLASSI_B00" not in product.files:
-        return None
-    return _mask(product, "MSK_CLASSI_B00", factor=6, bands=3)
+    """MSK_CLASSI, (3, ceil(H/6), ceil(W/6)) uint8: opaque cloud, cirrus, snow; None before baseline 04.00, or
+    where it was not fetched."""
+    return _mask(product, "MSK_CLASSI_B00", factor=6, bands=3) if _fetched(product, "MSK_CLASSI_B00") else None
 
 
 def read_overview(product: Product) -> np.ndarray:
-    """Red, green and blue at 60 m, (3, ceil(H/6), ceil(W/6)) uint16 in our DN convention.
+    """Red, green and blue at 60 m, (3, ceil(H/6), ceil(W/6)) uint16 in our DN convention; where the product has no
+    60 m, the means of what it has.
 
     Not ESA's true-colour image: that is white from reflectance 0.25 on, so a snow scene shows nothing in it.
     """
-    return np.stack([_band(product, band, resolution=60).read() for band in BANDS[:3]])
+    bands = [_at_60m(product, band) for band in BANDS[:3]]
+    for band, found in zip(BANDS, bands, strict=False):
+        if found is None:
+            _image(product, f"{band}_60m", factor=6)  # says what is missing
+    return np.stack([band for band in bands if band is not None])
 
 
 def read_b11(product: Product) -> np.ndarray | None:
     """Short-wave infrared at 60 m, in which snow is dark and cloud is not, (ceil(H/6), ceil(W/6)) uint16 in our DN
     convention; None where the metadata name none, or it was not fetched."""
-    return _band(product, "B11", resolution=60).read() if _fetched(product, "B11_60m") else None
+    return _at_60m(product, "B11")
+
+
+def _at_60m(product: Product, band: str) -> np.ndarray | None:
+    for metres in _COARSE:
+        if _fetched(product, f"{band}_{metres}m"):
+            return _band(product, band, resolution=metres).reduced(60 // metres)
+    return None
 
 
 def _band(product: Product, band: str, *, resolution: int = 10) -> decode.Band:
@@ -238,72 +237,13 @@ def _mask(product: Product, key: str, *, factor: int, bands: int = 1) -> np.ndar
 def _image(product: Product, key: str, *, factor: int, bands: int = 1) -> tuple[Path, tuple[int, int, int]]:
     """Path and expected (bands, rows, columns) of an image whose pixels are `factor` times as wide as those of 10 m."""
     if key not in product.files:
-        raise CorruptFileError(product.folder / "MTD_MSIL2A.xml", f"no IMAGE_FILE or MASK_FILENAME is a {key}")
+        raise CorruptFileError(product.folder, f"its metadata (baseline {product.baseline}) name no {key}")
     path = product.folder / product.files[key]
-    if not path.is_file():
+    if not zipped.is_file(path):
         raise CorruptFileError(path, "missing")
     rows, columns = (-(-length // factor) for length in product.shape)
     return path, (bands, rows, columns)
 
 
 def _fetched(product: Product, key: str) -> bool:
-    return key in product.files and (product.folder / product.files[key]).is_file()
-
-
-class _Metadata:
-    """An XML file read by the local names of its elements: prefixes differ between baselines."""
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        with reading(self.path, ParseError, DefusedXmlException, ValueError, LookupError, reason="not readable as XML"):
-            self.root: Element = fromstring(self.path.read_bytes())
-
-    def all(self, name: str, **attributes: str) -> list[Element]:
-        wanted = attributes.items()
-        return [e for e in self.root.iter() if _local(e) == name and wanted <= e.attrib.items()]
-
-    def get(self, name: str, child: str = "", *, convert: Callable = str, **attributes: str) -> Any:
-        """The text of the first element `name` with these attributes, or of its child."""
-        found = self.all(name, **attributes)
-        if found and child:
-            found = [e for e in found[0] if _local(e) == child]
-        if not found:
-            raise CorruptFileError(self.path, f"no element {name} {child}".rstrip())
-        try:
-            return convert(_text(found[0]))
-        except (ValueError, ConfigError) as error:
-            raise CorruptFileError(self.path, f"element {name} {child}: {error}") from None
-
-
-def _local(element: Element) -> str:
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
-
-
-def _text(element: Element) -> str:
-    return (element.text or "").strip()
-
-
-def _inside(source: Path, path: str) -> str:
-    """The relative path without "./"; it must not lead out of the product, whoever wrote the file."""
-    parts = PurePosixPath(path).parts
-    if not parts or ".." in parts or path.startswith("/"):
-        raise CorruptFileError(source, f"not a path inside the product: {path!r}")
-    return "/".join(parts)
-
-
-def _key(path: str) -> str:
-    """T05WPS_20240301T222541_B04_10m.jp2 -> B04_10m; masks keep their whole stem, MSK_CLDPRB_20m."""
-    stem = PurePosixPath(path).stem
-    return stem if stem.startswith("MSK_") else "_".join(stem.split("_")[-2:])
-
-
-def _offsets(user: _Metadata) -> dict[str, int]:
-    if not user.all("BOA_ADD_OFFSET"):
-        return dict.fromkeys(_BAND_ID, 0)
-    return {band: user.get("BOA_ADD_OFFSET", convert=int, band_id=band_id) for band, band_id in _BAND_ID.items()}
-
-
-def _percentages(user: _Metadata) -> dict[str, float]:
-    names = {_local(e) for e in user.root.iter()}
-    wanted = [*sorted(n for n in names if n.endswith("_PERCENTAGE")), "Cloud_Coverage_Assessment"]
-    return {name: user.get(name, convert=float) for name in wanted}
+    return key in product.files and zipped.is_file(product.folder / product.files[key])

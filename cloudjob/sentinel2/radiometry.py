@@ -9,7 +9,7 @@ from cloudjob.pixels import BANDS, EMPTY_DN, OFFSET, SCALE
 _SHIFT = 1000  # OFFSET in digital numbers, with the other sign
 
 _MIN_PIXELS, _MIN_SPREAD = 500, 30.0  # a line needs so many pixels, and this standard deviation of them (DN)
-_GAINS = (0.5, 2.0)  # between two dates of a season illumination changes no more; beyond, the ground itself changed
+_GAINS = (0.25, 4.0)  # a line that is flatter or steeper does not come from illumination, and amplifies noise
 _HUBER = 1.345  # robust standard deviations; 95 % efficient on normal errors (Huber 1981)
 _FLAT = 100.0  # DN; a smaller rmse is good, whatever r2 says of ground that hardly varies
 _NODES = 16  # of the grid of offsets along a side; at least 8 pixels per node
@@ -18,6 +18,9 @@ _CHANCE = 40.0  # divided by the side of a chip: twice the correlation that unre
 
 _USABLE, _SPREAD = 0.9, 0.5  # share of a chip that must be clear; pixels by which chips may disagree
 _START_PIXELS = 1000  # that the repeated medians take: they compare each pair of them
+_TRIMMED, _TRIMMED_PIXELS = 0.6, 20_000  # share of the pixels that a trimmed line is fitted to, and pixels at most
+_TRIMMED_SCALE = 2.16  # a normal distribution's standard deviation over that of its central 60 %
+_TIGHTER = 0.8  # a trimmed line counts if those pixels lie so much nearer to it than to the usual one
 
 
 def to_convention(dn: np.ndarray, *, offset: int, quantification: float = 10000) -> np.ndarray:
@@ -55,8 +58,9 @@ def digital_number(values: np.ndarray) -> np.ndarray:
 class Match:
     """The radiometric normalisation of one date to another: a line per band, maybe offsets that vary in the scene.
 
-    `lines`: for each of BANDS gain, offset (DN), r2 and rmse (DN) of the line, pixels (how many were usable). r2 and
-    rmse are None where a line could not be measured. `grid`: (4, gh, gw) float32 DN added on top of the line; the
+    `lines`: for each of BANDS gain, offset (DN), r2 and rmse (DN) of the line on the pixels that did not change, r2_all
+    on all that were usable, kept (the share of the former), pixels (how many were usable). All of them but pixels are
+    None where a line could not be measured. `grid`: (4, gh, gw) float32 DN added on top of the line; the
     scene is cut into gh x gw equal cells, a node lies in the middle of each, and between nodes it is bilinear.
     """
 
@@ -74,6 +78,14 @@ class Match:
             f"{band} R2 {line['r2']:.2f}, RMSE {line['rmse'] * SCALE:.3f}"
             for band, line in zip(BANDS, self.lines, strict=True)
             if line["r2"] is not None and line["r2"] < min_r2 and line["rmse"] > _FLAT
+        ]
+
+    def unknown(self) -> list[str]:
+        """The bands for which nothing could be measured, in words."""
+        return [
+            f"{band} has {line['pixels']} jointly clear pixels, {_MIN_PIXELS} are needed"
+            for band, line in zip(BANDS, self.lines, strict=True)
+            if line["rmse"] is None
         ]
 
     def facts(self) -> dict:
@@ -137,9 +149,12 @@ def fit(source: np.ndarray, target: np.ndarray, usable: np.ndarray, *, grid: boo
     half of the pixels may have changed), then Huber's M-estimator on those that did not: pixels further off the line
     than 2.69 robust standard deviations, where Huber's weight falls below a half, get no weight at all. (With all
     pixels Huber follows the change, since snow or cloud on one date is far out along x as well.) r2 and rmse are of
-    the same pixels. Where fewer than 500 pixels are usable or the source hardly varies, only the medians are brought
-    together (gain 1), and where no pixel is, nothing is done; r2 and rmse are None then. A gain outside 0.5..2 does
-    not come from illumination either: the medians are brought together, and r2 tells how well that fits.
+    the same pixels. A third of the pixels in a shadow that no mask has widens that standard deviation so much that they
+    keep their weight: where the least trimmed squares (Rousseeuw 1984) of 60 % of the pixels find a line that these lie
+    clearly nearer to, that one begins, and its scale stays. Where fewer than 500 pixels are usable or the source hardly
+    varies, only the medians are brought together (gain 1), and where no pixel is, nothing is done; of fewer than 500
+    there is neither r2 nor rmse. A gain outside 0.25..4 does not come from illumination: it becomes the nearer of
+    these, the medians are brought together, and r2 tells how well that fits.
 
     With `grid` the local median of the residuals is added on top (see `Match`), smooth over some 16ths of the scene.
     """
@@ -159,17 +174,65 @@ def fit(source: np.ndarray, target: np.ndarray, usable: np.ndarray, *, grid: boo
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> dict:
+    unknown = {"r2": None, "rmse": None, "r2_all": None, "kept": None, "pixels": int(x.size)}
     if x.size == 0:
-        return {"gain": 1.0, "offset": 0.0, "r2": None, "rmse": None, "pixels": 0}
+        return {"gain": 1.0, "offset": 0.0} | unknown
     few = slice(None, None, -(-x.size // 250_000))  # a quarter of a million pixels settle two numbers
     fx, fy = x[few].astype(np.float64), y[few].astype(np.float64)
-    gain, offset, r2, rmse = 1.0, float(np.median(fy) - np.median(fx)), None, None
-    if x.size >= _MIN_PIXELS and fx.std() >= _MIN_SPREAD:
-        slope, intercept = _huber(fx, fy)
-        if _GAINS[0] <= slope <= _GAINS[1]:
-            gain, offset = slope, intercept
-        r2, rmse = _quality(fx, fy, gain, offset)
-    return {"gain": round(gain, 6), "offset": round(offset, 3), "r2": r2, "rmse": rmse, "pixels": int(x.size)}
+    gain, offset, scale = 1.0, float(np.median(fy) - np.median(fx)), None
+    if x.size < _MIN_PIXELS:
+        return {"gain": gain, "offset": round(offset, 3)} | unknown
+    if fx.std() >= _MIN_SPREAD:
+        slope, intercept, scale = _robust(fx, fy)
+        gain = min(max(slope, _GAINS[0]), _GAINS[1])
+        offset = intercept
+        if gain != slope:
+            offset, scale = float(np.median(fy) - gain * np.median(fx)), None
+    quality = _quality(fx, fy, gain, offset, scale)
+    return {"gain": round(gain, 6), "offset": round(offset, 3)} | unknown | quality
+
+
+def _robust(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float | None]:
+    """Slope and intercept, and the scale of the residuals where that is not their median absolute deviation's."""
+    few = slice(None, None, -(-x.size // _START_PIXELS))
+    start = _repeated_medians(x[few], y[few])
+    slope, intercept = _huber(x, y, start)
+    few = slice(None, None, -(-x.size // _TRIMMED_PIXELS))
+    fx, fy = x[few], y[few]
+    usual, residual = _trimmed(fx, fy, slope, intercept)[2], fy - (slope * fx + intercept)
+    starts = [start, (slope, intercept)]
+    for side in (residual >= np.quantile(residual, 1 / 3), residual <= np.quantile(residual, 2 / 3)):
+        if fx[side].std() > 0:
+            starts.append(_least_squares(fx[side], fy[side]))
+    *trimmed, scale = min((_least_trimmed(fx, fy, each) for each in starts), key=lambda found: found[2])
+    if not scale < _TIGHTER * usual:
+        return slope, intercept, None
+    scale = max(_TRIMMED_SCALE * scale, 0.5)
+    return *_huber(x, y, (trimmed[0], trimmed[1]), scale), scale
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    mx, my = x.mean(), y.mean()
+    slope = float((x - mx) @ (y - my) / max(((x - mx) ** 2).sum(), 1e-9))
+    return slope, float(my - slope * mx)
+
+
+def _trimmed(x: np.ndarray, y: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """The 60 % of the pixels that lie nearest to a line, and the root of their mean square distance."""
+    distance = np.abs(y - (slope * x + intercept))
+    near = np.argpartition(distance, int(_TRIMMED * x.size) - 1)[: int(_TRIMMED * x.size)]
+    return x[near], y[near], float(np.sqrt(np.mean(distance[near] ** 2)))
+
+
+def _least_trimmed(x: np.ndarray, y: np.ndarray, line: tuple[float, float]) -> tuple[float, float, float]:
+    """Slope, intercept and scale of the line that concentration steps (Rousseeuw and Van Driessen 2006) lead to."""
+    best = (*line, np.inf)
+    for _ in range(50):
+        near_x, near_y, scale = _trimmed(x, y, *line)
+        if not scale < best[2] - 1e-6:
+            break
+        best, line = (*line, scale), _least_squares(near_x, near_y)
+    return best
 
 
 def _repeated_medians(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -184,12 +247,11 @@ def _repeated_medians(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return slope, float(np.median(y - slope * x))
 
 
-def _huber(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept by iteratively reweighted least squares; half of the pixels cannot spoil its start."""
-    few = slice(None, None, -(-x.size // _START_PIXELS))
-    slope, intercept = _repeated_medians(x[few], y[few])
+def _huber(x: np.ndarray, y: np.ndarray, line: tuple[float, float], scale: float | None = None) -> tuple[float, float]:
+    """Slope and intercept by iteratively reweighted least squares from a first line; `scale` as in `_weights`."""
+    slope, intercept = line
     for _ in range(50):
-        weight = _weights(y - (slope * x + intercept))
+        weight = _weights(y - (slope * x + intercept), scale)
         total = weight.sum()
         mx, my = weight @ x / total, weight @ y / total
         step = weight @ ((x - mx) * (y - my)) / (weight @ (x - mx) ** 2) - slope
@@ -200,21 +262,26 @@ def _huber(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float(slope), float(intercept)
 
 
-def _weights(residual: np.ndarray) -> np.ndarray:
-    """Huber's weights, 0 for changed pixels; the scale is 1.4826 median absolute deviations, at least half a DN
-    (rounding)."""
+def _weights(residual: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """Huber's weights, 0 for changed pixels; without another scale it is 1.4826 median absolute deviations, at least
+    half a DN (rounding)."""
     distance = np.abs(residual)
-    scale = max(1.4826 * np.median(distance), 0.5)
+    scale = max(1.4826 * np.median(distance), 0.5) if scale is None else scale
     weight = np.minimum(1.0, _HUBER * scale / np.maximum(distance, 1e-9))
     return np.where(weight >= 0.5, weight, 0.0)
 
 
-def _quality(x: np.ndarray, y: np.ndarray, gain: float, offset: float) -> tuple[float | None, float]:
+def _quality(x: np.ndarray, y: np.ndarray, gain: float, offset: float, scale: float | None) -> dict:
     residual = y - (gain * x + offset)
-    kept = _weights(residual) > 0
-    residual, variance = residual[kept], y[kept].var()
-    r2 = round(float(1 - residual.var() / variance), 4) if variance > 0 else None
-    return r2, round(float(np.sqrt(np.mean(residual**2))), 3)
+    kept = _weights(residual, scale) > 0
+    rmse = round(float(np.sqrt(np.mean(residual[kept] ** 2))), 3) if kept.any() else None
+    r2, r2_all = _r2(residual[kept], y[kept]), _r2(residual, y)
+    return {"r2": r2, "rmse": rmse, "r2_all": r2_all, "kept": round(float(kept.mean()), 4)}
+
+
+def _r2(residual: np.ndarray, y: np.ndarray) -> float | None:
+    variance = y.var() if y.size else 0.0
+    return round(float(1 - residual.var() / variance), 4) if variance > 0 else None
 
 
 def _local_offsets(residual: np.ndarray, cells: np.ndarray, shape: list[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
 from cloudjob.sentinel2 import masks, radiometry
 from cloudjob.sentinel2.product import Product, read_bands, read_reduced
-from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks, still
+from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, revised_masks, still, without_dark
 from cloudjob.sentinel2.sums import window_sums
 
 _TILE = 1024  # rows and columns of a JPEG 2000 tile, which is decoded whole: a chip lies within one
@@ -21,9 +21,15 @@ _CLEAR_SHARE = 0.95  # of the pixels of a chip
 
 def masks_of_pair(previews: dict[str, Preview], settings: masks.Settings) -> dict[str, SceneMasks]:
     """Masks of the dates of a pair by role (cloudy, clear and any references), each held against the clear date, and
-    that against the cloudy one."""
-    others = {role: previews["cloudy" if role == "clear" else "clear"] for role in previews}
-    return {role: revised_masks(date, others[role], settings) for role, date in previews.items()}
+    that against the cloudy one. On what is dark the others vote; the cloudy date, which may be hazy, not alone. What is
+    dark on a date does not tell that another is too bright there."""
+    voters = {role: [name for name in previews if name != role] for role in previews}
+    voting = {role: [previews[name] for name in names] for role, names in voters.items() if names != ["cloudy"]}
+    lit = {role: without_dark(date, voting.get(role, []), settings) for role, date in previews.items()}
+    return {
+        role: revised_masks(date, lit["cloudy" if role == "clear" else "clear"], settings, voting.get(role, []))
+        for role, date in previews.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
 """What hides the ground on a date: its own masks, and the second opinion of another date of the same ground."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 import rasterio
-from affine import Affine
-from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
-from cloudjob.errors import CorruptFileError, OwnFileError
-from cloudjob.files import judged, reading
-from cloudjob.pixels import CLASSES, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
-from cloudjob.sentinel2 import masks
+from cloudjob.errors import OwnFileError
+from cloudjob.files import reading
+from cloudjob.pixels import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
+from cloudjob.sentinel2 import foreign_masks, masks
+from cloudjob.sentinel2.foreign_masks import Grid
+from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
@@ -25,10 +26,12 @@ from cloudjob.sentinel2.product import (
 )
 from cloudjob.sentinel2.radiometry import reflectance
 
-_GREEN, _BLUE = 1, 2  # in `rgb`
+_RED, _GREEN, _BLUE = range(3)  # in `rgb`
 _ILLUMINATION = 1.1  # ratio by which the same ground may brighten between dates, as the light changes
 _SAME = 0.01  # reflectance; a smaller difference is none
-_Grid = tuple[CRS | str | None, Affine, tuple[int, int]]  # of a raster, and its shape (rows, columns)
+_DARKER, _FLOOR = 0.0035, 0.005  # reflectance: of noise in the visible, and the least that a ratio is taken of
+_GREENER = 1.25  # ratio of green to red that does not rise by more in a shadow
+_ENOUGH = 16  # cells of 60 m for a median
 
 
 @dataclass(frozen=True)
@@ -42,24 +45,28 @@ class Preview:
     snow: np.ndarray  # (h, w) bool
     rgb: np.ndarray  # (3, ceil(H/6), ceil(W/6)) uint16 DN of B04, B03, B02 at 60 m
     scl: np.ndarray | None = None  # (h, w) uint8 scene classification, None where a raster replaces it
+    b11: np.ndarray | None = None  # (ceil(H/6), ceil(W/6)) uint16 DN of B11 at 60 m, None where it was not fetched
+    note: str = ""  # what a person should know of that raster
 
     @property
     def nbytes(self) -> int:
         """The memory that its arrays take."""
-        return sum(array.nbytes for array in (self.core, self.snow, self.rgb, self.scl) if array is not None)
+        return sum(array.nbytes for array in (self.core, self.snow, self.rgb, self.scl, self.b11) if array is not None)
 
     @classmethod
     def open(cls, product: Product, settings: Settings) -> Self:
         """Reads the files below the product's folder; with source "raster" also `<folder>/<product>.tif` (see
-        `_read_raster`)."""
-        scl, rgb = read_scl(product), read_overview(product)
+        `foreign_masks.read`)."""
+        scl, rgb, b11 = read_scl(product), read_overview(product), read_b11(product)
         snow = scl == masks.SCL_SNOW
         if settings.source == "raster":
-            core, factor = _read_raster(product, settings)
+            assert settings.folder is not None  # as the configuration demands of source "raster"
+            path = settings.folder / f"{product.name.name}.tif"
+            grids = {factor: Grid.of(product, factor) for factor in (1, 2)}
+            core, factor, note = foreign_masks.read(path, grids, settings.values)
             times = 2 // factor
             core[masks.upsampled(scl == masks.SCL_NO_DATA, times, core.shape)] = NO_DATA
-            return cls(product, core, factor, masks.upsampled(snow, times, core.shape), rgb)
-        b11 = read_b11(product)
+            return cls(product, core, factor, masks.upsampled(snow, times, core.shape), rgb, b11=b11, note=note)
         core = masks.combine(
             scl,
             settings,
@@ -68,7 +75,8 @@ class Preview:
             green=None if b11 is None else reflectance(rgb[_GREEN]),
             b11=None if b11 is None else reflectance(b11),
         )
-        return cls(product, core, 2, snow, rgb, scl)
+        core[masks.sunny(core, *_sun(product), pixel_m=20)] = UNKNOWN
+        return cls(product, core, 2, snow, rgb, scl, b11)
 
 
 @dataclass(frozen=True)
@@ -95,22 +103,61 @@ def suspect(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
     return _brighter(preview, other, settings) & (preview.core == CLEAR)
 
 
-def revised_masks(preview: Preview, other: Preview | None, settings: Settings) -> SceneMasks:
+def dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> np.ndarray:
+    """(h, w) bool on the grid of `preview`: pixels that nothing hides by this date's own masks, and that are darker
+    than on most of the other dates that are clear there, and than on some of both the earlier and the later ones. They
+    lie in a shadow that the classification missed, or the ground is another for a day: nobody can tell."""
+    votes, voters = np.zeros((2, 2, *preview.rgb.shape[1:]), np.uint8)  # of the earlier and of the later dates
+    for other in others if _compared(settings) else ():
+        later = int(other.product.sensing_time > preview.product.sensing_time)
+        darker, compared = _darker(preview, other, settings)
+        votes[later] += darker
+        voters[later] += compared
+    return _on_grid((2 * votes.sum(0) > voters.sum(0)) & ((votes > 0) | (voters == 0)).all(0), preview)
+
+
+def without_dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> Preview:
+    """The date, unknown where it is `dark`."""
+    return replace(preview, core=np.where(dark(preview, others, settings), np.uint8(UNKNOWN), preview.core))
+
+
+def light(preview: Preview, others: Sequence[Preview]) -> float | None:
+    """How bright a date is against others: the median, over the dates, of the median ratio in the visible, where both
+    are clear and have snow, or both have none. None where no date has 16 such cells of 60 m."""
+    found = []
+    for other in others:
+        cells = _alike(preview, other) & _whole_cells(preview, preview.core == CLEAR)
+        here, there = (_visible(date)[cells] for date in (preview, other))
+        if np.count_nonzero(there > _SAME) >= _ENOUGH:
+            found.append(np.median(np.maximum(here, 0)[there > _SAME] / there[there > _SAME]))
+    return round(float(np.median(found)), 3) if found else None
+
+
+def revised_masks(
+    preview: Preview, other: Preview | None, settings: Settings, voters: Sequence[Preview] = ()
+) -> SceneMasks:
     """The masks of a date, revised by another date of the same pixel grid where that one is clear.
 
     Pixels brighter than on the other date become cloud where the classification had said so (and B11 or the snow
-    probability had doubted it), unknown elsewhere. Medium cloud and thin cirrus that differ from the other date in no
-    visible band become unknown: no cloud, or none that matters. `brighter` 1 switches both off.
+    probability had doubted it), unknown elsewhere. Medium cloud and thin cirrus that, in the same light, differ from
+    the other date in no visible band become unknown: no cloud, or none that matters. Pixels that are `dark` against the
+    `voters`, and those around them as around a shadow, become unknown, never shadow: crops and wet soil darken too.
+    `brighter` 1 switches all of it off.
     """
-    core = preview.core.copy()
+    core, darker = preview.core.copy(), dark(preview, voters, settings)
+    core[darker] = UNKNOWN
     if other is not None and settings.brighter < 1:
         brighter = _brighter(preview, other, settings)
         core[brighter] = UNKNOWN
         if preview.scl is not None:
             medium_or_thin = masks.any_of(preview.scl, masks.SCL_MEDIUM, masks.SCL_CIRRUS)
             core[brighter & (medium_or_thin | (preview.scl == masks.SCL_HIGH))] = CLOUD
-            core[medium_or_thin & masks.any_of(core, *HIDDEN) & _same(preview, other)] = UNKNOWN
-    return SceneMasks(core, masks.grow(core, settings, pixel_m=10 * preview.factor), preview.factor)
+            same = _same(preview, other, medium_or_thin)
+            core[medium_or_thin & masks.any_of(core, *HIDDEN) & same] = UNKNOWN
+    pixel_m = 10 * preview.factor
+    mask = masks.grow(core, settings, pixel_m=pixel_m)
+    mask[(mask == CLEAR) & masks.dilate(darker, settings.shadow_m / pixel_m)] = UNKNOWN
+    return SceneMasks(core, mask, preview.factor)
 
 
 def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMasks:
@@ -123,9 +170,9 @@ def still(found: SceneMasks, product: Product, folder: Path | None) -> SceneMask
     if path is None or not path.exists():
         return found
     with reading(path, RasterioError, reason="not readable as a raster"), rasterio.open(path) as image:
-        here = (image.crs, image.transform, image.shape)
-        if not _equal(here, grid := _grid(product, 1)):
-            raise OwnFileError(f"{path}: {_words(*here)}; expected for {product.name.name}: {_words(*grid)}")
+        here, grid = Grid(image.crs, image.transform, image.shape), Grid.of(product, 1)
+        if not here.equals(grid):
+            raise OwnFileError(f"{path}: {here}; expected for {product.name.name}: {grid}")
         drifts = masks.pool(image.read(1) != 0, found.factor, np.logical_or)
     return replace(found, mask=np.where(drifts & (found.mask == CLEAR), np.uint8(UNKNOWN), found.mask))
 
@@ -138,18 +185,68 @@ def _brighter(preview: Preview, other: Preview, settings: Settings) -> np.ndarra
     """
     if settings.brighter >= 1:
         return np.zeros(preview.core.shape, bool)
-    blue, other_blue = (reflectance(date.rgb[_BLUE]) for date in (preview, other))
     visible = _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
-    cells = (blue - _ILLUMINATION * other_blue > settings.brighter) & visible & _whole_cells(other, other.core == CLEAR)
+    cells = _bluer(preview, other, settings) & visible & _whole_cells(other, other.core == CLEAR)
     return _on_grid(cells, preview)
 
 
-def _same(preview: Preview, other: Preview) -> np.ndarray:
-    """(h, w) bool: cells of 60 m that are clear on the other date and differ from it in no visible band."""
+def _bluer(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
+    """(h60, w60) bool: cells that are brighter in B02 on this date, whatever hides them."""
+    blue, other_blue = (reflectance(date.rgb[_BLUE]) for date in (preview, other))
+    return blue - _ILLUMINATION * other_blue > settings.brighter
+
+
+def _compared(settings: Settings) -> bool:
+    return settings.brighter < 1 and settings.darker > 0
+
+
+def _darker(preview: Preview, other: Preview, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Two (h60, w60) bool: cells with nothing hidden on this date that are darker than on the other, and all cells that
+    are clear there.
+
+    A shadow takes about as much from each band, and from B11, which haze does not light up. Without B11, what is
+    suspiciously brighter on the other date may be haze there, and no shadow here. Ground that turns green loses red
+    before green, and counts as another ground; so does ground whose snow has gone.
+    """
+    clear = _alike(preview, other)
+    cells = clear & _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
+    cells &= _visible(preview) < settings.darker * _visible(other) - _DARKER
+    if preview.b11 is not None and other.b11 is not None:
+        cells &= reflectance(preview.b11) < settings.darker * reflectance(other.b11)
+    else:
+        cells &= ~_bluer(other, preview, settings)
+    here, there = (np.maximum(reflectance(date.rgb), _FLOOR) for date in (preview, other))
+    return cells & (here[_GREEN] * there[_RED] < _GREENER * there[_GREEN] * here[_RED]), clear
+
+
+def _alike(preview: Preview, other: Preview) -> np.ndarray:
+    """(h60, w60) bool: cells that are clear on the other date, and have snow on both dates or on none."""
+    snowy, other_snowy = (masks.pool(date.snow, 6 // date.factor, np.logical_or) for date in (preview, other))
+    return _whole_cells(other, other.core == CLEAR) & (snowy == other_snowy)
+
+
+def _visible(preview: Preview) -> np.ndarray:
+    """(h60, w60) mean reflectance of red, green and blue."""
+    return reflectance(preview.rgb).mean(0)
+
+
+def _same(preview: Preview, other: Preview, doubtful: np.ndarray) -> np.ndarray:
+    """(h, w) bool: cells of 60 m that are clear on the other date and differ from it in no visible band, in the same
+    light: the median ratio where this date is clear or `doubtful`, up to the tenth by which light may change. More
+    would be the cloud."""
     cells = _whole_cells(other, other.core == CLEAR)
-    for band, other_band in zip(preview.rgb, other.rgb, strict=True):
-        cells &= np.abs(reflectance(band) - reflectance(other_band)) <= _SAME
-    return _on_grid(cells, preview)
+    here, there = reflectance(preview.rgb), reflectance(other.rgb)
+    alike = cells & _whole_cells(preview, doubtful | (preview.core == CLEAR)) & (there > _FLOOR).all(0)
+    if np.count_nonzero(alike) >= _ENOUGH:
+        ratio = np.median(here[:, alike] / there[:, alike])
+        there *= np.clip(ratio, 1 / _ILLUMINATION, _ILLUMINATION)
+    return _on_grid(cells & (np.abs(here - there) <= _SAME).all(0), preview)
+
+
+def _sun(product: Product) -> tuple[float | None, float | None]:
+    """Elevation and azimuth in degrees; None where they are not known."""
+    place = product.middle
+    return product.sun_elevation, place and sun_position(product.sensing_time, *place)[1]
 
 
 def _whole_cells(preview: Preview, flags: np.ndarray) -> np.ndarray:
@@ -160,43 +257,3 @@ def _whole_cells(preview: Preview, flags: np.ndarray) -> np.ndarray:
 def _on_grid(cells: np.ndarray, preview: Preview) -> np.ndarray:
     """Cells of 60 m as pixels of the preview's own grid."""
     return masks.upsampled(cells, 6 // preview.factor, preview.core.shape)
-
-
-def _read_raster(product: Product, settings: Settings) -> tuple[np.ndarray, int]:
-    """Mask classes from band 1 of the user's raster for this product, and how many times 10 m its pixels are wide.
-
-    OwnFileError unless it has the CRS and the upper left corner of the product and covers it exactly with pixels of 10
-    or 20 m.
-    """
-    assert settings.folder is not None  # as the configuration demands of source "raster"
-    path = Path(settings.folder) / f"{product.name.name}.tif"
-    grids = {factor: _grid(product, factor) for factor in (1, 2)}
-    expected = f"expected for {product.name.name}: {' or '.join(_words(*grid) for grid in grids.values())}"
-    try:
-        with rasterio.open(path) as image:
-            found = (image.crs, image.transform, image.shape)
-            factor = next((factor for factor, grid in grids.items() if _equal(found, grid)), None)
-            if factor is None:
-                raise OwnFileError(f"{path}: {_words(*found)}; {expected}")
-            values = image.read(1)
-    except RasterioError as error:
-        cause = judged(path, error, "not readable as a raster")
-        raise (OwnFileError(f"{cause}; {expected}") if isinstance(cause, CorruptFileError) else cause) from None
-    core = np.full(values.shape, CLEAR, np.uint8)
-    for name, wanted in settings.values.items():
-        core[np.isin(values, wanted)] = CLASSES[name]
-    return core, factor
-
-
-def _grid(product: Product, factor: int) -> _Grid:
-    transform = Affine(10.0 * factor, 0, product.transform.c, 0, -10.0 * factor, product.transform.f)
-    return product.crs, transform, (-(-product.shape[0] // factor), -(-product.shape[1] // factor))
-
-
-def _equal(found: _Grid, grid: _Grid) -> bool:
-    return found[0] == grid[0] and found[1].almost_equals(grid[1], 1e-3) and found[2] == grid[2]
-
-
-def _words(crs: CRS | str | None, transform: Affine, shape: tuple[int, int]) -> str:
-    size, corner = f"{transform.a} x {-transform.e} m", f"({transform.c}, {transform.f})"
-    return f"{shape[0]} x {shape[1]} pixels of {size} from {corner} in {crs}"

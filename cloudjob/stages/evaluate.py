@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloudjob.config.models import Config
+from cloudjob.config.models import Config, newer
 from cloudjob.files import write_bytes, write_json, write_jsonl
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
@@ -50,7 +50,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
         inputs |= drifts(ProductName.parse(pair["cloudy"]).tile)
         settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
         settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
-        found.append(Item(STAGE, pair["cloudy"], settings, inputs))
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs, newer=newer("masks")))
     return found
 
 

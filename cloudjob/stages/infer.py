@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudjob import __version__
-from cloudjob.config.models import Config
+from cloudjob.config.models import Config, newer
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
 from cloudjob.files import ask_guards, atomic, digest, file_sha256
 from cloudjob.hpc import machine
@@ -39,7 +39,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         inputs = {name: records.output_digest(folder, "download", name) for name in _products(config, pair)}
         drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
-        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more))
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks")))
     return found
 
 

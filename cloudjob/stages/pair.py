@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
-from cloudjob.config.models import Config
+from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.names import ProductName
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cloudjob.sentinel2.scene_masks import Preview
 
 STAGE = "pair"
-_NEWER = {"pair": {"min_days": 0.0, "references": 1}}
 MEMORY = 10**9  # bytes of previews that are kept: 32 whole scenes, more than the clear dates of a tile in a season
 
 
@@ -37,7 +36,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
             inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear.get(cloudy["tile"], [])]:
                 inputs |= {name: preview(name)} | raster(name)
-            found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=_NEWER))
+            found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=newer("pair", "masks")))
     return found
 
 
@@ -64,9 +63,15 @@ def run(config: Config, folder: RunFolder) -> Summary:
     settings = masks.Settings(**dict(config.masks))
     rules = pairing.Rules(**dict(config.pair))
 
+    def opened(name: str) -> "Preview":
+        found = pairing.open_preview(Product.open(folder.safe(name)), settings)
+        if found.note:
+            folder.say(f"pair: {found.note}")
+        return found
+
     granules = Counter(ProductName.parse(row["product"]).granule for row in folder.rows(folder.scenes, stage="search"))
     halves = {granule for granule, number in granules.items() if number > 1}
-    preview = _kept(lambda name: pairing.open_preview(Product.open(folder.safe(name)), settings), MEMORY)
+    preview = _kept(opened, MEMORY)
 
     def clear(item: Item) -> "Iterator[Preview]":
         """The clear products that can be read. One that cannot must not keep its neighbours from each other."""
@@ -95,11 +100,17 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
     summary = records.work(folder, STAGE, every, make)
     summary.failed |= {name: f"no clear date: {why}" for name, why in unread.items()}
+    _join(config, folder, summary)
+    return summary
+
+
+def _join(config: Config, folder: RunFolder, summary: Summary) -> None:
+    """Writes the rows of all items that are settled. ConfigError where none of them is acceptable."""
     every = items(config, folder)  # anew: other stages may have failed what they cannot read
     rows = _numbered(every, {item.name: records.results(folder, [item])[0] for item in records.settled(folder, every)})
     if not rows and summary.failed:
         folder.pairs.unlink(missing_ok=True)
-        return summary
+        return
     accepted = sum(row["accepted"] for row in rows)
     write_jsonl(folder.pairs, rows)
     if not accepted and not summary.failed and not folder.only:
@@ -110,7 +121,6 @@ def run(config: Config, folder: RunFolder) -> Summary:
             f"cloudjob review {folder.quoted}"
         )
     summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
-    return summary
 
 
 def _numbered(every: list[Item], results: dict[str, list | None]) -> list[dict]:

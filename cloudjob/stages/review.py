@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from cloudjob.config.models import Config
+from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError
 from cloudjob.files import write_bytes, write_text
 from cloudjob.leases import Lease
@@ -21,7 +21,8 @@ STAGE = "review"
 def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per shown pair: its pictures."""
     settings = config.section("review", "masks")
-    return [Item(STAGE, row["pair"], settings, {"pair": row["version"]}) for row in decisions.shown_pairs(folder)]
+    rows = decisions.shown_pairs(folder)
+    return [Item(STAGE, row["pair"], settings, {"pair": row["version"]}, newer=newer("masks")) for row in rows]
 
 
 def apply(config: Config, folder: RunFolder, path: Path) -> list[str]:

@@ -247,9 +247,11 @@ def _lack(row: dict) -> tuple[bool, float]:
     return bool(row.get("left_out")), 100.0 if no_data is None else no_data
 
 
-def _newness(row: dict) -> tuple[bool, str, str]:
-    """What sorts copies of a product. A baseline of 99.xx tells nothing of its age: somebody's own Sen2Cor made it."""
-    return not row["baseline"].startswith("99."), row["baseline"], row["product"]
+def _newness(row: dict) -> tuple[bool, str, int, str]:
+    """What sorts copies of a product. A baseline of 99.xx tells nothing of its age: somebody's own Sen2Cor made it. Of
+    one baseline, that with less no data, in tenths, comes first: the other may be the smaller part of a datatake."""
+    fullness = -round((row.get("no_data") or 0) / 10)
+    return not row["baseline"].startswith("99."), row["baseline"], fullness, row["product"]
 
 
 def _on_other_ground(row: dict, others: list[dict]) -> bool:
@@ -257,9 +259,11 @@ def _on_other_ground(row: dict, others: list[dict]) -> bool:
     from shapely import make_valid, union_all
     from shapely.geometry import shape
 
+    from cloudjob.footprints import split
+
     if not others:
         return True
     if not all(each.get("footprint") for each in (row, *others)):
         return False
-    own, *rest = (make_valid(shape(each["footprint"])) for each in (row, *others))
+    own, *rest = (make_valid(shape(split(each["footprint"]))) for each in (row, *others))
     return own.intersection(union_all(rest)).area < own.area / 2

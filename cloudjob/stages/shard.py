@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cloudjob import __version__
-from cloudjob.config.models import Config
+from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, InterruptedJob, RejectedError
 from cloudjob.files import atomic, digest, file_sha256, write_json
 from cloudjob.hpc import machine
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     from cloudjob.patches.pairs import PreparedPair
+    from cloudjob.sentinel2.product import Product
 
 STAGE = "shard"
 _INDEX_VERSION = 1  # of shards/index.json
@@ -53,7 +54,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         place["target"] = group["target"]
         inputs = {name: records.output_digest(folder, "download", name) for name, _ in group["dates"].values()}
         more = group["truth"] | drifts(group["tile"]) | {"pair": pair["version"]}
-        found.append(Item(STAGE, pair["pair"], settings | place, inputs | more))
+        found.append(Item(STAGE, pair["pair"], settings | place, inputs | more, newer=newer("shard", "masks")))
     return found
 
 
@@ -127,7 +128,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         products,
         masks.Settings(**dict(config.masks)),
         pairs.Rules(**{field.name: getattr(config.shard, field.name) for field in fields(pairs.Rules)}),
-        excluded=_excluded_ground(folder, item, products["cloudy"].crs),
+        excluded=_excluded_ground(folder, item, products["cloudy"]),
         seed=int(digest([config.seed, item.name])[:12], 16),
         truth=folder.truth(pair["cloudy"]) if on_the_day else None,
         drifting=folder.drifting,
@@ -149,15 +150,16 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
     return [folder.shard(item.config["split"], item.config["number"])], result | {"measures": measures}
 
 
-def _excluded_ground(folder: RunFolder, item: Item, crs: str) -> "list[BaseGeometry]":
-    """Footprints (in `crs`) of the tiles whose ground this pair must not use: val leaves test alone, train both."""
-    from rasterio.warp import transform_geom
-    from shapely.geometry import shape
+def _excluded_ground(folder: RunFolder, item: Item, cloudy: "Product") -> "list[BaseGeometry]":
+    """Footprints, on the map of the cloudy product, of the tiles whose ground this pair must not use: val leaves test
+    alone, train both."""
+    from cloudjob.sentinel2.geometry import ground_near, tile_centre
 
+    middle = cloudy.middle or tile_centre(cloudy.name.tile)
     tiles = set(item.config["taken_tiles"])
     rows = folder.rows(folder.scenes, stage="search")
     footprints = {str(row["footprint"]): row["footprint"] for row in rows if row["tile"] in tiles}
-    return [shape(transform_geom("EPSG:4326", crs, footprint)) for footprint in footprints.values()]
+    return [part for footprint in footprints.values() for part in ground_near(footprint, cloudy.crs, middle)]
 
 
 def _write(
@@ -189,7 +191,9 @@ def _write(
                     col=int(kept.col[number]),
                     cloud_fraction=float(kept.cloud_fraction[number]),
                 )
-            facts["shift"] = pairs.measured_shift(pair, config.shard.max_shift)  # written when the writer is closed
+            facts["shift"] = pairs.measured_shift(
+                pair, config.shard.max_shift, config.shard.unmeasured
+            )  # written when the writer is closed
         shard_writer.read_back(temporary, writer.result)
     return {name: value for name, value in writer.result.items() if name != "checksums"}
 

@@ -66,6 +66,62 @@ def test_mask_with_higher_values_holds_house_classes(tmp_path, bands):
     assert (scl[15:17, 5:7] == 9).all()
 
 
+@pytest.fixture
+def place(shared_data):
+    """Random bands on the pixels of the real masks, the folder of these, and their transform."""
+    transform = Affine(10, 0, 500_000, 0, -10, 5_412_000)
+    bands = np.random.default_rng(0).integers(1200, 2500, (4, 128, 128)).astype(np.uint16)
+    return bands, shared_data / "real_cases" / "masks", transform
+
+
+def scl_of(tmp_path, place, mask, **options):
+    bands, _, transform = place
+    name = NAME.replace("21JUJ", "33UWP")
+    return read_scl(
+        convert(
+            tmp_path,
+            write(tmp_path / "a.tif", bands, crs="EPSG:32633", transform=transform),
+            mask=mask,
+            name=name,
+            **options,
+        )
+    )
+
+
+def in_20m(flags):
+    return flags.reshape(64, 2, 64, 2).any((1, 3))
+
+
+def test_a_real_mask_of_0_and_255_is_cloud_wherever_it_is_not_0(tmp_path, place):
+    path = place[1] / "cloud_0_255.tif"
+    with rasterio.open(path) as image:
+        cloud = image.read(1) > 0
+    for values in (None, "binary"):
+        assert np.array_equal(scl_of(tmp_path, place, path, values=values) == 9, in_20m(cloud))
+
+
+def test_a_real_mask_of_cloudsen12_says_what_it_means(tmp_path, place):
+    path = place[1] / "cloudsen12_0clear_1thick_2thin_3shadow.tif"
+    with rasterio.open(path) as image:
+        values = image.read(1)
+    scl = scl_of(tmp_path, place, path, values="cloudsen12")
+    assert np.array_equal(scl == 9, in_20m(values == 1))
+    assert np.array_equal(scl == 10, in_20m(values == 2) & ~in_20m(values == 1))
+    with pytest.raises(ConfigError, match=r"its value 2 means \(values found: 0, 1, 2\)"):
+        scl_of(tmp_path, place, path, values={"cloud": [1]})
+
+
+def test_a_mask_on_other_pixels_is_resampled_and_that_is_said(tmp_path, place):
+    said = []
+    coarse = np.zeros((64, 64), np.uint8)
+    coarse[10:20, 30:40] = 4  # nobody knows
+    mask = write(tmp_path / "m.tif", coarse, crs="EPSG:32633", transform=place[2] @ Affine.scale(2))
+    scl = scl_of(tmp_path, place, mask, said=said.append)
+    assert np.array_equal(scl == 1, coarse == 4)
+    assert len(said) == 1
+    assert "64 x 64 pixels of 20.0" in said[0]
+
+
 def test_comparison_finds_a_bright_cloud_and_its_shadow():
     ground = np.full((4, 60, 60), 2800, np.uint16)
     cloudy = ground.copy()
@@ -89,7 +145,7 @@ def test_unusable_rasters_are_named(tmp_path, bands):
     with pytest.raises(CorruptFileError, match="missing"):
         convert(tmp_path, tmp_path / "absent.tif")
     mask = write(tmp_path / "m.tif", np.zeros((9, 9), np.uint8))
-    with pytest.raises(ConfigError, match="the mask has"):
+    with pytest.raises(ConfigError, match=r"m\.tif: 9 x 9 pixels .* expected 51 x 40"):
         convert(tmp_path, tmp_path / "d.tif", mask=mask)
 
 

@@ -172,6 +172,15 @@ def test_a_folder_that_is_no_series_is_said_to_be_none(tmp_path, fault):
         series.read(tmp_path, offset=-1000)
 
 
+@pytest.mark.parametrize("strange", [12, 255])
+def test_a_class_that_does_not_exist_is_no_clear_ground(tmp_path, strange):
+    days = [day(1)]
+    days[0].scl[0, 0] = strange
+    write(tmp_path, days)
+    with pytest.raises(ConfigError, match=rf"_scl\.tif: holds 5, {strange}; expected classes 0 to 11"):
+        series.read(tmp_path, offset=0)
+
+
 def test_an_unset_variable_names_where_real_dates_are_had(monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUDJOB_REAL", str(tmp_path))
     assert Series(tile="31UDS", folder="$CLOUDJOB_REAL/31UDS").folder == tmp_path / "31UDS"

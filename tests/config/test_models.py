@@ -12,6 +12,7 @@ from cloudjob.config.models import PRESETS, Config
 
 QUERY = {"start": "2024-03-01", "end": "2024-03-30", "cloud": [0, 1]}
 RING = [[-162.0, 68.5], [-162.0, 71.5], [-140.0, 71.5], [-162.0, 68.5]]
+DATE_LINE = [[179, 0], [-179, 0], [-179, 1], [179, 0]]
 SEARCH = {"polygon": RING, "clear": QUERY, "cloudy": QUERY}
 RASTERS = {"tile": "39UWA", "cloudy_date": "2024-03-01", "clear_date": "2024-03-09", "clear": "b.tif"}
 PLACE = {"tile": "33TUG", "dates": {"2018-03-07": "a.tif", "2018-03-22": "/b.tif"}, "cloudy": ["2018-03-22"]}
@@ -54,7 +55,8 @@ def test_products_to_exclude_are_names_with_or_without_safe():
         ("pair", "cloudy_range", [[0.1, 0.1]], [[0.2, 0.1]]),
         ("pair", "max_days", [1], [0]),
         ("masks", "cloud_m", [0, 2000], [-1, 2001]),
-        ("masks", "values", [{"cloud": [0, 255]}], [{"cloud": [256]}, {"cloud": [-1]}, {"fog": [1]}]),
+        ("masks", "values", [{"cloud": [0, 255]}, "fmask"], [{"cloud": [256]}, {"cloud": [-1]}, {"fog": [1]}, "fog"]),
+        ("masks", "values", [{"clear": [0], "cloud": [1]}], [{"clear": [0, 1], "cloud": [1]}]),
         ("copernicus", "connections", [1, 4], [0, 5]),
         ("copernicus", "retries", [0, 9], [-1]),
         ("copernicus", "patience", [0.5, 86400], [0, -1]),
@@ -91,7 +93,8 @@ def test_the_optimizer_is_the_one_that_the_readme_was_measured_with():
 )
 def test_a_polygon_is_a_closed_ring_on_the_globe(ring, words):
     assert words in mistake(search=SEARCH | {"polygon": ring})
-    assert config(search=SEARCH | {"polygon": [[180, 90], [-180, -90], [0, 0], [180, 90]]})
+    for fine in ([[180, 90], [-180, -90], [0, 0], [180, 90]], [[179, 0], [181, 0], [181, 1], [179, 0]], DATE_LINE):
+        assert config(search=SEARCH | {"polygon": fine})
 
 
 def test_what_the_other_way_round_would_be_an_area_says_where():

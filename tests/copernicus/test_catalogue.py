@@ -11,6 +11,7 @@ from data_space import DataSpace, name, odata_row, product, square, stac_item
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_server import Answer
+from shapely.geometry import shape
 
 from cloudjob.config import source
 from cloudjob.copernicus import catalogue
@@ -365,3 +366,14 @@ def test_digest_goes_by_its_length():
     assert digest_of(f"d50110{short}") == ("MD5", short)
     with pytest.raises(ItemError, match="unknown kind"):
         digest_of(f"1220{long}")
+
+
+@BOTH
+def test_a_footprint_that_jumps_at_180_degrees_is_cut_there(server, ask, kind):
+    ring = [[179.5, 67], [-179.5, 67], [-179.5, 68], [179.5, 68], [179.5, 67]]
+    DataSpace(server, [product(1, footprint={"type": "Polygon", "coordinates": [ring]}), product(2)])
+    cut, plain = ask(catalogue=kind)
+    assert shape(cut.footprint).bounds == (-180, 67, 180, 68)
+    assert shape(cut.footprint).area == pytest.approx(1)
+    assert plain.footprint == square()
+    assert Scene(**json.loads(json.dumps(asdict(cut)))).product == cut.product

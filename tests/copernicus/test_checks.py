@@ -10,8 +10,8 @@ from cloudjob.copernicus.checks import Wanted, known, wanted, wrong
 SHA3, MD5 = hashlib.sha3_256(b"a").hexdigest(), hashlib.md5(b"a").hexdigest()
 
 
-def entry(algorithm: str, digest: str) -> SimpleNamespace:
-    return SimpleNamespace(path="a.xml", size=1, algorithm=algorithm, digest=digest)
+def entry(algorithm: str, digest: str, optional: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(path="a.xml", size=1, algorithm=algorithm, digest=digest, optional=optional)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ def test_stac_comes_first_and_the_manifest_where_it_has_none(multihash, digest):
     assert known("manifest.safe", checksums) == Wanted("manifest.safe", 9, digest)
     (file,) = wanted([entry("MD5", "ab" * 16)], checksums)
     assert file == (Wanted("a.xml", 2, digest) if digest else Wanted("a.xml", 1, ("MD5", "ab" * 16)))
+    assert [each.optional for each in wanted([entry("", ""), entry("", "", True)], checksums)] == [False, True]
 
 
 @pytest.mark.parametrize(("algorithm", "digest"), [("", ""), ("MD5", "0" * 32), ("MD5", "N/A"), ("CRC", "ab" * 16)])

@@ -121,6 +121,21 @@ def test_all_files_come_once_and_later_steps_after_earlier_ones(make, order, tmp
         assert (queue.tally.arrived, queue.tally.verified) == (0, queue.tally.kept)
 
 
+def test_an_optional_file_that_is_gone_costs_itself_alone(make, tmp_path):
+    def before(product, path):
+        if path == "b":
+            raise LeftOutError(f"{path}: HTTP 404")
+
+    files = [Wanted(path, len(content("P0", path)), optional=path != "a") for path in FILES]
+    with make(Source(before)) as queue:
+        found = queue.get(Order(Remote("P0"), tmp_path / "P0", iter([files])))
+        assert found == [tmp_path / "P0" / "a", tmp_path / "P0" / "c"]
+        assert whole(tmp_path) == ["P0 a", "P0 c"]
+        assert (queue.tally.files, queue.tally.files_done, queue.tally.failures) == (2, 2, 0)
+        with pytest.raises(LeftOutError, match="b: HTTP 404"):
+            queue.get(Order(Remote("P1"), tmp_path / "P1", iter([[Wanted("b")]])))
+
+
 def test_a_file_that_takes_long_holds_up_nobody(make, order, tmp_path):
     slow = threading.Event()
 

@@ -23,7 +23,7 @@ def preview(reflectance: tuple[float, float, float], cloudy_rows: slice) -> Prev
     core[cloudy_rows] = CLOUD
     colour = np.array([round(value * 10000) + 1000 for value in reflectance], np.uint16)
     rgb = np.broadcast_to(colour[:, None, None], (3, SHAPE[0] // 6, SHAPE[1] // 6)).copy()
-    return Preview(SimpleNamespace(shape=SHAPE), core, 2, core == 99, rgb)
+    return Preview(SimpleNamespace(shape=SHAPE, sensing_time=0), core, 2, core == 99, rgb)
 
 
 @pytest.fixture(scope="module")

@@ -226,13 +226,25 @@ def test_the_shift_is_measured_from_the_cloudy_to_the_clear_date_before_any_norm
 @pytest.mark.parametrize(("row", "col"), [(1.0, -1.0), (-1.0, 0.0), (0.0, 1.0), (None, None)])
 def test_a_shift_up_to_the_limit_is_kept(row, col):
     pair = prepared(shift=Shift(row, col))
-    assert pairs.measured_shift(pair, 1.0) == {"row": row, "col": col, "chips": 9}
+    assert pairs.measured_shift(pair, 1.0, "reject") == {"row": row, "col": col, "chips": 9}
+
+
+def test_a_shift_that_cannot_be_measured_is_no_silent_pass():
+    shift = Shift(None, None)
+    shift.found["why"] = "2 of 9 places are clear and alike, 3 are needed"
+    small, large = prepared(shift=shift), prepared(shift=shift)
+    large.products["cloudy"].shape = (1024, 1024)
+    with pytest.raises(RejectedError, match=r"how far the dates are shifted: 2 of 9 places") as caught:
+        pairs.measured_shift(large, 1.0, "reject")
+    assert caught.value.result["measures"]["shift"] == shift.found
+    for pair, rule in ((small, "reject"), (large, "accept")):
+        assert pairs.measured_shift(pair, 1.0, rule) == shift.found
 
 
 @pytest.mark.parametrize(("row", "col"), [(1.01, 0.0), (-1.01, 0.0), (0.0, 1.01), (0.0, -1.01)])
 def test_a_shift_above_the_limit_is_rejected_with_all_measures(row, col):
     with pytest.raises(RejectedError, match="the dates are shifted by") as caught:
-        pairs.measured_shift(prepared(shift=Shift(row, col)), 1.0)
+        pairs.measured_shift(prepared(shift=Shift(row, col)), 1.0, "accept")
     assert f"{row:+.2f} rows, {col:+.2f} columns, at most 1.0 pixels" in str(caught.value)
     assert caught.value.result["measures"] == {
         "radiometric_match": {},
@@ -391,6 +403,16 @@ def test_a_clear_date_that_does_not_fit_is_rejected_by_its_own_match(products, m
     assert set(caught.value.result["measures"]["radiometric_match"]) == {"clear", "reference"}
     for limit in (0.4, None):  # the limit itself will do
         assert prepare(products, replace(RULES, min_r2=limit)).matches["clear"].r2 == 0.4
+
+
+def test_a_clear_date_whose_fit_cannot_be_measured_is_no_silent_pass(products, monkeypatch):
+    line = {"gain": 1.0, "offset": 0.0, "r2": None, "rmse": None, "pixels": 99}
+    monkeypatch.setattr(pairs.scene, "fit", lambda source, target, *, grid: Match([line] * 4))
+    with pytest.raises(RejectedError, match="fits the cloudy one: B04 has 99 jointly clear pixels, 500 are") as caught:
+        prepare(products)
+    assert set(caught.value.result["measures"]["radiometric_match"]) == {"clear", "reference"}
+    for rules in (replace(RULES, min_r2=None), replace(RULES, unmeasured="accept")):
+        assert prepare(products, rules).matches["clear"].r2 is None
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0.5, [0, 2, 3]), (None, [0, 1, 2, 3])])

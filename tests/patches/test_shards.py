@@ -147,6 +147,7 @@ def test_days_are_signed_from_the_cloudy_date_and_none_where_the_target_is_the_g
 
 def test_of_a_pair_without_facts_nothing_is_known():
     assert all(np.isnan(value) for value in shards.scalars({}).values())
+    assert np.isnan(shards.scalars({"sun_elevation": {"cloudy": None}})["sun_elevation"])
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 8, 20])

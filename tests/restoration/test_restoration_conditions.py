@@ -1,6 +1,7 @@
 """The conditions of a scene: which clear date is shown where, what is kept for the ranks, and what a tile is told."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,6 +158,11 @@ def test_a_tile_without_another_date_is_told_of_none():
     batch = scene(reference=False, days=None).batch(Tile(0, 0, 32, 32), margin=4, device="cpu")
     assert batch.references.shape == (1, 0, 4, 40, 40)
     assert batch.reference_days.shape == (1, 0)
+
+
+def test_a_sun_that_nobody_knows_is_told_as_unknown():
+    dark = replace(scene(), sun_elevation=None).batch(Tile(0, 0, 16, 16), margin=0, device="cpu")
+    assert dark.sun_elevation.isnan().all()
 
 
 def test_a_reference_of_unknown_age_is_told_without_its_days():

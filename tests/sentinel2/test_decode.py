@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio.enums import Resampling
 
 from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.sentinel2 import decode
@@ -243,3 +244,17 @@ def test_a_reduced_band_shows_no_pixel_that_is_mixed_with_no_data(tmp_path, step
     seen = reduced[reduced > 0]
     assert abs(seen.astype(int) - 4000).max() <= 20
     assert abs(seen.size * step**2 - valid.sum()) < 5 * step * 1100
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6, 12])
+def test_what_no_level_has_is_made_of_the_coarsest_that_divides_it(tmp_path, step):
+    pixels = np.random.default_rng(0).integers(1, 9000, (120, 96)).astype(np.uint16)
+    path = tmp_path / "B04.tif"
+    profile = {"driver": "GTiff", "dtype": "uint16", "count": 1, "height": 120, "width": 96, "tiled": True}
+    with rasterio.open(path, "w", **profile, blockxsize=16, blockysize=16) as image:
+        image.write(pixels, 1)
+        image.build_overviews([2, 4], Resampling.average)
+    found = decode.Band(path, pixels.shape, 0, 10000).reduced(step)
+    cells = pixels.reshape(120 // step, step, 96 // step, step).mean((1, 3)) + 1000
+    assert found.shape == cells.shape
+    assert np.abs(found - cells).max() <= 1

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from cloudjob.config.models import MasksConfig
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.masks import Settings, classes, combine, dilate, fractions, grow
 
 LIMITS = Settings(cloud_probability=20, snow_probability=80)
@@ -213,3 +214,58 @@ def test_cloud_probability_of_a_real_product(shared_data):
     assert (mask[np.isin(scl, (4, 5, 6))] == UNKNOWN).mean() < 1e-3
     assert percent[scl == 7].max() <= 20
     assert 0.2 < (mask[scl == 7] == UNKNOWN).mean() < 0.7
+
+
+def scattered(seed, shape=(120, 130)):
+    """Clear ground with clouds, shadows, unknown and no data, in cells of 120 m."""
+    rng = np.random.default_rng(seed)
+    core = np.zeros(shape, np.uint8)
+    for value, number in ((SHADOW, 40), (CLOUD, 2), (UNKNOWN, 1), (NO_DATA, 1)):
+        for row, col in zip(rng.integers(0, shape[0], number), rng.integers(0, shape[1], number), strict=True):
+            core[row : row + 2, col : col + 2] = value
+    return core
+
+
+@examples(30)
+@given(st.integers(0, 10**6), st.floats(35, 80), st.floats(0, 360))
+def test_shadow_without_a_cloud_towards_the_sun_is_told_by_looking_at_each(seed, elevation, azimuth):
+    """By the geometry itself, with a margin: no cloud near any way to the sun, or one right on it."""
+    core = scattered(seed)
+    found = masks.sunny(core, elevation, azimuth, pixel_m=120)
+    others = np.argwhere((core != CLEAR) & (core != SHADOW)) * 120.0
+    reach, slope = 12_000 / np.tan(np.radians(elevation)), np.tan(np.radians(elevation))
+    north, east = np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))
+    assert not found[core != SHADOW].any()
+    for row, col in np.argwhere(core == SHADOW):
+        down, right = (others - (row * 120.0, col * 120.0)).T if len(others) else np.zeros((2, 0))
+        along, beside = -down * north + right * east, np.abs(down * east + right * north)
+        end = np.array([row * 120.0 - reach * north, col * 120.0 + reach * east])
+        out = (end < -360).any() or (end > np.array(core.shape) * 120.0 + 360).any()
+        turned = np.arctan(0.21 * slope)
+        ways = np.radians(azimuth) + turned * np.array([-1, 0, 1])
+        for way in ways:
+            on = -down * np.cos(way) + right * np.sin(way)
+            if ((on > 0) & (on < reach - 200) & (np.abs(down * np.sin(way) + right * np.cos(way)) < 900)).any():
+                out = True
+        if out:
+            assert not found[row, col]
+        ends = np.stack([row * 120 - reach * np.cos(ways), col * 120 + reach * np.sin(ways)])
+        wholly = (ends > 360).all() and (ends.max(1) < np.array(core.shape) * 120 - 480).all()
+        near = (along > -1700) & (along < reach + 1700) & (beside < np.maximum(along, 0) * np.tan(turned) + 1700)
+        if wholly and not near.any():
+            assert found[row, col]
+
+
+def test_the_sunny_side_of_a_cloud_has_no_shadow():
+    core = np.zeros((900, 900), np.uint8)
+    core[440:460, 440:460] = CLOUD
+    core[300:310, 445:455], core[600:610, 445:455], core[2:6, 450] = SHADOW, SHADOW, SHADOW
+    found = masks.sunny(core, 70, 180, pixel_m=20)  # the sun is in the south
+    assert found[600:610, 445:455].all()
+    assert found[2:6, 450].all()  # its cloud would stand higher than clouds do
+    assert found.sum() == 104
+    found = masks.sunny(core, 70, 0, pixel_m=20)
+    assert found[300:310, 445:455].all()
+    assert found.sum() == 100  # from the other one the way leaves the scene
+    for unknown in ((None, 180), (60, None), (-1, 180)):
+        assert not masks.sunny(core, *unknown, pixel_m=20).any()

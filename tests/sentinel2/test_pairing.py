@@ -1,5 +1,6 @@
 """Which clear product is taken, which is the reference, and why the others are not."""
 
+import json
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -214,6 +215,19 @@ def test_other_clear_dates_testify_where_the_cloudy_one_is_hidden_or_wrong():
     assert pairing.measure(dark, bright, SETTINGS, [bright, bright])["clear_unknown"] == 0.0
 
 
+def test_a_date_that_is_dark_as_a_whole_is_neither_target_nor_reference():
+    black, clear = preview(1), [preview(day) for day in (3, 5, 7)]
+    black.rgb[:] = 1300  # the others have 2000
+    found = rows(black, *clear)
+    assert [row["days"] for row in found] == [1, 3, 5, 7]
+    assert found[0]["light"] == [1.0, 0.3]
+    assert "clear date has 0.30 of the light of others, at least 0.5" in found[0]["reasons"]
+    assert (accepted(found)["days"], accepted(found)["reference_days"]) == (3, 5)
+    assert accepted(found)["light"] == [1.0, 1.0]
+    alone = rows(black, cloudy=preview(0, 0.1))
+    assert accepted(alone)["light"] == [3.333, None]  # against the cloudy date, which may be hazy
+
+
 def test_the_nearest_other_clear_acquisitions_are_the_witnesses():
     hazy, copy = preview(2, haze=0.6), preview(2, haze=0.6, copy=1)
     far = [preview(70), preview(80), preview(90)]
@@ -332,20 +346,22 @@ def series(shared_data):
         times = file["timestamp"][:]
     with h5py.File(folder / f"S2_L2A_20m_{name}") as file:
         classes, suns = file["SCL"][:], 90 - file["sunZenithAngles"][:]
+        bands = np.concatenate([bands, file["B11"][:].repeat(2, 1).repeat(2, 2)[:, None]], axis=1)
     views = {}
     for pixels, seconds, scl, sun in zip(bands, times, classes, suns, strict=True):
         when = datetime(2017, 8, 4, 10, 53, 28, tzinfo=UTC) + timedelta(seconds=int(seconds))
         days = round(seconds / 86400)
         facts = {"satellite": "S2B" if days // 5 % 2 else "S2A", "orbit": 8 if days % 5 else 51, "sun": float(sun)}
         facts |= {"tile": "31UDS", "zone": 32631, "shape": (64, 64)}
-        rgb = np.pad(pixels + 1000.0, [(0, 0), (0, 2), (0, 2)], mode="edge").reshape(3, 11, 6, 11, 6).mean((2, 4))
+        coarse = np.pad(pixels + 1000.0, [(0, 0), (0, 2), (0, 2)], mode="edge").reshape(4, 11, 6, 11, 6).mean((2, 4))
         views[f"{when:%Y-%m-%d}"] = Preview(
             product=product((when - DAY) / timedelta(days=1), **facts),
             core=masks.combine(scl, SETTINGS),
             factor=2,
             snow=scl == masks.SCL_SNOW,
-            rgb=rgb.astype(np.uint16),
+            rgb=coarse[:3].astype(np.uint16),
             scl=scl,
+            b11=coarse[3].astype(np.uint16),
         )
     return views
 
@@ -375,7 +391,8 @@ def test_real_dates_that_only_the_classification_calls_clear_are_never_a_target_
         assert min(doubtful.pop(name)) > 0.10
     always = {name for name, shares in doubtful.items() if np.median(shares) > 0.05}
     hazy = ("2017-08-24", "2017-10-23", "2018-07-18", "2018-11-22", "2018-11-27")  # by eye, more or less
-    assert always <= {series[day].product.name.name for day in hazy}  # no good date is thrown out with them
+    shaded = ("2018-05-24",)
+    assert always <= {series[day].product.name.name for day in (*hazy, *shaded)}  # no good date is thrown out with them
 
 
 def test_real_pair_alone_tells_too_where_both_dates_are_clear(series):
@@ -395,6 +412,7 @@ MEASURES = {
     "clear_cloud": 0.0,
     "clear_unknown": 0.0,
     "jointly_clear": 0.6,
+    "light": [0.3, 0.9],
     "sun_elevation": [15.0, 18.0],
     "sun_difference": 3.0,
     "snow": [0.2, 0.3],
@@ -415,6 +433,8 @@ MEASURES = {
         ("sun_difference", 10, 10.01),
         ("sun_elevation", [5, 18], [4.99, 18]),
         ("sun_elevation", [18, 5], [18, 4.99]),
+        ("light", [0.1, 0.5], [0.9, 0.4999]),
+        ("light", [0.1, None], [0.9, np.nan]),
         ("snow_difference", 0.4, 0.4001),
         ("snow_difference", None, 1),
     ],
@@ -422,6 +442,41 @@ MEASURES = {
 def test_a_limit_itself_is_allowed(measure, allowed, refused):
     assert pairing.judge(MEASURES | {measure: allowed}, RULES) == []
     assert len(pairing.judge(MEASURES | {measure: refused}, RULES)) == 1
+
+
+@pytest.mark.parametrize("measure", [name for name, value in MEASURES.items() if isinstance(value, float)])
+def test_no_limit_is_kept_by_what_is_no_number(measure):
+    asked = measure not in ("cloudy_unknown", "jointly_clear")
+    assert bool(pairing.judge(MEASURES | {measure: np.nan}, RULES)) == asked
+
+
+@pytest.mark.parametrize(("suns", "who"), [((None, 15.0), "cloudy"), ((15.0, None), "clear"), ((None, None), "cloudy")])
+def test_a_sun_that_nobody_knows_is_a_reason(suns, who):
+    cloudy, clear = (preview(day, cloud, sun=sun) for day, cloud, sun in zip((0, 2), (0.3, 0), suns, strict=True))
+    (row,) = rows(clear, cloudy=cloudy)
+    assert row["sun_elevation"] == list(suns)
+    assert row["sun_difference"] is None
+    (reason,) = row["reasons"]
+    assert reason.startswith("nobody knows how high the sun stood on the")
+    assert who in reason
+    assert "NaN" not in json.dumps(row)
+
+
+def test_each_role_may_have_its_own_lowest_sun():
+    rules = replace(RULES, max_sun_difference=90, min_sun_elevation={"clear": 20, "cloudy": 10})
+    dates = [preview(day, sun=sun) for day, sun in ((2, 19.9), (4, 20.0), (6, 5.0), (8, 4.9))]
+    found = rows(*dates, cloudy=preview(0, 0.3, sun=10.0), rules=rules)
+    assert found[0]["reasons"] == ["sun at 19.9 degrees, at least 20"]
+    assert (accepted(found)["days"], accepted(found)["reference_days"]) == (4, 2)
+    assert accepted(rows(*dates[1:], cloudy=preview(0, 0.3, sun=10.0), rules=rules))["reference_days"] == 6
+    low = rows(dates[1], dates[3], cloudy=preview(0, 0.3, sun=10.0), rules=rules)
+    assert accepted(low)["reference"] is None
+    (row,) = rows(dates[1], cloudy=preview(0, 0.3, sun=9.9), rules=rules)
+    assert row["reasons"] == ["sun at 9.9 degrees, at least 10"]
+
+
+def test_a_date_whose_sun_nobody_knows_is_no_reference():
+    assert accepted(rows(preview(4), preview(6, sun=None)))["reference"] is None
 
 
 def test_the_reference_is_judged_by_its_own_measures_and_days_up_to_the_limit():

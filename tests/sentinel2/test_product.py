@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -378,12 +379,17 @@ def test_truncated_band_is_named(small):
     ("file", "old", "new", "reason"),
     [
         ("MTD_MSIL2A.xml", "PRODUCT_URI", "OTHER", "no element PRODUCT_URI"),
-        ("MTD_MSIL2A.xml", "IMAGE_FILE", "OTHER", "no element IMAGE_FILE"),
+        (
+            "MTD_MSIL2A.xml",
+            "IMAGE_FILE",
+            "OTHER",
+            r"no element IMAGE_FILE; .* \(baseline 05\.11\) is not known",
+        ),
         ("MTD_MSIL2A.xml", 'band_id="7"', 'band_id="77"', "no element BOA_ADD_OFFSET"),
         ("MTD_MSIL2A.xml", ">10000<", ">ten<", "BOA_QUANTIFICATION_VALUE.*'ten'"),
         ("MTD_MSIL2A.xml", "</x:User>", "", "not readable as XML"),
         ("MTD_MSIL2A.xml", "<x:User", '<!DOCTYPE d [<!ENTITY e "e">]><x:User', "EntitiesForbidden"),
-        (f"{GRANULE}/MTD_TL.xml", "ULX", "X", "no element Geoposition ULX"),
+        (f"{GRANULE}/MTD_TL.xml", "ULX", "X", r"no element Geoposition ULX; .* \(baseline 05\.11\) is not known"),
         (f"{GRANULE}/MTD_TL.xml", 'resolution="10"', 'resolution="60"', "no element Geoposition"),
         (f"{GRANULE}/MTD_TL.xml", "2025-06-05", "yesterday", "SENSING_TIME"),
     ],
@@ -396,6 +402,131 @@ def test_missing_or_unreadable_metadata_name_file_and_element(small, file, old, 
     with pytest.raises(CorruptFileError, match=reason) as error:
         Product.open(folder)
     assert error.value.path == folder / file
+
+
+def test_metadata_of_psd_142_are_read(shared_data):
+    product = Product.open(shared_data / "real_cases" / "psd142_N0205")
+    assert (product.baseline, product.name.tile, product.shape) == ("02.05", "34VFJ", (10980, 10980))
+    assert (product.quantification, set(product.offsets.values())) == (10000, {0})
+    assert product.sun_elevation == pytest.approx(90 - 46.9)
+    granule = "GRANULE/L2A_T34VFJ_A011330_20170823T094252"
+    assert product.files["MSK_CLDPRB_20m"] == f"{granule}/QI_DATA/L2A_T34VFJ_20170823T094031_CLD_20m.jp2"
+    assert product.files["B08_10m"] == f"{granule}/IMG_DATA/R10m/L2A_T34VFJ_20170823T094031_B08_10m.jp2"
+    for band in ("B02", "B03", "B04", "B11"):
+        assert f"{band}_60m" in product.files
+
+
+def test_a_product_of_psd_142_has_the_pixels_of_the_same_in_the_layout_of_today(small):
+    folder, pixels = small
+    for path in [*folder.rglob("*.jp2")]:
+        old = path.name.replace("MSK_CLDPRB", "L2A_T05WPS_CLD").replace("MSK_SNWPRB", "L2A_T05WPS_SNW")
+        path.rename(path.with_name(old if "L2A" in old else f"L2A_{old}"))
+    user, tile = folder / "MTD_MSIL2A.xml", folder / GRANULE / "MTD_TL.xml"
+    text = user.read_text().replace("/T05WPS_", "/L2A_T05WPS_").replace("PRODUCT_URI", "PRODUCT_URI_2A")
+    text = text.replace("BOA_QUANTIFICATION_VALUE", "L2A_BOA_QUANTIFICATION_VALUE")
+    masks = "".join(f"<IMAGE_FILE>{GRANULE}/QI_DATA/L2A_T05WPS_{name}_20m</IMAGE_FILE>" for name in ("CLD", "SNW"))
+    first, rest = text.split("<IMAGE_FILE>", 1)
+    user.write_text(f"{first}{masks}<IMAGE_FILE>{rest}".replace("IMAGE_FILE>", "IMAGE_FILE_2A>"))
+    tile.write_text(re.sub(r"<MASK_FILENAME>.*?</MASK_FILENAME>", "", tile.read_text()))
+    product = Product.open(folder)
+    assert np.array_equal(read_scl(product), pixels[IMAGES[4]][0])
+    assert np.array_equal(read_cloud_probability(product), pixels["MSK_CLDPRB_20m"][0])
+    assert np.array_equal(read_snow_probability(product), pixels["MSK_SNWPRB_20m"][0])
+    assert np.array_equal(read_b11(product), to_convention(pixels[IMAGES[8]][0], offset=-911))
+    assert read_bands(product).shape == (4, *SHAPE)
+    entries = [ManifestEntry(path, 1, "MD5", "") for path in product.files.values()]
+    names = [entry.path.rsplit("_", 2)[1] for entry in preview_files(entries)]
+    assert sorted(names) == ["B02", "B03", "B04", "B11", "CLD", "SCL", "SNW"]
+
+
+@pytest.mark.parametrize("metres", [20, 10])
+def test_without_60_m_pictures_are_made_from_what_is_there(small, metres):
+    folder, pixels = small
+    product = Product.open(folder)
+    files = {key: path for key, path in product.files.items() if not key.endswith("_60m")}
+    rng = np.random.default_rng(0)
+    if metres == 20:
+        for band in ("B04", "B03", "B02", "B11"):
+            pixels[band] = rng.integers(1000, 4000, (1, 151, 103)).astype(np.uint16)
+            files[f"{band}_20m"] = f"{GRANULE}/IMG_DATA/R20m/T05WPS_20250605T222541_{band}_20m.jp2"
+            write_image(folder / files[f"{band}_20m"], pixels[band])
+    else:
+        pixels |= {band: pixels[path] for band, path in zip(("B04", "B03", "B02"), IMAGES[2::-1], strict=True)}
+    product = replace(product, files=files)
+    overview, swir = read_overview(product), read_b11(product)
+    assert overview.shape == (3, 51, 35)
+    assert (swir is None) == (metres == 10)
+    step = 60 // metres
+    for band, offset, found in zip(("B04", "B03", "B02"), OFFSETS_60M, overview, strict=False):
+        for row, col in ((0, 0), (7, 20), (49, 33)):
+            cell = to_convention(pixels[band][0], offset=offset)[step * row :, step * col :][:step, :step]
+            assert found[row, col] == pytest.approx(0 if (cell == 0).any() else cell.mean(), abs=0.5)
+    chosen = preview_files([ManifestEntry(path, 1, "MD5", "") for path in files.values()])
+    keys = {Path(entry.path).stem[-7:] for entry in chosen}
+    assert {f"B04_{metres}m", f"B02_{metres}m"} <= keys
+    assert ("B11_20m" in keys) == (metres == 20)
+    assert f"B08_{metres}m" not in keys
+    with pytest.raises(CorruptFileError, match=r"\(baseline 05\.11\) name no B04_60m"):
+        read_overview(replace(product, files={key: path for key, path in files.items() if "B04" not in key}))
+
+
+def in_tile(folder, old, new):
+    path = folder / GRANULE / "MTD_TL.xml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return Product.open(folder)
+
+
+@pytest.mark.parametrize("zenith", ["NaN", "inf", None])
+def test_a_sun_that_the_metadata_do_not_know_is_computed(small, zenith):
+    """At 22:26 UTC the sun stands nearly in the south of 153 west, at 90 - 69.4 + 22.6 degrees."""
+    whole = '<Mean_Sun_Angle><ZENITH_ANGLE unit="deg">50.5</ZENITH_ANGLE></Mean_Sun_Angle>'
+    opened = in_tile(small[0], whole, "" if zenith is None else whole.replace("50.5", zenith))
+    assert opened.sun_elevation == pytest.approx(43.2, abs=0.1)
+    nowhere = in_tile(small[0], "EPSG:32605", "EPSG:99999")
+    assert nowhere.sun_elevation is None
+
+
+def test_real_metadata_without_the_sun(shared_data, small):
+    """At midsummer near 66.2 N, 180 E, a quarter of an hour before noon by the sun: nearly 90 - 66.2 + 23.4 degrees."""
+    text = (shared_data / "real_cases/nan_sun/MTD_TL.xml").read_text()
+    assert ">NaN</ZENITH_ANGLE>" in text
+    (small[0] / GRANULE / "MTD_TL.xml").write_text(text)
+    opened = Product.open(small[0])
+    assert opened.sun_elevation == pytest.approx(47.12, abs=0.05)
+    assert all(np.isfinite(value) for value in opened.percentages.values())
+
+
+@pytest.mark.parametrize("tile", ["T22HBD", "T01CCV", "T29UNU"])
+def test_the_computed_sun_is_that_of_real_metadata(shared_data, tile, tmp_path):
+    source = find(shared_data, f"*/*{tile}*.SAFE")
+    (tl,) = source.glob("GRANULE/*/MTD_TL.xml")
+    text = tl.read_text()
+    place = tmp_path / tl.relative_to(source)
+    place.parent.mkdir(parents=True)
+    shutil.copy(source / "MTD_MSIL2A.xml", tmp_path)
+    place.write_text(text.replace("Mean_Sun_Angle", "Mean_Sun"))
+    assert Product.open(tmp_path).sun_elevation == pytest.approx(Product.open(source).sun_elevation, abs=0.2)
+
+
+def test_numbers_that_are_not_known_are_left_out_or_corrupt(small):
+    path = small[0] / "MTD_MSIL2A.xml"
+    text = path.read_text()
+    path.write_text(text.replace("6.46E-4", "NaN"))
+    assert list(Product.open(small[0]).percentages) == ["Cloud_Coverage_Assessment"]
+    path.write_text(text.replace(">10000<", ">NaN<"))
+    with pytest.raises(CorruptFileError, match=r"BOA_QUANTIFICATION_VALUE.*NaN is no number"):
+        Product.open(small[0])
+    path.write_text(text)
+    with pytest.raises(CorruptFileError, match=r"ULX.*inf is no number"):
+        in_tile(small[0], "<ULX>499980.25", "<ULX>inf")
+
+
+def test_a_time_without_a_zone_is_in_utc(small):
+    assert in_tile(small[0], "22:26:01.5Z", "22:26:01.5").sensing_time == datetime(
+        2025, 6, 5, 22, 26, 1, 500000, tzinfo=UTC
+    )
 
 
 def test_missing_metadata_file_is_named(tmp_path):

@@ -1,6 +1,8 @@
 """Masks, normalisation and shift of dates of an archive-made place."""
 
+from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,19 +54,33 @@ def dated(*bright):
     rgb = np.full((3, 1, 4), 2000, np.uint16)
     rgb[:, :, list(bright)] = 6000
     core = np.full((3, 12), CLEAR, np.uint8)
-    return Preview(product=None, core=core, factor=2, snow=np.zeros(core.shape, bool), rgb=rgb)
+    return Preview(
+        product=SimpleNamespace(sensing_time=date(2018, 5, 1)),
+        core=core,
+        factor=2,
+        snow=np.zeros(core.shape, bool),
+        rgb=rgb,
+    )
 
 
 def test_the_clear_date_revises_the_masks_of_the_others_and_the_cloudy_date_those_of_the_clear_one():
     """No other choice of dates gives the same cells."""
     previews = {"cloudy": dated(0, 2), "clear": dated(1), "reference": dated(1, 2, 3)}
-    found = scene.masks_of_pair(previews, SETTINGS)
+    found = scene.masks_of_pair(previews, replace(SETTINGS, darker=0))
     unknown = {role: np.flatnonzero(masks.core[0, ::3] == UNKNOWN).tolist() for role, masks in found.items()}
     assert unknown == {"cloudy": [0, 2], "clear": [1], "reference": [2, 3]}
     assert set(scene.masks_of_pair({role: previews[role] for role in ("cloudy", "clear")}, SETTINGS)) == {
         "cloudy",
         "clear",
     }
+
+
+def test_the_others_vote_on_what_is_dark():
+    previews = {"cloudy": dated(0, 3), "clear": dated(0, 1, 3)}
+    previews |= {role: dated(0, 1, 2) for role in ("reference", "reference2")}
+    found = scene.masks_of_pair(previews, replace(SETTINGS, brighter=0.9))
+    unknown = {role: np.flatnonzero(masks.core[0, ::3] == UNKNOWN).tolist() for role, masks in found.items()}
+    assert unknown == {"cloudy": [1, 2], "clear": [2], "reference": [3], "reference2": [3]}
 
 
 @pytest.mark.slow

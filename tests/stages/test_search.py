@@ -359,6 +359,26 @@ def test_of_two_halves_both_are_kept_each_in_its_newest_copy(order):
     assert kept([rows[index] for index in order]) == [rows[1]["product"], rows[2]["product"]]
 
 
+def test_copies_and_parts_of_one_datatake(shared_data):
+    """Without footprints: the part of a datatake with hardly any data is not kept alone."""
+    rows = read_jsonl(shared_data / "real_cases" / "same_datatake.jsonl")
+    right = {row["product"]: row["right"] for row in rows}
+    for order in itertools.permutations(rows):
+        assert [right[name] for name in kept([scene(**row, name=row["product"]) for row in order])] == [
+            "kept",
+            "kept (or both)",
+        ]
+
+
+def test_halves_are_told_apart_at_180_degrees_in_lists_of_before_it_was_cut_too():
+    """The ring of the one jumps from 179.9 to -179.9; the other lies beside it, not in the globe between."""
+    across = [[179.5, 69], [-179.5, 69], [-179.5, 70], [179.5, 70], [179.5, 69]]
+    beside = [[-179.5, 69], [-178, 69], [-178, 70], [-179.5, 70], [-179.5, 69]]
+    facts = [{"footprint": {"type": "Polygon", "coordinates": [ring]}} for ring in (beside, across)]
+    assert len(kept(copies(*facts))) == 2
+    assert len(kept(copies(facts[0], facts[0]))) == 1
+
+
 def test_a_copy_whose_footprint_is_not_known_is_no_half():
     rows = copies(on(69.0, 69.5), {})
     assert kept(rows) == [rows[1]["product"]]

@@ -60,7 +60,8 @@ def test_the_settings_are_in_the_shard(cut):
             (pair,) = json.loads(file.attrs["pairs"])
             assert settings["masks"]["cloud_m"] == 50
             assert settings["shard"]["stride"] == 24
-            assert set(pair["radiometric_match"]["clear"]["lines"][0]) == {"gain", "offset", "r2", "rmse", "pixels"}
+            known = {"gain", "offset", "r2", "rmse", "r2_all", "kept", "pixels"}
+            assert set(pair["radiometric_match"]["clear"]["lines"][0]) == known
             assert pair["windows"]["kept"] == len(file["row"]) == len(file["cloudy"])
             assert file["reference_days"][0] == (10 if pair["target"] == "clear date" else -6)
             assert set(np.unique(file["mask"])) <= {0, 1, 2, 3, 4, 255}
@@ -184,7 +185,14 @@ def test_masks_of_ones_own_replace_those_of_esa(run, tmp_path):
     """All is clear but for a square, in values of another kind of mask."""
     folder = tmp_path / "masks"
     folder.mkdir()
-    options = ["--set", "masks.source=raster", "--set", f"masks.folder={folder}", "--set", "masks.values={cloud: [7]}"]
+    options = [
+        "--set",
+        "masks.source=raster",
+        "--set",
+        f"masks.folder={folder}",
+        "--set",
+        "masks.values={clear: [0, 1], cloud: [7]}",
+    ]
     options += ["--set", "masks.brighter=1", "--set", "masks.cloud_m=0", "--set", "pair.max_snow_difference=1"]
     done = call("pair", run, *options)
     assert done.returncode == 4  # each product whose mask is missing is named
