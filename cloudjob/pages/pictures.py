@@ -6,10 +6,13 @@ import numpy as np
 
 from cloudjob.pixels import CLEAR
 from cloudjob.sentinel2 import masks, radiometry, render
+from cloudjob.sentinel2.labels import Label
+from cloudjob.sentinel2.product import Product, read_overview
 from cloudjob.sentinel2.scene_masks import Preview, revised_masks
 
 SIDE = 915  # pixels of a picture at most: a whole scene at 120 m
 _OVERVIEW = 6  # a pixel of a preview's picture, in pixels of 10 m
+_HAND = (255, 230, 0)  # neither a class nor ground
 
 
 def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: float) -> tuple[dict[str, bytes], dict]:
@@ -37,3 +40,15 @@ def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: 
     factor, change = render.difference(brightness["cloudy"], brightness["clear"], usable)
     files["difference"] = lossy(change)
     return files, {"size": [shape[1], shape[0]], "gain": factor and round(factor, 3)}
+
+
+def of_label(product: Product, label: Label, *, gain: float) -> bytes:
+    """A PNG: the product in true colour, and beside it the same with the pixels that a person changed in yellow."""
+    height, width = product.shape
+    pixel = _OVERVIEW * max(-(-max(height, width) // (_OVERVIEW * SIDE)), 1)
+    shape = (-(-height // pixel), -(-width // pixel))
+    covers = (height / _OVERVIEW, width / _OVERVIEW)
+    plain = render.resized(render.true_colour(read_overview(product), gain=gain), shape, covers=covers)
+    changed = masks.pool(label.by_hand, pixel // label.factor, np.logical_or)
+    marked = np.where(changed[..., None], np.uint8(_HAND), plain)
+    return render.encode_png(render.side_by_side([plain, marked]))

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -43,10 +44,10 @@ class Rules:
         return asked.get(role, _LOWEST_SUN) if isinstance(asked, dict) else asked
 
 
-def open_preview(product: Product, settings: masks.Settings) -> Preview:
+def open_preview(product: Product, settings: masks.Settings, *, labels: Path | None = None) -> Preview:
     """The preview of a product as pairing needs it. The masks of a whole scene are thinned to every ninth pixel: 3.3
     million are left, and fractions stay the same to 0.001."""
-    preview = Preview.open(product, settings)
+    preview = Preview.open(product, settings, labels=labels)
     return _thinned(preview, _COARSE) if min(product.shape) >= _LARGE else preview
 
 
@@ -55,7 +56,8 @@ def _thinned(preview: Preview, factor: int) -> Preview:
     if step == 1:
         return preview
     core, snow = (array[::step, ::step].copy() for array in (preview.core, preview.snow))
-    return replace(preview, core=core, snow=snow, factor=factor, scl=None)
+    by_hand = None if preview.by_hand is None else preview.by_hand[::step, ::step].copy()
+    return replace(preview, core=core, snow=snow, factor=factor, scl=None, by_hand=by_hand)
 
 
 def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses: Sequence[Preview] = ()) -> dict:

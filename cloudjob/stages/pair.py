@@ -9,7 +9,7 @@ from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.names import ProductName
-from cloudjob.run import records
+from cloudjob.run import labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -35,7 +35,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         if "cloudy" in cloudy["roles"]:
             inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear.get(cloudy["tile"], [])]:
-                inputs |= {name: preview(name)} | raster(name)
+                inputs |= {name: preview(name)} | raster(name) | labels.digests(folder, [name])
             found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=newer("pair", "masks")))
     return found
 
@@ -64,7 +64,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     rules = pairing.Rules(**dict(config.pair))
 
     def opened(name: str) -> "Preview":
-        found = pairing.open_preview(Product.open(folder.safe(name)), settings)
+        found = pairing.open_preview(Product.open(folder.safe(name)), settings, labels=folder.labels)
         if found.note:
             folder.say(f"pair: {found.note}")
         return found
@@ -152,8 +152,10 @@ def _kept(opened: "Callable[[str], Preview]", memory: int) -> "Callable[[str], P
 
 
 def _version(row: dict, inputs: dict[str, str]) -> str:
-    """A digest that changes with the measures, with the decision, and with a user's own mask of one of the products."""
+    """A digest that changes with the measures, with the decision, and with a user's own or corrected mask of one of the
+    products."""
     further = [each["product"] for name in ("further", "further_of_ground") for each in row.get(name, [])]
     products = [row[role] for role in ("cloudy", "clear", "reference")] + further
     rasters = [inputs.get(f"{product}.tif") for product in products]
-    return digest([row, rasters])
+    corrected = labels.among(inputs, products)
+    return digest([row, rasters, corrected] if corrected else [row, rasters])
