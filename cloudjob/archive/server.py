@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,17 @@ _LOG = logging.getLogger(__name__)
 class ArchiveServer(ThreadingHTTPServer):
     """`with ArchiveServer(folder) as server:` answers at `server.url` until the block ends.
 
-    The SAFE folders are read once, at the start. Any user name and password that are not empty get a token.
+    The SAFE folders are read once, at the start; what is wrong with them is `said` (see `catalogue.entries`). Any user
+    name and password that are not empty get a token.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, archive: Path, *, port: int = 0, host: str = "127.0.0.1"):
-        entries = [Entry(folder) for folder in Path(archive).glob("S2*.SAFE")]
-        self.entries = sorted(entries, key=lambda entry: (entry.sensing, entry.name))
+    def __init__(
+        self, archive: Path, *, port: int = 0, host: str = "127.0.0.1", said: Callable[[str], object] = _LOG.debug
+    ):
+        self.entries = catalogue.entries(Path(archive), said)
         self.access: dict[str, tuple[str, float]] = {}  # token -> account, expiry on the monotonic clock
         self.refresh: dict[str, tuple[str, float]] = {}
         self.slots: dict[str, threading.Semaphore] = {}  # account -> its transfers

@@ -19,6 +19,7 @@ from cloudjob.run.history import Entry
 if TYPE_CHECKING:
     from cloudjob.config.models import ArchiveConfig, Config
 
+_KINDS = ("synthetic", "rasters", "places", "series")  # of products that are made
 _NETWORK = ("search", "preview", "download")  # stages that ask the Data Space
 
 
@@ -41,7 +42,7 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
 
     products = config.archive.path or folder.archive
     _fill(config.archive, products, folder)
-    with ArchiveServer(products) as server:
+    with ArchiveServer(products, said=folder.say) as server:
         here = config.copernicus.model_copy(
             update={
                 "stac": f"{server.url}/v1",
@@ -74,7 +75,13 @@ def _fill(archive: "ArchiveConfig", target: Path, folder: RunFolder) -> list[str
     """Makes the missing products of those that the configuration describes; returns the names of all of them.
 
     Several runs may share an archive elsewhere, so its lease lies there; where nothing can be written, none is needed.
+    Nothing is written where it describes none: the folder holds products that others made. ConfigError where there is
+    no such folder.
     """
+    if not any(getattr(archive, kind) for kind in _KINDS):
+        if not target.is_dir():
+            raise ConfigError(f"archive: no such folder: {target}; name one in archive.path, or products to make")
+        return []
     with contextlib.ExitStack() as stack:
         if not target.exists() or os.access(target, os.W_OK):
             place = target / ".leases" if archive.path else folder.leases
@@ -117,7 +124,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if not arguments.folder.is_dir():
         raise ConfigError(f"{arguments.folder}: no such folder; make one with cloudjob archive make")
     try:
-        server = ArchiveServer(arguments.folder, port=arguments.port)
+        server = ArchiveServer(arguments.folder, port=arguments.port, said=say)
     except (OSError, OverflowError) as error:  # OverflowError: a number above 65535
         if getattr(error, "filename", None):
             raise

@@ -31,6 +31,8 @@ MEASURES = {  # of a row of pairs.jsonl: how the page calls it, and writes it
     "sun_difference": ("sun difference", "{:.1f}°"),
     "snow": ("snow, cloudy and clear", "{:.1%}"),
     "snow_difference": ("snow difference", "{:.1%}"),
+    "drift": ("drift of the ground, most and spread", "{:.0f} m"),
+    "drift_chips": ("places alike, of those looked at", "{}"),
 }
 PICTURES = ("cloudy", "cloudy-mask", "clear", "clear-mask", "difference")  # of a pair, made by `pages.pictures`
 
