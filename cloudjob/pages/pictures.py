@@ -50,5 +50,5 @@ def of_label(product: Product, label: Label, *, gain: float) -> bytes:
     covers = (height / _OVERVIEW, width / _OVERVIEW)
     plain = render.resized(render.true_colour(read_overview(product), gain=gain), shape, covers=covers)
     changed = masks.pool(label.by_hand, pixel // label.factor, np.logical_or)
-    marked = np.where(changed[..., None], np.uint8(_HAND), plain)
+    marked = np.where(changed[..., None], np.array(_HAND, np.uint8), plain)
     return render.encode_png(render.side_by_side([plain, marked]))

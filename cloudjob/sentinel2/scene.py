@@ -127,7 +127,7 @@ class ShiftEstimator:
     def __init__(self, first: ReducedScene, second: ReducedScene):
         clear, step = first.clear & second.clear, first.step
         self.side = next(side for side in (256, 128, 64) if side == 64 or min(first.product.shape) >= 4 * side)
-        self.places = clearest(clear, self.side // step, step=step, tile=_TILE)
+        self.places = _clearest(clear, self.side // step, step=step)
         self.clear, self._step = clear, step
         self._chips: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -146,15 +146,14 @@ class ShiftEstimator:
         return radiometry.shift(self._chips)
 
 
-def clearest(clear: np.ndarray, side: int, *, step: int = 1, tile: int | None = None) -> list[tuple[int, int]]:
-    """(row, column) of the clearest square in each of 3 x 3 parts of the scene, if clear enough. `clear` and `side` are
-    reduced by `step`. Each square lies within one `tile` of so many rows and columns, as of a JPEG 2000 file, and so
-    within one stripe."""
+def _clearest(clear: np.ndarray, side: int, *, step: int) -> list[tuple[int, int]]:
+    """(row, column) in pixels of 10 m of the clearest square in each of 3 x 3 parts of the scene, if clear enough.
+    Each square lies within one JPEG 2000 tile, and so within one stripe. `clear` and `side` are reduced by `step`."""
     stride = max(side // 4, 1)
     sums = window_sums(clear, size=side, stride=stride)
     rows_of, cols_of = (
         [
-            part[part * stride * step % tile + side * step <= tile] if tile else part
+            part[part * stride * step % _TILE + side * step <= _TILE]
             for part in np.array_split(np.arange(length), _CHIPS)
         ]
         for length in sums.shape

@@ -37,6 +37,8 @@ def candidate(pair: str, **more) -> dict:
         "sun_difference": 1.96,
         "snow": [0.5, None],
         "snow_difference": None,
+        "drift": [620.6, 18.0],
+        "drift_chips": [7, 9],
     } | more
 
 
@@ -61,6 +63,8 @@ def test_measures_are_written_as_people_read_them():
         ["sun difference", "2.0°"],
         ["snow, cloudy and clear", "50.0% and not measurable"],
         ["snow difference", "not measurable"],
+        ["drift of the ground, most and spread", "621 m and 18 m"],
+        ["places alike, of those looked at", "7 and 9"],
         ["reference", "2024-03-20, +19.0 days"],
         ["light of the clear date", "× 1.05"],
     ]
