@@ -141,8 +141,9 @@ def light(preview: Preview, others: Sequence[Preview]) -> float | None:
     for other in others:
         cells = _alike(preview, other) & _whole_cells(preview, preview.core == CLEAR)
         here, there = (_visible(date)[cells] for date in (preview, other))
-        if np.count_nonzero(there > _SAME) >= _ENOUGH:
-            found.append(np.median(np.maximum(here, 0)[there > _SAME] / there[there > _SAME]))
+        known = (there > _SAME) & np.isfinite(here)
+        if np.count_nonzero(known) >= _ENOUGH:
+            found.append(np.median(np.maximum(here, 0)[known] / there[known]))
     return round(float(np.median(found)), 3) if found else None
 
 
@@ -251,7 +252,8 @@ def _same(preview: Preview, other: Preview, doubtful: np.ndarray) -> np.ndarray:
     would be the cloud."""
     cells = _whole_cells(other, other.core == CLEAR)
     here, there = reflectance(preview.rgb), reflectance(other.rgb)
-    alike = cells & _whole_cells(preview, doubtful | (preview.core == CLEAR)) & (there > _FLOOR).all(0)
+    alike = cells & _whole_cells(preview, doubtful | (preview.core == CLEAR))
+    alike &= ((there > _FLOOR) & np.isfinite(here)).all(0)
     if np.count_nonzero(alike) >= _ENOUGH:
         ratio = np.median(here[:, alike] / there[:, alike])
         there *= np.clip(ratio, 1 / _ILLUMINATION, _ILLUMINATION)

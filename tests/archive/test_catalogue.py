@@ -67,6 +67,7 @@ def test_what_is_no_whole_product_is_named_and_the_others_are_listed(wild):
         (line,) = [line for line in said if line.startswith(f"archive: left out {name}: ")]
         assert words in line
     assert len(said) == 5
+    assert path[names[3]] in [entry.product.folder for entry in catalogue.entries(folder, str)]
 
 
 def test_missing_files_are_named_and_what_is_there_is_served(wild):

@@ -18,25 +18,14 @@ from cloudjob.sentinel2.scene_masks import Preview
 
 DAY = datetime(2024, 3, 10, 22, 15, tzinfo=UTC)
 CELLS = (8, 10)  # of 60 m
-DN = (
-    0,
-    1,
-    900,
-    1000,
-    1001,
-    1040,
-    2000,
-    4000,
-    9000,
-    65535,
-)  # no data, below zero, zero, shadow, ground, cloud, the most
+DN = (0, 1, 1000, 1040, 2000, 2050, 9000, 65535)  # no data, below zero, zero, shadow, ground, cloud, the most
 RULES = pairing.Rules(references=3, max_drift=100, min_sun_elevation={"reference": 10})
 
 
 def date(seed: int, day: float, kinds: int, classes: list[int], sun: float | None, factor: int) -> Preview:
-    """Pixels of some of DN and of some classes; `kinds` of each, so that one of them may fill the whole."""
-    rng = np.random.default_rng(seed)
-    grid = tuple(length * 6 // factor for length in CELLS)
+    """Cells of 60 m of some of DN and of some classes; `kinds` of DN, so that one of them may fill the whole."""
+    rng, fine = np.random.default_rng(seed), 6 // factor
+    grid = tuple(length * fine for length in CELLS)
     moment = DAY + timedelta(days=day)
     name = f"S2A_MSIL2A_{moment:%Y%m%dT%H%M%S}_N0510_R029_T05WPS_{moment:%Y%m%dT%H%M%S}"
     product = SimpleNamespace(
@@ -48,8 +37,8 @@ def date(seed: int, day: float, kinds: int, classes: list[int], sun: float | Non
         shape=tuple(length * 6 for length in CELLS),
     )
     rgb, b11 = rng.choice(rng.choice(DN, kinds), (3, *CELLS)), rng.choice(rng.choice(DN, kinds), CELLS)
-    core = rng.choice(classes, grid).astype(np.uint8)
-    scl = rng.integers(0, 12, grid).astype(np.uint8) if factor == 2 else None
+    core = masks.upsampled(rng.choice(classes, CELLS).astype(np.uint8), fine, grid)
+    scl = masks.upsampled(rng.integers(0, 12, CELLS).astype(np.uint8), fine, grid) if factor == 2 else None
     b11 = b11.astype(np.uint16) if seed % 3 else None
     return Preview(product, core, factor, rng.random(grid) < seed % 4 / 3, rgb.astype(np.uint16), scl, b11)
 
