@@ -4,20 +4,23 @@ Their structure follows recorded responses of stac.dataspace.copernicus.eu and c
 """
 
 import hashlib
+import io
 import math
 import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from uuid import NAMESPACE_URL, uuid5
 
 import shapely
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import parse, tostring
 from shapely.geometry import Polygon, mapping
 
 from cloudjob.errors import CorruptFileError, ItemError, SystemTroubleError
 from cloudjob.names import stamp
+from cloudjob.pixels import BANDS
 from cloudjob.sentinel2.product import Product, read_manifest
 
 COLLECTION = "sentinel-2-l2a"
@@ -30,13 +33,16 @@ _STATISTICS = {
     **{name: name.upper() for name in ("medium_proba_clouds", "high_proba_clouds", "thin_cirrus")},
 }
 _SCHEMAS = ("alternate-assets/v1.2", "eo/v2.0", "file/v2.1", "grid/v1.1", "projection/v2.0", "raster/v2.0", "view/v1.0")
+_NEEDED = ("SCL_20m", *(f"{band}_10m" for band in BANDS))  # a product that lacks one is left out by who asks for it
 _NAMED = 5  # missing files that are named
 _CONFORMS = ("core", "item-search", "item-search#filter", "item-search#query", "item-search#sort")
 
 
 class Entry:
-    """One product of the archive, with its catalogue metadata. `missing` are files that its manifest lists and that are
-    not there: nobody needs a quick-look, and many delete what they do not use.
+    """One product of the archive, with its catalogue metadata.
+
+    `missing` are files that its manifest lists and that are not there: many delete what they do not use. The manifest
+    is served without them, so that nobody asks for them, but for those that a client needs.
 
     CorruptFileError or ValueError if one of its XML files is incomplete.
     """
@@ -58,11 +64,27 @@ class Entry:
         self.tile_metadata = f"{self.granule}/MTD_TL.xml"
         self.quicklook = f"{self.name}-ql.jpg"
         self.digests = {file.path: (file.algorithm, file.digest) for file in files if file.path in there}  # by path
+        needed = {product.files.get(key) for key in _NEEDED}
+        unneeded = {path for path in self.missing if path not in needed}
+        self._manifest = _without(folder / "manifest.safe", unneeded) if unneeded else None
         for path in ("manifest.safe", "MTD_MSIL2A.xml", self.tile_metadata, self.quicklook):
             if path not in there and (folder / path).is_file():  # a manifest lists neither itself nor the quick-look
-                self.digests[path] = "MD5", hashlib.md5((folder / path).read_bytes()).hexdigest()
+                with self.open(path) as file:
+                    self.digests[path] = "MD5", hashlib.md5(file.read()).hexdigest()
         azimuth = float(_text(folder / self.tile_metadata, "AZIMUTH_ANGLE"))
         self.sun_azimuth = azimuth if math.isfinite(azimuth) else None
+
+    def open(self, path: str) -> BinaryIO:
+        """A file of the product as it is served."""
+        if path == "manifest.safe" and self._manifest is not None:
+            return io.BytesIO(self._manifest)
+        return (self.product.folder / path).open("rb")
+
+    def length(self, path: str) -> int:
+        """The bytes of a file of the product as it is served."""
+        if path == "manifest.safe" and self._manifest is not None:
+            return len(self._manifest)
+        return (self.product.folder / path).stat().st_size
 
     def node_path(self, path: str) -> str:
         """URL path of a file or folder; "" is the product's own folder."""
@@ -176,6 +198,17 @@ def entries(archive: Path, said: Callable[[str], object]) -> list[Entry]:
     return sorted(found.values(), key=lambda entry: (entry.sensing, entry.name))
 
 
+def _without(manifest: Path, missing: set[str]) -> bytes:
+    """A manifest that does not list these files."""
+    elements = list(parse(manifest).iter())
+    for part in elements:
+        for stream in part.findall("byteStream"):
+            location = stream.find("fileLocation")
+            if location is not None and "/".join(PurePosixPath(location.get("href", "")).parts) in missing:
+                part.remove(stream)
+    return tostring(elements[0])
+
+
 def _text(path: Path, name: str) -> str:
     for element in parse(path).iter():
         if element.tag.rpartition("}")[2] == name:
@@ -282,16 +315,15 @@ def _assets(entry: Entry, base: str) -> dict:
 
 
 def _asset(entry: Entry, base: str, path: str, media_type: str, *roles: str) -> dict:
-    file = entry.product.folder / path
     algorithm, digest = entry.digests[path]
     address = f"{base}{entry.node_path(path)}/$value"
     code = "1620" if algorithm == "SHA3-256" and path.endswith(".jp2") else f"d501{len(digest) // 2:02x}"
     return {
         "href": f"s3://{entry.s3_path}/{path}",
         "type": media_type,
-        "title": file.name,
+        "title": PurePosixPath(path).name,
         "roles": roles,
-        "file:size": file.stat().st_size,
+        "file:size": entry.length(path),
         "file:checksum": code + digest,
         "file:local_path": f"{entry.name}.SAFE/{path}",
         "alternate:name": "S3",

@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             return _listing(entry, sorted(target.iterdir()) if target.is_dir() else [], self.base)
         if target.is_dir():
             raise _zipper(400, "DAT-ZIP-104", "Folders are not served here: ask for their files")
-        self._send_file(target, self._account())
+        self._send_file(entry, "/".join(names[1:]), self._account())
         return None
 
     def _product(self, text: str) -> Entry:
@@ -209,12 +209,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _zipper(401, "DAT-ZIP-109", "Token expired")
         return account
 
-    def _send_file(self, path: Path, account: str) -> None:
-        size, wanted = path.stat().st_size, self.headers.get("Range")
+    def _send_file(self, entry: Entry, path: str, account: str) -> None:
+        size, wanted = entry.length(path), self.headers.get("Range")
         first, last = _byte_range(wanted, size)
         headers = {"Accept-Ranges": "bytes"} | ({"Content-Range": f"bytes {first}-{last}/{size}"} if wanted else {})
         slot = self.server.slots.setdefault(account, threading.Semaphore(MAX_TRANSFERS))
-        with path.open("rb") as file, contextlib.ExitStack() as held:
+        with entry.open(path) as file, contextlib.ExitStack() as held:
             if not slot.acquire(blocking=False):
                 raise _zipper(429, "DAT-ZIP-100", "Max session number exceeded")
             held.callback(slot.release)
@@ -293,7 +293,7 @@ def _listing(entry: Entry, paths: list[Path], base: str) -> dict:
         return {
             "Id": path.name,
             "Name": path.name,
-            "ContentLength": 0 if path.is_dir() else path.stat().st_size,
+            "ContentLength": 0 if path.is_dir() else entry.length(inside.strip("/")),
             "ChildrenNumber": len(list(path.iterdir())) if path.is_dir() else 0,
             "Nodes": {"uri": f"{base}{entry.node_path(inside)}/Nodes"},
         }
