@@ -25,7 +25,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     rows = folder.rows(folder.scenes, stage="search")
     settings = config.section("pair", "masks")
     preview = cache(lambda product: _preview_digest(folder, product))
-    raster = cache(lambda product: _raster(config, product))
+    raster = cache(lambda product: _raster(config, product) | labels.digests(folder, [product]))
     clear: dict[str, list[str]] = {}  # of each tile
     for row in rows:
         if "clear" in row["roles"]:
@@ -35,7 +35,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         if "cloudy" in cloudy["roles"]:
             inputs: dict[str, str] = {}
             for name in [cloudy["product"], *clear.get(cloudy["tile"], [])]:
-                inputs |= {name: preview(name)} | raster(name) | labels.digests(folder, [name])
+                inputs |= {name: preview(name)} | raster(name)
             found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=newer("pair", "masks")))
     return found
 

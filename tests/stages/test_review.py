@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import time
+from datetime import date
 from pathlib import Path
 
 import h5py
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 import rasterio
 from examples import examples
-from front_door import copied, good
+from front_door import CONFIG, copied, good
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudjob.archive.make import make_synthetic
 from cloudjob.config.source import load
-from cloudjob.errors import ConfigError
+from cloudjob.errors import ConfigError, InterruptedJob
 from cloudjob.files import write_jsonl, write_text
 from cloudjob.pages.review import COLUMNS, MEASURES, REASONS
 from cloudjob.pixels import CIRRUS, CLOUD, HIDDEN, NO_DATA, SHADOW
-from cloudjob.run import decisions
+from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
 from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.product import Product
 from cloudjob.stages import review
@@ -159,6 +162,35 @@ def test_what_a_person_wrote_cannot_break_the_page_and_stays_when_settings_chang
 
 
 # --- masks for a person to correct -----------------------------------------------------------------------------
+@pytest.mark.slow
+def test_masks_of_the_pairs_that_can_be_read_are_exported_and_those_that_are_asked_for(tmp_path):
+    folder, said = RunFolder(tmp_path), []
+    folder.say = said.append
+    asked = {"tiles": ["05WMU", "05WPS"], "size": 96, "seed": 5, "cloud": (0.2, 0.3)}
+    days = {"clear": [date(2024, 3, 4)], "cloudy": [date(2024, 3, 10)]}
+    names = make_synthetic(folder.root / "scenes", **asked, **days)
+    records.work(folder, "preview", [Item("preview", name, {}, {}) for name in names], lambda _: ([], None))
+    rows = []
+    for tile in asked["tiles"]:
+        clear, cloudy = sorted(name for name in names if tile in name)
+        rows.append({"pair": tile, "cloudy": cloudy, "clear": clear, "reference": None, "shown": True})
+    write_jsonl(folder.pairs, [rows[0] | {"further": [{"product": "gone", "days": 3}]}, rows[1]])
+    config = load(CONFIG, [])[0]
+    assert "2 masks in" in review.export_masks(config, folder)
+    (line,) = said
+    assert line.startswith("review: no masks of 05WMU: preview of gone: missing")
+    assert {path.stem for path in folder.labels.glob("*.tif")} == {rows[1]["cloudy"], rows[1]["clear"]}
+    write_jsonl(folder.pairs, rows)
+    folder.only = ["05WPS"]
+    with rasterio.open(folder.labels / f"{rows[1]['clear']}.tif", "r+") as image:
+        image.write(np.full_like(image.read(1), CIRRUS), 1)
+    assert "1 masks in" in (last := review.export_masks(config, folder))
+    assert last.endswith("1 more stay as a person changed them")
+    folder.stop_requested = lambda: True
+    with pytest.raises(InterruptedJob):
+        review.export_masks(config, folder)
+
+
 @pytest.mark.slow
 def test_a_corrected_mask_counts_in_pair_shard_infer_and_the_report_whatever_the_source(finished, tmp_path):
     run = copied(finished, tmp_path / "run", until="infer")
