@@ -22,8 +22,7 @@ def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: 
     multiplied to be as bright as the cloudy one (None where it cannot be measured), before the difference was taken.
     """
     height, width = cloudy.product.shape
-    pixel = 2 * -(-max(height, width) // (2 * SIDE))  # of a picture, in pixels of 10 m
-    shape = (-(-height // pixel), -(-width // pixel))
+    _, shape = _size(cloudy.product)
 
     def small(array: np.ndarray, factor: int) -> np.ndarray:
         return render.resized(array, shape, covers=(height / factor, width / factor))
@@ -42,12 +41,17 @@ def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: 
     return files, {"size": [shape[1], shape[0]], "gain": factor and round(factor, 3)}
 
 
+def _size(product: Product) -> tuple[int, tuple[int, int]]:
+    """A pixel of a product's picture, in pixels of 10 m, and the picture's rows and columns."""
+    height, width = product.shape
+    pixel = 2 * -(-max(height, width) // (2 * SIDE))
+    return pixel, (-(-height // pixel), -(-width // pixel))
+
+
 def of_label(product: Product, label: Label, *, gain: float) -> bytes:
     """A PNG: the product in true colour, and beside it the same with the pixels that a person changed in yellow."""
-    height, width = product.shape
-    pixel = _OVERVIEW * max(-(-max(height, width) // (_OVERVIEW * SIDE)), 1)
-    shape = (-(-height // pixel), -(-width // pixel))
-    covers = (height / _OVERVIEW, width / _OVERVIEW)
+    pixel, shape = _size(product)
+    covers = (product.shape[0] / _OVERVIEW, product.shape[1] / _OVERVIEW)
     plain = render.resized(render.true_colour(read_overview(product), gain=gain), shape, covers=covers)
     changed = masks.pool(label.by_hand, pixel // label.factor, np.logical_or)
     marked = np.where(changed[..., None], np.array(_HAND, np.uint8), plain)
