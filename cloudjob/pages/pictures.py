@@ -16,7 +16,8 @@ _HAND = (255, 230, 0)  # neither a class nor ground
 
 
 def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: float) -> tuple[dict[str, bytes], dict]:
-    """(kind -> WebP file, {"size": [width, height], "gain": ...}); the kinds are `review.PICTURES`.
+    """(kind -> WebP file, {"size": [width, height], "gain": ...}); the kinds are `review.PICTURES`. Where a person has
+    corrected a mask there is "by_hand" too, the share of its pixels by role.
 
     A picture shows `gain` x reflectance. The gain that is returned is the factor by which the clear date had to be
     multiplied to be as bright as the cloudy one (None where it cannot be measured), before the difference was taken.
@@ -38,7 +39,10 @@ def of_pair(cloudy: Preview, clear: Preview, settings: masks.Settings, *, gain: 
     usable = (classes["cloudy"] == CLEAR) & (classes["clear"] == CLEAR)
     factor, change = render.difference(brightness["cloudy"], brightness["clear"], usable)
     files["difference"] = lossy(change)
-    return files, {"size": [shape[1], shape[0]], "gain": factor and round(factor, 3)}
+    dates = {"cloudy": cloudy, "clear": clear}
+    by_hand = {role: float(date.by_hand.mean()) for role, date in dates.items() if date.by_hand is not None}
+    facts = {"size": [shape[1], shape[0]], "gain": factor and round(factor, 3)}
+    return files, facts | ({"by_hand": by_hand} if by_hand else {})
 
 
 def _size(product: Product) -> tuple[int, tuple[int, int]]:

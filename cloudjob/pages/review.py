@@ -85,6 +85,9 @@ def _shown(row: dict, made: dict | None) -> dict:
     if made:
         light = "not measurable" if made["gain"] is None else f"× {made['gain']:.2f}"
         shown["measures"].append(["light of the clear date", light])
+        if by_hand := made.get("by_hand"):
+            shares = ", ".join(f"{role} date {share:.1%}" for role, share in by_hand.items())
+            shown["measures"].append(["mask corrected by hand", shares])
         shown["size"] = made["size"]
         shown["images"] = {kind: f"images/{row['pair']}-{kind}.webp" for kind in PICTURES}
     dates = {role: _date(row[role]) for role in ("cloudy", "clear")}

@@ -47,6 +47,12 @@ def data(*arguments) -> dict:
     return json.loads(text.split('<script id="data" type="application/json">')[1].split("</script>")[0])
 
 
+def test_it_says_how_much_of_a_mask_a_person_corrected():
+    facts = {"size": [915, 900], "gain": None, "by_hand": {"cloudy": 0.0213, "clear": 1.0}}
+    (pair,) = data([candidate("a")], {"a": facts}, {})["pairs"]
+    assert pair["measures"][-1] == ["mask corrected by hand", "cloudy date 2.1%, clear date 100.0%"]
+
+
 def test_measures_are_written_as_people_read_them():
     (pair,) = data([candidate("a")], {"a": {"size": [915, 900], "gain": 1.0456}}, {})["pairs"]
     assert pair["measures"] == [

@@ -1,6 +1,7 @@
 """The pictures of a pair: of one size, each of its own date, the masks where the clouds are."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +94,15 @@ def test_a_small_scene_is_shown_at_20_m(monkeypatch):
     monkeypatch.setitem(globals(), "SHAPE", (1830, 600))
     _, facts = pictures.of_pair(*[preview((0.1, 0.1, 0.1), slice(0, 0))] * 2, SETTINGS, gain=1.0)
     assert facts["size"] == [300, pictures.SIDE]
+
+
+def test_how_much_of_a_mask_a_person_corrected_is_among_the_facts(made):
+    assert "by_hand" not in made[1]
+    cloudy, clear = preview((0.4, 0.3, 0.2), slice(0, 310)), preview((0.2, 0.15, 0.1), slice(0, 0))
+    by_hand = np.zeros(cloudy.core.shape, bool)
+    by_hand[: len(by_hand) // 2] = True
+    _, facts = pictures.of_pair(replace(cloudy, by_hand=by_hand), clear, SETTINGS, gain=1.0)
+    assert facts["by_hand"] == {"cloudy": 0.5}
 
 
 @pytest.mark.parametrize("factor", [1, 2])
