@@ -16,6 +16,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import shapely
 from defusedxml.ElementTree import parse, tostring
+from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, mapping
 
 from cloudjob.errors import CorruptFileError, ItemError, SystemTroubleError
@@ -44,7 +45,7 @@ class Entry:
     `missing` are files that its manifest lists and that are not there: many delete what they do not use. The manifest
     is served without them, so that nobody asks for them, but for those that a client needs.
 
-    CorruptFileError or ValueError if one of its XML files is incomplete.
+    CorruptFileError, ValueError or ShapelyError if one of its XML files is not whole.
     """
 
     def __init__(self, folder: Path):
@@ -183,7 +184,7 @@ def entries(archive: Path, said: Callable[[str], object]) -> list[Entry]:
             entry = Entry(folder)
         except SystemTroubleError:
             raise
-        except (ItemError, ValueError) as error:
+        except (ItemError, ValueError, ShapelyError) as error:
             level_1c = "_MSIL1C_" in folder.name or (folder / "MTD_MSIL1C.xml").exists()
             why = "a Level-1C product; only those of Level-2A are read" if level_1c else error
             said(f"archive: left out {folder.name}: {why}")
