@@ -99,8 +99,8 @@ class PairConfig(Section):
     max_drift: float | None = Field(
         None,
         gt=0,
-        description="metres by which the ground may move between the dates, as sea ice does, from 100 on; a pair of "
-        "which nobody can tell is rejected too; null: not asked",
+        description="metres by which the ground may move between the dates, as sea ice does (land: below 20); a pair "
+        "of which nobody can tell is rejected too; null: not asked",
     )
 
     _range = field_validator("cloudy_range")(lambda pair: ascending(pair, "the lower cloud fraction"))

@@ -46,12 +46,12 @@ class Label:
         """How many pixels of which class became which, "cloud to clear", the most first."""
         names = {value: name.replace("_", " ") for name, value in CLASSES.items()}
         before = np.zeros_like(self.core) if self.before is None else self.before
-        changed, counts = np.unique(np.stack([before, self.core])[:, self.by_hand], axis=1, return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        return {
-            f"{names[int(old)] if self.before is not None else 'elsewhere'} to {names[int(new)]}": int(count)
-            for old, new, count in zip(*changed[:, order], counts[order], strict=True)
-        }
+        counts = np.bincount(before[self.by_hand].astype(np.uint16) * 256 + self.core[self.by_hand])
+        found = {}
+        for code in sorted(np.flatnonzero(counts).tolist(), key=lambda code: -counts[code]):
+            old = "elsewhere" if self.before is None else names[code // 256]
+            found[f"{old} to {names[code % 256]}"] = int(counts[code])
+        return found
 
 
 def export(product: Product, core: np.ndarray, factor: int, folder: Path) -> bool:
