@@ -4,6 +4,7 @@ import hashlib
 import re
 from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -47,8 +48,10 @@ class Faulty(archive_server.Handler):
             raise archive_server._zipper(404, "DAT-ZIP-110", f"Product not found: {text}")
         return entry
 
-    def _send_file(self, path, account):
-        super()._send_file(self.server.broken.get(path, path), account)
+    def _send_file(self, entry, path, account):
+        if broken := self.server.broken.get(entry.product.folder / path):
+            entry = SimpleNamespace(open=lambda _: broken.open("rb"), length=lambda _: broken.stat().st_size)
+        super()._send_file(entry, path, account)
 
 
 class Archive:

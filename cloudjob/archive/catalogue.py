@@ -4,17 +4,25 @@ Their structure follows recorded responses of stac.dataspace.copernicus.eu and c
 """
 
 import hashlib
+import io
+import math
+import re
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from uuid import NAMESPACE_URL, uuid5
 
 import shapely
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import parse, tostring
+from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
 from cloudjob import footprints
+from cloudjob.errors import CorruptFileError, ItemError, SystemTroubleError
 from cloudjob.names import stamp
+from cloudjob.pixels import BANDS
 from cloudjob.sentinel2.product import Product, read_manifest
 
 COLLECTION = "sentinel-2-l2a"
@@ -27,13 +35,18 @@ _STATISTICS = {
     **{name: name.upper() for name in ("medium_proba_clouds", "high_proba_clouds", "thin_cirrus")},
 }
 _SCHEMAS = ("alternate-assets/v1.2", "eo/v2.0", "file/v2.1", "grid/v1.1", "projection/v2.0", "raster/v2.0", "view/v1.0")
+_NEEDED = ("SCL_20m", *(f"{band}_10m" for band in BANDS))  # a product that lacks one is left out by who asks for it
+_NAMED = 5  # missing files that are named
 _CONFORMS = ("core", "item-search", *(f"item-search#{name}" for name in ("fields", "filter", "query", "sort")))
 
 
 class Entry:
     """One product of the archive, with its catalogue metadata.
 
-    CorruptFileError if one of its XML files is incomplete.
+    `missing` are files that its manifest lists and that are not there: many delete what they do not use. The manifest
+    is served without them, so that nobody asks for them, but for those that a client needs.
+
+    CorruptFileError, ValueError or ShapelyError if one of its XML files is not whole.
     """
 
     def __init__(self, folder: Path):
@@ -49,11 +62,33 @@ class Entry:
         self.footprint = footprints.split({"type": "Polygon", "coordinates": [ring]})
         self.outline = shape(self.footprint)
         files = read_manifest(folder / "manifest.safe")
-        self.digests = {file.path: (file.algorithm, file.digest) for file in files}  # by path below the folder
-        for path in ("manifest.safe", f"{self.name}-ql.jpg"):  # which the manifest does not list
-            self.digests[path] = "MD5", hashlib.md5((folder / path).read_bytes()).hexdigest()
-        self.tile_metadata = next(path for path in self.digests if path.endswith("MTD_TL.xml"))
-        self.sun_azimuth = float(_text(folder / self.tile_metadata, "AZIMUTH_ANGLE"))
+        there = {file.path for file in files if (folder / file.path).is_file()}
+        self.missing = [file.path for file in files if file.path not in there]
+        self.granule = "/".join(next(iter(product.files.values())).split("/")[:2])
+        self.tile_metadata = f"{self.granule}/MTD_TL.xml"
+        self.quicklook = f"{self.name}-ql.jpg"
+        self.digests = {file.path: (file.algorithm, file.digest) for file in files if file.path in there}  # by path
+        needed = {product.files.get(key) for key in _NEEDED}
+        unneeded = {path for path in self.missing if path not in needed}
+        self._manifest = _without(folder / "manifest.safe", unneeded) if unneeded else None
+        for path in ("manifest.safe", "MTD_MSIL2A.xml", self.tile_metadata, self.quicklook):
+            if path not in there and (folder / path).is_file():  # a manifest lists neither itself nor the quick-look
+                with self.open(path) as file:
+                    self.digests[path] = "MD5", hashlib.md5(file.read()).hexdigest()
+        azimuth = float(_text(folder / self.tile_metadata, "AZIMUTH_ANGLE"))
+        self.sun_azimuth = azimuth if math.isfinite(azimuth) else None
+
+    def open(self, path: str) -> BinaryIO:
+        """A file of the product as it is served."""
+        if path == "manifest.safe" and self._manifest is not None:
+            return io.BytesIO(self._manifest)
+        return (self.product.folder / path).open("rb")
+
+    def length(self, path: str) -> int:
+        """The bytes of a file of the product as it is served."""
+        if path == "manifest.safe" and self._manifest is not None:
+            return len(self._manifest)
+        return (self.product.folder / path).stat().st_size
 
     def node_path(self, path: str) -> str:
         """URL path of a file or folder; "" is the product's own folder."""
@@ -64,7 +99,8 @@ class Entry:
     def properties(self) -> dict:
         """The properties of the STAC item; the viewing angles are unknown."""
         name, percentages = self.product.name, self.product.percentages
-        orbit = int(self.product.files["SCL_20m"].split("/")[1].split("_")[2][1:])  # GRANULE/L2A_T05WPS_A012345_...
+        told = re.search(r"_A(\d{6})_", self.granule)  # GRANULE/L2A_T05WPS_A012345_...
+        orbit = int(told[1]) if told else None
         sensed = stamp(self.sensing)
         datastrip = f"{name.satellite}_OPER_MSI_L2A_DS_2APS_{name.discriminator}_S{sensed}_N{name.baseline}"
         made = ("created", "updated", "published", "processing:datetime", "eopf:origin_datetime")
@@ -76,9 +112,9 @@ class Entry:
             "constellation": "sentinel-2",
             "instruments": ["msi"],
             "grid:code": f"MGRS-{name.tile}",
-            "statistics": {key: percentages[f"{element}_PERCENTAGE"] for key, element in _STATISTICS.items()},
-            "eo:cloud_cover": round(percentages["Cloud_Coverage_Assessment"], 2),
-            "eo:snow_cover": round(percentages["SNOW_ICE_PERCENTAGE"], 2),
+            "statistics": {key: percentages.get(f"{element}_PERCENTAGE") for key, element in _STATISTICS.items()},
+            "eo:cloud_cover": _rounded(percentages.get("Cloud_Coverage_Assessment")),
+            "eo:snow_cover": _rounded(percentages.get("SNOW_ICE_PERCENTAGE")),
             "auth:schemes": {"s3": {"type": "s3"}, "oidc": {"type": "openIdConnect"}},
             "storage:schemes": {"cdse-s3": {"requester_pays": False}, "creodias-s3": {"requester_pays": True}},
             "product:type": "S2MSI2A",
@@ -94,18 +130,18 @@ class Entry:
             **dict.fromkeys(("view:azimuth", "view:incidence_angle")),
             "view:sun_azimuth": self.sun_azimuth,
             "view:sun_elevation": self.product.sun_elevation,
-            "eopf:datatake_id": f"G{name.satellite}_{sensed}_{orbit:06d}_N{name.baseline}",
+            "eopf:datatake_id": f"G{name.satellite}_{sensed}_{orbit or 0:06d}_N{name.baseline}",
             "eopf:datastrip_id": datastrip,
             "eopf:instrument_mode": "INS-NOBS",
         }
 
     @cached_property
-    def attributes(self) -> dict[str, str | int | float | datetime]:
+    def attributes(self) -> dict[str, str | int | float | datetime | None]:
         """The attributes of the OData row."""
         return {
             "origin": "ESA",
             "tileId": self.product.name.tile,
-            "cloudCover": self.product.percentages["Cloud_Coverage_Assessment"],
+            "cloudCover": self.product.percentages.get("Cloud_Coverage_Assessment"),
             "datastripId": self.properties["eopf:datastrip_id"],
             "orbitNumber": self.properties["sat:absolute_orbit"],
             "processingDate": self.made,
@@ -139,8 +175,51 @@ class Entry:
         }
 
 
+def entries(archive: Path, said: Callable[[str], object]) -> list[Entry]:
+    """The products in the folders S2*.SAFE of an archive, by time of sensing.
+
+    It is `said` which folders hold no whole Level-2A product and are left out, and which files of the others are
+    missing. SystemTroubleError where the system refuses a file.
+    """
+    found: dict[str, Entry] = {}
+    for folder in sorted(Path(archive).glob("S2*.SAFE")):
+        try:
+            entry = Entry(folder)
+        except SystemTroubleError:
+            raise
+        except (ItemError, ValueError, ShapelyError) as error:
+            said(f"archive: left out {folder.name}: {error}")
+            continue
+        if entry.name in found:
+            said(f"archive: left out {folder.name}: the product of {found[entry.name].product.folder.name}")
+            continue
+        if entry.missing:
+            names = ", ".join(entry.missing[:_NAMED]) + (" ..." if len(entry.missing) > _NAMED else "")
+            said(f"archive: {entry.name}: {len(entry.missing)} files of its manifest are missing: {names}")
+        found[entry.name] = entry
+    return sorted(found.values(), key=lambda entry: (entry.sensing, entry.name))
+
+
+def _without(manifest: Path, missing: set[str]) -> bytes:
+    """A manifest that does not list these files."""
+    elements = list(parse(manifest).iter())
+    for part in elements:
+        for stream in part.findall("byteStream"):
+            location = stream.find("fileLocation")
+            if location is not None and "/".join(PurePosixPath(location.get("href", "")).parts) in missing:
+                part.remove(stream)
+    return tostring(elements[0])
+
+
 def _text(path: Path, name: str) -> str:
-    return next(element.text or "" for element in parse(path).iter() if element.tag.rpartition("}")[2] == name)
+    for element in parse(path).iter():
+        if element.tag.rpartition("}")[2] == name:
+            return element.text or ""
+    raise CorruptFileError(path, f"no element {name}")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def _stamp(moment: datetime, digits: int = 6) -> str:
@@ -214,9 +293,10 @@ def _assets(entry: Entry, base: str) -> dict:
         ("product_metadata", "MTD_MSIL2A.xml"),
     )
     assets = {key: _asset(entry, base, path, "application/xml", "metadata") for key, path in metadata}
-    assets["thumbnail"] = _asset(entry, base, f"{entry.name}-ql.jpg", "image/jpeg", "thumbnail", "overview")
+    if entry.quicklook in entry.digests:
+        assets["thumbnail"] = _asset(entry, base, entry.quicklook, "image/jpeg", "thumbnail", "overview")
     for key, path in product.files.items():
-        if key.startswith("MSK_"):
+        if key.startswith("MSK_") or path not in entry.digests:
             continue
         metres = int(key[-3:-1])
         rows, columns = (-(-length * 10 // metres) for length in product.shape)
@@ -237,16 +317,15 @@ def _assets(entry: Entry, base: str) -> dict:
 
 
 def _asset(entry: Entry, base: str, path: str, media_type: str, *roles: str) -> dict:
-    file = entry.product.folder / path
     algorithm, digest = entry.digests[path]
     address = f"{base}{entry.node_path(path)}/$value"
     code = "1620" if algorithm == "SHA3-256" and path.endswith(".jp2") else f"d501{len(digest) // 2:02x}"
     return {
         "href": f"s3://{entry.s3_path}/{path}",
         "type": media_type,
-        "title": file.name,
+        "title": PurePosixPath(path).name,
         "roles": roles,
-        "file:size": file.stat().st_size,
+        "file:size": entry.length(path),
         "file:checksum": code + digest,
         "file:local_path": f"{entry.name}.SAFE/{path}",
         "alternate:name": "S3",
@@ -274,9 +353,12 @@ def odata_row(entry: Entry, base: str, expand: list[str]) -> dict:
         "GeoFootprint": entry.footprint,
     }
     if "Attributes" in expand:
-        row["Attributes"] = [_odata_attribute(name, value) for name, value in entry.attributes.items()]
+        known = {name: value for name, value in entry.attributes.items() if value is not None}
+        row["Attributes"] = [_odata_attribute(name, value) for name, value in known.items()]
     if "Assets" in expand:
-        quicklook = uuid5(NAMESPACE_URL, f"{entry.name}-ql.jpg")
+        row["Assets"] = []
+    if "Assets" in expand and entry.quicklook in entry.digests:
+        quicklook = uuid5(NAMESPACE_URL, entry.quicklook)
         address = f"{base}/odata/v1/Assets({quicklook})/$value"
         asset = {"Type": "QUICKLOOK", "Id": str(quicklook), "DownloadLink": address, "S3Path": f"/{entry.s3_path}"}
         row["Assets"] = [asset]

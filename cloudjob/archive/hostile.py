@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import socket
 import struct
 import tempfile
@@ -26,6 +27,7 @@ from cloudjob.archive.faults import DEFAULTS, Draws, Rules, chance
 from cloudjob.archive.journal import Journal, Secrets
 from cloudjob.archive.server import ArchiveServer, Handler, Refusal, has_left
 
+_LOG = logging.getLogger(__name__)
 _STEP_S = 0.02  # what is sent at a time where the speed is limited
 _HTML = b"<!DOCTYPE html><title>Maintenance</title><p>We will be back soon."
 _MESSAGE = b'{"code":"DAT-ZIP-500","message":"Please try again later"}'
@@ -46,8 +48,9 @@ class HostileServer(ArchiveServer):
         journal: Path | None = None,
         port: int = 0,
         host: str = "127.0.0.1",
+        said: Callable[[str], object] = _LOG.debug,
     ):
-        super().__init__(archive, port=port, host=host, handler=HostileHandler)
+        super().__init__(archive, port=port, host=host, handler=HostileHandler, said=said)
         self.rules, self.seed = rules, seed
         self.draws = Draws(rates, seed=seed, times=rules.times)
         self.secrets, self.journal = Secrets(), Journal(journal)

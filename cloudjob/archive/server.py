@@ -37,17 +37,23 @@ _LOG = logging.getLogger(__name__)
 class ArchiveServer(ThreadingHTTPServer):
     """`with ArchiveServer(folder) as server:` answers at `server.url` until the block ends.
 
-    The SAFE folders are read once, at the start. Any user name and password that are not empty get a token.
+    The SAFE folders are read once, at the start; what is wrong with them is `said` (see `catalogue.entries`). Any user
+    name and password that are not empty get a token.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(
-        self, archive: Path, *, port: int = 0, host: str = "127.0.0.1", handler: "type[Handler] | None" = None
+        self,
+        archive: Path,
+        *,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        handler: "type[Handler] | None" = None,
+        said: Callable[[str], object] = _LOG.debug,
     ):
-        entries = [Entry(folder) for folder in Path(archive).glob("S2*.SAFE")]
-        self.entries = sorted(entries, key=lambda entry: (entry.sensing, entry.name))
+        self.entries = catalogue.entries(Path(archive), said)
         self.access: dict[str, tuple[str, float]] = {}  # token -> account, expiry on the monotonic clock
         self.refresh: dict[str, tuple[str, float]] = {}
         self.transfers: dict[str, set[socket.socket]] = {}  # account -> the connections that carry its files
@@ -231,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
             return _listing(entry, sorted(target.iterdir()) if target.is_dir() else [], self.base)
         if target.is_dir():
             raise _zipper(400, "DAT-ZIP-104", "Folders are not served here: ask for their files")
-        self._send_file(target, self._account())
+        self._send_file(entry, "/".join(names[1:]), self._account())
         return None
 
     def _product(self, text: str) -> Entry:
@@ -253,11 +259,11 @@ class Handler(BaseHTTPRequestHandler):
             raise _zipper(401, "DAT-ZIP-109", "Token expired")
         return account
 
-    def _send_file(self, path: Path, account: str) -> None:
-        size, wanted = path.stat().st_size, self.headers.get("Range")
+    def _send_file(self, entry: Entry, path: str, account: str) -> None:
+        size, wanted = entry.length(path), self.headers.get("Range")
         first, last = _byte_range(wanted, size)
         headers = {"Accept-Ranges": "bytes"} | ({"Content-Range": f"bytes {first}-{last}/{size}"} if wanted else {})
-        with path.open("rb") as file, contextlib.ExitStack() as held:
+        with entry.open(path) as file, contextlib.ExitStack() as held:
             held.enter_context(self.server.transfer(account, self.connection))
             self._send_head(206 if wanted else 200, "application/octet-stream", last - first + 1, headers)
             self._deliver(file, first, last + 1, held.close)
@@ -340,7 +346,7 @@ def _listing(entry: Entry, paths: list[Path], base: str) -> dict:
         return {
             "Id": path.name,
             "Name": path.name,
-            "ContentLength": 0 if path.is_dir() else path.stat().st_size,
+            "ContentLength": 0 if path.is_dir() else entry.length(inside.strip("/")),
             "ChildrenNumber": len(list(path.iterdir())) if path.is_dir() else 0,
             "Nodes": {"uri": f"{base}{entry.node_path(inside)}/Nodes"},
         }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cloudjob.archive.server import ArchiveServer
     from cloudjob.config.models import ArchiveConfig, Config
 
+_KINDS = ("synthetic", "rasters", "places", "series")  # of products that are made
 _NETWORK = ("search", "preview", "download")  # stages that ask the Data Space
 
 
@@ -43,7 +44,7 @@ def data_space(config: "Config", folder: RunFolder, stages: Sequence[str]) -> It
 
     products = config.archive.path or folder.archive
     _fill(config.archive, products, folder)
-    with ArchiveServer(products) as server, tempfile.TemporaryDirectory(prefix="cloudjob-") as own:
+    with ArchiveServer(products, said=folder.say) as server, tempfile.TemporaryDirectory(prefix="cloudjob-") as own:
         here = config.copernicus.model_copy(
             update={
                 "stac": f"{server.url}/v1",
@@ -94,7 +95,13 @@ def _fill(archive: "ArchiveConfig", target: Path, folder: RunFolder) -> list[str
     """Makes the missing products of those that the configuration describes; returns the names of all of them.
 
     Several runs may share an archive elsewhere, so its lease lies there; where nothing can be written, none is needed.
+    Nothing is written where it describes none: the folder holds products that others made. ConfigError where there is
+    no such folder.
     """
+    if not any(getattr(archive, kind) for kind in _KINDS):
+        if not target.is_dir():
+            raise ConfigError(f"archive: no such folder: {target}; name one in archive.path, or products to make")
+        return []
     with contextlib.ExitStack() as stack:
         if not target.exists() or os.access(target, os.W_OK):
             place = target / ".leases" if archive.path else folder.leases
@@ -160,4 +167,5 @@ def _server(arguments: argparse.Namespace) -> "ArchiveServer":
         seed=arguments.seed,
         journal=arguments.journal,
         port=arguments.port,
+        said=say,
     )

@@ -63,6 +63,8 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
         if getattr(arguments, "apply", None):
             for message in stage_module("review").apply(config, folder, arguments.apply):
                 say(message)
+        if getattr(arguments, "export_masks", False):
+            say(stage_module("review").export_masks(config, folder))
         for name in stages:
             try:
                 summary = stage_module(name).run(config, folder)

@@ -74,6 +74,8 @@ class Parser:
             stage.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
             if name == "review":
                 stage.add_argument("--apply", type=_path, metavar="CSV", help="take over the decisions.csv of the page")
+                text = "write review/masks/<product>.tif; one that you change there replaces the product's mask"
+                stage.add_argument("--export-masks", action="store_true", help=text)
             if name == "train":
                 text = "start a new training from these weights"
                 stage.add_argument("--init-from", type=_path, metavar="CHECKPOINT", help=text)

@@ -141,7 +141,8 @@ def _share(origin: RunFolder, target: RunFolder, stages: tuple[str, ...]) -> Non
 
     The links are safe because every writer replaces a file and none writes into it. A record comes after its outputs.
     """
-    for path in (origin.scenes, origin.pairs, origin.decisions):
+    shutil.rmtree(target.labels, ignore_errors=True)
+    for path in (origin.scenes, origin.pairs, origin.decisions, *origin.labels.rglob("[!.]*.tif")):
         write_bytes(target.root / path.relative_to(origin.root), path.read_bytes())
     for stage in stages:
         for path in sorted((origin.root / "records" / stage).glob("[!.]*.json")):

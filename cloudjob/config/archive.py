@@ -112,7 +112,9 @@ class Series(Section):
 class ArchiveConfig(Section):
     """The embedded archive. With it, the Data Space is a server on this machine."""
 
-    path: ConfiguredPath | None = Field(None, description="folder of the archive; default: archive/ in the run folder")
+    path: ConfiguredPath | None = Field(
+        None, description="folder of the archive, or of Level-2A products (*.SAFE); default: archive/ in the run folder"
+    )
     synthetic: SyntheticScenes | None = None
     rasters: list[RasterPair] = Field([])
     places: list[Place] = Field([])

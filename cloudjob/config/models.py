@@ -28,7 +28,7 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 NEWER: dict[str, dict] = {
     "search": {"exclude": []},
     "masks": {"darker": 0.7},
-    "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5},
+    "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5, "max_drift": None},
     "shard": {"unmeasured": "reject"},
 }
 
@@ -96,6 +96,12 @@ class PairConfig(Section):
     )
     min_light: Fraction = Field(0.5, description="brightness of the clear product over that of other dates")
     max_snow_difference: Fraction = Field(0.4, description="difference of snow cover on jointly clear pixels")
+    max_drift: float | None = Field(
+        None,
+        gt=0,
+        description="metres by which the ground may move between the dates, as sea ice does (land: below 20); a pair "
+        "of which nobody can tell is rejected too; null: not asked",
+    )
 
     _range = field_validator("cloudy_range")(lambda pair: ascending(pair, "the lower cloud fraction"))
 

@@ -42,6 +42,7 @@ class Run:
     data: dict | None  # what the shards hold, of `patches.stats.collect`
     examples: bytes | None  # some triplets as a PNG, of `patches.stats.picture`
     configuration: str  # YAML
+    labels: Sequence[dict] = ()  # product, share, changes (see `labels.Label`) and picture of masks corrected by hand
 
 
 def page(run: Run) -> str:
@@ -59,6 +60,7 @@ def page(run: Run) -> str:
         _validation(run.validation),
         _checks(run.checks),
         *_shards(run),
+        *_labels(run.labels),
         f"<h2>Configuration</h2><pre>{escape(run.configuration)}</pre>",
         f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
     ]
@@ -216,6 +218,26 @@ def _data(found: dict, index: dict) -> str:
         f"<p>Triplets of {index['window']} pixels: {counts}. Pixels of their masks: {shares}.</p>"
         f"{_table(heads, lines)}<div>{''.join(bars)}</div>"
     )
+
+
+def _labels(found: Sequence[dict]) -> list[str]:
+    """Which pixels of which masks came from a hand; nothing where none did."""
+    if not found:
+        return []
+    lines = [
+        [each["product"], f"{each['share']:.2%}", ", ".join(f"{name} {n:,}" for name, n in each["changes"].items())]
+        for each in found
+    ]
+    pictures = [
+        figures.picture(
+            each["picture"],
+            alt="the product, and what was changed of its mask",
+            caption=f"{each['product']}: the pixels whose class a person changed, in yellow.",
+        )
+        for each in found[:PICTURES]
+    ]
+    heads = ["product", "by hand", "pixels of its mask, from the class that was exported"]
+    return ["<h2>Masks corrected by hand</h2>", _table(heads, lines), *pictures]
 
 
 def _table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

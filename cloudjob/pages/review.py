@@ -31,6 +31,8 @@ MEASURES = {  # of a row of pairs.jsonl: how the page calls it, and writes it
     "sun_difference": ("sun difference", "{:.1f}°"),
     "snow": ("snow, cloudy and clear", "{:.1%}"),
     "snow_difference": ("snow difference", "{:.1%}"),
+    "drift": ("drift of the ground, most and spread", "{:.0f} m"),
+    "drift_chips": ("places alike, of those looked at", "{}"),
 }
 PICTURES = ("cloudy", "cloudy-mask", "clear", "clear-mask", "difference")  # of a pair, made by `pages.pictures`
 
@@ -83,6 +85,9 @@ def _shown(row: dict, made: dict | None) -> dict:
     if made:
         light = "not measurable" if made["gain"] is None else f"× {made['gain']:.2f}"
         shown["measures"].append(["light of the clear date", light])
+        if by_hand := made.get("by_hand"):
+            shares = ", ".join(f"{role} date {share:.1%}" for role, share in by_hand.items())
+            shown["measures"].append(["mask corrected by hand", shares])
         shown["size"] = made["size"]
         shown["images"] = {kind: f"images/{row['pair']}-{kind}.webp" for kind in PICTURES}
     dates = {role: _date(row[role]) for role in ("cloudy", "clear")}

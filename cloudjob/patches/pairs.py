@@ -69,18 +69,19 @@ def prepare(
     excluded: list[BaseGeometry],
     seed: int,
     truth: Path | None = None,
+    labels: Path | None = None,
     drifting: Path | None = None,
 ) -> PreparedPair:
     """Compares the dates of a pair by their small files and reduced bands, and selects its windows.
 
     `excluded` is ground of other splits, in the products' map coordinates; `seed` decides which windows are drawn;
-    `drifting` is a folder that tells where the ground drifts (see `scene_masks.still`).
+    `labels` and `drifting` are folders, see `scene.open_masks`.
     RejectedError where the clear date does not fit the cloudy one or no window is left.
     """
     height, width = products["cloudy"].shape
     if min(height, width) < rules.window:
         raise RejectedError(f"the scene has {height} x {width} pixels, less than a window of {rules.window}")
-    found = scene.open_masks(products, settings, drifting=drifting)
+    found = scene.open_masks(products, settings, labels=labels, drifting=drifting)
     step = scene.reduction((height, width), window=rules.window)
     reduced = {role: ReducedScene.open(each, found[role], step) for role, each in products.items()}
     matches = {

@@ -45,6 +45,7 @@ class RunFolder:
         self.review_page = self.root / "review" / "index.html"
         self.review_images = self.root / "review" / "images"
         self.decisions = self.root / "review" / "decisions.csv"
+        self.labels = self.root / "review" / "masks"  # <product>.tif: counts where a person has changed it
         self.shards = self.root / "shards"
         self.shard_index = self.shards / "index.json"
         self.trained_on = self.shards / "trained-on.json"  # the index of a training that began without some pairs

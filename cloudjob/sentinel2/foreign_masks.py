@@ -50,6 +50,7 @@ HOUSE: Table = {name: [value] for name, value in CLASSES.items()}
 
 _COVERED = 0.99  # share of a product's pixels that a raster on another grid must have
 _UNSEEN = 254  # no class: a pixel that the raster does not cover
+_CURE = f"list it in `values`, under clear too, or choose one of {', '.join(NAMES)}"
 
 
 class Grid(NamedTuple):
@@ -74,11 +75,13 @@ class Grid(NamedTuple):
         return f"{self.shape[0]} x {self.shape[1]} pixels of {size} from {corner} in {self.crs}"
 
 
-def classes(values: np.ndarray, meaning: Table | str, *, source: Path, no_data: float | None = None) -> np.ndarray:
+def classes(
+    values: np.ndarray, meaning: Table | str, *, source: Path, no_data: float | None = None, cure: str = _CURE
+) -> np.ndarray:
     """uint8 mask classes of a raster's values, by a table or by one of NAMES.
 
     0 is clear unless the table says otherwise, and the raster's own `no_data` is no data unless the table names it.
-    OwnFileError with the values found where one of them has no meaning.
+    OwnFileError with the values found, and the `cure`, where one of them has no meaning.
     """
     if meaning == BINARY:
         return np.where(values == 0, np.uint8(CLEAR), np.uint8(CLOUD))
@@ -95,7 +98,7 @@ def classes(values: np.ndarray, meaning: Table | str, *, source: Path, no_data: 
     if (without := out == _UNSEEN).any():
         raise OwnFileError(
             f"{source}: nobody says what its value {_list(values[without])} means (values found: {_list(values)}); "
-            f"list it in `values`, under clear too, or choose one of {', '.join(NAMES)}"
+            f"{cure}"
         )
     return out
 
@@ -111,14 +114,15 @@ def by_sight(values: np.ndarray) -> Table | str:
 
 
 def read(
-    path: Path, grids: dict[int, Grid], meaning: Table | str | None, *, placed: bool = True
+    path: Path, grids: dict[int, Grid], meaning: Table | str | None, *, placed: bool = True, cure: str = _CURE
 ) -> tuple[np.ndarray, int, str]:
     """Mask classes from band 1 of a raster on one of the `grids` of a product, which one by its key, and a note where
     the raster lies on other pixels and the nearest were taken; what it does not cover is no data then.
 
     Unless it is `placed`, a raster of the same shape is on these pixels, wherever it says that it lies.
 
-    OwnFileError for values without a meaning (where none is given: see `by_sight`), and for a raster of other ground.
+    OwnFileError for values without a meaning (where none is given: see `by_sight`; the `cure` says what to do), and for
+    a raster of other ground.
     """
     expected = f"expected {' or '.join(map(str, grids.values()))}, or other pixels of the same ground"
     try:
@@ -127,7 +131,8 @@ def read(
     except RasterioError as error:
         cause = judged(path, error, "not readable as a raster")
         raise (OwnFileError(f"{cause}; {expected}") if isinstance(cause, CorruptFileError) else cause) from None
-    core = classes(values, by_sight(values) if meaning is None else meaning, source=path, no_data=no_data)
+    meaning = by_sight(values) if meaning is None else meaning
+    core = classes(values, meaning, source=path, no_data=no_data, cure=cure)
     for key, grid in grids.items():
         if found.equals(grid) or (not placed and found.shape == grid.shape):
             return core, key, ""

@@ -3,12 +3,13 @@
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from cloudjob.names import ProductName, pair_name
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
-from cloudjob.sentinel2 import masks
+from cloudjob.sentinel2 import drift, masks
 from cloudjob.sentinel2.product import Product
 from cloudjob.sentinel2.scene_masks import Preview, dark, light, suspect
 
@@ -36,6 +37,7 @@ class Rules:
     min_sun_elevation: float | dict[str, float] = 5
     min_light: float = 0.5
     max_snow_difference: float = 0.4
+    max_drift: float | None = None
 
     def lowest_sun(self, role: str) -> float:
         """Degrees that the sun must stand high on the date of a role: cloudy, clear or reference."""
@@ -43,10 +45,10 @@ class Rules:
         return asked.get(role, _LOWEST_SUN) if isinstance(asked, dict) else asked
 
 
-def open_preview(product: Product, settings: masks.Settings) -> Preview:
+def open_preview(product: Product, settings: masks.Settings, *, labels: Path | None = None) -> Preview:
     """The preview of a product as pairing needs it. The masks of a whole scene are thinned to every ninth pixel: 3.3
     million are left, and fractions stay the same to 0.001."""
-    preview = Preview.open(product, settings)
+    preview = Preview.open(product, settings, labels=labels)
     return _thinned(preview, _COARSE) if min(product.shape) >= _LARGE else preview
 
 
@@ -55,7 +57,8 @@ def _thinned(preview: Preview, factor: int) -> Preview:
     if step == 1:
         return preview
     core, snow = (array[::step, ::step].copy() for array in (preview.core, preview.snow))
-    return replace(preview, core=core, snow=snow, factor=factor, scl=None)
+    by_hand = None if preview.by_hand is None else preview.by_hand[::step, ::step].copy()
+    return replace(preview, core=core, snow=snow, factor=factor, scl=None, by_hand=by_hand)
 
 
 def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses: Sequence[Preview] = ()) -> dict:
@@ -75,6 +78,7 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
     sun_*         degrees; None where the elevation is not known
     snow          share of the pixels that both classifications call clear, and the difference of the dates; None
                   where there are no such pixels. New snow is suspiciously bright, so suspicion does not count here.
+    drift*        how far the ground moves between the dates, see `drift.measure`
     """
     factor = max(preview.factor for preview in (cloudy, clear, *witnesses))
     cloudy, clear, *witnesses = (_thinned(preview, factor) for preview in (cloudy, clear, *witnesses))
@@ -105,6 +109,7 @@ def measure(cloudy: Preview, clear: Preview, settings: masks.Settings, witnesses
         "sun_difference": round(max(known) - min(known), 2) if len(known) == 2 else None,
         "snow": [snow, other_snow],
         "snow_difference": None if snow is None or other_snow is None else round(abs(snow - other_snow), 4),
+        **drift.measure(cloudy, clear),
     }
 
 
@@ -178,7 +183,15 @@ def _faults(measures: dict, rules: Rules, role: str) -> list[str]:
     if difference is not None and not difference <= rules.max_snow_difference:
         amounts = f"{snow[0]:.2f} and {snow[1]:.2f} of the ground"
         reasons.append(f"snow on {amounts}, at most {rules.max_snow_difference:g} apart")
-    return reasons
+    return reasons + ([] if rules.max_drift is None else _drifting(measures, rules.max_drift))
+
+
+def _drifting(measures: dict, limit: float) -> list[str]:
+    if measures["drift"] is None:
+        alike, looked_at = measures["drift_chips"]
+        return [f"nobody can tell how far the ground drifts: {alike} of {looked_at} places are alike"]
+    most, _ = measures["drift"]
+    return [] if most <= limit else [f"the ground drifts by {most:.0f} m, at most {limit:g}"]
 
 
 def _low_sun(suns: list[float | None], rules: Rules, role: str) -> list[str]:

@@ -13,7 +13,7 @@ _GAINS = (0.25, 4.0)  # a line that is flatter or steeper does not come from ill
 _HUBER = 1.345  # robust standard deviations; 95 % efficient on normal errors (Huber 1981)
 _FLAT = 100.0  # DN; a smaller rmse is good, whatever r2 says of ground that hardly varies
 _NODES = 16  # of the grid of offsets along a side; at least 8 pixels per node
-_CHIPS = 3  # that must agree on a shift
+CHIPS = 3  # that must agree on a shift
 _CHANCE = 40.0  # divided by the side of a chip: twice the correlation that unrelated chips of 64 to 256 pixels reached
 
 _USABLE, _SPREAD = 0.9, 0.5  # share of a chip that must be clear; pixels by which chips may disagree
@@ -310,6 +310,21 @@ def shift(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict:
     col are None, and `why` says why - where fewer than 3 chips are nearly all clear and correlate better than
     unrelated ground does, or where they disagree.
     """
+    found = displacements(pairs)
+    unknown = {"row": None, "col": None, "chips": len(found)}
+    if len(found) < CHIPS:
+        return unknown | {"why": f"{len(found)} of {len(pairs)} places are clear and alike, {CHIPS} are needed"}
+    middle = np.median(found, axis=0)
+    spread = np.median(np.abs(found - middle), axis=0).max()
+    if spread > _SPREAD:
+        return unknown | {"why": f"{len(found)} places disagree by {spread:.1f} pixels"}
+    row, col = (round(float(value) + 0.0, 3) for value in middle)
+    return {"row": row, "col": col, "chips": len(found)}
+
+
+def displacements(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[tuple[float, float]]:
+    """(rows, columns) by which the second chip of a pair lies off the first (see `shift`), of each pair that is nearly
+    all clear and correlates better than unrelated ground does."""
     found = []
     for first, second, usable in pairs:
         usable = usable & (first != EMPTY_DN) & (second != EMPTY_DN)
@@ -317,15 +332,7 @@ def shift(pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict:
             row, col, correlation = _displacement(first, second, usable)
             if correlation >= _CHANCE / min(first.shape):
                 found.append((row, col))
-    unknown = {"row": None, "col": None, "chips": len(found)}
-    if len(found) < _CHIPS:
-        return unknown | {"why": f"{len(found)} of {len(pairs)} places are clear and alike, {_CHIPS} are needed"}
-    middle = np.median(found, axis=0)
-    spread = np.median(np.abs(found - middle), axis=0).max()
-    if spread > _SPREAD:
-        return unknown | {"why": f"{len(found)} places disagree by {spread:.1f} pixels"}
-    row, col = (round(float(value) + 0.0, 3) for value in middle)
-    return {"row": row, "col": col, "chips": len(found)}
+    return found
 
 
 def _displacement(first: np.ndarray, second: np.ndarray, usable: np.ndarray) -> tuple[float, float, float]:

@@ -62,21 +62,32 @@ class Scene:
 
 
 def open_pair(
-    folders: dict[str, Path], settings: masks.Settings, *, drifting: Path | None = None, processes: int = 1
+    folders: dict[str, Path],
+    settings: masks.Settings,
+    *,
+    labels: Path | None = None,
+    drifting: Path | None = None,
+    processes: int = 1,
 ) -> Callable[[str], Scene]:
     """A function that opens the scene of a role, of a pair whose products lie in these folders by role (see
     `open_masks`)."""
     products = {role: Product.open(folder) for role, folder in folders.items()}
-    found = open_masks(products, settings, drifting=drifting)
+    found = open_masks(products, settings, labels=labels, drifting=drifting)
     return lambda role: Scene.open(products[role], found[role], processes=processes)
 
 
 def open_masks(
-    products: dict[str, Product], settings: masks.Settings, *, drifting: Path | None = None
+    products: dict[str, Product],
+    settings: masks.Settings,
+    *,
+    labels: Path | None = None,
+    drifting: Path | None = None,
 ) -> dict[str, SceneMasks]:
-    """The masks of a pair's products by role (see `masks_of_pair`), from their small files; those of the clear dates
-    leave out what drifts, by the rasters of a folder (see `still`)."""
-    found = masks_of_pair({role: Preview.open(product, settings) for role, product in products.items()}, settings)
+    """The masks of a pair's products by role (see `masks_of_pair`), from their small files, or as a person corrected
+    them in the folder `labels`; those of the clear dates leave out what drifts, by the rasters of the folder `drifting`
+    (see `still`)."""
+    previews = {role: Preview.open(product, settings, labels=labels) for role, product in products.items()}
+    found = masks_of_pair(previews, settings)
     return {role: each if role == "cloudy" else still(each, products[role], drifting) for role, each in found.items()}
 
 

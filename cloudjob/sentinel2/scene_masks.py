@@ -15,6 +15,7 @@ from cloudjob.pixels import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
 from cloudjob.sentinel2 import foreign_masks, masks
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import sun_position
+from cloudjob.sentinel2.labels import Label
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
@@ -47,18 +48,25 @@ class Preview:
     scl: np.ndarray | None = None  # (h, w) uint8 scene classification, None where a raster replaces it
     b11: np.ndarray | None = None  # (ceil(H/6), ceil(W/6)) uint16 DN of B11 at 60 m, None where it was not fetched
     note: str = ""  # what a person should know of that raster
+    by_hand: np.ndarray | None = None  # (h, w) bool: what a person says of these pixels is final; None: of none
 
     @property
     def nbytes(self) -> int:
         """The memory that its arrays take."""
-        return sum(array.nbytes for array in (self.core, self.snow, self.rgb, self.scl, self.b11) if array is not None)
+        arrays = (self.core, self.snow, self.rgb, self.scl, self.b11, self.by_hand)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     @classmethod
-    def open(cls, product: Product, settings: Settings) -> Self:
+    def open(cls, product: Product, settings: Settings, *, labels: Path | None = None) -> Self:
         """Reads the files below the product's folder; with source "raster" also `<folder>/<product>.tif` (see
-        `foreign_masks.read`)."""
+        `foreign_masks.read`). A mask in the folder `labels` that a person has corrected (see `Label`) replaces both."""
         scl, rgb, b11 = read_scl(product), read_overview(product), read_b11(product)
         snow = scl == masks.SCL_SNOW
+        if labels and (label := Label.read(product, labels)):
+            core, times = label.core, 2 // label.factor
+            core[masks.upsampled(scl == masks.SCL_NO_DATA, times, core.shape)] = NO_DATA
+            snow = masks.upsampled(snow, times, core.shape)
+            return cls(product, core, label.factor, snow, rgb, b11=b11, note=label.note, by_hand=label.by_hand)
         if settings.source == "raster":
             assert settings.folder is not None  # as the configuration demands of source "raster"
             path = settings.folder / f"{product.name.name}.tif"
@@ -77,6 +85,10 @@ class Preview:
         )
         core[masks.sunny(core, *_sun(product), pixel_m=20)] = UNKNOWN
         return cls(product, core, 2, snow, rgb, scl, b11)
+
+    def doubted(self, flags: np.ndarray) -> np.ndarray:
+        """(h, w) bool: these pixels without those of which a person has said what they are."""
+        return flags if self.by_hand is None else flags & ~self.by_hand
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,8 @@ def dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> np.
         darker, compared = _darker(preview, other, settings)
         votes[later] += darker
         voters[later] += compared
-    return _on_grid((2 * votes.sum(0) > voters.sum(0)) & ((votes > 0) | (voters == 0)).all(0), preview)
+    darker = (2 * votes.sum(0) > voters.sum(0)) & ((votes > 0) | (voters == 0)).all(0)
+    return preview.doubted(_on_grid(darker, preview))
 
 
 def without_dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> Preview:
@@ -128,8 +141,9 @@ def light(preview: Preview, others: Sequence[Preview]) -> float | None:
     for other in others:
         cells = _alike(preview, other) & _whole_cells(preview, preview.core == CLEAR)
         here, there = (_visible(date)[cells] for date in (preview, other))
-        if np.count_nonzero(there > _SAME) >= _ENOUGH:
-            found.append(np.median(np.maximum(here, 0)[there > _SAME] / there[there > _SAME]))
+        known = (there > _SAME) & np.isfinite(here)
+        if np.count_nonzero(known) >= _ENOUGH:
+            found.append(np.median(np.maximum(here, 0)[known] / there[known]))
     return round(float(np.median(found)), 3) if found else None
 
 
@@ -142,7 +156,7 @@ def revised_masks(
     probability had doubted it), unknown elsewhere. Medium cloud and thin cirrus that, in the same light, differ from
     the other date in no visible band become unknown: no cloud, or none that matters. Pixels that are `dark` against the
     `voters`, and those around them as around a shadow, become unknown, never shadow: crops and wet soil darken too.
-    `brighter` 1 switches all of it off.
+    `brighter` 1 switches all of it off. What a person has said of a pixel stays as it is, in the grown mask too.
     """
     core, darker = preview.core.copy(), dark(preview, voters, settings)
     core[darker] = UNKNOWN
@@ -157,6 +171,8 @@ def revised_masks(
     pixel_m = 10 * preview.factor
     mask = masks.grow(core, settings, pixel_m=pixel_m)
     mask[(mask == CLEAR) & masks.dilate(darker, settings.shadow_m / pixel_m)] = UNKNOWN
+    if preview.by_hand is not None:
+        mask[preview.by_hand] = core[preview.by_hand]
     return SceneMasks(core, mask, preview.factor)
 
 
@@ -187,7 +203,7 @@ def _brighter(preview: Preview, other: Preview, settings: Settings) -> np.ndarra
         return np.zeros(preview.core.shape, bool)
     visible = _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
     cells = _bluer(preview, other, settings) & visible & _whole_cells(other, other.core == CLEAR)
-    return _on_grid(cells, preview)
+    return preview.doubted(_on_grid(cells, preview))
 
 
 def _bluer(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
@@ -236,7 +252,8 @@ def _same(preview: Preview, other: Preview, doubtful: np.ndarray) -> np.ndarray:
     would be the cloud."""
     cells = _whole_cells(other, other.core == CLEAR)
     here, there = reflectance(preview.rgb), reflectance(other.rgb)
-    alike = cells & _whole_cells(preview, doubtful | (preview.core == CLEAR)) & (there > _FLOOR).all(0)
+    alike = cells & _whole_cells(preview, doubtful | (preview.core == CLEAR))
+    alike &= ((there > _FLOOR) & np.isfinite(here)).all(0)
     if np.count_nonzero(alike) >= _ENOUGH:
         ratio = np.median(here[:, alike] / there[:, alike])
         there *= np.clip(ratio, 1 / _ILLUMINATION, _ILLUMINATION)

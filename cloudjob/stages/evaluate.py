@@ -10,7 +10,7 @@ from cloudjob.config.models import Config, newer
 from cloudjob.files import write_bytes, write_json, write_jsonl
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
-from cloudjob.run import decisions, records
+from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -47,6 +47,7 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
         for role in ("clear", "reference"):
             if pair[role]:
                 inputs[role] = records.output_digest(folder, "download", pair[role])
+        inputs |= labels.digests(folder, [pair[role] for role in ("cloudy", "clear", "reference") if pair[role]])
         inputs |= drifts(ProductName.parse(pair["cloudy"]).tile)
         settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
         settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
@@ -111,7 +112,8 @@ def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
     records.need(folder, "download", names, own=product)
     products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
     settings = masks.Settings(**dict(config.masks))
-    load = open_pair(products, settings, drifting=folder.drifting, processes=machine.cores())
+    folders = {"labels": folder.labels, "drifting": folder.drifting}
+    load = open_pair(products, settings, **folders, processes=machine.cores())
     ground, sensed = _read(folder.truth(product)), _read(folder.sensed(product))
     kind = "ground" if ground is not None else scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     restored, _ = output.read_h5(folder.output(product, ".h5"))
@@ -274,7 +276,7 @@ def _core_of_windows(
         whole = strata.core(above)
     elif all(path.exists() for path in folders.values()):
         opened = {role: Product.open(path) for role, path in folders.items()}
-        found = scene.open_masks(opened, masks.Settings(**dict(config.masks)))
+        found = scene.open_masks(opened, masks.Settings(**dict(config.masks)), labels=folder.labels)
         whole = found["cloudy"].at_10m("core", opened["cloudy"].shape)
     else:
         return mask

@@ -16,7 +16,7 @@ from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemEr
 from cloudjob.files import ask_guards, atomic, digest, file_sha256
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
-from cloudjob.run import decisions, records
+from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cloudjob.restoration.restorer import Restorer
 
 STAGE = "infer"
+_MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks are read
 _KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}  # what a rank may answer with
 
 
@@ -39,6 +40,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         inputs = {name: records.output_digest(folder, "download", name) for name in _products(config, pair)}
         drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
+        more |= labels.digests(folder, [pair[role] for role in _MASKED if pair[role]])
         found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks")))
     return found
 
@@ -179,9 +181,10 @@ def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "Scen
         ask_guards()
         for old in work.parent.glob(".work-*"):
             shutil.rmtree(old)
-        products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
+        products = {role: folder.safe(pair[role]) for role in _MASKED if pair[role]}
         settings = masks.Settings(**dict(config.masks))
-        load = open_pair(products, settings, drifting=folder.drifting, processes=machine.cores())
+        folders = {"labels": folder.labels, "drifting": folder.drifting}
+        load = open_pair(products, settings, **folders, processes=machine.cores())
         roles = _references(config, pair)
         days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
         SceneConditions.of(load("cloudy"), map(load, roles), days=days).save(work)
@@ -207,6 +210,7 @@ def _write(
         conditions, work, size=settings.tile, overlap=settings.overlap, factors=factors
     )
     product = Product.open(folder.safe(item.name))
+    by_hand = labels.among(item.inputs, [pair[role] for role in _MASKED])
     restored = output.Restored(
         product=item.name,
         reflectance=reflectance,
@@ -224,7 +228,8 @@ def _write(
             "members": settings.members,
             "uncertainty_factors": " ".join(f"{factor:.4f}" for factor in model.factors),
             "cloudjob_version": __version__,
-        },
+        }
+        | ({"masks_by_hand": " ".join(sorted(by_hand))} if by_hand else {}),
     )
     files = {}
     for key, write in (

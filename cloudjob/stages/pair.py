@@ -9,7 +9,7 @@ from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.names import ProductName
-from cloudjob.run import records
+from cloudjob.run import labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -25,7 +25,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     rows = folder.rows(folder.scenes, stage="search")
     settings = config.section("pair", "masks")
     preview = cache(lambda product: _preview_digest(folder, product))
-    raster = cache(lambda product: _raster(config, product))
+    raster = cache(lambda product: _raster(config, product) | labels.digests(folder, [product]))
     clear: dict[str, list[str]] = {}  # of each tile
     for row in rows:
         if "clear" in row["roles"]:
@@ -64,7 +64,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     rules = pairing.Rules(**dict(config.pair))
 
     def opened(name: str) -> "Preview":
-        found = pairing.open_preview(Product.open(folder.safe(name)), settings)
+        found = pairing.open_preview(Product.open(folder.safe(name)), settings, labels=folder.labels)
         if found.note:
             folder.say(f"pair: {found.note}")
         return found
@@ -152,8 +152,10 @@ def _kept(opened: "Callable[[str], Preview]", memory: int) -> "Callable[[str], P
 
 
 def _version(row: dict, inputs: dict[str, str]) -> str:
-    """A digest that changes with the measures, with the decision, and with a user's own mask of one of the products."""
+    """A digest that changes with the measures, with the decision, and with a user's own or corrected mask of one of the
+    products."""
     further = [each["product"] for name in ("further", "further_of_ground") for each in row.get(name, [])]
     products = [row[role] for role in ("cloudy", "clear", "reference")] + further
     rasters = [inputs.get(f"{product}.tif") for product in products]
-    return digest([row, rasters])
+    corrected = labels.among(inputs, products)
+    return digest([row, rasters, corrected] if corrected else [row, rasters])

@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from cloudjob.config.models import Config, newer
-from cloudjob.errors import ConfigError
+from cloudjob.errors import ConfigError, InputError, InterruptedJob, ItemError
 from cloudjob.files import write_bytes, write_text
 from cloudjob.leases import Lease
 from cloudjob.pages import review
-from cloudjob.run import decisions, records
+from cloudjob.patches.splits import FURTHER
+from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -21,8 +22,11 @@ STAGE = "review"
 def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per shown pair: its pictures."""
     settings = config.section("review", "masks")
-    rows = decisions.shown_pairs(folder)
-    return [Item(STAGE, row["pair"], settings, {"pair": row["version"]}, newer=newer("masks")) for row in rows]
+    found = []
+    for row in decisions.shown_pairs(folder):
+        inputs = {"pair": row["version"]} | labels.digests(folder, (row["cloudy"], row["clear"]))
+        found.append(Item(STAGE, row["pair"], settings, inputs, newer=newer("masks")))
+    return found
 
 
 def apply(config: Config, folder: RunFolder, path: Path) -> list[str]:
@@ -39,6 +43,45 @@ def apply(config: Config, folder: RunFolder, path: Path) -> list[str]:
     with _decisions_lease(folder):
         write_text(folder.decisions, _csv([*decisions.read(folder.decisions), *taken]))
     return [*refused, f"review: {len(taken)} decisions taken from {path}, {len(refused)} refused"]
+
+
+def export_masks(config: Config, folder: RunFolder) -> str:
+    """Writes the masks of all dates of the shown pairs, not grown, for a person to correct; returns what to say. One
+    that somebody has changed stays as it is."""
+    from cloudjob.sentinel2 import masks
+    from cloudjob.sentinel2.labels import export
+    from cloudjob.sentinel2.product import Product
+    from cloudjob.sentinel2.scene import open_masks
+
+    settings = masks.Settings(**dict(config.masks))
+    written: dict[str, bool] = {}
+    with next(folder.wait([folder.lease(STAGE, "masks")])):
+        for row in decisions.shown_pairs(folder):
+            dates = _dates(row)
+            if set(dates.values()) <= written.keys() or (folder.only and row["pair"] not in folder.only):
+                continue
+            if folder.stop_requested():
+                raise InterruptedJob(f"{STAGE}: stopped; run the same command again")
+            try:
+                records.need(folder, "preview", dates.values())
+                products = {role: Product.open(folder.safe(name)) for role, name in dates.items()}
+                found = open_masks(products, settings, labels=folder.labels)
+            except (InputError, ItemError) as error:
+                folder.say(f"review: no masks of {row['pair']}: {error}")
+                continue
+            for role, name in dates.items():
+                if name not in written:
+                    written[name] = export(products[role], found[role].core, found[role].factor, folder.labels)
+    by_hand = len(written) - sum(written.values())
+    return f"review: {sum(written.values())} masks in {folder.labels}, {by_hand} more stay as a person changed them"
+
+
+def _dates(row: dict) -> dict[str, str]:
+    """The products of a pair by role; further references are numbered."""
+    further = [each["product"] for key in FURTHER.values() for each in row.get(key, [])]
+    further = [name for name in dict.fromkeys(further) if name not in (row["clear"], row["reference"])]
+    found = {role: row[role] for role in ("cloudy", "clear", "reference") if row[role]}
+    return found | {f"reference{number}": name for number, name in enumerate(further, 2)}
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
@@ -78,7 +121,7 @@ def _pictures(config: Config, folder: RunFolder) -> Callable[[Item], Made]:
 
     @lru_cache(maxsize=2)  # a clear product often serves several pairs, and they follow each other
     def preview(product: str) -> Preview:
-        return Preview.open(Product.open(folder.safe(product)), settings)
+        return Preview.open(Product.open(folder.safe(product)), settings, labels=folder.labels)
 
     def make(item: Item) -> Made:
         products = [pairs[item.name][role] for role in ("cloudy", "clear")]

@@ -13,7 +13,7 @@ from cloudjob.hpc import machine
 from cloudjob.names import ProductName, tile_of_pair
 from cloudjob.patches import splits
 from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND, REFERENCES
-from cloudjob.run import decisions, records
+from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -52,7 +52,9 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         split = assigned[pair["pair"]]
         place = {"split": split, "number": pair["number"], "taken_tiles": taken[split]} | conflicts[pair["pair"]]
         place["target"] = group["target"]
-        inputs = {name: records.output_digest(folder, "download", name) for name, _ in group["dates"].values()}
+        names = [name for name, _ in group["dates"].values()]
+        inputs = {name: records.output_digest(folder, "download", name) for name in names}
+        inputs |= labels.digests(folder, names)
         more = group["truth"] | drifts(group["tile"]) | {"pair": pair["version"]}
         found.append(Item(STAGE, pair["pair"], settings | place, inputs | more, newer=newer("shard", "masks")))
     return found
@@ -131,6 +133,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         excluded=_excluded_ground(folder, item, products["cloudy"]),
         seed=int(digest([config.seed, item.name])[:12], 16),
         truth=folder.truth(pair["cloudy"]) if on_the_day else None,
+        labels=folder.labels,
         drifting=folder.drifting,
     )
     facts = {
@@ -143,6 +146,8 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
         "sun_elevation": {role: product.sun_elevation for role, product in products.items()},
         **prepared.measures,
     }
+    by_hand = labels.among(item.inputs, every_date)
+    facts |= {"masks_by_hand": sorted(by_hand)} if by_hand else {}
     days = [pair["days"]] if on_the_day else []
     days += [dates[role][1] for role in REFERENCES if role in dates]
     result = _write(config, folder, item, prepared, facts, days)

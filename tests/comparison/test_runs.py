@@ -14,6 +14,7 @@ from cloudjob.files import write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
+from cloudjob.sentinel2.corrected import exported
 
 TEST = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
 
@@ -47,6 +48,19 @@ def test_outputs_are_linked_and_what_people_edit_is_copied(origin, tmp_path):
     assert not os.path.samefile(origin.decisions, target.decisions)
     write_text(target.root / "shards/a.h5", "its own")
     assert (origin.root / "shards/a.h5").read_text() == "abc"
+
+
+def test_masks_that_a_person_corrected_count_in_the_variants_too_as_long_as_they_are_there(origin, tmp_path):
+    target = RunFolder(tmp_path / "ours")
+    names = {path.relative_to(origin.root) for path in (origin.labels / "P.tif", exported(origin.labels, "P"))}
+    for name in names:
+        write_text(origin.root / name, name.name)
+    runs._share(origin, target, ())
+    assert {path.relative_to(target.root) for path in target.labels.rglob("*.tif")} == names
+    assert not any(os.path.samefile(origin.root / name, target.root / name) for name in names)  # edited in place
+    (origin.labels / "P.tif").unlink()
+    runs._share(origin, target, ())
+    assert not (target.labels / "P.tif").exists()
 
 
 def test_without_hard_links_outputs_are_copied(origin, tmp_path, monkeypatch):

@@ -37,12 +37,20 @@ def candidate(pair: str, **more) -> dict:
         "sun_difference": 1.96,
         "snow": [0.5, None],
         "snow_difference": None,
+        "drift": [620.6, 18.0],
+        "drift_chips": [7, 9],
     } | more
 
 
 def data(*arguments) -> dict:
     text = review.page("demo", *arguments)
     return json.loads(text.split('<script id="data" type="application/json">')[1].split("</script>")[0])
+
+
+def test_it_says_how_much_of_a_mask_a_person_corrected():
+    facts = {"size": [915, 900], "gain": None, "by_hand": {"cloudy": 0.0213, "clear": 1.0}}
+    (pair,) = data([candidate("a")], {"a": facts}, {})["pairs"]
+    assert pair["measures"][-1] == ["mask corrected by hand", "cloudy date 2.1%, clear date 100.0%"]
 
 
 def test_measures_are_written_as_people_read_them():
@@ -61,6 +69,8 @@ def test_measures_are_written_as_people_read_them():
         ["sun difference", "2.0°"],
         ["snow, cloudy and clear", "50.0% and not measurable"],
         ["snow difference", "not measurable"],
+        ["drift of the ground, most and spread", "621 m and 18 m"],
+        ["places alike, of those looked at", "7 and 9"],
         ["reference", "2024-03-20, +19.0 days"],
         ["light of the clear date", "× 1.05"],
     ]

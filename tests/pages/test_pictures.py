@@ -1,6 +1,7 @@
 """The pictures of a pair: of one size, each of its own date, the masks where the clouds are."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from cloudjob.pages import pictures, review
 from cloudjob.pixels import CLEAR, CLOUD
 from cloudjob.sentinel2 import render
+from cloudjob.sentinel2.labels import Label
 from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.scene_masks import Preview
 
@@ -92,3 +94,29 @@ def test_a_small_scene_is_shown_at_20_m(monkeypatch):
     monkeypatch.setitem(globals(), "SHAPE", (1830, 600))
     _, facts = pictures.of_pair(*[preview((0.1, 0.1, 0.1), slice(0, 0))] * 2, SETTINGS, gain=1.0)
     assert facts["size"] == [300, pictures.SIDE]
+
+
+def test_how_much_of_a_mask_a_person_corrected_is_among_the_facts(made):
+    assert "by_hand" not in made[1]
+    cloudy, clear = preview((0.4, 0.3, 0.2), slice(0, 310)), preview((0.2, 0.15, 0.1), slice(0, 0))
+    by_hand = np.zeros(cloudy.core.shape, bool)
+    by_hand[: len(by_hand) // 2] = True
+    _, facts = pictures.of_pair(replace(cloudy, by_hand=by_hand), clear, SETTINGS, gain=1.0)
+    assert facts["by_hand"] == {"cloudy": 0.5}
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_what_a_person_changed_is_yellow_and_nothing_else(monkeypatch, factor):
+    rgb = np.full((3, SHAPE[0] // 6, SHAPE[1] // 6), 3000, np.uint16)
+    monkeypatch.setattr(pictures, "read_overview", lambda product: rgb)
+    core = np.zeros((SHAPE[0] // factor, SHAPE[1] // factor), np.uint8)
+    by_hand = np.zeros(core.shape, bool)
+    by_hand[400 // factor : 800 // factor, 80 // factor] = True
+    label = Label(core, by_hand, core, factor, "")
+    png = np.asarray(Image.open(io.BytesIO(pictures.of_label(SimpleNamespace(shape=SHAPE), label, gain=1.0))))
+    assert png.shape == (465, 2 * 450 + 8, 3)  # of 40 m, side by side
+    expected = np.zeros((465, 450), bool)
+    expected[100:200, 20] = True
+    assert np.array_equal((png[:, 458:] == (255, 230, 0)).all(-1), expected)
+    assert (png[:, :450] == 51).all()
+    assert (png[:, 458:][~expected] == 51).all()

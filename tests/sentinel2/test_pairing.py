@@ -475,6 +475,23 @@ def test_each_role_may_have_its_own_lowest_sun():
     assert row["reasons"] == ["sun at 9.9 degrees, at least 10"]
 
 
+@pytest.mark.parametrize(
+    ("drift", "chips", "reason"),
+    [
+        ([100.0, 5.0], [9, 9], None),
+        ([100.1, 5.0], [9, 9], "the ground drifts by 100 m, at most 100"),
+        ([np.nan, 5.0], [9, 9], "the ground drifts by nan m, at most 100"),
+        (None, [2, 7], "nobody can tell how far the ground drifts: 2 of 7 places are alike"),
+    ],
+)
+def test_ground_that_drifts_is_no_matter_unless_it_is_asked(drift, chips, reason):
+    measures = MEASURES | {"drift": drift, "drift_chips": chips}
+    assert pairing.judge(measures, RULES) == []
+    asked = replace(RULES, max_drift=100)
+    assert pairing.judge(measures, asked) == ([reason] if reason else [])
+    assert pairing._faults(measures, asked, "reference") == ([reason] if reason else [])
+
+
 def test_a_date_whose_sun_nobody_knows_is_no_reference():
     assert accepted(rows(preview(4), preview(6, sun=None)))["reference"] is None
 
@@ -492,6 +509,6 @@ def test_the_reference_is_judged_by_its_own_measures_and_days_up_to_the_limit():
 def test_a_preview_of_a_whole_scene_is_thinned_and_of_a_small_one_is_not(monkeypatch):
     large, small = preview(0, shape=(3000, 3000)), preview(0, shape=(2999, 3000))
     for read, factor, size in ((large, 6, (4, 40)), (small, 2, (12, 120))):
-        monkeypatch.setattr(pairing.Preview, "open", lambda *_, read=read: read)
+        monkeypatch.setattr(pairing.Preview, "open", lambda *_, read=read, labels: read)
         found = pairing.open_preview(read.product, SETTINGS)
         assert (found.factor, found.core.shape) == (factor, size)

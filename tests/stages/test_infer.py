@@ -266,8 +266,8 @@ def dates(monkeypatch) -> list[str]:
     mask[5:20, 5:30] = CLOUD
     values = {"cloudy": 9000, "clear": 3000, "reference": 4000}
 
-    def open_pair(safes, masks, *, drifting, processes):
-        assert drifting.name == "drifting"
+    def open_pair(safes, masks, *, labels, drifting, processes):
+        assert (labels.name, drifting.name) == ("masks", "drifting")
 
         def load(role: str) -> Date:
             opened.append(role)

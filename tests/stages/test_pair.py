@@ -39,7 +39,8 @@ def test_the_version_changes_with_the_mask_of_any_date():
     inputs = {f"{name}.tif": name for name in "ABCDE"}
     assert pair._version(row, inputs) == files.digest([row, ["A", "B", "C"]])  # as in older versions
     versions = [pair._version(row | further, inputs | {f"{name}.tif": "new"}) for name in "ABCDE"]
-    assert len({*versions, pair._version(row | further, inputs)}) == 6
+    versions += [pair._version(row | further, inputs | {f"review/masks/{name}.tif": "new"}) for name in "ABCDE"]
+    assert len({*versions, pair._version(row | further, inputs)}) == 11
 
 
 def test_previews_are_kept_as_far_as_memory_goes_those_used_last():

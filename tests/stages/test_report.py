@@ -1,9 +1,13 @@
 """The stage report: what it reads, when it makes the page again, and what is said where something is missing."""
 
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 
+from cloudjob.archive.make import make_synthetic
 from cloudjob.config import source
 from cloudjob.config.models import Config
 from cloudjob.errors import InputError
@@ -12,6 +16,8 @@ from cloudjob.patches import stats
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
+from cloudjob.sentinel2.labels import export
+from cloudjob.sentinel2.product import Product
 from cloudjob.stages import report
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
@@ -119,6 +125,28 @@ def test_made_again_when_the_scores_or_the_training_change_and_only_then(folder,
     assert report.run(config, folder).done == ["run"]
     records.work(folder, "train", [Item("train", "run", {}, {})], lambda item: ([], read_json(folder.evaluation)))
     assert records.why(folder, report.items(config, folder)[0]) == "changed: input train"
+
+
+def test_masks_that_a_person_corrected_are_shown_and_one_that_cannot_be_read_is_said(folder, config, tmp_path):
+    asked = {"tiles": ["06WVC"], "size": 96, "seed": 2, "cloud": (0.4, 0.4)}
+    names = make_synthetic(folder.root / "scenes", clear=[date(2024, 3, 1)], cloudy=[date(2024, 3, 11)], **asked)
+    for name in names:
+        product = Product.open(folder.safe(name))
+        export(product, np.zeros((48, 48), np.uint8), 2, folder.labels)
+    assert report.run(config, folder).done == ["run"]
+    assert "by hand" not in folder.report.read_text()
+    path = folder.labels / f"{names[0]}.tif"
+    with rasterio.open(path, "r+") as image:
+        image.write(np.eye(48, dtype=np.uint8), 1)
+    (folder.labels / f"{names[1]}.tif").write_bytes(b"no raster")
+    said = []
+    folder.say = said.append
+    (item,) = report.items(config, folder)
+    assert records.why(folder, item).startswith("changed: input review/masks/")
+    assert report.run(config, folder).done == ["run"]
+    page = folder.report.read_text()
+    assert f"<td>{names[0]}<td>2.08%<td>clear to cloud 48" in page
+    assert [line.startswith(f"report: without the corrected mask of {names[1]}") for line in said] == [True]
 
 
 def test_without_scores_or_shards_it_says_what_to_run_first(folder, config, tmp_path):

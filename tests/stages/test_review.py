@@ -4,20 +4,29 @@ import csv
 import json
 import shutil
 import time
+from datetime import date
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import rasterio
 from examples import examples
-from front_door import copied, good
+from front_door import CONFIG, copied, good
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudjob.archive.make import make_synthetic
 from cloudjob.config.source import load
-from cloudjob.errors import ConfigError
+from cloudjob.errors import ConfigError, InterruptedJob
 from cloudjob.files import write_jsonl, write_text
 from cloudjob.pages.review import COLUMNS, MEASURES, REASONS
-from cloudjob.run import decisions
+from cloudjob.pixels import CIRRUS, CLOUD, HIDDEN, NO_DATA, SHADOW
+from cloudjob.run import decisions, records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
+from cloudjob.sentinel2 import masks
+from cloudjob.sentinel2.product import Product
 from cloudjob.stages import review
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # Debian's chromium and chromium-driver
@@ -150,6 +159,82 @@ def test_what_a_person_wrote_cannot_break_the_page_and_stays_when_settings_chang
     assert "another version" in said[0]
     assert [row["reviewer"] for row in written(folder.decisions)] == ["rule", "rule", "rule", "Bob"]
     assert len(review.run(load(copy / "config.yaml", ["review.gain=2"])[0], folder).done) == 3
+
+
+# --- masks for a person to correct -----------------------------------------------------------------------------
+@pytest.mark.slow
+def test_masks_of_the_pairs_that_can_be_read_are_exported_and_those_that_are_asked_for(tmp_path):
+    folder, said = RunFolder(tmp_path), []
+    folder.say = said.append
+    asked = {"tiles": ["05WMU", "05WPS"], "size": 96, "seed": 5, "cloud": (0.2, 0.3)}
+    days = {"clear": [date(2024, 3, 4)], "cloudy": [date(2024, 3, 10)]}
+    names = make_synthetic(folder.root / "scenes", **asked, **days)
+    records.work(folder, "preview", [Item("preview", name, {}, {}) for name in names], lambda _: ([], None))
+    rows = []
+    for tile in asked["tiles"]:
+        clear, cloudy = sorted(name for name in names if tile in name)
+        rows.append({"pair": tile, "cloudy": cloudy, "clear": clear, "reference": None, "shown": True})
+    write_jsonl(folder.pairs, [rows[0] | {"further": [{"product": "gone", "days": 3}]}, rows[1]])
+    config = load(CONFIG, [])[0]
+    assert "2 masks in" in review.export_masks(config, folder)
+    (line,) = said
+    assert line.startswith("review: no masks of 05WMU: preview of gone: missing")
+    assert {path.stem for path in folder.labels.glob("*.tif")} == {rows[1]["cloudy"], rows[1]["clear"]}
+    write_jsonl(folder.pairs, rows)
+    folder.only = ["05WPS"]
+    with rasterio.open(folder.labels / f"{rows[1]['clear']}.tif", "r+") as image:
+        image.write(np.full_like(image.read(1), CIRRUS), 1)
+    assert "1 masks in" in (last := review.export_masks(config, folder))
+    assert last.endswith("1 more stay as a person changed them")
+    folder.stop_requested = lambda: True
+    with pytest.raises(InterruptedJob):
+        review.export_masks(config, folder)
+
+
+@pytest.mark.slow
+def test_a_corrected_mask_counts_in_pair_shard_infer_and_the_report_whatever_the_source(finished, tmp_path):
+    run = copied(finished, tmp_path / "run", until="infer")
+    folder, own = RunFolder(run), tmp_path / "own"
+    said = cloudjob("review", run, "--export-masks")
+    products = {row[role] for row in decisions.shown_pairs(folder) for role in ("cloudy", "clear", "reference")}
+    assert {path.stem for path in folder.labels.glob("*.tif")} == products
+    assert f"{len(products)} masks in {folder.labels}, 0 more stay" in said
+    assert "0 done" in cloudjob("run", run, "--from", "pair", "--until", "shard")  # nobody has changed anything
+
+    row = next(row for row in decisions.accepted_pairs(folder))
+    path = folder.labels / f"{row['cloudy']}.tif"
+    with rasterio.open(path, "r+") as image:
+        hand = image.read(1)
+        hand[20:60, 20:60] = SHADOW
+        image.write(hand, 1)
+    shutil.copytree(folder.labels / "exported", own)
+    for each in own.glob("*.tif"):
+        with rasterio.open(each, "r+") as image:
+            image.write(np.zeros_like(image.read(1)), 1)
+    assert f"input review/masks/{path.name}" in good("plan", run).stdout
+    by_raster = ("--set", "masks.source=raster", "--set", f"masks.folder={own}", "--set", "pair.cloudy_range=[0, 1]")
+    cloudjob("run", run, "--from", "pair", "--until", "shard", *by_raster)
+    (again,) = [each for each in decisions.shown_pairs(folder) if each["cloudy"] == row["cloudy"]]
+    assert again["version"] != row["version"]
+    assert again["cloudy_cloud"] == pytest.approx((hand == CLOUD).mean() + (hand == CIRRUS).mean(), abs=0.01)
+    config = load(run / "config.yaml", [])[0]
+    grown = masks.grow(hand, masks.Settings(**dict(config.masks)), pixel_m=20)
+    expected = masks.upsampled(grown, 2, Product.open(folder.safe(row["cloudy"])).shape)
+    (entry,) = [each for each in folder.index()["files"] if each["pair"] == row["pair"]]
+    with h5py.File(folder.shards / entry["file"]) as file:
+        assert json.loads(file.attrs["pairs"])[0]["masks_by_hand"] == [row["cloudy"]]
+        for top, left, mask in zip(file["row"], file["col"], file["mask"], strict=True):
+            here = expected[top : top + mask.shape[0], left : left + mask.shape[1]]
+            assert np.array_equal(mask[mask != NO_DATA], here[mask != NO_DATA])
+
+    cloudjob("infer", run, "--only", row["cloudy"])
+    with h5py.File(folder.output(row["cloudy"], ".h5")) as file:
+        assert file.attrs["masks_by_hand"] == row["cloudy"]
+        hidden = np.isin(expected, HIDDEN)
+        assert ((file["reconstructed"][...] > 0) & (file["reconstructed"][...] < NO_DATA) & ~hidden).sum() == 0
+        assert (file["reconstructed"][...][masks.upsampled(hand, 2, expected.shape) == SHADOW] > 0).all()
+    cloudjob("run", run, "--from", "evaluate")
+    assert row["cloudy"] in folder.report.read_text().partition("Masks corrected by hand")[2]
 
 
 # --- the page in a browser -------------------------------------------------------------------------------------

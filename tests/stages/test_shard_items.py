@@ -10,6 +10,7 @@ from cloudjob.errors import ConfigError, CorruptFileError, InputError, ItemError
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
+from cloudjob.sentinel2.corrected import exported
 from cloudjob.stages import download, shard
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
@@ -137,6 +138,24 @@ def test_where_the_ground_of_its_tile_drifts_is_an_input(folder):
     after = items(folder, rows)
     assert after["05WMU"].inputs == before["05WMU"].inputs | {"drifting/05WMU.tif": files.file_sha256(path)}
     assert all(after[tile] == before[tile] for tile in TILES if tile != "05WMU")
+
+
+def test_a_mask_that_a_person_changed_is_an_input_and_one_that_nobody_did_is_none(folder):
+    rows = [pair(tile) for tile in TILES]
+    before = items(folder, rows)
+    for tile, day in (("05WMU", 4), ("05WPS", 10)):
+        files.write_text(exported(folder.labels, product(tile, day)), tile)
+        files.write_text(folder.labels / f"{product(tile, day)}.tif", tile)
+    assert items(folder, rows) == before
+    path = folder.labels / f"{product('05WMU', 4)}.tif"
+    files.write_text(path, "mended")
+    after = items(folder, rows)
+    mended = {f"review/masks/{path.name}": files.file_sha256(path)}
+    assert after["05WMU"].inputs == before["05WMU"].inputs | mended
+    assert all(after[tile] == before[tile] for tile in TILES if tile != "05WMU")
+    assert records.why(folder, after["05WMU"]) == "missing"
+    records.work(folder, "shard", [before["05WMU"]], lambda _: ([], {"count": 1}))
+    assert records.why(folder, after["05WMU"]) == f"changed: input review/masks/{path.name}"
 
 
 # --- the index of what is made -----------------------------------------------------------------------------------
