@@ -224,6 +224,17 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+def symlink(source: Path, target: Path) -> None:
+    """`target` becomes a symbolic link to a file or folder, also where a file or a link is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".tmp-{os.getpid()}-{secrets.token_hex(5)}@{HOST}{target.suffix}"
+    temporary.symlink_to(source)
+    try:
+        rename(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -32,7 +32,7 @@ class CopernicusConfig(Section):
         "https", description="the download service, a folder of this site, or the S3 storage (extra s3)"
     )
     folder: ConfiguredPath | None = Field(
-        None, description="with source path: holds <NAME>.SAFE, or zip archives of them, at any depth"
+        None, description="with source path: holds products at any depth, as SAFE, .zip or COGs"
     )
     s3: str = Field("https://eodata.dataspace.copernicus.eu", description="with source s3: its address")
     slowest: Annotated[float, Field(ge=0)] = Field(

@@ -2,11 +2,10 @@
 
 import heapq
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,7 @@ from cloudjob.copernicus.sources import Remote, Source
 from cloudjob.copernicus.tally import Tally
 from cloudjob.copernicus.transfer import Limits
 from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, LeftOutError
-from cloudjob.files import rename
+from cloudjob.files import symlink
 from cloudjob.leases import Lease
 
 _LOOK = 0.2  # seconds between two looks for a wish to stop
@@ -70,7 +69,7 @@ class Queue:
         progress: Callable[[float, str], None],
     ):
         """`lease` makes the lease of a file by its name; `progress` gets the share that is done, and a line."""
-        self._source, self._connections, self._lease, self._limits = source, connections, lease, limits
+        self.source, self._connections, self._lease, self._limits = source, connections, lease, limits
         self.tally, self._progress = tally, progress
         self._changed = threading.Condition()
         self._ready: list[tuple[int, int, _Job]] = []  # a heap: order, number
@@ -154,7 +153,7 @@ class Queue:
             return None
 
     def _work(self) -> None:
-        turn = _Turn(self._source.slot)
+        turn = _Turn(self.source.slot)
         try:
             while (job := self._next(turn)) is not None:
                 self._do(job, turn)
@@ -250,14 +249,14 @@ class Queue:
         self._one_less(order)
 
     def _make(self, product: Remote, file: Wanted, target: Path) -> None:
-        if (local := self._source.local(product, file.path)) is not None:
+        if (local := self.source.local(product, file.path)) is not None:
             if reason := checks.wrong(local, file):
                 raise CorruptFileError(local, reason)
-            _link(local, target)
+            symlink(local, target)
             self.tally.settle(file, local.stat().st_size, linked=True)
             return
         transfer.fetch(
-            lambda start: self._source.open(product, file.path, start),
+            lambda start: self.source.open(product, file.path, start),
             target,
             file,
             limits=self._limits,
@@ -308,13 +307,3 @@ class _Turn:
         """Gives the connection back."""
         self._has = False
         self._held.close()
-
-
-def _link(source: Path, target: Path) -> None:
-    """`target` becomes a symbolic link to a file of the site."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}-{target.name}")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    temporary.symlink_to(source)
-    rename(temporary, target)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cloudjob.errors import ItemError
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from cloudjob.copernicus.account import Account
     from cloudjob.copernicus.queue import Queue
-    from cloudjob.copernicus.sources import Source
+    from cloudjob.copernicus.sources import Remote, Source
 
 
 def open_account(folder: RunFolder, settings: Any) -> "Account":
@@ -48,14 +49,40 @@ def open_queue(folder: RunFolder, settings: Any, *, stage: str, products: int) -
         yield queue
 
 
+def link_whole(folder: RunFolder, source: "Source", product: "Remote") -> bool:
+    """Makes the product's folder of the run a link to where the product lies, if it is to be read in place. A link to
+    such a product goes where the source is another one by now. ItemError where files of another source lie there."""
+    from cloudjob.files import symlink
+
+    place, target = source.whole(product), folder.safe(product.name)
+    if place is None:
+        if in_place(folder, product.name):
+            target.unlink(missing_ok=True)
+        return False
+    if target.is_dir() and not target.is_symlink():
+        raise ItemError(f"{target} holds files of another source; delete it to have {place} read in place")
+    if not target.exists() or target.resolve() != place:
+        symlink(place, target)
+    return True
+
+
+def in_place(folder: RunFolder, product: str) -> bool:
+    """Whether the product's folder of the run is a link to one that is read where it lies."""
+    from cloudjob.sentinel2 import layouts
+
+    target = folder.safe(product)
+    return target.is_symlink() and not layouts.by_manifest(target)
+
+
 def _source(folder: RunFolder, settings: Any) -> "Source":
     from cloudjob.copernicus.session import Endpoints, open_session
     from cloudjob.copernicus.sources.folder import Folder
     from cloudjob.copernicus.sources.https import Https
     from cloudjob.copernicus.sources.s3 import S3
+    from cloudjob.sentinel2 import layouts
 
     if settings.source == "path":
-        return Folder(settings.folder)
+        return Folder(settings.folder, products=layouts.named, by_manifest=layouts.by_manifest)
     if settings.source == "s3":
         return S3(settings.s3)
     endpoints = Endpoints(**settings.urls())

@@ -9,7 +9,8 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.errors import ConfigError, CorruptFileError, ItemError, SystemTroubleError
+from cloudjob.names import ProductName
 from cloudjob.sentinel2 import cog_item, safe_xml, zipped
 
 _METADATA = "MTD_MSIL2A.xml"
@@ -65,6 +66,29 @@ def below(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [place / name for name in sorted(files) if name.endswith(".zip") and _holds_product(place / name)]
     return found
+
+
+def named(folder: Path) -> dict[str, Path]:
+    """The products of Level-2A at or below a folder by their names, as far as they can be read. One is opened only
+    where its folder or archive has another name."""
+    found: dict[str, Path] = {}
+    for place in below(folder):
+        try:
+            name = ProductName.parse(place.name.removesuffix(".zip")).name
+        except ConfigError:
+            try:
+                name = read(place)[1]["name"].name
+            except SystemTroubleError:
+                raise
+            except ItemError:
+                continue
+        found.setdefault(name, place)
+    return found
+
+
+def by_manifest(place: Path) -> bool:
+    """Whether the files of a product are those of its manifest: not in an archive, nor with .tif in place of .jp2."""
+    return (place / "manifest.safe").is_file() and not any(place.glob("GRANULE/*/IMG_DATA/**/*.tif"))
 
 
 def _is_product(folder: Path, names: list[str]) -> bool:

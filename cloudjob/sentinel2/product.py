@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from affine import Affine
 
-from cloudjob.errors import CorruptFileError, ItemError
+from cloudjob.errors import CorruptFileError, ItemError, LeftOutError
 from cloudjob.files import reading
 from cloudjob.names import ProductName
 from cloudjob.pixels import BANDS
@@ -136,6 +136,29 @@ def band_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
         granule = next((e.path.split("/")[1] for e in entries if e.path.startswith("GRANULE/")), "no granule")
         raise ItemError(f"{granule}: the manifest lists no 10 m band {', '.join(missing)}")
     return [found[f"{band}_10m"] for band in BANDS]
+
+
+def preview_in_place(product: Product) -> list[Path]:
+    """The masks of a product that is read where it lies; none of one in an archive, whose members are no files.
+    LeftOutError where the scene classification is not there."""
+    scl, *masks = _PREVIEW
+    return _in_place(product, [scl, *(key for key in masks if _fetched(product, key))])
+
+
+def bands_in_place(product: Product) -> list[Path]:
+    """The four 10 m bands as `preview_in_place` has the masks. CorruptFileError where the archive has a broken one."""
+    keys = [f"{band}_10m" for band in BANDS]
+    found = _in_place(product, keys)
+    for key in keys:
+        zipped.check(product.folder / product.files[key])
+    return found
+
+
+def _in_place(product: Product, keys: list[str]) -> list[Path]:
+    for key in keys:
+        if not _fetched(product, key):
+            raise LeftOutError(f"{product.folder}: has no {key}")
+    return [path for key in keys if (path := product.folder / product.files[key]).is_file()]
 
 
 def stripes(products: list[Product], *, rows: int = 1024, processes: int = 1) -> Iterator[tuple[int, np.ndarray]]:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cloudjob.errors import CorruptFileError
-from cloudjob.files import reading
+from cloudjob.files import digest, reading
 
+_BLOCK = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # what zipfile raises
 
 
@@ -51,6 +52,24 @@ def read_bytes(path: Path) -> bytes:
         raise CorruptFileError(path, "missing")
     with _opened(archive) as members:
         return members.read(member)
+
+
+def check(path: Path) -> None:
+    """CorruptFileError where a member of an archive does not agree with its CRC; a file is not looked at."""
+    archive = None if path.is_file() else archive_of(path)
+    if archive:
+        with _opened(archive) as members, members.open(path.relative_to(archive).as_posix()) as member:
+            while member.read(_BLOCK):
+                pass
+
+
+def fingerprint(folder: Path) -> str | None:
+    """A digest of the names, sizes and CRCs of the archive that a folder lies in; None for one of the file system."""
+    archive = archive_of(folder / "x")
+    if archive is None:
+        return None
+    with _opened(archive) as members:
+        return digest([(member.filename, member.file_size, member.CRC) for member in members.infolist()])
 
 
 def for_gdal(path: Path) -> Path:

@@ -44,6 +44,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
     def steps(product: Remote) -> Iterator[list["Wanted"]]:
         records.need(folder, "preview", [product.name], own=product.name)
+        if fetching.in_place(folder, product.name):
+            return
         manifest = safe.read_manifest(folder.safe(product.name) / "manifest.safe")
         yield checks.wanted(safe.band_files(manifest), product.checksums)
 
@@ -60,6 +62,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
                 files = queue.get(order(item.name))
             except CorruptFileError as error:
                 raise _explained(error, queue, products[item.name], folder) from None
+            if fetching.in_place(folder, item.name):
+                files = safe.bands_in_place(safe.Product.open(folder.safe(item.name)))
             if config.archive:
                 files += _truth(config.archive.path or folder.archive, folder, item.name)
             return files, None
@@ -96,7 +100,7 @@ def _saved(products: dict[str, "Remote"], every: list[Item], folder: RunFolder) 
     rest = sum(product.size or 0 for name, product in products.items() if name not in taken)
     bands = 0
     for name in taken:
-        if size := products[name].size:
+        if (size := products[name].size) and not fetching.in_place(folder, name):
             found = [records.record(folder, stage, name) for stage in ("preview", STAGE)]
             fetched = sum(file["size"] for record in found if record for file in record["outputs"].values())
             bands += max(size - fetched, 0)

@@ -32,11 +32,14 @@ def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.copernicus.queue import Order
     from cloudjob.copernicus.sources import Remote
     from cloudjob.sentinel2 import product as safe
+    from cloudjob.sentinel2 import zipped
 
     every = items(config, folder)
     products = {row["product"]: Remote.of(row) for row in folder.rows(folder.scenes, stage="search")}
 
     def steps(product: Remote) -> Iterator[list["Wanted"]]:
+        if fetching.link_whole(folder, queue.source, product):
+            return
         yield [checks.known("manifest.safe", product.checksums)]
         manifest = safe.read_manifest(folder.safe(product.name) / "manifest.safe")
         yield checks.wanted(safe.preview_files(manifest), product.checksums)
@@ -53,7 +56,10 @@ def run(config: Config, folder: RunFolder) -> Summary:
                 raise LeftOutError(item.config["left_out"])
             files = queue.get(order(item))
             product = safe.Product.open(folder.safe(item.name))
-            return files, {"offsets": product.offsets, "sun_elevation": product.sun_elevation}
+            result: dict = {"offsets": product.offsets, "sun_elevation": product.sun_elevation}
+            if fetching.in_place(folder, item.name):
+                files, result["archive"] = safe.preview_in_place(product), zipped.fingerprint(product.folder)
+            return files, result
 
         summary = records.work(folder, STAGE, every, make)
         summary.note = queue.tally.note()

@@ -25,6 +25,9 @@ class Source:
     def __init__(self, gone: tuple[str, ...] = ()):
         self.gone = gone
 
+    def whole(self, product):
+        return None
+
     def local(self, product, path):
         return None
 

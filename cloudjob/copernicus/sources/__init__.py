@@ -31,6 +31,10 @@ class Source(Protocol):
     def slot(self) -> AbstractContextManager:
         """The right to one connection, held while a file is fetched."""
 
+    def whole(self, product: Remote) -> Path | None:
+        """Where a product lies on a disk of this site that is to be read in place, as a whole; None where its files are
+        had one by one. LeftOutError where it is not there."""
+
     def local(self, product: Remote, path: str) -> Path | None:
         """The file on a disk of this site, which needs a link alone; None where it is to be fetched."""
 

@@ -41,6 +41,10 @@ class Https:
         """One of the account's connections."""
         return self._account.slot()
 
+    def whole(self, product: Remote) -> Path | None:
+        """Its files are had one by one."""
+        return None
+
     def local(self, product: Remote, path: str) -> Path | None:
         """Nothing of it lies on this site."""
         return None

@@ -30,6 +30,10 @@ class S3:
         self._lock = threading.Lock()
         self._client: Any = None  # one for all threads
 
+    def whole(self, product: Remote) -> Path | None:
+        """Its files are had one by one."""
+        return None
+
     def local(self, product: Remote, path: str) -> Path | None:
         """Nothing of it lies on this site."""
         return None
