@@ -295,3 +295,17 @@ def test_home_and_variables_are_put_into_a_path(monkeypatch):
     for text, words in wrong.items():
         with pytest.raises(ValueError, match=words):
             expanded(text)
+
+
+def test_a_link_takes_the_place_of_a_file_or_a_link(tmp_path):
+    for source in ("a", "b"):
+        (tmp_path / source).mkdir()
+        files.symlink(tmp_path / source, tmp_path / "below" / "link")
+        assert (tmp_path / "below" / "link").readlink() == tmp_path / source
+    write_text(tmp_path / "file", "")
+    files.symlink(tmp_path / "a", tmp_path / "file")
+    assert (tmp_path / "file").is_symlink()
+    with pytest.raises(IsADirectoryError):
+        files.symlink(tmp_path / "a", tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "below", "file"]
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["link"]
