@@ -144,7 +144,9 @@ class ShardConfig(Section):
     """Which windows become triplets, and how they are stored."""
 
     preset: Literal["notebook-2025"] | None = Field(
-        None, description="notebook-2025: its selection (cloud 5-30 %, nothing else asked) and masks, whatever is below"
+        None,
+        description="notebook-2025: its selection (cloud 5-30 %, nothing else asked) and masks, whatever is below, "
+        "and whatever a person corrected",
     )
     window: Annotated[int, Field(ge=32, multiple_of=8)] = 256
     stride: Count = 64
