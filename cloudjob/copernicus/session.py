@@ -94,17 +94,19 @@ def ask(
     return _persist(session, method, url, stopped or session.stopped, trouble, arguments)
 
 
-def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
-    """The JSON object of the response; ItemError with the service's own message if it refuses.
-
-    An answer that is no JSON object, as the page of a portal in between, is asked for again.
-    """
+def ask_json(session: Session, method: str, url: str, **arguments: Any) -> requests.Response:
+    """As `ask`; where an answer should be a JSON object and is not, as the page of a portal in between, it asks again."""
 
     def trouble(response: requests.Response, tries: int) -> str:
         odd = response.ok and _json_object(response) is None
         return "an answer that is not a JSON object" if odd else _status(response, _PASSING)
 
-    response = _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
+    return _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
+
+
+def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
+    """The JSON object of the response; ItemError with the service's own message if it refuses."""
+    response = ask_json(session, method, url, **arguments)
     if not response.ok:
         raise ItemError(refusal(response))
     if (body := _json_object(response)) is None:
