@@ -95,7 +95,7 @@ def ask(
 
 
 def ask_json(session: Session, method: str, url: str, **arguments: Any) -> requests.Response:
-    """As `ask`; where an answer should be a JSON object and is not, as the page of a portal in between, it asks again."""
+    """As `ask`; and an answer that is not a JSON object, as the page of a portal in between, is asked for again."""
 
     def trouble(response: requests.Response, tries: int) -> str:
         odd = response.ok and _json_object(response) is None
