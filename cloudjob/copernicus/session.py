@@ -15,7 +15,7 @@ from urllib3.util.retry import Retry
 from cloudjob.copernicus.patience import LOOK, PACE, Patience, duration, weather
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 
-_TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
+_CONNECT = 10.0  # seconds
 _HOPS = 5  # redirects that are followed
 _PASSING = (429, 500, 502, 503, 504)  # HTTP statuses that another try may cure
 _MOMENTS = 2  # further tries where the caller says that a status may be one of a moment
@@ -204,11 +204,11 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
     """The response, made in a thread of its own: no time-out of a socket ends on a wish to stop, or where an answer
     arrives byte by byte."""
     outcome: queue.SimpleQueue = queue.SimpleQueue()
-    host = weather(host_of(url))
+    host, timeout = weather(host_of(url)), (_CONNECT, session.patience.silence)
 
     def work() -> None:
         try:
-            outcome.put(session.request(method, url, timeout=_TIMEOUT, allow_redirects=False, **arguments))
+            outcome.put(session.request(method, url, timeout=timeout, allow_redirects=False, **arguments))
         except BaseException as error:  # of whatever kind: it is raised where the answer is waited for
             outcome.put(error)
 
