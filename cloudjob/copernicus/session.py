@@ -94,23 +94,26 @@ def ask(
     return _persist(session, method, url, stopped or session.stopped, trouble, arguments)
 
 
-def ask_json(session: Session, method: str, url: str, **arguments: Any) -> requests.Response:
-    """As `ask`; and an answer that is not a JSON object, as the page of a portal in between, is asked for again."""
+def ask_json(session: Session, method: str, url: str, *, holding: str = "", **arguments: Any) -> requests.Response:
+    """As `ask`; and an answer that is not a JSON object, with the key `holding`, is asked for again: the page of a
+    portal in between, a message instead of what was asked for."""
 
     def trouble(response: requests.Response, tries: int) -> str:
-        odd = response.ok and _json_object(response) is None
-        return "an answer that is not a JSON object" if odd else _status(response, _PASSING)
+        if not response.ok:
+            return _status(response, _PASSING)
+        return "" if _json_object(response, holding) is not None else "an answer of another kind"
 
     return _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
 
 
-def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
-    """The JSON object of the response; ItemError with the service's own message if it refuses."""
-    response = ask_json(session, method, url, **arguments)
+def get_json(session: Session, method: str, url: str, *, holding: str = "", **arguments: Any) -> dict:
+    """The JSON object of the response; ItemError with the service's own message if it refuses. See `ask_json`."""
+    response = ask_json(session, method, url, holding=holding, **arguments)
     if not response.ok:
         raise ItemError(refusal(response))
-    if (body := _json_object(response)) is None:
-        raise ItemError(f"{host_of(url)}: the answer is not a JSON object but {response.text[:100]!r}")
+    if (body := _json_object(response, holding)) is None:
+        what = f"a JSON object with {holding}" if holding else "a JSON object"
+        raise ItemError(f"{host_of(url)}: the answer is not {what} but {response.text[:100]!r}")
     return body
 
 
@@ -249,12 +252,12 @@ def _status(response: requests.Response, passing: Collection[int]) -> str:
     return f"HTTP {response.status_code} {response.reason}" if response.status_code in passing else ""
 
 
-def _json_object(response: requests.Response) -> dict | None:
+def _json_object(response: requests.Response, holding: str) -> dict | None:
     try:
         body = response.json()
     except requests.JSONDecodeError:
         return None
-    return body if isinstance(body, dict) else None
+    return body if isinstance(body, dict) and (not holding or holding in body) else None
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -178,6 +178,11 @@ def test_odd_answers_are_told_apart(server, session, answer, words):
 def test_a_portal_in_between_is_asked_again(server, session):
     server.scripts["/x"] = [Answer(200, b"<html>sign in</html>"), Answer(200, b"{}")]
     assert get_json(session, "GET", f"{server.url}/x") == {}
+    server.scripts["/y"] = [Answer.json({"message": "later"}), Answer.json({"value": []})]
+    assert get_json(session, "GET", f"{server.url}/y", holding="value") == {"value": []}
+    server.scripts["/y"] = [Answer.json({"message": "later"})]
+    with pytest.raises(ItemError, match=r"not a JSON object with value but .*later"):
+        get_json(session, "GET", f"{server.url}/y", holding="value")
 
 
 @pytest.mark.parametrize(
