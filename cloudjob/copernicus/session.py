@@ -15,7 +15,7 @@ from urllib3.util.retry import Retry
 from cloudjob.copernicus.patience import LOOK, PACE, Patience, duration, weather
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 
-_TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
+_CONNECT = 10.0  # seconds
 _HOPS = 5  # redirects that are followed
 _PASSING = (429, 500, 502, 503, 504)  # HTTP statuses that another try may cure
 _MOMENTS = 2  # further tries where the caller says that a status may be one of a moment
@@ -94,21 +94,26 @@ def ask(
     return _persist(session, method, url, stopped or session.stopped, trouble, arguments)
 
 
-def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
-    """The JSON object of the response; ItemError with the service's own message if it refuses.
-
-    An answer that is no JSON object, as the page of a portal in between, is asked for again.
-    """
+def ask_json(session: Session, method: str, url: str, *, holding: str = "", **arguments: Any) -> requests.Response:
+    """As `ask`; and an answer that is not a JSON object, with the key `holding`, is asked for again: the page of a
+    portal in between, a message instead of what was asked for."""
 
     def trouble(response: requests.Response, tries: int) -> str:
-        odd = response.ok and _json_object(response) is None
-        return "an answer that is not a JSON object" if odd else _status(response, _PASSING)
+        if not response.ok:
+            return _status(response, _PASSING)
+        return "" if _json_object(response, holding) is not None else "an answer of another kind"
 
-    response = _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
+    return _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
+
+
+def get_json(session: Session, method: str, url: str, *, holding: str = "", **arguments: Any) -> dict:
+    """The JSON object of the response; ItemError with the service's own message if it refuses. See `ask_json`."""
+    response = ask_json(session, method, url, holding=holding, **arguments)
     if not response.ok:
         raise ItemError(refusal(response))
-    if (body := _json_object(response)) is None:
-        raise ItemError(f"{host_of(url)}: the answer is not a JSON object but {response.text[:100]!r}")
+    if (body := _json_object(response, holding)) is None:
+        what = f"a JSON object with {holding}" if holding else "a JSON object"
+        raise ItemError(f"{host_of(url)}: the answer is not {what} but {response.text[:100]!r}")
     return body
 
 
@@ -202,11 +207,11 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
     """The response, made in a thread of its own: no time-out of a socket ends on a wish to stop, or where an answer
     arrives byte by byte."""
     outcome: queue.SimpleQueue = queue.SimpleQueue()
-    host = weather(host_of(url))
+    host, timeout = weather(host_of(url)), (_CONNECT, session.patience.silence)
 
     def work() -> None:
         try:
-            outcome.put(session.request(method, url, timeout=_TIMEOUT, allow_redirects=False, **arguments))
+            outcome.put(session.request(method, url, timeout=timeout, allow_redirects=False, **arguments))
         except BaseException as error:  # of whatever kind: it is raised where the answer is waited for
             outcome.put(error)
 
@@ -247,12 +252,12 @@ def _status(response: requests.Response, passing: Collection[int]) -> str:
     return f"HTTP {response.status_code} {response.reason}" if response.status_code in passing else ""
 
 
-def _json_object(response: requests.Response) -> dict | None:
+def _json_object(response: requests.Response, holding: str) -> dict | None:
     try:
         body = response.json()
     except requests.JSONDecodeError:
         return None
-    return body if isinstance(body, dict) else None
+    return body if isinstance(body, dict) and (not holding or holding in body) else None
 
 
 def _retry_after(response: requests.Response) -> float:
