@@ -89,8 +89,11 @@ def rings(outlines: list[Ring], key: str, said: Callable[[str], None] = lambda l
 
 
 def unwrapped(ring: Ring) -> Ring:
-    """The ring with longitudes that go on beyond 180 where an edge crosses the date line."""
+    """The ring with longitudes that go on beyond 180 where an edge crosses the date line. None does in a ring that is
+    taller than a quarter of the globe: it is meant to go round it, and no strip along the date line."""
     turn, found = 0.0, ring[:1]
+    if max(lat for _, lat in ring) - min(lat for _, lat in ring) > 90:
+        return ring
     for (before, _), (lon, lat) in pairwise(ring):
         if 180 < abs(lon - before) < 360:
             turn += math.copysign(360, before - lon)
