@@ -240,10 +240,11 @@ def _serve(folder: Path, rate: float | None, latency: float, pipe: Connection) -
                 self.send_header("Content-Length", str(size))
                 self.end_headers()
                 begin, last = time.monotonic(), max(size - _PIECE, 0)
-                for first in range(0, last, _PIECE if rate else last):
+                piece = _PIECE if rate else size
+                for first in range(0, last, piece):
                     if rate and (wait := begin + first / rate - time.monotonic()) > 0:
                         time.sleep(wait)
-                    self.connection.sendfile(file, first, min(_PIECE if rate else last, last - first))
+                    self.connection.sendfile(file, first, min(piece, last - first))
                 held.close()  # before the last piece: a client that has it all may begin its next file at once
                 self.connection.sendfile(file, last, size - last)
 
