@@ -46,13 +46,12 @@ def run(folder: Path, *, megabytes: int = 300, say: Callable[[str], None] = prin
         files = _write(work / "served", megabytes * 10**6)
         figures: dict[str, Any] = {"megabytes": megabytes, "files": len(files)}
         for name, rate, latency, rounds in (("limited", RATE, LATENCY, 2), ("full", None, 0.0, 4)):
-            say(f"{name}: {rounds} rounds of curl and of ours in turn, then five processes of ours together")
+            say(f"{name}: {rounds} rounds of curl and of ours in turn")
             with _Server(work / "served", rate, latency) as server:
                 figures[name] = _compare(curl, server.url, work, files, rounds)
         ratios = {
             "vs_curl4": _best(figures["limited"], "curl4", "ours"),
             "vs_curl4_full": _best(figures["full"], "curl4", "ours"),
-            "five_vs_one": _best(figures["limited"], "ours", "five"),
         }
         memory = max(figures[name]["memory_mb"] for name in ("limited", "full"))
         return {"ratios": ratios, "figures": figures | {"memory_mb": memory}} | machine.describe()
@@ -74,7 +73,7 @@ def _write(folder: Path, size: int) -> list[tuple[str, str, int, str]]:
 
 def _compare(curl: str, url: str, work: Path, files: list[tuple[str, str, int, str]], rounds: int) -> dict:
     """Seconds of each round, and the peak memory of ours."""
-    seconds: dict[str, list[float]] = {"curl4": [], "ours": [], "five": []}
+    seconds: dict[str, list[float]] = {"curl4": [], "ours": []}
     memory = 0.0
 
     def ours(processes: int) -> float:
@@ -86,7 +85,6 @@ def _compare(curl: str, url: str, work: Path, files: list[tuple[str, str, int, s
     for _ in range(rounds):
         seconds["curl4"].append(_curl(curl, url, work / "curl", files))
         seconds["ours"].append(ours(1))
-    seconds["five"].append(min(seconds["ours"]))
     size = sum(each for _, _, each, _ in files)
     rates = {name: round(size / min(spent) / 1e6, 1) for name, spent in seconds.items()}
     return {"mb_per_s": rates, "seconds": seconds, "memory_mb": round(memory, 1)}
@@ -242,10 +240,11 @@ def _serve(folder: Path, rate: float | None, latency: float, pipe: Connection) -
                 self.send_header("Content-Length", str(size))
                 self.end_headers()
                 begin, last = time.monotonic(), max(size - _PIECE, 0)
-                for first in range(0, last, _PIECE if rate else last):
+                piece = _PIECE if rate else size
+                for first in range(0, last, piece):
                     if rate and (wait := begin + first / rate - time.monotonic()) > 0:
                         time.sleep(wait)
-                    self.connection.sendfile(file, first, min(_PIECE if rate else last, last - first))
+                    self.connection.sendfile(file, first, min(piece, last - first))
                 held.close()  # before the last piece: a client that has it all may begin its next file at once
                 self.connection.sendfile(file, last, size - last)
 

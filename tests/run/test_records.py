@@ -50,6 +50,23 @@ def test_done_once_and_only_once(folder):
     assert again.line().startswith("shard: 0 done, 2 skipped, 0 rejected, 0 failed, ")
 
 
+def test_what_fails_is_no_progress(folder):
+    shares = []
+    folder.progress = lambda share, line: shares.append((share, line))
+
+    def make(item):
+        if item.name != "b":
+            raise ItemError("no")
+        return [], None
+
+    records.work(folder, "shard", [item(name) for name in "abcd"], make)
+    assert shares == [
+        (0, "shard: 0 of 4 (a)"),
+        (0.25, "shard: 1 of 4 (b)"),
+        *((0.25, f"shard: 1 of 4 ({c})") for c in "cd"),
+    ]
+
+
 def test_why_names_what_changed(folder):
     records.work(folder, "shard", [item()], maker(folder))
     assert records.why(folder, item()) is None
