@@ -6,6 +6,7 @@ hashes (SHA3-256) and flushes each file, curl does neither.
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import re
@@ -15,7 +16,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,11 +46,12 @@ def run(folder: Path, *, megabytes: int = 300, say: Callable[[str], None] = prin
         files = _write(work / "served", megabytes * 10**6)
         figures: dict[str, Any] = {"megabytes": megabytes, "files": len(files)}
         for name, rate, latency, rounds in (("limited", RATE, LATENCY, 2), ("full", None, 0.0, 4)):
-            say(f"{name}: {rounds} rounds of curl and of ours in turn")
+            say(f"{name}: {rounds} rounds of curl and of ours in turn, then five processes of ours together")
             with _Server(work / "served", rate, latency) as server:
                 figures[name] = _compare(curl, server.url, work, files, rounds)
         ratios = {
             "vs_curl4": _best(figures["limited"], "curl4", "ours"),
+            "five_vs_one": _best(figures["limited"], "ours", "five"),
             "vs_curl4_full": _best(figures["full"], "curl4", "ours"),
         }
         memory = max(figures[name]["memory_mb"] for name in ("limited", "full"))
@@ -73,7 +74,7 @@ def _write(folder: Path, size: int) -> list[tuple[str, str, int, str]]:
 
 def _compare(curl: str, url: str, work: Path, files: list[tuple[str, str, int, str]], rounds: int) -> dict:
     """Seconds of each round, and the peak memory of ours."""
-    seconds: dict[str, list[float]] = {"curl4": [], "ours": []}
+    seconds: dict[str, list[float]] = {"curl4": [], "ours": [], "five": []}
     memory = 0.0
 
     def ours(processes: int) -> float:
@@ -85,6 +86,7 @@ def _compare(curl: str, url: str, work: Path, files: list[tuple[str, str, int, s
     for _ in range(rounds):
         seconds["curl4"].append(_curl(curl, url, work / "curl", files))
         seconds["ours"].append(ours(1))
+    seconds["five"].append(ours(5))
     size = sum(each for _, _, each, _ in files)
     rates = {name: round(size / min(spent) / 1e6, 1) for name, spent in seconds.items()}
     return {"mb_per_s": rates, "seconds": seconds, "memory_mb": round(memory, 1)}
@@ -146,6 +148,7 @@ def _share(files: list[tuple[str, str, int, str]], number: int, processes: int) 
 
 def _fetch(url: str, target: Path, files: list[tuple[str, str, int, str]], barrier: Any, results: Any) -> None:
     """One process of ours, into one folder with the others."""
+    from cloudjob.copernicus.account import open_account
     from cloudjob.copernicus.checks import Wanted
     from cloudjob.copernicus.queue import Order, Queue
     from cloudjob.copernicus.session import open_session
@@ -155,7 +158,9 @@ def _fetch(url: str, target: Path, files: list[tuple[str, str, int, str]], barri
     from cloudjob.copernicus.transfer import Limits
     from cloudjob.leases import Lease
 
-    source = Https(_endpoints(url), _Account(), open_session)
+    endpoints = _endpoints(url)
+    os.environ |= {"CDSE_USERNAME": "bench", "CDSE_PASSWORD": "bench"}
+    source = Https(endpoints, open_account(endpoints, folder=target / "account"), lambda: open_session(endpoints))
     wanted: dict[str, list[Wanted]] = {}
     for product, name, size, digest in files:
         wanted.setdefault(product, []).append(Wanted(name, size, ("SHA3-256", digest)))
@@ -175,16 +180,6 @@ def _fetch(url: str, target: Path, files: list[tuple[str, str, int, str]], barri
             queue.get(order)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     results.put(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3)  # type: ignore[index]
-
-
-class _Account:
-    """No tokens, no slots."""
-
-    def bearer(self, *, rejected: str = "") -> str:
-        return "T"
-
-    def slot(self) -> AbstractContextManager:
-        return nullcontext()
 
 
 def _endpoints(url: str) -> Any:
@@ -224,6 +219,16 @@ def _serve(folder: Path, rate: float | None, latency: float, pipe: Connection) -
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            """A token for everybody."""
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(latency)
+            answer = {"access_token": "T", "refresh_token": "R", "expires_in": 600, "refresh_expires_in": 3600}
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body := json.dumps(answer).encode())))
+            self.end_headers()
+            self.wfile.write(body)
 
         def do_GET(self) -> None:
             time.sleep(latency)

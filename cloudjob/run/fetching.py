@@ -40,7 +40,9 @@ def open_queue(folder: RunFolder, settings: Any, *, stage: str, products: int) -
         _source(folder, settings),
         connections=settings.connections,
         lease=lambda name: folder.lease("file", name),
-        limits=Limits(slowest=settings.slowest, longest=settings.longest, retries=settings.retries),
+        limits=Limits(
+            slowest=settings.slowest, longest=settings.longest, retries=settings.retries, pause=settings.waiting().first
+        ),
         tally=Tally(products, folder.say),
         stopped=folder.stop_requested,
         progress=lambda share, line: folder.progress(share, f"{stage}: {line}"),
