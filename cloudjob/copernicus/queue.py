@@ -16,7 +16,7 @@ from cloudjob.copernicus.checks import Wanted
 from cloudjob.copernicus.sources import Remote, Source
 from cloudjob.copernicus.tally import Tally
 from cloudjob.copernicus.transfer import Limits
-from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, LeftOutError
+from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, ItemError, LeftOutError
 from cloudjob.files import rename
 from cloudjob.leases import Lease
 
@@ -171,6 +171,9 @@ class Queue:
                 self._step(job.order)
             else:
                 self._place(job, job.file, turn)
+        except FileNotFoundError as error:
+            gone = f"{error.filename}: vanished while it was looked at; another process works here too"
+            self._fail(job, ItemError(f"{gone}. Run the same command again"))
         except BaseException as error:  # of whatever kind: it is raised where the order is waited for
             self._fail(job, error)
 

@@ -1,5 +1,6 @@
 """Requests to the Copernicus Data Space: addresses, retries with back-off, time-outs, redirects, errors."""
 
+import json
 import queue
 import threading
 import time
@@ -117,13 +118,14 @@ def get_json(session: Session, method: str, url: str, *, holding: str = "", **ar
     return body
 
 
-def refusal(response: requests.Response) -> str:
+def refusal(response: requests.Response, text: str | None = None) -> str:
     """Host, status, code and message of an error response, for which the services use four different formats; and what
-    to do, where that is known."""
+    to do, where that is known. `text` is the body of one that was asked for as a stream."""
+    text = response.text if text is None else text
     try:
-        body = response.json()
-    except requests.JSONDecodeError:
-        body = {"message": response.text[:200]}
+        body = json.loads(text)
+    except ValueError:
+        body = {"message": text[:200]}
     if not isinstance(body, dict):
         body = {"message": body}
     if isinstance(body.get("error"), dict):

@@ -29,6 +29,7 @@ _FIELDS += [
     "properties.statistics",
     "assets.Product.href",
     "assets.Product.file:size",
+    "assets.safe_manifest.href",
     "assets.safe_manifest.alternate",
 ]
 _FIELDS += [f"assets.{asset}.{name}" for asset in _CHECKED for name in _CHECKED_WITH]
@@ -89,4 +90,12 @@ def _scene(item: dict) -> Scene:
             for asset in (assets[key] for key in _CHECKED if key in assets)
             if all(asset.get(name) for name in _CHECKED_WITH)
         },
+        s3=_s3(assets.get("safe_manifest", {}).get("href")),
     )
+
+
+def _s3(manifest: object) -> str:
+    """The place of a product, from the address of its manifest: s3://eodata/...SAFE/manifest.safe."""
+    if not isinstance(manifest, str) or not manifest.startswith("s3://"):
+        return ""
+    return manifest.removeprefix("s3:/").rpartition("/")[0]

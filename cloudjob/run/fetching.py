@@ -36,12 +36,17 @@ def open_queue(folder: RunFolder, settings: Any, *, stage: str, products: int) -
     from cloudjob.copernicus.tally import Tally
     from cloudjob.copernicus.transfer import Limits
 
+    waiting = settings.waiting()
     with Queue(
         _source(folder, settings),
         connections=settings.connections,
         lease=lambda name: folder.lease("file", name),
         limits=Limits(
-            slowest=settings.slowest, longest=settings.longest, retries=settings.retries, pause=settings.waiting().first
+            retries=settings.retries,
+            slowest=settings.slowest,
+            window=waiting.longest,
+            longest=settings.longest,
+            pause=waiting.first,
         ),
         tally=Tally(products, folder.say),
         stopped=folder.stop_requested,

@@ -23,7 +23,6 @@ from forked import Forked
 from front_door import CLOUDJOB, CONFIG
 
 from cloudjob.archive.make import make_synthetic
-from cloudjob.config.acquisition import CopernicusConfig
 
 FAULTS = Path(__file__).resolve().parents[2] / "configs" / "faults.yaml"
 TILES = ["04WFD", "05WMU", "05WPS", "06WVC"]
@@ -86,8 +85,7 @@ class Work:
         settings = yaml.safe_load(CONFIG.read_text())
         del settings["archive"]
         paths = {"stac": "/v1", "catalogue": "/odata/v1", "download": "/odata/v1", "token": TOKEN}
-        known = {key: value for key, value in SETTINGS.items() if key in CopernicusConfig.model_fields}
-        settings["copernicus"] = {name: url + path for name, path in paths.items()} | known
+        settings["copernicus"] = {name: url + path for name, path in paths.items()} | SETTINGS
         settings["masks"] = {"cloud_m": 0, "shadow_m": 0, "cirrus_m": 0}
         settings["pair"] = {"max_days": 60}
         return settings
