@@ -1,5 +1,6 @@
 """Requests to the Copernicus Data Space: addresses, retries with back-off, time-outs, redirects, errors."""
 
+import contextlib
 import json
 import queue
 import threading
@@ -194,7 +195,7 @@ def _redirected(
     hosts of the configuration; https never becomes http."""
     allowed = {_origin(url)} | (session.trusted if method == "GET" else frozenset())
     for _ in range(_HOPS):
-        response = _sent(session, method, url, stopped, arguments)
+        response = _sent(session, method, url, stopped, dict(arguments))
         if not response.is_redirect:
             return response
         response.close()
@@ -211,11 +212,23 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
     outcome: queue.SimpleQueue = queue.SimpleQueue()
     host, timeout = weather(host_of(url)), (_CONNECT, session.patience.silence)
 
+    begun_answers: list[requests.Response] = []
+    stream = arguments.pop("stream", False)
+
     def work() -> None:
         try:
-            outcome.put(session.request(method, url, timeout=timeout, allow_redirects=False, **arguments))
+            answer = session.request(method, url, timeout=timeout, allow_redirects=False, stream=True, **arguments)
+            begun_answers.append(answer)
+            if not stream:
+                _ = answer.content  # reads it
+            outcome.put(answer)
         except BaseException as error:  # of whatever kind: it is raised where the answer is waited for
             outcome.put(error)
+
+    def give_up() -> None:
+        for answer in begun_answers:
+            with contextlib.suppress(Exception):  # not every version can, and it may be over
+                answer.raw.shutdown()
 
     threading.Thread(target=work, daemon=True, name=f"request to {host.host}").start()
     begun = time.monotonic()
@@ -224,9 +237,11 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
             found = outcome.get(timeout=LOOK)
         except queue.Empty:
             if stopped():
+                give_up()
                 raise InterruptedJob(f"{host.host}: stopped while waiting for its answer") from None
             waited = time.monotonic() - begun
             if waited > session.patience.answer:
+                give_up()
                 raise requests.ReadTimeout(f"not whole after {waited:.0f} s") from None
             if waited > PACE:
                 host.tell(f"silent for {waited:.0f} s", session.said)

@@ -207,7 +207,7 @@ def test_rows_and_answers_of_other_kinds_are_named(replay, session, endpoints):
     assert search_odata(session, endpoints, **QUERY, said=said.append) == []
     assert "S2A_MSIL1C_20231001T025531_N0509_R032_T50TNQ_20231001T044701 is left out" in said[0]
     replay.odata = [replay.read("hls_downloader/example_search_response.json")]  # of the interface that was closed
-    with pytest.raises(ItemError, match="an answer of another shape"):
+    with pytest.raises(ItemError, match="the answer is not a JSON object with value"):
         search_odata(session, endpoints, **QUERY)
 
 

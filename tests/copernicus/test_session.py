@@ -83,15 +83,17 @@ class Dripping(socketserver.BaseRequestHandler):
             self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
             while self.request.send(b"x"):
                 time.sleep(0.02)
+        self.server.left.set()
 
 
 def test_an_answer_that_never_ends_is_given_up(endpoints):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
-        server.daemon_threads = server.block_on_close = False
+        server.daemon_threads, server.block_on_close, server.left = True, False, threading.Event()
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         session = open_session(endpoints, patience=Patience(retries=0, seconds=0.6))
         with pytest.raises(ItemError, match="not whole after"):
             ask(session, "GET", f"http://127.0.0.1:{server.server_address[1]}/x")
+        assert server.left.wait(10)  # nobody reads on
         server.shutdown()
 
 
