@@ -309,3 +309,18 @@ def test_shards_are_asked_for_only_where_the_network_is_our_own(folder):
     folder.shards.mkdir()
     folder.shard_index.write_text('{"window": 64}')
     assert records.shard_index(folder, elsewhere) == records.shard_index(folder, None) == {"window": 64}
+
+
+def test_an_output_that_vanishes_fails_its_item_and_no_other(folder):
+    """Another process may have set it aside as broken."""
+
+    def make(item):
+        made = maker(folder)(item)
+        if item.name == "a":
+            made[0][0].unlink()
+        return made
+
+    summary = records.work(folder, "shard", [item("a"), item("b")], make)
+    assert (summary.done, list(summary.failed)) == (["b"], ["a"])
+    assert "a.txt" in summary.failed["a"]
+    assert records.record(folder, "shard", "a")["outputs"] == {}
