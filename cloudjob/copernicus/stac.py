@@ -22,7 +22,7 @@ _CHECKED: tuple[str, ...] = (
     "B11_20m",
 )
 _CHECKED += ("SCL_20m", "safe_manifest", "product_metadata", "granule_metadata")
-_CHECKED_WITH = ("file:local_path", "file:size", "file:checksum")
+_PATH, _SIZE, _CHECKSUM = _CHECKED_WITH = ("file:local_path", "file:size", "file:checksum")
 _FIELDS = ["id", "geometry"]
 _FIELDS += [f"properties.{name}" for name in ("datetime", "eo:cloud_cover", "eo:snow_cover", "view:sun_elevation")]
 _FIELDS += [
@@ -83,12 +83,12 @@ def _scene(item: dict) -> Scene:
         size=number(assets.get("Product", {}), "file:size") or None,
         online=True,  # STAC does not say: `odata.offline` does
         checksums={
-            asset["file:local_path"].removeprefix(prefix): {
-                "size": asset["file:size"],
-                "multihash": asset["file:checksum"],
+            asset[_PATH].removeprefix(prefix): {
+                "size": asset.get(_SIZE) or None,
+                "multihash": asset.get(_CHECKSUM) or "",
             }
             for asset in (assets[key] for key in _CHECKED if key in assets)
-            if all(asset.get(name) for name in _CHECKED_WITH)
+            if asset.get(_PATH) and (asset.get(_SIZE) or asset.get(_CHECKSUM))  # one of them is better than none
         },
         s3=_s3(assets.get("safe_manifest", {}).get("href")),
     )

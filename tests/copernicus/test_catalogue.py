@@ -314,12 +314,18 @@ def test_what_a_row_can_do_without_leaves_it_in(data_space, session, endpoints):
     def damage(row, own):
         if "assets" in row:
             row["assets"] |= {"safe_manifest": checked, "B04_10m": {"file:local_path": "B04.jp2"}, "B03_10m": None}
+            row["assets"] |= {"B02_10m": {"file:local_path": "B02.jp2", "file:size": 8}}
+            row["assets"] |= {"B08_10m": {"file:local_path": "B08.jp2", "file:checksum": "1620cd"}}
             row["properties"]["statistics"] = None
 
     data_space.damage, said = damage, []
     scenes = search_stac(session, endpoints, **QUERY, said=said.append)
     assert (days(scenes), said) == ([1, 2, 3, 4, 5], [])
-    assert scenes[0].checksums == {"manifest.safe": {"size": 7, "multihash": "1620ab"}}
+    assert scenes[0].checksums == {
+        "manifest.safe": {"size": 7, "multihash": "1620ab"},
+        "B02.jp2": {"size": 8, "multihash": ""},
+        "B08.jp2": {"size": None, "multihash": "1620cd"},
+    }
     assert (scenes[0].no_data, scenes[0].size) == (None, None)
 
 
