@@ -3,7 +3,7 @@
 import hashlib
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -42,12 +42,12 @@ class Wanted:
 
 def wanted(entries: Iterable[Entry], checksums: dict[str, dict]) -> list[Wanted]:
     """The files of manifest entries. What STAC knows of a file (`checksums`, see `catalogue.Scene`) comes first."""
-    return [
-        known(entry.path, checksums)
-        if _usable(_multihash(checksums.get(entry.path)))
-        else Wanted(entry.path, entry.size, _usable((entry.algorithm, entry.digest)))
-        for entry in entries
-    ]
+    found = []
+    for entry in entries:
+        of_stac = known(entry.path, checksums)
+        of_manifest = Wanted(entry.path, entry.size, _usable((entry.algorithm, entry.digest)))
+        found.append(replace(of_stac, size=of_stac.size or entry.size) if of_stac.digest else of_manifest)
+    return found
 
 
 def known(path: str, checksums: dict[str, dict]) -> Wanted:

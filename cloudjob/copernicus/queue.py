@@ -273,7 +273,9 @@ class Queue:
 
     def _has_come(self, file: Wanted, target: Path) -> bool:
         """Whether another process has made the file since we looked: it verified all but what a disk does to it."""
-        if file.size is None or not target.exists() or target.stat().st_size != file.size:
+        if file.size is None:
+            return self._is_whole(file, target)
+        if not target.exists() or target.stat().st_size != file.size:
             return False
         self.tally.settle(file, file.size, kept=True)
         return True
