@@ -36,9 +36,8 @@ def make_twin(entry: Entry, kind: str, folder: Path) -> Entry:
         (twin / path.name.replace(entry.name, later)).symlink_to(path)
     for own in (_METADATA, "manifest.safe"):
         (twin / own).unlink()
-        (twin / own).write_text(
-            (original / own).read_text(encoding="utf-8").replace(entry.name, later), encoding="utf-8"
-        )
+        text = (original / own).read_text(encoding="utf-8").replace(entry.name, later)
+        (twin / own).write_text(text, encoding="utf-8")
     (listed,) = (file for file in read_manifest(original / "manifest.safe") if file.path == _METADATA)
     digest = hashlib.new(listed.algorithm.lower().replace("-", "_"), (twin / _METADATA).read_bytes()).hexdigest()
     text = re.sub(listed.digest, digest, (twin / "manifest.safe").read_text(encoding="utf-8"), flags=re.IGNORECASE)

@@ -28,7 +28,7 @@ def command(arguments: argparse.Namespace) -> int:
     account = open_account(endpoints, folder=config.account(), patience=patience, stopped=late, said=say)
     session = open_session(endpoints, patience=patience, stopped=late)
     code, end = 0, time.monotonic() + _VISIT
-    for finding in checkup.examine(session, endpoints, account):
+    for finding in checkup.examine(session, endpoints, account, config.s3):
         print(f"{finding.service:9} {finding.host:42} {'' if finding.good else 'PROBLEM: '}{finding.words}", flush=True)
         code = code if finding.good else ItemError.exit_code
         end = time.monotonic() + _VISIT

@@ -21,7 +21,7 @@ import requests
 from cloudjob import leases
 from cloudjob.copernicus.credentials import STEP, Credentials, Ledger
 from cloudjob.copernicus.patience import LOOK, PACE, Patience
-from cloudjob.copernicus.session import Endpoints, Session, ask, host_of, open_session, refusal
+from cloudjob.copernicus.session import Endpoints, Session, ask_json, host_of, open_session, refusal
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 from cloudjob.files import atomic, is_disk_full, trouble
 from cloudjob.leases import Lease
@@ -204,7 +204,8 @@ class Account:
 
     def _ask(self, grant: Callable[[], dict[str, str]]) -> requests.Response:
         """The response to a grant: a token, or a refusal (400, 401); ItemError for other statuses."""
-        answer = ask(self._session, "POST", self._url, data=lambda: {"client_id": "cdse-public", **grant()})
+        form = {"client_id": "cdse-public"}
+        answer = ask_json(self._session, "POST", self._url, holding="access_token", data=lambda: {**form, **grant()})
         if not answer.ok and answer.status_code not in (400, 401):
             raise ItemError(refusal(answer))
         return answer

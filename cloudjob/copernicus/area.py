@@ -103,9 +103,11 @@ def describe(outlines: list[Ring]) -> str:
 
 
 def _endless(ring: Ring) -> Ring:
-    """The ring as `footprints.unwrapped` has it; a side of 360 degrees alone is one of the whole world."""
+    """The ring as `footprints.unwrapped` has it. But a side of 360 degrees alone is one of the whole world, and a ring
+    that is taller than a quarter of the globe is meant to go round it, and no strip along the date line."""
     crosses = any(180 < abs(b - a) < 360 for (a, _), (b, _) in pairwise(ring))
-    return unwrapped(ring) if crosses else ring
+    tall = max(lat for _, lat in ring) - min(lat for _, lat in ring) > 90
+    return unwrapped(ring) if crosses and not tall else ring
 
 
 def _lon(degrees: float) -> str:

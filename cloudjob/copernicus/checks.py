@@ -46,12 +46,13 @@ class Wanted:
 
 def wanted(entries: Iterable[Entry], checksums: dict[str, dict]) -> list[Wanted]:
     """The files of manifest entries. What STAC knows of a file (`checksums`, see `catalogue.Scene`) comes first."""
-    return [
-        replace(known(entry.path, checksums), optional=entry.optional)
-        if _usable(_multihash(checksums.get(entry.path)))
-        else Wanted(entry.path, entry.size, _usable((entry.algorithm, entry.digest)), entry.optional)
-        for entry in entries
-    ]
+    found = []
+    for entry in entries:
+        file = known(entry.path, checksums)
+        if file.digest is None:
+            file = replace(file, size=None, digest=_usable((entry.algorithm, entry.digest)))
+        found.append(replace(file, size=file.size or entry.size, optional=entry.optional))
+    return found
 
 
 def known(path: str, checksums: dict[str, dict]) -> Wanted:

@@ -11,7 +11,6 @@ from cloudjob.copernicus.sources.https import file_url
 from cloudjob.copernicus.sources.s3 import open_client
 from cloudjob.errors import CloudjobError, ConfigError, InterruptedJob, ItemError
 
-S3 = "https://eodata.dataspace.copernicus.eu"
 _SHORT = "bytes=0-1023"  # of a manifest: all that is fetched of a product
 _S2_L2A = (
     "Collection/Name eq 'SENTINEL-2' and Attributes/OData.CSC.StringAttribute/any(att:att/Name eq 'productType' "
@@ -30,7 +29,7 @@ class Finding:
     good: bool
 
 
-def examine(session: Session, endpoints: Endpoints, account: Account, s3: str = S3) -> Iterator[Finding]:
+def examine(session: Session, endpoints: Endpoints, account: Account, s3: str) -> Iterator[Finding]:
     """Visits the services one by one; of products it reads 1 kB."""
     product: list[tuple[str, str]] = []
 

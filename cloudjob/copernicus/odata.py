@@ -94,4 +94,5 @@ def _scene(row: dict) -> Scene:
         footprint=footprint(row, "GeoFootprint"),
         size=number(row, "ContentLength") or None,  # 0 = not known
         online=row.get("Online", True) is not False,
+        s3=str(row.get("S3Path") or ""),
     )

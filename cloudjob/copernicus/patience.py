@@ -42,7 +42,12 @@ class Patience:
     @property
     def answer(self) -> float:
         """Seconds until the whole of a short answer must be there."""
-        return min(300.0, self.seconds / 6)
+        return min(300.0, self.seconds / 2)
+
+    @property
+    def silence(self) -> float:
+        """Seconds between two bytes."""
+        return min(60.0, self.seconds / 4)
 
     def wait(self, tries: int, *, limited: bool = False, asked: float = 0.0) -> float:
         """Seconds to wait after so many tries, with jitter, lest all clients come back at once.

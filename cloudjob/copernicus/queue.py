@@ -15,7 +15,7 @@ from cloudjob.copernicus.checks import Wanted
 from cloudjob.copernicus.sources import Remote, Source
 from cloudjob.copernicus.tally import Tally
 from cloudjob.copernicus.transfer import Limits
-from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, LeftOutError
+from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, ItemError, LeftOutError
 from cloudjob.files import symlink
 from cloudjob.leases import Lease
 
@@ -170,6 +170,9 @@ class Queue:
                 self._step(job.order)
             else:
                 self._place(job, job.file, turn)
+        except FileNotFoundError as error:
+            gone = f"{error.filename}: vanished while it was looked at; another process works here too"
+            self._fail(job, ItemError(f"{gone}. Run the same command again"))
         except BaseException as error:  # of whatever kind: it is raised where the order is waited for
             self._fail(job, error)
 
@@ -274,7 +277,9 @@ class Queue:
 
     def _has_come(self, file: Wanted, target: Path) -> bool:
         """Whether another process has made the file since we looked: it verified all but what a disk does to it."""
-        if file.size is None or not target.exists() or target.stat().st_size != file.size:
+        if file.size is None:
+            return self._is_whole(file, target)
+        if not target.exists() or target.stat().st_size != file.size:
             return False
         self.tally.settle(file, file.size, kept=True)
         return True

@@ -38,6 +38,7 @@ class Scene:
     size: int | None  # bytes of the whole product
     online: bool
     checksums: dict[str, dict] = field(default_factory=dict)  # path below the SAFE -> {"size", "multihash"}
+    s3: str = ""  # its place in the S3 storage, /eodata/...; "" where the catalogue does not tell
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ class Asker:
     progress: Callable[[str], None] = lambda line: None
     stopped: Callable[[], bool] = lambda: False
 
-    def get(self, request: dict) -> dict:
-        """The answer to a request ({"method", "url", "json"})."""
+    def get(self, request: dict, *, holding: str = "") -> dict:
+        """The answer to a request ({"method", "url", "json"}); one without the key `holding` is asked for again."""
         if self.stopped():
             raise InterruptedJob("search: stopped; run the same command again")
-        return get_json(self.session, **request)
+        return get_json(self.session, holding=holding, **request)
 
     def follow(
         self,
@@ -103,7 +104,7 @@ class Asker:
         found: Rows = {}
         request: dict | None = first
         while request:
-            page = self.get(request)
+            page = self.get(request, holding=rows)
             known, url = len(found), request["url"]
             host = host_of(url)
             try:

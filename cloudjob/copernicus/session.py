@@ -1,5 +1,7 @@
 """Requests to the Copernicus Data Space: addresses, retries with back-off, time-outs, redirects, errors."""
 
+import contextlib
+import json
 import queue
 import threading
 import time
@@ -15,7 +17,7 @@ from urllib3.util.retry import Retry
 from cloudjob.copernicus.patience import LOOK, PACE, Patience, duration, weather
 from cloudjob.errors import ConfigError, InterruptedJob, ItemError
 
-_TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
+_CONNECT = 10.0  # seconds
 _HOPS = 5  # redirects that are followed
 _PASSING = (429, 500, 502, 503, 504)  # HTTP statuses that another try may cure
 _MOMENTS = 2  # further tries where the caller says that a status may be one of a moment
@@ -94,31 +96,37 @@ def ask(
     return _persist(session, method, url, stopped or session.stopped, trouble, arguments)
 
 
-def get_json(session: Session, method: str, url: str, **arguments: Any) -> dict:
-    """The JSON object of the response; ItemError with the service's own message if it refuses.
-
-    An answer that is no JSON object, as the page of a portal in between, is asked for again.
-    """
+def ask_json(session: Session, method: str, url: str, *, holding: str = "", **arguments: Any) -> requests.Response:
+    """As `ask`; and an answer that is not a JSON object, with the key `holding`, is asked for again: the page of a
+    portal in between, a message instead of what was asked for."""
 
     def trouble(response: requests.Response, tries: int) -> str:
-        odd = response.ok and _json_object(response) is None
-        return "an answer that is not a JSON object" if odd else _status(response, _PASSING)
+        if not response.ok:
+            return _status(response, _PASSING)
+        return "" if _json_object(response, holding) is not None else "an answer of another kind"
 
-    response = _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
+    return _persist(session, method, url, arguments.pop("stopped", None) or session.stopped, trouble, arguments)
+
+
+def get_json(session: Session, method: str, url: str, *, holding: str = "", **arguments: Any) -> dict:
+    """The JSON object of the response; ItemError with the service's own message if it refuses. See `ask_json`."""
+    response = ask_json(session, method, url, holding=holding, **arguments)
     if not response.ok:
         raise ItemError(refusal(response))
-    if (body := _json_object(response)) is None:
-        raise ItemError(f"{host_of(url)}: the answer is not a JSON object but {response.text[:100]!r}")
+    if (body := _json_object(response, holding)) is None:
+        what = f"a JSON object with {holding}" if holding else "a JSON object"
+        raise ItemError(f"{host_of(url)}: the answer is not {what} but {response.text[:100]!r}")
     return body
 
 
-def refusal(response: requests.Response) -> str:
+def refusal(response: requests.Response, text: str | None = None) -> str:
     """Host, status, code and message of an error response, for which the services use four different formats; and what
-    to do, where that is known."""
+    to do, where that is known. `text` is the body of one that was asked for as a stream."""
+    text = response.text if text is None else text
     try:
-        body = response.json()
-    except requests.JSONDecodeError:
-        body = {"message": response.text[:200]}
+        body = json.loads(text)
+    except ValueError:
+        body = {"message": text[:200]}
     if not isinstance(body, dict):
         body = {"message": body}
     if isinstance(body.get("error"), dict):
@@ -187,7 +195,7 @@ def _redirected(
     hosts of the configuration; https never becomes http."""
     allowed = {_origin(url)} | (session.trusted if method == "GET" else frozenset())
     for _ in range(_HOPS):
-        response = _sent(session, method, url, stopped, arguments)
+        response = _sent(session, method, url, stopped, dict(arguments))
         if not response.is_redirect:
             return response
         response.close()
@@ -202,13 +210,25 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
     """The response, made in a thread of its own: no time-out of a socket ends on a wish to stop, or where an answer
     arrives byte by byte."""
     outcome: queue.SimpleQueue = queue.SimpleQueue()
-    host = weather(host_of(url))
+    host, timeout = weather(host_of(url)), (_CONNECT, session.patience.silence)
+
+    begun_answers: list[requests.Response] = []
+    stream = arguments.pop("stream", False)
 
     def work() -> None:
         try:
-            outcome.put(session.request(method, url, timeout=_TIMEOUT, allow_redirects=False, **arguments))
+            answer = session.request(method, url, timeout=timeout, allow_redirects=False, stream=True, **arguments)
+            begun_answers.append(answer)
+            if not stream:
+                _ = answer.content  # reads it
+            outcome.put(answer)
         except BaseException as error:  # of whatever kind: it is raised where the answer is waited for
             outcome.put(error)
+
+    def give_up() -> None:
+        for answer in begun_answers:
+            with contextlib.suppress(Exception):  # not every version can, and it may be over
+                answer.raw.shutdown()
 
     threading.Thread(target=work, daemon=True, name=f"request to {host.host}").start()
     begun = time.monotonic()
@@ -217,9 +237,11 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
             found = outcome.get(timeout=LOOK)
         except queue.Empty:
             if stopped():
+                give_up()
                 raise InterruptedJob(f"{host.host}: stopped while waiting for its answer") from None
             waited = time.monotonic() - begun
             if waited > session.patience.answer:
+                give_up()
                 raise requests.ReadTimeout(f"not whole after {waited:.0f} s") from None
             if waited > PACE:
                 host.tell(f"silent for {waited:.0f} s", session.said)
@@ -247,12 +269,12 @@ def _status(response: requests.Response, passing: Collection[int]) -> str:
     return f"HTTP {response.status_code} {response.reason}" if response.status_code in passing else ""
 
 
-def _json_object(response: requests.Response) -> dict | None:
+def _json_object(response: requests.Response, holding: str) -> dict | None:
     try:
         body = response.json()
     except requests.JSONDecodeError:
         return None
-    return body if isinstance(body, dict) else None
+    return body if isinstance(body, dict) and (not holding or holding in body) else None
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -22,13 +22,14 @@ _CHECKED: tuple[str, ...] = (
     "B11_20m",
 )
 _CHECKED += ("SCL_20m", "safe_manifest", "product_metadata", "granule_metadata")
-_CHECKED_WITH = ("file:local_path", "file:size", "file:checksum")
+_PATH, _SIZE, _CHECKSUM = _CHECKED_WITH = ("file:local_path", "file:size", "file:checksum")
 _FIELDS = ["id", "geometry"]
 _FIELDS += [f"properties.{name}" for name in ("datetime", "eo:cloud_cover", "eo:snow_cover", "view:sun_elevation")]
 _FIELDS += [
     "properties.statistics",
     "assets.Product.href",
     "assets.Product.file:size",
+    "assets.safe_manifest.href",
     "assets.safe_manifest.alternate",
 ]
 _FIELDS += [f"assets.{asset}.{name}" for asset in _CHECKED for name in _CHECKED_WITH]
@@ -82,11 +83,19 @@ def _scene(item: dict) -> Scene:
         size=number(assets.get("Product", {}), "file:size") or None,
         online=True,  # STAC does not say: `odata.offline` does
         checksums={
-            asset["file:local_path"].removeprefix(prefix): {
-                "size": asset["file:size"],
-                "multihash": asset["file:checksum"],
+            asset[_PATH].removeprefix(prefix): {
+                "size": asset.get(_SIZE) or None,
+                "multihash": asset.get(_CHECKSUM) or "",
             }
             for asset in (assets[key] for key in _CHECKED if key in assets)
-            if all(asset.get(name) for name in _CHECKED_WITH)
+            if asset.get(_PATH) and (asset.get(_SIZE) or asset.get(_CHECKSUM))  # one of them is better than none
         },
+        s3=_s3(assets.get("safe_manifest", {}).get("href")),
     )
+
+
+def _s3(manifest: object) -> str:
+    """The place of a product, from the address of its manifest: s3://eodata/...SAFE/manifest.safe."""
+    if not isinstance(manifest, str) or not manifest.startswith("s3://"):
+        return ""
+    return manifest.removeprefix("s3:/").rpartition("/")[0]

@@ -335,6 +335,7 @@ def _make(folder: RunFolder, item: Item, make: Callable[[Item], Made], summary: 
     try:
         with troubles():
             outputs, result = make(item)
+            kept = _facts(folder, outputs)
     except RejectedError as error:
         summary.rejected[item.name] = str(error)
         _note(folder, item, "rejected", begun, message=str(error), result=error.result)
@@ -349,7 +350,15 @@ def _make(folder: RunFolder, item: Item, make: Callable[[Item], Made], summary: 
         _note(folder, item, "failed", begun, message=message)
     else:
         summary.done.append(item.name)
-        _note(folder, item, "done", begun, outputs=outputs, result=result)
+        _note(folder, item, "done", begun, outputs=kept, result=result)
+
+
+def _facts(folder: RunFolder, outputs: Sequence[Path]) -> dict[str, dict]:
+    """Size and digest of each output, by its path below the run folder."""
+    return {
+        str(output.relative_to(folder.root)): {"size": output.stat().st_size, "sha256": file_sha256(output)}
+        for output in outputs
+    }
 
 
 def _note(
@@ -358,7 +367,7 @@ def _note(
     status: str,
     begun: float,
     *,
-    outputs: Sequence[Path] = (),
+    outputs: dict[str, dict] | None = None,
     result: Any = None,
     message: str = "",
 ) -> None:
@@ -372,10 +381,7 @@ def _note(
             "config": item.config,
             "config_sha256": digest(item.config),
             "inputs": item.inputs,
-            "outputs": {
-                str(output.relative_to(folder.root)): {"size": output.stat().st_size, "sha256": file_sha256(output)}
-                for output in outputs
-            },
+            "outputs": outputs or {},
             "result": result,
             "seconds": round(time.monotonic() - begun, 3),
         },

@@ -93,7 +93,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         decided = _decided(folder, pairs)
         rows = [decided.get(name) or _rule(pair) for name, pair in pairs.items()]
         write_text(folder.decisions, _csv(rows + _outdated(folder, pairs, decided)))
-    made = dict(zip(pairs, records.results(folder, every), strict=True))
+    made = {name: (records.record(folder, STAGE, name) or {}).get("result") for name in pairs}
     candidates = folder.rows(folder.pairs, stage="pair")
     write_text(folder.review_page, review.page(folder.root.resolve().name, candidates, made, decided))
     accepted = sum(row["decision"] == "accept" for row in rows)

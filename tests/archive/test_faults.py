@@ -17,7 +17,7 @@ from cloudjob.archive import faults
 from cloudjob.archive.faults import Draws, Rules
 from cloudjob.archive.hostile import HostileServer
 from cloudjob.archive.make import make_synthetic
-from cloudjob.archive.server import MAX_TRANSFERS
+from cloudjob.archive.server import MAX_TRANSFERS, Refusal
 from cloudjob.sentinel2.product import Product, check_file, read_manifest
 
 TOKEN = "/auth/realms/CDSE/protocol/openid-connect/token"
@@ -133,7 +133,7 @@ def test_the_rate_is_the_share_of_what_meets_the_fault():
 def test_another_seed_draws_other_faults():
     def drawn(seed: int) -> list:
         draws = Draws(dict.fromkeys(faults.ANYWHERE, 0.5), seed=seed)
-        return [draws.of(f"file {number}", faults.ANYWHERE) for number in range(20)]
+        return [sorted(draws.of(f"file {number}", faults.ANYWHERE)) for number in range(20)]
 
     assert drawn(1) == drawn(1) != drawn(2)
 
@@ -308,6 +308,19 @@ def test_a_fifth_connection_is_refused_until_one_is_given_up(serve, journal):
     lines = journal(MAX_TRANSFERS + 2)
     assert max(line["running"] for line in lines) == MAX_TRANSFERS
     assert [line["status"] for line in lines].count(429) == 1
+
+
+def test_who_has_left_counts_no_longer_though_its_thread_may_not_know(serve):
+    server, pairs = serve(), [socket.socketpair() for _ in range(MAX_TRANSFERS + 1)]
+    with ExitStack() as stack:
+        ends = [[stack.enter_context(end) for end in pair] for pair in pairs]
+        for near, _ in ends[:-1]:
+            stack.enter_context(server.transfer("ann", near))
+        with pytest.raises(Refusal), server.transfer("ann", ends[-1][0]):
+            pass
+        ends[1][1].close()
+        with server.transfer("ann", ends[-1][0]) as count:
+            assert count == MAX_TRANSFERS
 
 
 def test_past_its_quota_an_account_has_one_connection(serve):

@@ -176,10 +176,10 @@ def test_trouble_at_the_service_is_no_refusal(server, new):
     account = new()
     with pytest.raises(ItemError, match="HTTP 503"):
         account.bearer()
-    server.scripts["/token"] = [Answer.json({"unexpected": 1})]
+    server.scripts["/token"] = [Answer(200, b"<html>"), Answer.json({"unexpected": 1})]
     with pytest.raises(ItemError, match="holds no token"):
         account.bearer()
-    server.scripts["/token"] = [tokens(1)]
+    server.scripts["/token"] = [Answer(200, b"<html>"), Answer.json({"message": "later"}), tokens(1)]
     assert account.bearer() == "A1"
 
 

@@ -24,6 +24,9 @@ def test_a_small_ring_is_asked_for_as_it_is():
     assert (rings([ALASKA], "search.polygon", said.append), said) == ([ALASKA], [])
     world = [(-180.0, -90.0), (180.0, -90.0), (180.0, 90.0), (-180.0, 90.0), (-180.0, -90.0)]
     assert rings([world], "search.polygon") == [world]
+    nearly = [(-179.0, -80.0), (-179.0, 80.0), (179.0, 80.0), (179.0, -80.0), (-179.0, -80.0)]
+    assert rings([nearly], "search.polygon") == [nearly]
+    assert describe([nearly]).startswith("179 W to 179 E")
 
 
 @pytest.mark.parametrize("turn", [0, 360, -360])

@@ -48,3 +48,9 @@ def test_what_lies_there_is_checked_by_all_that_is_known(tmp_path):
     assert wrong(tmp_path / "f", Wanted("f", 2)) == "1 bytes instead of 2"
     assert "MD5 is" in wrong(tmp_path / "f", Wanted("f", 1, ("MD5", "ab" * 16)))
     assert "is no JPEG 2000" in wrong(tmp_path / "f", Wanted("f.jp2", 1))
+
+
+def test_where_stac_knows_no_size_the_manifest_does():
+    checksums = {"a.xml": {"size": None, "multihash": "1620" + SHA3}}
+    assert wanted([entry("MD5", "ab" * 16)], checksums) == [Wanted("a.xml", 1, ("SHA3-256", SHA3))]
+    assert known("a.xml", checksums) == Wanted("a.xml", None, ("SHA3-256", SHA3))

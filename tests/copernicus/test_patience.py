@@ -25,7 +25,7 @@ def test_waits_grow_to_a_limit_and_are_never_shorter_than_asked(tries, limited, 
 def test_what_the_defaults_come_to():
     usual = Patience()
     assert (usual.retries, usual.seconds, usual.first, usual.longest) == (5, 1800, 2, 60)
-    assert (usual.unknown, usual.answer) == (8, 300)
+    assert (usual.unknown, usual.answer, usual.silence) == (8, 300, 60)
     assert [duration(seconds) for seconds in (45, 1800, 93600)] == ["45 s", "30 min", "26 h"]
 
 

@@ -206,8 +206,8 @@ def test_rows_and_answers_of_other_kinds_are_named(replay, session, endpoints):
     replay.odata, replay.count, said = [replay.read("hls_downloader/example_checksum_response.json")], 1, []
     assert search_odata(session, endpoints, **QUERY, said=said.append) == []
     assert "S2A_MSIL1C_20231001T025531_N0509_R032_T50TNQ_20231001T044701 is left out" in said[0]
-    replay.odata = [replay.read("hls_downloader/example_search_response.json")]  # of the interface that was closed
-    with pytest.raises(ItemError, match="an answer of another shape"):
+    replay.odata = [replay.read("hls_downloader/example_search_response.json")] * 9  # of the interface that was closed
+    with pytest.raises(ItemError, match="the answer is not a JSON object with value"):
         search_odata(session, endpoints, **QUERY)
 
 

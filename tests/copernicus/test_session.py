@@ -1,5 +1,7 @@
+import contextlib
 import dataclasses
 import json
+import socketserver
 import threading
 import time
 
@@ -73,18 +75,38 @@ def test_a_stop_is_heard_while_the_service_is_silent(server, endpoints):
     assert time.monotonic() - begun < 1
 
 
-def test_an_answer_that_never_ends_is_given_up(server, endpoints):
+class Dripping(socketserver.BaseRequestHandler):
+    """One byte every 20 ms, for ever."""
+
+    def handle(self):
+        with contextlib.suppress(OSError):  # the client has had enough
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            while self.request.send(b"x"):
+                time.sleep(0.02)
+        self.server.left.set()
+
+
+def test_an_answer_that_never_ends_is_given_up(endpoints):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads, server.block_on_close, server.left = True, False, threading.Event()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        session = open_session(endpoints, patience=Patience(retries=0, seconds=0.6))
+        with pytest.raises(ItemError, match="not whole after"):
+            ask(session, "GET", f"http://127.0.0.1:{server.server_address[1]}/x")
+        assert server.left.wait(10)  # nobody reads on
+        server.shutdown()
+
+
+def test_a_silent_service_is_given_up(server, endpoints):
     ended = threading.Event()
 
-    def drips(request) -> Answer:
+    def silent(request) -> Answer:
         ended.wait(10)
         return Answer()
 
-    server.scripts["/x"] = [drips]
-    with (
-        open_session(endpoints, patience=Patience(retries=0, seconds=0.6)) as session,
-        pytest.raises(ItemError, match="not whole after"),
-    ):
+    server.scripts["/x"] = [silent]
+    session = open_session(endpoints, patience=Patience(retries=0, seconds=0.6))
+    with pytest.raises(ItemError, match=r"no answer .*timed out"):
         ask(session, "GET", f"{server.url}/x")
     ended.set()
 
@@ -158,6 +180,11 @@ def test_odd_answers_are_told_apart(server, session, answer, words):
 def test_a_portal_in_between_is_asked_again(server, session):
     server.scripts["/x"] = [Answer(200, b"<html>sign in</html>"), Answer(200, b"{}")]
     assert get_json(session, "GET", f"{server.url}/x") == {}
+    server.scripts["/y"] = [Answer.json({"message": "later"}), Answer.json({"value": []})]
+    assert get_json(session, "GET", f"{server.url}/y", holding="value") == {"value": []}
+    server.scripts["/y"] = [Answer.json({"message": "later"})]
+    with pytest.raises(ItemError, match=r"not a JSON object with value but .*later"):
+        get_json(session, "GET", f"{server.url}/y", holding="value")
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def test_a_wrong_part_is_thrown_away(server, get, left, size):
     get.part.write_bytes(left)
     server.scripts["/f"] = [ranged(DATA)]
     get(size)
+    if not left.startswith(DATA[:900]) or (size and len(left) > size):
+        assert ranges(server) == [None]  # it shows before anything is asked for
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,8 @@ def test_messages_with_status_200_are_no_file(server, get, answer, known):
     get(*expected)
     get.target.unlink()
     server.scripts["/f"] = [answer]
-    with pytest.raises(ItemError, match=r"f.jp2: "):
+    words = "sent a message instead: .*Maintenance" if answer.headers.get("Content-Type") else ""
+    with pytest.raises(ItemError, match=rf"f.jp2: .*{words}"):
         get(*expected)
     assert left(get) == []
 

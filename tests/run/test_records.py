@@ -50,6 +50,23 @@ def test_done_once_and_only_once(folder):
     assert again.line().startswith("shard: 0 done, 2 skipped, 0 rejected, 0 failed, ")
 
 
+def test_what_fails_is_no_progress(folder):
+    shares = []
+    folder.progress = lambda share, line: shares.append((share, line))
+
+    def make(item):
+        if item.name != "b":
+            raise ItemError("no")
+        return [], None
+
+    records.work(folder, "shard", [item(name) for name in "abcd"], make)
+    assert shares == [
+        (0, "shard: 0 of 4 (a)"),
+        (0.25, "shard: 1 of 4 (b)"),
+        *((0.25, f"shard: 1 of 4 ({c})") for c in "cd"),
+    ]
+
+
 def test_why_names_what_changed(folder):
     records.work(folder, "shard", [item()], maker(folder))
     assert records.why(folder, item()) is None
@@ -292,3 +309,18 @@ def test_shards_are_asked_for_only_where_the_network_is_our_own(folder):
     folder.shards.mkdir()
     folder.shard_index.write_text('{"window": 64}')
     assert records.shard_index(folder, elsewhere) == records.shard_index(folder, None) == {"window": 64}
+
+
+def test_an_output_that_vanishes_fails_its_item_and_no_other(folder):
+    """Another process may have set it aside as broken."""
+
+    def make(item):
+        made = maker(folder)(item)
+        if item.name == "a":
+            made[0][0].unlink()
+        return made
+
+    summary = records.work(folder, "shard", [item("a"), item("b")], make)
+    assert (summary.done, list(summary.failed)) == (["b"], ["a"])
+    assert "a.txt" in summary.failed["a"]
+    assert records.record(folder, "shard", "a")["outputs"] == {}

@@ -66,7 +66,8 @@ def test_what_another_one_makes_meanwhile_is_skipped(folder, names):
 
     def by_the_other():
         other_make = maker(other, [])
-        records._note(other, items("a")[0], "done", 0.0, outputs=other_make(items("a")[0])[0])
+        (path,), _ = other_make(items("a")[0])
+        records._note(other, items("a")[0], "done", 0.0, outputs=records._facts(other, [path]))
 
     thread = released_later(folder, "a", by_the_other)
     summary = records.work(folder, "shard", items(*names), maker(folder, order), meanwhile=lambda: looks.append(1))

@@ -1,6 +1,7 @@
 """Files from the Data Space's download service: GET of a product's nodes, with the account's token."""
 
 import contextlib
+import http.client
 import re
 import threading
 from collections.abc import Callable
@@ -87,17 +88,24 @@ def _continues(response: requests.Response, start: int) -> bool:
 def _check(response: requests.Response, name: str, start: int) -> None:
     """Raises what is to be raised where the response holds no bytes of the file from `start` on."""
     if response.status_code == 401:
-        raise Broken(refusal(response))
+        raise Broken(refusal(response, _beginning(response)))
     if not response.ok:
         kind = LeftOutError if response.status_code in _GONE else ItemError
-        raise kind(f"{name}: {refusal(response)}")
+        raise kind(f"{name}: {refusal(response, _beginning(response))}")
     media = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media in _MESSAGES:
-        text = response.raw.read(200, decode_content=True).decode(errors="replace")
-        raise Broken(f"{host_of(response.url)} sent a message instead: {text}")
+        raise Broken(f"{host_of(response.url)} sent a message instead: {_beginning(response)[:200]}")
     coded = response.headers.get("Content-Encoding", "identity")
     if coded != "identity" or (response.status_code == 206) != bool(start):
         raise Broken(f"{host_of(response.url)}: HTTP {response.status_code}, encoding {coded}: not what was asked for")
+
+
+def _beginning(response: requests.Response) -> str:
+    """What has arrived of a message; the rest may never come."""
+    try:
+        return response.raw.read1(2000, decode_content=True).decode(errors="replace")
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+        return ""
 
 
 class _Body:
