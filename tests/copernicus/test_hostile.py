@@ -140,9 +140,9 @@ def fetch(work: Work, *command: str, kills: int) -> list[float]:
         try:
             victim.end(timeout=chance.uniform(3, 6))
         except subprocess.TimeoutExpired:
+            moments.append(time.time())
             victim.own.kill()
             assert victim.end() == -signal.SIGKILL
-            moments.append(time.time())
             work.ended.append((victim, -signal.SIGKILL))
         else:
             assert work.end(victim) == 4, "nothing was left to be killed at"
