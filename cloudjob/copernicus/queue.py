@@ -269,8 +269,8 @@ class Queue:
         self.tally.settle(file, target.stat().st_size)
 
     def _is_whole(self, file: Wanted, target: Path) -> bool:
-        """Whether the file lies there and agrees with what is known of it, if that is anything."""
-        if (file.size is None and file.digest is None) or not target.exists() or checks.wrong(target, file):
+        """Whether the file lies there and agrees with what is known of it; no name is given to less than the whole."""
+        if not target.exists() or checks.wrong(target, file):
             return False
         self.tally.settle(file, target.stat().st_size, kept=True)
         return True

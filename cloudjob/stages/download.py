@@ -79,6 +79,7 @@ def _explained(error: CorruptFileError, queue: "Queue", product: "Remote", folde
     from cloudjob.copernicus.queue import Order
 
     manifest = folder.safe(product.name) / "manifest.safe"
+    shutil.rmtree(manifest.parent / ".served", ignore_errors=True)  # of a process that was killed
     (served,) = queue.get(Order(product, manifest.parent / ".served", iter([[Wanted(manifest.name)]])))
     changed = served.read_bytes() != manifest.read_bytes()
     shutil.rmtree(served.parent)
