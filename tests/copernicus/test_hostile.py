@@ -113,7 +113,7 @@ class Work:
 def work(tmp_path):
     made = Work(tmp_path, FAULTS)
     yield made
-    made.server.own.send_signal(signal.SIGINT)
+    made.server.own.terminate()
     made.server.end(20)
 
 
@@ -205,6 +205,10 @@ def check_journal(work: Work, kills: list[float]) -> None:
     for line in asked:
         path = path_of(line) if line["service"] == "file" else ""
         if path not in named or path.split(".")[0] in misled:
+            continue
+        if path.endswith(
+            "manifest.safe"
+        ):  # OData tells neither its size nor its digest: nobody knows whether it is right
             continue
         assert line["time"] < named[path] + 0.01, f"{path} was asked for again though it was there"
         if line.get("status") == 200 and line["bytes"] == line["size"] and line.get("fault") in (None, "slow"):
