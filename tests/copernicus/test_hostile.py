@@ -117,6 +117,7 @@ def work(tmp_path):
     made.server.end(20)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_forty_products_come_whole(work):
     begun, kills = time.time(), []
