@@ -12,6 +12,7 @@ from types import TracebackType
 
 from cloudjob.copernicus import checks, transfer
 from cloudjob.copernicus.checks import Wanted
+from cloudjob.copernicus.patience import LOOK
 from cloudjob.copernicus.sources import Remote, Source
 from cloudjob.copernicus.tally import Tally
 from cloudjob.copernicus.transfer import Limits
@@ -19,7 +20,6 @@ from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, Ite
 from cloudjob.files import symlink
 from cloudjob.leases import Lease
 
-_LOOK = 0.2  # seconds between two looks for a wish to stop
 _ENDS = 1.5  # seconds in which the threads end after a wish to stop; nobody waits longer for them
 _TURN = 10.0  # seconds for which a thread keeps a connection of the account
 _FATAL = (InterruptedJob, DiskFullError)  # what ends all
@@ -99,7 +99,7 @@ class Queue:
                     raise self._fatal
                 if self._stopped():
                     raise InterruptedJob("stopped; what was fetched is kept. Run the same command again")
-                self._changed.wait(_LOOK)
+                self._changed.wait(LOOK)
                 self._progress(self.tally.share, self.tally.line())
         if order.error:
             raise order.error

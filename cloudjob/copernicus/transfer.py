@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cloudjob.copernicus.checks import HEAD, Check, Wanted
+from cloudjob.copernicus.patience import LOOK
 from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, ItemError, LeftOutError
 from cloudjob.files import ask_guards, flush, is_disk_full, rename
 
@@ -50,7 +51,7 @@ class Limits:
         while (left := end - time.monotonic()) > 0:
             if stopped():
                 raise InterruptedJob("stopped while waiting for another try; run the same command again")
-            time.sleep(min(left, 0.2))
+            time.sleep(min(left, LOOK))
 
 
 def fetch(
@@ -169,7 +170,7 @@ def _watched(body: Body, part: "_Part", limits: Limits, stopped: Callable[[], bo
     def watch() -> None:
         begin = since = time.monotonic()
         seen = part.received
-        while not over.wait(min(0.2, limits.window / 10)):
+        while not over.wait(min(LOOK, limits.window / 10)):
             now = time.monotonic()
             if stopped():
                 ended.append("stopped")

@@ -62,16 +62,17 @@ def serve(folder, tmp_path):
 
 @pytest.fixture
 def journal(tmp_path):
-    """A function that reads the journal, once it has so many lines: one comes when its answer is through."""
+    """A function that reads the journal in the order of the requests, once it has so many lines: one comes when its
+    answer is through, perhaps after that of the next."""
 
     def read(count: int) -> list[dict]:
-        for _ in range(200):
+        for _ in range(1000):
             lines = (tmp_path / "journal.jsonl").read_text().splitlines()
             if len(lines) >= count:
                 break
             time.sleep(0.01)
         assert len(lines) == count
-        return [json.loads(line) for line in lines]
+        return sorted(map(json.loads, lines), key=lambda line: line["time"])
 
     return read
 
