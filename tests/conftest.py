@@ -4,6 +4,7 @@ import fcntl
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 patient = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("machine", hypothesis.settings.default, **patient)
 hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("machine"), max_examples=10)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 LONGEST_FIRST = (
     "test_together",
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
@@ -51,10 +53,15 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def forgetful():
-    """Nothing is known of the hosts and tokens of earlier tests, whose ports come again."""
+    """Nothing is known of the hosts and tokens of earlier tests, whose ports come again, and no handler of signals of a
+    command run in process stays: a child forked later would not hear SIGTERM."""
     for module, name in (("patience", "_known"), ("account", "_kept")):
         if loaded := sys.modules.get(f"cloudjob.copernicus.{module}"):
             getattr(loaded, name).clear()
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
