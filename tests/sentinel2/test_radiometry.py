@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import fourier_shift
-from scipy.stats import siegelslopes
-from skimage.measure import LineModelND, ransac
 
 from cloudjob.pixels import EMPTY_DN
 from cloudjob.sentinel2 import radiometry as r
@@ -130,6 +128,8 @@ def fields(shared_data):
 def test_a_third_in_a_shadow_that_no_mask_has_hardly_turns_the_line(fields):
     """Against the line of the other two thirds, and against the RANSAC of scikit-image, which is told how far off a
     pixel may be. Without the trimmed start the lines turn by 13 %."""
+    from skimage.measure import LineModelND, ransac
+
     off, ransacs = [], []
     rng = np.random.default_rng(0)
     assert len(fields) >= 30
@@ -278,9 +278,12 @@ def test_shift_is_not_measurable_where_places_disagree_or_are_too_few_or_not_cle
     assert r.shift([])["row"] is None
 
 
+@pytest.mark.slow
 @examples(30)
 @given(st.integers(0, 10**6), st.integers(3, 80))
 def test_repeated_medians_are_those_of_scipy(seed, number):
+    from scipy.stats import siegelslopes
+
     rng = np.random.default_rng(seed)
     x, y = rng.permutation(1000)[:number].astype(float), rng.normal(size=number) * 50
     expected = siegelslopes(y, x)
