@@ -104,6 +104,7 @@ def grant(server, **form) -> requests.Response:
 # --- which request meets which fault --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 99), what=st.text(max_size=8), rate=st.floats(0, 1), times=st.integers(1, 3))
 def test_all_drawn_faults_come_so_often_and_then_no_more(seed, what, rate, times):
     draws = Draws(dict.fromkeys(faults.ANYWHERE, rate), seed=seed, times=times)
@@ -147,6 +148,7 @@ def test_what_comes_always_comes_always():
 # --- any request ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "status"),
     [
@@ -416,6 +418,7 @@ def test_checksums_that_are_none(serve, journal, fault):
         assert all(key.endswith("_10m") for key in other) or fault != "checksum_wrong"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", faults.TWINS)
 def test_twins_are_odd_and_all_else_stays(serve, kind):
     plain, odd = serve(), serve(kind)

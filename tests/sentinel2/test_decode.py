@@ -213,6 +213,7 @@ def test_without_memfd_a_file_without_a_name_does(small, tmp_path, monkeypatch):
         assert not os.listdir(folder)
 
 
+@pytest.mark.slow
 def test_a_process_imports_little():
     """Besides what rasterio does: boto3, where that is installed."""
     code = "import sys, rasterio; own = {*sys.modules}; import cloudjob.sentinel2.decode as decode; "

@@ -34,6 +34,7 @@ def scene(floes, *, row=0, col=0, ice=np.s_[:], light=1.0, noise=1, core=CLEAR, 
     return Preview(product, classes, factor, np.zeros(grid, bool), rgb)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "col"), [(0, 0), (3, -2), (17, 0), (-25, 30)])
 def test_the_drift_of_a_scene_of_ice_and_that_it_is_the_same_everywhere(floes, row, col):
     found = drift.measure(scene(floes), scene(floes, row=row, col=col, light=0.7, noise=2))

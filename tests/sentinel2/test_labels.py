@@ -141,6 +141,7 @@ def test_a_class_that_does_not_exist_and_other_ground_are_refused(tmp_path, prod
         Preview.open(products[0], SETTINGS, labels=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["scl", "raster"])
 def test_a_corrected_mask_replaces_that_of_any_source(tmp_path, products, source):
     own, folder = tmp_path / "own", tmp_path / "labels"

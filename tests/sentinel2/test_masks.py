@@ -184,6 +184,7 @@ def test_real_series_of_classifications(shared_data):
         assert cloudy + found["shadow"] * valid == pytest.approx(float(row["frac_3_8_9_10"]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_real_clouds_above_snowless_ground_stay_clouds_with_b11(shared_data):
     """The same series: of its 9855 pixels of class 8 and 38941 of 9, B11 calls none snow."""
     folder = shared_data / "worldcereal_L2A"
@@ -200,6 +201,7 @@ def test_real_clouds_above_snowless_ground_stay_clouds_with_b11(shared_data):
     assert (found[np.isin(scl, (2, 4, 5, 6, 7))] == CLOUD).mean() < 0.002
 
 
+@pytest.mark.slow
 def test_cloud_probability_of_a_real_product(shared_data):
     """What the rules rest on, in a tenth of a real product: 8 and 10 may have 0 %, ground hardly ever has 20 %, and
     unclassified pixels have no more than 20 %, so that half the limit is what finds haze among them."""
@@ -226,6 +228,7 @@ def scattered(seed, shape=(120, 130)):
     return core
 
 
+@pytest.mark.slow
 @examples(30)
 @given(st.integers(0, 10**6), st.floats(35, 80), st.floats(0, 360))
 def test_shadow_without_a_cloud_towards_the_sun_is_told_by_looking_at_each(seed, elevation, azimuth):

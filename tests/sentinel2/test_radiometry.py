@@ -71,6 +71,7 @@ def test_fit_finds_the_line_although_a_third_of_the_ground_changed(changed):
     assert np.abs(matched[:, 20:].astype(int) - target[:, 20:]).mean() < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.3, 0.49, 0.51, 1.0, 1.9, 2.1, 3.9])
 def test_no_gain_that_light_can_have_is_given_up(gain):
     source = scene()
@@ -181,6 +182,7 @@ def test_flat_ground_is_no_poor_match_and_unrelated_ground_is():
     assert match.poor(0.5)[0].startswith("B04 R2 -")
 
 
+@pytest.mark.slow
 def test_grid_takes_out_light_that_varies_over_the_scene_also_below_a_cloud():
     source, size = scene(size=256), 256
     haze = 150 * np.sin(np.linspace(0, 3, size))[:, None] + np.linspace(0, 200, size)  # DN
@@ -245,6 +247,7 @@ def displaced(chip, row, col):
     return np.clip(0.9 * moved + 100 + noise, 1, 65535).astype(np.uint16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "col"), [(0, 0), (0.3, -0.45), (-1.2, 2.6), (7.5, -4.25)])
 def test_shift_finds_how_far_real_ground_was_moved(shared_data, row, col):
     chips = real_chips(shared_data, "*fall*", 5)
@@ -255,6 +258,7 @@ def test_shift_finds_how_far_real_ground_was_moved(shared_data, row, col):
     assert (found["row"], found["col"]) == pytest.approx((row, col), abs=0.06)
 
 
+@pytest.mark.slow
 def test_shift_of_unrelated_ground_is_not_measurable(shared_data):
     chips = real_chips(shared_data, "*.tif", 21)
     found = r.shift([(a, b, CLEAR) for a, b in zip(chips[:10], chips[11:], strict=False)])

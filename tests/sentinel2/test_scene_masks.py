@@ -75,6 +75,7 @@ def flagged(series, day, other):
     return suspect(series[day], series[other], TUNED)[both].mean()
 
 
+@pytest.mark.slow
 def test_thick_cloud_that_is_classified_as_snow_is_found(series):
     others = clean(series, SNOW_OR_CLOUD)
     assert len(others) >= 5
@@ -127,6 +128,7 @@ def since(day):
     return date.fromisoformat(day).toordinal()
 
 
+@pytest.mark.slow
 def test_real_dates_below_clouds_are_dark_and_crops_that_ripen_are_not(series):
     shares = {}
     for day, here in series.items():
@@ -142,6 +144,7 @@ def test_real_dates_below_clouds_are_dark_and_crops_that_ripen_are_not(series):
     assert not dark(series[BLACK], voters(series, BLACK), Settings(darker=0)).any()
 
 
+@pytest.mark.slow
 def test_only_the_black_date_has_less_than_half_of_the_light_of_its_neighbours(series):
     lights = {day: light(here, voters(series, day)) for day, here in series.items()}
     assert {day for day, value in lights.items() if value is not None and value < 0.5} == {BLACK}
