@@ -174,6 +174,7 @@ def test_refusals_of_a_file(serve, journal, fault, status):
     assert second["path"] == url.removeprefix(server.url)
 
 
+@pytest.mark.slow
 def test_a_reset_connection_and_a_late_answer(serve):
     url, path = band(serve("reset"))
     with pytest.raises(requests.ConnectionError, match=r"reset|without response"):

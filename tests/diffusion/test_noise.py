@@ -8,7 +8,7 @@ from cloudjob.diffusion import noise
 
 
 def probability(values, cdf) -> float:
-    """The p-value of the test of Kolmogorov and Smirnov, as scipy.stats.kstest gives it, which takes a second to import."""
+    """The p-value of scipy.stats.kstest, which takes a second to import."""
     expected, steps = cdf(np.sort(values)), np.arange(len(values) + 1) / len(values)
     distance = max((steps[1:] - expected).max(), (expected - steps[:-1]).max())
     return special.kolmogorov(np.sqrt(len(values)) * distance)

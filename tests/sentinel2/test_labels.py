@@ -54,6 +54,7 @@ def paint(folder, product, values, rows=slice(None), cols=slice(None)):
         image.write(pixels, 1)
 
 
+@pytest.mark.slow
 def test_what_is_exported_counts_as_corrected_only_once_somebody_changes_it(tmp_path, products):
     product, name = products[1], products[1].name.name
     core = Preview.open(product, SETTINGS).core

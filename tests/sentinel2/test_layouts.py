@@ -277,6 +277,7 @@ def test_what_cannot_be_read_is_refused_by_its_layout(tmp_path, file, words, pac
     assert not isinstance(error.value, CorruptFileError)  # which would be set aside
 
 
+@pytest.mark.slow
 def test_products_are_found_at_any_depth(made, tmp_path):
     source = made("05.11", "S2C")
     number = count()

@@ -169,6 +169,7 @@ def test_fit_with_hardly_a_pixel_only_shifts_and_with_none_does_nothing():
     np.testing.assert_array_equal(match.apply(source, height=60), source)
 
 
+@pytest.mark.slow
 def test_flat_ground_is_no_poor_match_and_unrelated_ground_is():
     rng = np.random.default_rng(2)
     flat = rng.normal(2000, 40, (2, 4, 60, 60)).astype(np.uint16)
@@ -267,6 +268,7 @@ def test_shift_of_unrelated_ground_is_not_measurable(shared_data):
     assert "clear and alike" in found["why"]
 
 
+@pytest.mark.slow
 def test_shift_is_not_measurable_where_places_disagree_or_are_too_few_or_not_clear(shared_data):
     chips = real_chips(shared_data, "*fall*", 5)
     ice = [(chip, displaced(chip, move, 0), CLEAR) for chip, move in zip(chips, (-4, -2, 0, 2, 4), strict=True)]
