@@ -164,8 +164,8 @@ def test_another_ground_is_darker_in_target_and_reference_alike(batch):
     """Each band by a factor of its own, and the clouds above it are as bright as ever."""
     many = some(batch, [place % (COUNT - 1) for place in range(40)])
     many = dataclasses.replace(many, references=many.target[:, None] + 0.1)
-    laid = lay(many, other_ground=0.4, samples=list(range(40)))
-    plain = lay(many, samples=list(range(40)))
+    laid = lay(many, other_ground=0.4, samples=list(range(60, 100)))
+    plain = lay(many, samples=list(range(60, 100)))
     ratio = (laid.target / many.target).flatten(2).nanmedian(2).values
     np.testing.assert_allclose(laid.references[:, 0] / many.references[:, 0], laid.target / many.target, rtol=1e-4)
     darker = (ratio < 0.999).any(1)
