@@ -7,13 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudjob.archive import faults
+from cloudjob.archive import accounts, faults
+from cloudjob.archive import server as archive_server
 from cloudjob.archive.faults import Draws, Rules
 from cloudjob.archive.hostile import HostileServer
 from cloudjob.archive.make import make_synthetic
@@ -338,18 +340,22 @@ def test_past_its_quota_an_account_has_one_connection(serve):
         assert get(url).status_code == 429
 
 
-def test_tokens_live_as_long_as_the_file_says(serve):
-    server = serve(token_s=0.1, refresh_s=0.2)
+def test_tokens_live_as_long_as_the_file_says(serve, monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, time=time.time)
+    for module in (accounts, archive_server):
+        monkeypatch.setattr(module, "time", clock)
+    server = serve(token_s=100, refresh_s=200)
     url, _ = band(server)
     answer = grant(server).json()
-    assert (answer["expires_in"], answer["refresh_expires_in"]) == (0.1, 0.2)
+    assert (answer["expires_in"], answer["refresh_expires_in"]) == (100, 200)
     headers = {"Authorization": f"Bearer {answer['access_token']}"}
+    clock.now = 99
     assert requests.get(url, headers=headers, timeout=5).ok
-    time.sleep(0.1)
+    clock.now = 101
     assert requests.get(url, headers=headers, timeout=5).json()["code"] == "DAT-ZIP-109"
     form = {"grant_type": "refresh_token", "refresh_token": answer["refresh_token"]}
     assert grant(server, **form).ok
-    time.sleep(0.1)
+    clock.now = 201
     assert grant(server, **form).status_code == 401
 
 
