@@ -13,12 +13,17 @@ import hypothesis
 import pytest
 from front_door import CLOUDJOB, CONFIG
 
+gc.disable()  # until all is collected: what is imported stays
 os.environ["OMP_NUM_THREADS"] = "1"
+# For this process and those it starts: what is installed for the tests alone, and costs each of them.
+ABSENT = str(Path(__file__).with_name("absent"))
+sys.path.insert(0, ABSENT)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ABSENT, os.environ.get("PYTHONPATH"))))
 # A busy machine is no fault.
 patient = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("machine", hypothesis.settings.default, **patient)
 hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("machine"), max_examples=10)
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
 LONGEST_FIRST = (
     "test_together",
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
@@ -46,6 +51,7 @@ def pytest_collection_finish():
     """No garbage is looked for in what was imported, and pytest does not visit torch's 50 loggers at each step."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch") and isinstance(logger, logging.Logger):
             logger.propagate = True
@@ -53,14 +59,11 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def forgetful():
-    """Nothing is known of the hosts and tokens of earlier tests, whose ports come again, and no handler of signals of a
-    command run in process stays: a child forked later would not hear SIGTERM."""
+    """Nothing is known of the hosts and tokens of earlier tests, whose ports come again; signals mean what they did."""
     for module, name in (("patience", "_known"), ("account", "_kept")):
         if loaded := sys.modules.get(f"cloudjob.copernicus.{module}"):
             getattr(loaded, name).clear()
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    yield
-    for number, handler in before.items():
+    for number, handler in SIGNALS.items():
         signal.signal(number, handler)
 
 

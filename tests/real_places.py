@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-import xarray
 import yaml
 from affine import Affine
 from rasterio.warp import transform as warp_points
@@ -46,6 +45,8 @@ def lazio(data: Path) -> dict:
 
 def flanders(data: Path) -> dict:
     """31UDS, 64 x 64: a village and its fields, 2017 and 2018."""
+    import xarray
+
     (path,) = (data / "worldcereal_L2A").glob("S2_L2A_10m_00002806639B424A*.nc")
     with xarray.open_dataset(path, mask_and_scale=False) as source:
         pixels = np.stack([source[band].values for band in BANDS], 1)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-import xarray
 from affine import Affine
 
 from cloudjob.pixels import BANDS
@@ -29,6 +28,8 @@ def main(data: Path, out: Path) -> Path:
 
 def write(data: Path, folder: Path, tile: str, names: tuple[str, ...], metres: int) -> None:
     """The dates of a place in these bands; of two images of a day the first."""
+    import xarray
+
     folder.mkdir(parents=True, exist_ok=True)
     with xarray.open_dataset(_file(data, tile, metres), mask_and_scale=False) as source:
         bands = np.stack([source[name].values for name in names], 1)

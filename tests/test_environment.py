@@ -23,6 +23,7 @@ print(CRS.from_epsg(32605).to_epsg(), raster_driver_extensions()["jp2"])
 """
 
 
+@pytest.mark.slow
 def test_what_a_module_sets_for_libraries_of_its_own_is_left_aside():
     command = [sys.executable, "-c", PROGRAM, *FOREIGN]
     done = subprocess.run(command, env=os.environ | FOREIGN, capture_output=True, text=True, check=True, timeout=60)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import real_l1c
-import xarray
 import yaml
 from affine import Affine
 from front_door import good
@@ -23,6 +22,8 @@ HAZY = ("20180625", "20180713")  # its classification calls them clear
 
 def dates_of_one_place(shared_data: Path, archive: Path) -> None:
     """T31UDS: products from the recorded pixels, classification, B11 and sun."""
+    import xarray
+
     folder = shared_data / "worldcereal_L2A"
     with (
         xarray.open_dataset(next(folder.glob("S2_L2A_10m_00002806639B424A*.nc")), mask_and_scale=False) as fine,

@@ -47,6 +47,7 @@ def edit(path, *changes):
     path.write_text(text)
 
 
+@pytest.mark.slow
 def test_what_is_no_whole_product_is_named_and_the_others_are_listed(wild):
     folder, names = wild
     path = {name: folder / f"{name}.SAFE" for name in names}

@@ -7,13 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudjob.archive import faults
+from cloudjob.archive import accounts, faults
+from cloudjob.archive import server as archive_server
 from cloudjob.archive.faults import Draws, Rules
 from cloudjob.archive.hostile import HostileServer
 from cloudjob.archive.make import make_synthetic
@@ -104,6 +106,7 @@ def grant(server, **form) -> requests.Response:
 # --- which request meets which fault --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 99), what=st.text(max_size=8), rate=st.floats(0, 1), times=st.integers(1, 3))
 def test_all_drawn_faults_come_so_often_and_then_no_more(seed, what, rate, times):
     draws = Draws(dict.fromkeys(faults.ANYWHERE, rate), seed=seed, times=times)
@@ -147,6 +150,7 @@ def test_what_comes_always_comes_always():
 # --- any request ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "status"),
     [
@@ -172,6 +176,7 @@ def test_refusals_of_a_file(serve, journal, fault, status):
     assert second["path"] == url.removeprefix(server.url)
 
 
+@pytest.mark.slow
 def test_a_reset_connection_and_a_late_answer(serve):
     url, path = band(serve("reset"))
     with pytest.raises(requests.ConnectionError, match=r"reset|without response"):
@@ -335,18 +340,22 @@ def test_past_its_quota_an_account_has_one_connection(serve):
         assert get(url).status_code == 429
 
 
-def test_tokens_live_as_long_as_the_file_says(serve):
-    server = serve(token_s=0.1, refresh_s=0.2)
+def test_tokens_live_as_long_as_the_file_says(serve, monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, time=time.time)
+    for module in (accounts, archive_server):
+        monkeypatch.setattr(module, "time", clock)
+    server = serve(token_s=100, refresh_s=200)
     url, _ = band(server)
     answer = grant(server).json()
-    assert (answer["expires_in"], answer["refresh_expires_in"]) == (0.1, 0.2)
+    assert (answer["expires_in"], answer["refresh_expires_in"]) == (100, 200)
     headers = {"Authorization": f"Bearer {answer['access_token']}"}
+    clock.now = 99
     assert requests.get(url, headers=headers, timeout=5).ok
-    time.sleep(0.1)
+    clock.now = 101
     assert requests.get(url, headers=headers, timeout=5).json()["code"] == "DAT-ZIP-109"
     form = {"grant_type": "refresh_token", "refresh_token": answer["refresh_token"]}
     assert grant(server, **form).ok
-    time.sleep(0.1)
+    clock.now = 201
     assert grant(server, **form).status_code == 401
 
 
@@ -416,6 +425,7 @@ def test_checksums_that_are_none(serve, journal, fault):
         assert all(key.endswith("_10m") for key in other) or fault != "checksum_wrong"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", faults.TWINS)
 def test_twins_are_odd_and_all_else_stays(serve, kind):
     plain, odd = serve(), serve(kind)

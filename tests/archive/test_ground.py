@@ -25,6 +25,7 @@ def speed_of(place: Noise) -> float:
     return place.size * 0.01 / (end - begin)
 
 
+@pytest.mark.slow
 def test_ice_drifts_2_to_20_km_a_day():
     speeds = [speed_of(Noise(f"7/{tile}", 128)) for tile in range(40)]
     assert 1.9 < min(speeds) < 5

@@ -41,6 +41,7 @@ def test_every_tile_and_date_has_a_product_of_its_zone(archive):
     assert {date.fromisoformat(n[11:19]) for n in names} == {*ASKED["clear"], *ASKED["cloudy"]}
 
 
+@pytest.mark.slow
 def test_cloud_is_asked_for_and_both_conventions_occur(archive):
     folder, names = archive
     products = [Product.open(folder / f"{name}.SAFE") for name in names]
@@ -52,6 +53,7 @@ def test_cloud_is_asked_for_and_both_conventions_occur(archive):
     assert all((p.offsets["B04"] == 0) == (p.baseline == "02.14") for p in products)
 
 
+@pytest.mark.slow
 def test_truth_is_the_ground_of_the_product(archive):
     folder, names = archive
     files = [f"{name}{end}.tif" for name in names for end in ("", "_seen")]
@@ -139,6 +141,7 @@ def test_tiles_of_other_weather_have_dates_of_their_own_and_the_ground_as_sensed
             assert 10 < (noisy.read().astype(float) - truth.read()).std() < 80  # 0.001 to 0.008 of reflectance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["usual", "other"])
 def test_a_tile_keeps_its_weather(tmp_path, first):
     tile = {"tiles": ["05WMT"], "clear": [date(2024, 3, 1)], "cloudy": [date(2024, 3, 11)]}
@@ -194,6 +197,7 @@ def place(tmp_path):
     }, pixels
 
 
+@pytest.mark.slow
 def test_clouds_over_a_real_place_leave_its_pixels_as_the_truth(tmp_path, place):
     place, pixels = place
     names = make_from_places(tmp_path / "archive", places=[place])
@@ -236,6 +240,7 @@ def test_a_place_is_made_once_and_another_seed_has_other_clouds(tmp_path, place)
     assert not np.array_equal(*skies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

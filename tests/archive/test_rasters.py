@@ -92,6 +92,7 @@ def in_20m(flags):
     return flags.reshape(64, 2, 64, 2).any((1, 3))
 
 
+@pytest.mark.slow
 def test_a_real_mask_of_0_and_255_is_cloud_wherever_it_is_not_0(tmp_path, place):
     path = place[1] / "cloud_0_255.tif"
     with rasterio.open(path) as image:
@@ -166,6 +167,7 @@ def test_pairs_of_one_tile_and_day_do_not_collide(tmp_path, bands):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "archive").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_real_pair_with_offset_and_odd_width(tmp_path, shared_data):
     folder = shared_data / "turb_L2A_218px"
     clear, cloudy = (folder / f"{day}_B04B03B02B08.tif" for day in ("20231217", "20240101"))

@@ -155,6 +155,7 @@ def test_coarse_pixels_leave_no_data_out_and_classes_by_majority():
     assert safe._majority_60m(mask).tolist() == [[1], [0]]
 
 
+@pytest.mark.slow
 def test_same_arguments_give_the_same_bytes_and_nothing_else_is_left(tmp_path):
     given = arguments(NEW)
     trees = []
@@ -165,6 +166,7 @@ def test_same_arguments_give_the_same_bytes_and_nothing_else_is_left(tmp_path):
     assert trees[0] == trees[1]
 
 
+@pytest.mark.slow
 def test_without_b11_the_rest_is_the_same(tmp_path):
     given = arguments(NEW)
     trees = []

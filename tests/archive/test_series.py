@@ -109,6 +109,7 @@ def write(folder, days, metres: int = 10) -> None:
                 file.write(pixels)
 
 
+@pytest.mark.slow
 def test_an_archive_of_a_series_holds_each_clear_date_and_each_of_its_clouds(tmp_path):
     days = [day(1), day(5), day(7, scl=(SCL_HIGH, 8)), day(8, scl=(SCL_CIRRUS, 12)), day(9, scl=SCL_HIGH)]
     write(tmp_path, days)

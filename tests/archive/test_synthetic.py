@@ -29,6 +29,7 @@ def test_cloud_fraction_is_reached(cloud, size):
     assert np.isin(scl, (8, 9, 10)).mean() == pytest.approx(cloud, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cloud", [0.1, 0.3, 0.6])
 @pytest.mark.parametrize("shape", [(64, 64), (384, 768), (300, 151)])
 def test_cloud_fraction_is_reached_over_real_ground_of_any_shape(cloud, shape):
@@ -75,6 +76,7 @@ def test_what_lies_above_agrees_with_the_scene_classification(size):
     assert (seen.above[:, ~np.isin(scl, COVERED)] == 0).mean() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("days", [0, 7])
 def test_where_nothing_lies_above_the_ground_is_seen_within_sensor_noise(days):
     seen = shot(days=days, cloud=0.4)
@@ -103,6 +105,7 @@ def test_opacity_and_shadow_are_what_they_take_of_the_light():
     assert ((shadow > 0.5) & (opacity == 0)).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_same_arguments_give_the_same_pixels_and_others_do_not():
     first, again, other = shot(cloud=0.3), shot(cloud=0.3), shot(cloud=0.3, seed=4)
     assert np.array_equal(first.bands, again.bands)
@@ -114,6 +117,7 @@ def test_ground_does_not_depend_on_the_clouds():
     assert np.array_equal(shot(cloud=0.6).truth, shot(cloud=0).truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", ["05WPS", "06WVC", "04WEE", "07WDT"])
 def test_another_date_is_close_but_not_the_same(tile):
     here, later = (reflectance(shot(tile=tile, days=days).truth) for days in (0, 15))
@@ -188,6 +192,7 @@ def test_the_usual_weather_is_what_it_always_was(tile):
 
 
 # --- other weather -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("days", [-18, 30])
 def test_noise_under_other_weather_is_as_theory_says(days):
     """The mean of the squared noise, over its variance by theory, is 1; the sun is 11 and 28 degrees high."""
@@ -202,6 +207,7 @@ def test_noise_under_other_weather_is_as_theory_says(days):
     assert np.abs(reflectance(seen.bands) - sensed)[:, clear].max() < 0.02
 
 
+@pytest.mark.slow
 def test_noise_under_other_weather_grows_as_the_sun_sinks():
     def noise(days):
         seen = shot(days=days, other_weather=True)
@@ -210,6 +216,7 @@ def test_noise_under_other_weather_grows_as_the_sun_sinks():
     assert noise(-18) > 1.3 * noise(30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cloud", [0.1, 0.35])
 def test_other_weather_lies_above_ground_of_the_same_tile(cloud):
     usual, other = shot(cloud=cloud), shot(cloud=cloud, other_weather=True)

@@ -58,6 +58,7 @@ def test_tops_have_another_colour(skies):
                 assert np.allclose(bright(found, 3) / red, near, atol=0.04)
 
 
+@pytest.mark.slow
 def test_tops_are_grey_or_bright_and_seldom_between(skies):
     before, now = (np.concatenate([bright(found, 0) for found in each]) for each in skies)
     assert np.mean(before > 0.8) > 0.9

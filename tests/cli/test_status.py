@@ -195,6 +195,7 @@ def test_plan_before_anything_says_what_comes_first_and_touches_nothing(tmp_path
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_answers_need_no_heavy_library(tmp_path):
     """Of the stages too: plan and status import them all."""
     code = (

@@ -140,6 +140,7 @@ def everywhere(tmp_path_factory):
         yield Endpoints(stac=f"{running.url}/v1", catalogue=f"{running.url}/odata/v1", download="", token="")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [search_stac, search_odata])
 def test_the_area_finds_what_it_touches_everywhere_on_earth(everywhere, session, search):
     query = {"start": datetime(2027, 6, 1, tzinfo=UTC), "end": datetime(2027, 6, 2, tzinfo=UTC), "cloud": (0, 100)}

@@ -56,6 +56,7 @@ def test_a_ring_round_a_pole_and_one_that_crosses_itself_are_mistakes():
         rings([[(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)]], "search.area")
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     st.lists(st.tuples(st.floats(-179, 178), st.floats(-80, 80), st.floats(0.001, 2)), min_size=1, max_size=40),

@@ -1,7 +1,9 @@
 """Files of the S3 storage, from a real S3 server of this machine (moto)."""
 
 import hashlib
+import importlib.util
 import os
+import subprocess
 import sys
 
 import pytest
@@ -12,27 +14,38 @@ from cloudjob.copernicus.sources.s3 import S3
 from cloudjob.copernicus.transfer import Broken, Limits, fetch
 from cloudjob.errors import ConfigError, ItemError, LeftOutError
 
-boto3 = pytest.importorskip("boto3")
-moto = pytest.importorskip("moto.server")
+pytest.importorskip("botocore")
 
 NAME = "S2A_MSIL2A_20240303T222035_N0510_R122_T05WPS_20240304T012735"
 PLACE = f"Sentinel-2/MSI/L2A/2024/03/03/{NAME}.SAFE"
 PRODUCT = Remote(NAME, s3=f"eodata/{PLACE}")
 DATA = os.urandom(3_000_000)
+SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module")
 def storage():
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=url, **keys)
-    client.create_bucket(Bucket="eodata")
-    client.put_object(Bucket="eodata", Key=f"{PLACE}/GRANULE/f", Body=DATA)
-    yield url
-    server.stop()
+    """In a process of its own, which finds the boto3 that moto needs: see tests/absent."""
+    from botocore.session import Session
+
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("moto is missing")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes) as server:
+        url = server.stdout.readline().strip()
+        keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+        client = Session().create_client("s3", endpoint_url=url, **keys)
+        client.create_bucket(Bucket="eodata")
+        client.put_object(Bucket="eodata", Key=f"{PLACE}/GRANULE/f", Body=DATA)
+        yield url
 
 
 @pytest.fixture
@@ -85,7 +98,7 @@ def test_keys_and_the_extra_are_asked_for(monkeypatch):
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(ConfigError, match="no keys of the S3 storage: set CDSE_S3_ACCESS_KEY and CDSE_S3_SECRET_KEY"):
         S3("http://host").open(PRODUCT, "f", 0)
-    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
     with pytest.raises(ConfigError, match=r"pip install 'cloudjob\[s3\]'"):
         S3("http://host").open(PRODUCT, "f", 0)
 

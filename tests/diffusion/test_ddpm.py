@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import batches
+import near
 import pytest
 import torch
 from hypothesis import given
@@ -82,9 +83,9 @@ def test_what_is_told_and_compared_in_closed_form(prediction):
     noise = normals(2, [3, 8], "noise", like=CLEAN)
     a = process.alpha_bar()[t].sqrt().float()[:, None, None, None]
     b = (1 - a**2).sqrt()
-    torch.testing.assert_close(x, a * CLEAN + b * noise)
+    near.assert_close(x, a * CLEAN + b * noise)
     target, scale = {"noise": (noise, b / a), "x0": (CLEAN, 1.0), "v": (a * noise - b * CLEAN, b)}[prediction]
-    torch.testing.assert_close(terms.target, target)
+    near.assert_close(terms.target, target)
     assert torch.as_tensor(terms.scale).flatten().tolist() == pytest.approx(torch.as_tensor(scale).flatten().tolist())
     assert torch.equal(terms.prediction, (0.1 * x).bfloat16().float())
     if prediction != "x0":
@@ -286,7 +287,7 @@ def test_on_the_first_guess_a_ddpm_learns_what_is_left_of_it():
         assert torch.equal(found.prediction, expected.prediction)
         assert torch.equal(found.target, expected.target)
         assert torch.equal(torch.as_tensor(found.weight), torch.as_tensor(expected.weight))
-        torch.testing.assert_close(found.scale, expected.scale * spread)
+        near.assert_close(found.scale, expected.scale * spread)
         assert torch.equal(told[0], conditions.channels(spread))
 
 

@@ -2,9 +2,17 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special
 
 from cloudjob.diffusion import noise
+
+
+def probability(values, cdf) -> float:
+    """The p-value of scipy.stats.kstest, which takes a second to import."""
+    expected, steps = cdf(np.sort(values)), np.arange(len(values) + 1) / len(values)
+    distance = max((steps[1:] - expected).max(), (expected - steps[:-1]).max())
+    return special.kolmogorov(np.sqrt(len(values)) * distance)
+
 
 BIG = noise.field(7, rows=range(300, 428), cols=range(10_000, 10_128), bands=4)
 
@@ -23,8 +31,8 @@ def test_a_window_equals_the_cut_of_a_bigger_field(row, col, height, width):
 
 def test_the_field_is_standard_normal():
     values = noise.field(1, rows=range(512), cols=range(512), bands=1).numpy().ravel()
-    assert stats.kstest(values, "norm").pvalue > 0.01
-    assert abs(stats.kurtosis(values)) < 0.03
+    assert probability(values, special.ndtr) > 0.01
+    assert abs(((values - values.mean()) ** 4).mean() / values.var() ** 2 - 3) < 0.03
     assert np.abs(values).max() > 4.3
 
 
@@ -96,7 +104,7 @@ def test_draws_belong_to_the_sample():
 
 def test_uniforms_fill_the_interval():
     draws = noise.uniforms(0, list(range(20_000)), "sigma").numpy()
-    assert stats.kstest(draws, "uniform").pvalue > 0.01
+    assert probability(draws, np.array) > 0.01
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.04
     other = noise.uniforms(0, list(range(20_000)), "share").numpy()
     assert abs(np.corrcoef(draws, other)[0, 1]) < 0.04

@@ -41,6 +41,7 @@ def test_a_step_of_the_check_runs_here(tmp_path):
     assert "smoke: machine ok, arithmetic ok" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_exist_is_a_mistake(tmp_path):
     done = rehearse(tmp_path, "smoke", "--only", "arithmetics")
     assert done.returncode == 2
@@ -127,6 +128,7 @@ def test_a_step_without_time_is_not_begun(runner, tmp_path):
     assert not (tmp_path / "begun").exists()
 
 
+@pytest.mark.slow
 def test_one_measurement_that_fails_leaves_the_others(tmp_path):
     found = Findings(tmp_path / "result.json", 60)
 

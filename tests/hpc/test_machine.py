@@ -45,11 +45,13 @@ def said(folder: Path, **env: str) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_users_repository_is_not_ours(repository, tmp_path_factory):
     assert said(repository / ".venv/lib/site-packages") == "None"
     assert said(tmp_path_factory.mktemp("nowhere")) == "None"
 
 
+@pytest.mark.slow
 def test_our_own_says_whether_it_is_changed(repository):
     assert said(repository) == "None"
     git(repository, "add", "cloudjob")

@@ -119,6 +119,7 @@ def test_a_rank_that_fails_says_why_and_rank_0_passes_it_on(three):
     assert said == [f"cloudjob: rank 2 of 3 on {socket.gethostname()}: shard 7 is missing"]
 
 
+@pytest.mark.slow
 def test_a_failed_collective_call_learns_its_cause_and_leaves_by_itself(three):
     for rank in (0, 1):
         three.tell(rank, "settle")

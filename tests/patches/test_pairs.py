@@ -1,5 +1,6 @@
 """Roles of a pair are never confused on the way to triplets, and its rules hold up to their limits."""
 
+import functools
 from dataclasses import asdict, replace
 from datetime import date
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from cloudjob.errors import CorruptFileError, ItemError, RejectedError
 from cloudjob.patches import pairs
 from cloudjob.patches.windows import NOTEBOOK_2025, Windows
 from cloudjob.pixels import CLEAR, CLOUD, EMPTY_DN, NO_DATA, UNKNOWN
-from cloudjob.sentinel2 import masks, radiometry, scene
+from cloudjob.sentinel2 import decode, masks, radiometry, scene
 from cloudjob.sentinel2.product import Product, read_scl
 from cloudjob.sentinel2.radiometry import Match
 from cloudjob.sentinel2.scene import ReducedScene
@@ -258,6 +259,23 @@ def test_a_shift_above_the_limit_is_rejected_with_all_measures(row, col):
 def few_pixels_to_begin_with(monkeypatch):
     """A normalisation takes a tenth of its time."""
     monkeypatch.setattr(radiometry, "_START_PIXELS", 200)
+
+
+def kept(function):
+    """`function`, which gives copies of what it has given for the same arguments."""
+    remembered = functools.cache(function)
+    return lambda *arguments: remembered(*arguments).copy()
+
+
+READS = {decode.Band: ("read", "reduced"), decode: ("read_image",)}
+KEPT = [(owner, name, kept(getattr(owner, name))) for owner, names in READS.items() for name in names]
+
+
+@pytest.fixture(autouse=True)
+def each_file_is_decoded_once(monkeypatch):
+    """No test changes a product."""
+    for owner, name, function in KEPT:
+        monkeypatch.setattr(owner, name, function)
 
 
 @pytest.fixture(scope="module")

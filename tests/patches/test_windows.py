@@ -41,7 +41,7 @@ def places(found: Windows) -> list[tuple[int, int]]:
 @examples(150)
 @given(
     SEEDS,
-    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.tuples(st.integers(1, 48), st.integers(1, 48)),
     st.sampled_from([1, 2, 6]),
     st.sampled_from([8, 12, 15, 24]),
     st.integers(1, 30),

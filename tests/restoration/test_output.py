@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 import rasterio
-import xarray
 from affine import Affine
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -152,7 +151,19 @@ def test_read_h5_gives_image_and_flags(h5, scene, tmp_path):
         assert caught.value.path == tmp_path / name
 
 
+def test_coordinates_are_the_centres_of_pixels(h5):
+    with h5py.File(h5) as file:
+        axes = {name: [axis[0].name for axis in file[name].dims] for name in ("reflectance", "reconstructed")}
+        assert axes == {"reflectance": ["/band", "/y", "/x"], "reconstructed": ["/y", "/x"]}
+        np.testing.assert_array_equal(file["x"], WEST + 5 + 10 * np.arange(WIDTH))
+        np.testing.assert_array_equal(file["y"], NORTH - 5 - 10 * np.arange(HEIGHT))
+        assert file["band"].asstr()[:].tolist() == ["B04", "B03", "B02", "B08"]
+
+
+@pytest.mark.slow
 def test_xarray_reads_reflectance_with_coordinates_at_the_centres_of_pixels(h5, scene):
+    import xarray
+
     with xarray.open_dataset(h5, engine="h5netcdf") as data:
         assert dict(data.sizes) == {"band": 4, "y": HEIGHT, "x": WIDTH}
         assert data.reflectance.dims == ("band", "y", "x")

@@ -90,6 +90,7 @@ def _write(root, number):
             pass
 
 
+@pytest.mark.slow
 def test_tasks_of_an_array_do_not_mix_their_lines(tmp_path):
     context = multiprocessing.get_context("fork")
     tasks = [context.Process(target=_write, args=(tmp_path, number)) for number in range(4)]

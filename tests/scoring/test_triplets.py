@@ -72,6 +72,14 @@ def score(restorer: Known, *which: int, reference: bool = True, **options) -> tr
     return triplets.score_pair(restorer, given, **OPTIONS | some | options)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_octaves():
+    """They take a third of the time, and are the same for all that is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "octave_amplitudes", lambda image, pixels: [0.1] * 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def scored():
     """(the scores of three triplets, the restorer that was asked)"""

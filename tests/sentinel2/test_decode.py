@@ -213,8 +213,9 @@ def test_without_memfd_a_file_without_a_name_does(small, tmp_path, monkeypatch):
         assert not os.listdir(folder)
 
 
+@pytest.mark.slow
 def test_a_process_imports_little():
-    """Besides what rasterio does: boto3, where that is installed."""
+    """Besides what rasterio does."""
     code = "import sys, rasterio; own = {*sys.modules}; import cloudjob.sentinel2.decode as decode; "
     code += "print(decode.__name__, *{name.split('.')[0] for name in {*sys.modules} - own})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -34,6 +34,7 @@ def scene(floes, *, row=0, col=0, ice=np.s_[:], light=1.0, noise=1, core=CLEAR, 
     return Preview(product, classes, factor, np.zeros(grid, bool), rgb)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "col"), [(0, 0), (3, -2), (17, 0), (-25, 30)])
 def test_the_drift_of_a_scene_of_ice_and_that_it_is_the_same_everywhere(floes, row, col):
     found = drift.measure(scene(floes), scene(floes, row=row, col=col, light=0.7, noise=2))
@@ -44,6 +45,7 @@ def test_the_drift_of_a_scene_of_ice_and_that_it_is_the_same_everywhere(floes, r
     assert spread < 10
 
 
+@pytest.mark.slow
 def test_ice_beside_land_is_told_by_the_spread(floes):
     land = drift.measure(scene(floes), scene(floes, light=1.3, noise=2))
     beside = drift.measure(scene(floes), scene(floes, row=20, col=5, ice=np.s_[400:], noise=2))
@@ -51,6 +53,7 @@ def test_ice_beside_land_is_told_by_the_spread(floes):
     assert beside["drift"] == pytest.approx([60 * np.hypot(20, 5)] * 2, abs=10)
 
 
+@pytest.mark.slow
 def test_ice_that_has_gone_too_far_and_unrelated_ground_are_not_alike(floes):
     far = drift.measure(scene(floes), scene(floes, row=90, col=80))
     other = drift.measure(scene(floes), scene(floes[::-1, ::-1]))

@@ -54,6 +54,7 @@ def paint(folder, product, values, rows=slice(None), cols=slice(None)):
         image.write(pixels, 1)
 
 
+@pytest.mark.slow
 def test_what_is_exported_counts_as_corrected_only_once_somebody_changes_it(tmp_path, products):
     product, name = products[1], products[1].name.name
     core = Preview.open(product, SETTINGS).core
@@ -141,6 +142,7 @@ def test_a_class_that_does_not_exist_and_other_ground_are_refused(tmp_path, prod
         Preview.open(products[0], SETTINGS, labels=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["scl", "raster"])
 def test_a_corrected_mask_replaces_that_of_any_source(tmp_path, products, source):
     own, folder = tmp_path / "own", tmp_path / "labels"

@@ -115,7 +115,13 @@ READ = [
 ]
 
 
-@pytest.mark.parametrize(("baseline", "satellite", "layout", "source", "lacks"), READ)
+FIRST = {case[2]: case for case in reversed(READ)}.values()  # one of each layout is quick
+
+
+@pytest.mark.parametrize(
+    ("baseline", "satellite", "layout", "source", "lacks"),
+    [case if case in FIRST else pytest.param(*case, marks=pytest.mark.slow) for case in READ],
+)
 def test_every_layout_gives_the_same_pixels(made, ground, tmp_path, baseline, satellite, layout, source, lacks):
     product = Product.open(source(made(baseline, satellite), tmp_path))
     assert (product.name.name, product.baseline) == (name_of(baseline, satellite), baseline)
@@ -271,6 +277,7 @@ def test_what_cannot_be_read_is_refused_by_its_layout(tmp_path, file, words, pac
     assert not isinstance(error.value, CorruptFileError)  # which would be set aside
 
 
+@pytest.mark.slow
 def test_products_are_found_at_any_depth(made, tmp_path):
     source = made("05.11", "S2C")
     number = count()

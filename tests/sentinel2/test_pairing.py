@@ -300,6 +300,7 @@ def brute_force(found, first, day, used, rules):
     return chosen
 
 
+@pytest.mark.slow
 @examples(200)
 @given(st.lists(SCENES, max_size=9, unique_by=lambda each: each.product.name.name), st.integers(2, 3), st.booleans())
 def test_further_references_are_the_nearest_but_the_second_lies_beyond_the_truth(clear, references, apart):

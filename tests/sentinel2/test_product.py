@@ -69,10 +69,10 @@ def write_image(path: Path, array: np.ndarray) -> None:
         image.write(array)
 
 
-@pytest.fixture
-def small(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     """A product of 301 x 206 pixels with all that is read, and its pixels."""
-    folder = tmp_path / f"{NAME}.SAFE"
+    folder = tmp_path_factory.mktemp("written") / f"{NAME}.SAFE"
     rng = np.random.default_rng(1)
     rows, columns = SHAPE
     pixels = {path: rng.integers(0, 4000, (1, rows, columns), dtype=np.uint16) for path in IMAGES[:4]}
@@ -102,6 +102,13 @@ def small(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         <Mean_Sun_Angle><ZENITH_ANGLE unit="deg">50.5</ZENITH_ANGLE></Mean_Sun_Angle></Tile>"""
     )
     return folder, pixels
+
+
+@pytest.fixture
+def small(written, tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A copy of it, which a test may damage."""
+    folder, pixels = written
+    return shutil.copytree(folder, tmp_path / folder.name), dict(pixels)
 
 
 def test_real_metadata_with_offset(t29unu):
@@ -416,6 +423,7 @@ def test_metadata_of_psd_142_are_read(shared_data):
         assert f"{band}_60m" in product.files
 
 
+@pytest.mark.slow
 def test_a_product_of_psd_142_has_the_pixels_of_the_same_in_the_layout_of_today(small):
     folder, pixels = small
     for path in [*folder.rglob("*.jp2")]:
@@ -439,6 +447,7 @@ def test_a_product_of_psd_142_has_the_pixels_of_the_same_in_the_layout_of_today(
     assert sorted(names) == ["B02", "B03", "B04", "B11", "CLD", "SCL", "SNW"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metres", [20, 10])
 def test_without_60_m_pictures_are_made_from_what_is_there(small, metres):
     folder, pixels = small

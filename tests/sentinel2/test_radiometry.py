@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import fourier_shift
-from scipy.stats import siegelslopes
-from skimage.measure import LineModelND, ransac
 
 from cloudjob.pixels import EMPTY_DN
 from cloudjob.sentinel2 import radiometry as r
@@ -73,6 +71,7 @@ def test_fit_finds_the_line_although_a_third_of_the_ground_changed(changed):
     assert np.abs(matched[:, 20:].astype(int) - target[:, 20:]).mean() < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.3, 0.49, 0.51, 1.0, 1.9, 2.1, 3.9])
 def test_no_gain_that_light_can_have_is_given_up(gain):
     source = scene()
@@ -130,6 +129,8 @@ def fields(shared_data):
 def test_a_third_in_a_shadow_that_no_mask_has_hardly_turns_the_line(fields):
     """Against the line of the other two thirds, and against the RANSAC of scikit-image, which is told how far off a
     pixel may be. Without the trimmed start the lines turn by 13 %."""
+    from skimage.measure import LineModelND, ransac
+
     off, ransacs = [], []
     rng = np.random.default_rng(0)
     assert len(fields) >= 30
@@ -168,6 +169,7 @@ def test_fit_with_hardly_a_pixel_only_shifts_and_with_none_does_nothing():
     np.testing.assert_array_equal(match.apply(source, height=60), source)
 
 
+@pytest.mark.slow
 def test_flat_ground_is_no_poor_match_and_unrelated_ground_is():
     rng = np.random.default_rng(2)
     flat = rng.normal(2000, 40, (2, 4, 60, 60)).astype(np.uint16)
@@ -181,6 +183,7 @@ def test_flat_ground_is_no_poor_match_and_unrelated_ground_is():
     assert match.poor(0.5)[0].startswith("B04 R2 -")
 
 
+@pytest.mark.slow
 def test_grid_takes_out_light_that_varies_over_the_scene_also_below_a_cloud():
     source, size = scene(size=256), 256
     haze = 150 * np.sin(np.linspace(0, 3, size))[:, None] + np.linspace(0, 200, size)  # DN
@@ -245,6 +248,7 @@ def displaced(chip, row, col):
     return np.clip(0.9 * moved + 100 + noise, 1, 65535).astype(np.uint16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "col"), [(0, 0), (0.3, -0.45), (-1.2, 2.6), (7.5, -4.25)])
 def test_shift_finds_how_far_real_ground_was_moved(shared_data, row, col):
     chips = real_chips(shared_data, "*fall*", 5)
@@ -255,6 +259,7 @@ def test_shift_finds_how_far_real_ground_was_moved(shared_data, row, col):
     assert (found["row"], found["col"]) == pytest.approx((row, col), abs=0.06)
 
 
+@pytest.mark.slow
 def test_shift_of_unrelated_ground_is_not_measurable(shared_data):
     chips = real_chips(shared_data, "*.tif", 21)
     found = r.shift([(a, b, CLEAR) for a, b in zip(chips[:10], chips[11:], strict=False)])
@@ -263,6 +268,7 @@ def test_shift_of_unrelated_ground_is_not_measurable(shared_data):
     assert "clear and alike" in found["why"]
 
 
+@pytest.mark.slow
 def test_shift_is_not_measurable_where_places_disagree_or_are_too_few_or_not_clear(shared_data):
     chips = real_chips(shared_data, "*fall*", 5)
     ice = [(chip, displaced(chip, move, 0), CLEAR) for chip, move in zip(chips, (-4, -2, 0, 2, 4), strict=True)]
@@ -278,9 +284,12 @@ def test_shift_is_not_measurable_where_places_disagree_or_are_too_few_or_not_cle
     assert r.shift([])["row"] is None
 
 
+@pytest.mark.slow
 @examples(30)
 @given(st.integers(0, 10**6), st.integers(3, 80))
 def test_repeated_medians_are_those_of_scipy(seed, number):
+    from scipy.stats import siegelslopes
+
     rng = np.random.default_rng(seed)
     x, y = rng.permutation(1000)[:number].astype(float), rng.normal(size=number) * 50
     expected = siegelslopes(y, x)

@@ -87,6 +87,7 @@ def test_windows_of_a_raster_are_cut_where_it_is_there(tmp_path):
     assert evaluate._windows(tmp_path / "b.tif", CORNERS, 32) is None
 
 
+@pytest.mark.slow
 def test_else_the_product_says_what_lies_above_before_its_mask_grows(folder, archive):
     scl = read_scl(Product.open(folder.safe(archive[1]["cloudy"]))).repeat(2, 0).repeat(2, 1)
     found, classes = core(folder, archive[1]), cut(scl)
@@ -101,6 +102,7 @@ def test_else_the_product_says_what_lies_above_before_its_mask_grows(folder, arc
     assert not np.array_equal(found, cut(scene.mask))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["masks.cloud_b11=1", "masks.brighter=1"], ids=["its own", "by the clear date"])
 def test_the_masks_are_those_of_the_configuration(folder, archive, setting):
     assert not np.array_equal(core(folder, archive[1]), core(folder, archive[1], setting))

@@ -71,6 +71,7 @@ def files_below(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_taken_from_a_folder_of_the_site(safe, site, run, layout):
     LAYOUTS[layout](safe, site)
@@ -116,6 +117,7 @@ def test_a_broken_band_of_an_archive_fails_its_download(safe, site, run):
     assert archive.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "gone"), [(preview, "SCL"), (download, "B08")])
 def test_a_needed_file_that_is_not_there_costs_the_product(safe, site, run, stage, gone):
     folder = planetary_computer(safe, site)

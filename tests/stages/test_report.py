@@ -127,6 +127,7 @@ def test_made_again_when_the_scores_or_the_training_change_and_only_then(folder,
     assert records.why(folder, report.items(config, folder)[0]) == "changed: input train"
 
 
+@pytest.mark.slow
 def test_masks_that_a_person_corrected_are_shown_and_one_that_cannot_be_read_is_said(folder, config, tmp_path):
     asked = {"tiles": ["06WVC"], "size": 96, "seed": 2, "cloud": (0.4, 0.4)}
     names = make_synthetic(folder.root / "scenes", clear=[date(2024, 3, 1)], cloudy=[date(2024, 3, 11)], **asked)

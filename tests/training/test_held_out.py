@@ -203,6 +203,7 @@ def test_faults_are_measured_on_sixteen_triplets_and_judged_by_the_share_of_the_
 
 
 # --- validation --------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_scores_are_those_of_the_restored_pixels():
     """Restored as 0.3 and seen as 0.55, where the ground is 0.5."""
     found = held_out()
@@ -238,6 +239,7 @@ def test_a_perfect_score_is_plain_json():
     assert (row["cloud_mae"], row["cloud_psnr"]) == (0.0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [True, False])
 def test_the_picture_shows_the_first_four_triplets(reference):
     shards = Triplets(40, reference=reference)
@@ -253,6 +255,7 @@ def test_the_picture_shows_the_first_four_triplets(reference):
             np.testing.assert_array_equal(shown, true_colour(images[line], gain=1.5))
 
 
+@pytest.mark.slow
 def test_where_restoring_is_slow_there_is_a_loss_alone():
     found = held_out(settings=replace(PLAIN, steps=51))
     row, picture = found.validate(NETWORK)

@@ -218,6 +218,7 @@ def test_an_interval_that_loses_the_least_follows_from_what_a_save_takes():
     assert _interval(replace(PLAIN, checkpoint_s=None, failure_h=2.0), 3.0) == pytest.approx((2 * 3 * 7200) ** 0.5)
 
 
+@pytest.mark.slow
 def test_waiting_for_data_is_counted(shards, tmp_path, monkeypatch):
     clock, batches = Clock(monkeypatch), loader.batches
 
@@ -351,6 +352,7 @@ def test_the_time_that_a_job_was_suspended_is_added_to_its_end(monkeypatch):
     assert not _late(10, suspended_s=600)
 
 
+@pytest.mark.slow
 def test_with_force_it_begins_anew(shards, tmp_path):
     first = training(shards, tmp_path, replace(PLAIN, samples=2))
     first.run()
@@ -364,6 +366,7 @@ def test_asked_in_the_last_step_it_is_done(shards, tmp_path):
     assert made.run()[1]["seen"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["CLOUDJOB_DEADLINE", "SLURM_JOB_END_TIME"])
 def test_before_the_job_ends_it_stops_by_itself(shards, tmp_path, monkeypatch, variable):
     """Steps of 5 s; needed are twice a step and a save, and 30 s. The job has 44 s left after step 2, then 39 s."""
@@ -446,6 +449,7 @@ def test_alone_one_agrees_with_oneself():
     assert _agree(_Wishes(1, True, False), GOOD, GOOD, first=True) == (_Wishes(1, True, False), False)
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_skipped_and_its_loss_left_out(shards, tmp_path):
     made = training(shards, tmp_path)
     gradient, losses = made.state.step.gradient, []

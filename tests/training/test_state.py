@@ -230,6 +230,7 @@ def test_averaged_is_a_copy():
 
 
 # --- saved and resumed -------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(1,), (3, 4)])
 def test_resumed_equals_never_stopped_bit_for_bit(tmp_path, stops):
     plain = state()
@@ -268,6 +269,7 @@ def test_a_checkpoint_holds_all_that_inference_needs(tmp_path):
     assert torch.equal(network.stem.weight, made.averages["0.10"].average["stem.weight"])
 
 
+@pytest.mark.slow
 def test_milestones_are_kept(tmp_path):
     made = state()
     for _ in range(8):
@@ -303,6 +305,7 @@ def other(inputs: str = "abc", **train) -> Identity:
     return Identity(config=CONFIG | {"train": CONFIG["train"] | train}, inputs={"shards": inputs})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("identity", "lines"),
     [
@@ -353,6 +356,7 @@ def test_a_longer_training_goes_on_where_the_rate_does_not_decay(tmp_path, chang
     assert everything(made) == everything(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("total", "decay", "words"),
     [(24, True, "with train.decay the learning rate"), (8, True, "with train.decay"), (8, False, "train.samples")],
@@ -371,6 +375,7 @@ def test_a_length_that_is_said_in_another_way_is_the_same(tmp_path):
     assert everything(again) == everything(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("identity", [IDENTITY, other("others", lr=2)], ids=["the same", "set otherwise"])
 @pytest.mark.parametrize("steps", [2, 8])
 def test_by_force_it_begins_anew_once_and_the_earlier_one_is_kept_aside_whole(tmp_path, identity, steps):
@@ -407,6 +412,7 @@ def test_a_training_without_a_readable_checkpoint_is_kept_aside_whole(tmp_path):
     assert (aside / "checkpoints" / "step-00000004.pt.corrupt").read_bytes() == b"torn"
 
 
+@pytest.mark.slow
 def test_a_version_with_another_network_is_said(tmp_path):
     begun(tmp_path)
     path = files(tmp_path).checkpoints / "step-00000004.pt"
@@ -444,6 +450,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
 
 
 # --- other ranks -------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_other_ranks_load_what_rank_0_found(tmp_path, monkeypatch):
     """They do not look for themselves, nor set anything aside."""
     made = begun(tmp_path)
@@ -457,6 +464,7 @@ def test_other_ranks_load_what_rank_0_found(tmp_path, monkeypatch):
 
 
 # --- given weights -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_new_training_may_start_from_given_weights(tmp_path):
     begun(tmp_path / "given")
     path = files(tmp_path / "given").checkpoints / "step-00000004.pt"
@@ -476,6 +484,7 @@ def test_a_new_training_may_start_from_given_weights(tmp_path):
     assert everything(again) == everything(made)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_and_left_as_it_was(tmp_path):
     begun(tmp_path / "given")
     path = files(tmp_path / "given").checkpoints / "step-00000004.pt"
@@ -500,6 +509,7 @@ def test_what_does_not_fit_is_named_and_left_as_it_was(tmp_path):
     assert torch.equal(made.network.stem.weight, weights["stem.weight"])
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_taken_are_a_mistake_and_move_nothing(tmp_path):
     """Missing, damaged, of quite another network: before what lies there is kept aside."""
     begun(tmp_path)
