@@ -21,6 +21,7 @@ from typing import Any
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, SystemTroubleError
 
 HOST = socket.gethostname()
+_DIGESTED = json.JSONEncoder(sort_keys=True, default=str)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 guards: list[Callable[[], None]] = []  # asked before a file gets its final name: one that raises prevents it
 _OF_CONTENT = (errno.ENOENT, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)  # what a broken file's own offsets lead to
@@ -59,6 +60,14 @@ def atomic(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # gone with its folder; it must not hide what happened
             temporary.unlink(missing_ok=True)
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """The names in a folder; none where there is no folder."""
+    try:
+        return frozenset(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
 
 
 def flush(path: Path) -> None:
@@ -312,16 +321,18 @@ def split_jsonl(path: Path) -> tuple[list[dict], list[int]]:
 
 
 def _row(line: bytes) -> dict | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+    from pydantic_core import from_json  # three times as fast as json, and slow to import
+
+    for read in (from_json, json.loads):  # half of a surrogate pair is a mistake to the first alone
+        with contextlib.suppress(ValueError):
+            row = read(line)
+            return row if isinstance(row, dict) else None
+    return None
 
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(_DIGESTED.encode(value).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

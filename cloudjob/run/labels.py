@@ -10,7 +10,11 @@ _INPUT = "review/masks/{}.tif"
 
 def digests(folder: RunFolder, products: Iterable[str]) -> dict[str, str]:
     """The digests of those of these products' masks that a person has corrected, by their names as inputs."""
-    return {_INPUT.format(name): found for name in products if (found := _digest(folder, name))}
+    return {
+        _INPUT.format(name): found
+        for name in products
+        if folder.has(folder.labels, f"{name}.tif") and (found := _digest(folder, name))
+    }
 
 
 def among(inputs: Mapping[str, str], products: Iterable[str]) -> dict[str, str]:
