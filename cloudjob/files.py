@@ -11,16 +11,14 @@ import math
 import os
 import re
 import resource
-import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, SystemTroubleError
 
-HOST = socket.gethostname()
+HOST = os.uname().nodename
 _DIGESTED = json.JSONEncoder(sort_keys=True, default=str)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 guards: list[Callable[[], None]] = []  # asked before a file gets its final name: one that raises prevents it
@@ -45,7 +43,7 @@ def atomic(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(5)}@{HOST}{path.suffix}"
+    temporary = path.parent / f".tmp-{os.getpid()}-{os.urandom(5).hex()}@{HOST}{path.suffix}"
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode))
         yield temporary
@@ -236,7 +234,7 @@ def link(source: Path, target: Path) -> None:
 def symlink(source: Path, target: Path) -> None:
     """`target` becomes a symbolic link to a file or folder, also where a file or a link is."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".tmp-{os.getpid()}-{secrets.token_hex(5)}@{HOST}{target.suffix}"
+    temporary = target.parent / f".tmp-{os.getpid()}-{os.urandom(5).hex()}@{HOST}{target.suffix}"
     temporary.symlink_to(source)
     try:
         rename(temporary, target)

@@ -10,11 +10,7 @@ _INPUT = "review/masks/{}.tif"
 
 def digests(folder: RunFolder, products: Iterable[str]) -> dict[str, str]:
     """The digests of those of these products' masks that a person has corrected, by their names as inputs."""
-    return {
-        _INPUT.format(name): found
-        for name in products
-        if folder.has(folder.labels, f"{name}.tif") and (found := _digest(folder, name))
-    }
+    return {_INPUT.format(name): found for name in products if (found := _digest(folder, name))}
 
 
 def among(inputs: Mapping[str, str], products: Iterable[str]) -> dict[str, str]:
@@ -24,6 +20,7 @@ def among(inputs: Mapping[str, str], products: Iterable[str]) -> dict[str, str]:
 
 def _digest(folder: RunFolder, product: str) -> str:
     def of() -> str:
-        return found[1] if (found := corrected(folder.labels, product)) else ""
+        there = folder.has(folder.labels, f"{product}.tif")
+        return found[1] if there and (found := corrected(folder.labels, product)) else ""
 
     return folder.once(("label", product), of)
