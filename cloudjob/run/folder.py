@@ -124,12 +124,6 @@ class RunFolder:
             self.kept[key] = read()
         return self.kept[key]
 
-    def has(self, folder: Path | str, name: str) -> bool:
-        """Whether a file is there; a command that only looks lists its folder once."""
-        if self.kept is None:
-            return os.path.exists(f"{folder}/{name}")
-        return name in self.once(("names", folder), lambda: files.names_in(folder))
-
     def index(self) -> dict:
         """What shards/index.json holds; InputError while there is none, or it is damaged."""
         return self.document(self.shard_index, stage="shard")

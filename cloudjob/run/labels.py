@@ -20,7 +20,6 @@ def among(inputs: Mapping[str, str], products: Iterable[str]) -> dict[str, str]:
 
 def _digest(folder: RunFolder, product: str) -> str:
     def of() -> str:
-        there = folder.has(folder.labels, f"{product}.tif")
-        return found[1] if there and (found := corrected(folder.labels, product)) else ""
+        return found[1] if (found := corrected(folder.labels, product)) else ""
 
     return folder.once(("label", product), of)

@@ -23,7 +23,7 @@ from cloudjob.errors import (
     LeftOutError,
     RejectedError,
 )
-from cloudjob.files import changes, digest, file_sha256, merged, troubles, write_json
+from cloudjob.files import changes, digest, file_sha256, merged, names_in, troubles, write_json
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.turns import turns
 
@@ -116,7 +116,9 @@ def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
 
 def forced(folder: RunFolder, item: Item) -> bool:
     """Whether --force asked for this item to be made anew, and it has not been yet."""
-    return folder.has(f"{folder.records}/{item.stage}/.forced", item.name)
+    if folder.kept is None:
+        return os.path.exists(_mark(folder, item))
+    return item.name in folder.once(("forced", item.stage), lambda: names_in(_mark(folder, item).parent))
 
 
 def _mark(folder: RunFolder, item: Item) -> Path:
