@@ -32,7 +32,6 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
     InputError while nobody has run the stage review.
     """
 
-
     def of() -> list[dict]:
         rows = shown_pairs(folder)
         if not folder.decisions.exists():
