@@ -4,7 +4,7 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Self
 
 from cloudjob.errors import ConfigError
@@ -37,7 +37,7 @@ class ProductName:
         try:
             if match is None:
                 raise ValueError
-            sensing = datetime.strptime(match["sensing"], _TIME).replace(tzinfo=UTC)
+            sensing = datetime.fromisoformat(match["sensing"]).replace(tzinfo=UTC)
         except ValueError:  # no match, or not a date
             raise ConfigError(
                 f"not the name of a Sentinel-2 Level-2A product: {name!r}; expected e.g. "
@@ -53,7 +53,7 @@ class ProductName:
             discriminator=match["discriminator"],
         )
 
-    @property
+    @cached_property
     def datatake(self) -> str:
         """Satellite and start of sensing: the same in copies, halves and all tiles of one acquisition."""
         return f"{self.satellite}_{stamp(self.sensing)}"

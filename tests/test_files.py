@@ -242,6 +242,13 @@ def test_json_comes_back_as_it_was_and_lines_are_rows(tmp_path):
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_row_with_half_of_a_surrogate_pair_is_a_row(tmp_path):
+    """As of a file name that is not UTF-8."""
+    row = {"path": os.fsdecode(b"caf\xe9")}
+    files.append_jsonl(tmp_path / "a.jsonl", row)
+    assert files.split_jsonl(tmp_path / "a.jsonl") == ([row], [])
+
+
 def test_a_line_that_cannot_be_read_is_named_and_the_others_are_had(tmp_path):
     path = tmp_path / "a.jsonl"
     whole = b'{"a": 1}\n{"b": "\xc3\xbc"}\n'

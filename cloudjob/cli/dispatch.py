@@ -1,31 +1,47 @@
 """The entry point: reads the command line, calls the command, and turns errors into exit codes."""
 
 import argparse
+import atexit
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from cloudjob.cli import archive, doctor, execute, status, streams, tools
+from cloudjob.cli import streams
 from cloudjob.cli.parser import STAGES, parse
 from cloudjob.cli.progress import say
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob
 from cloudjob.files import raise_open_limit, trouble, troubles
 from cloudjob.hpc import launch
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": execute.run,
-    **dict.fromkeys(STAGES, execute.stage),
-    "plan": status.plan,
-    "status": status.status,
-    "items": status.items,
-    "config": tools.config,
-    "doctor": doctor.command,
-    "bench": tools.bench,
-    "compare": tools.compare,
-    "model": tools.model,
-    "archive": archive.command,
+Command = Callable[[argparse.Namespace], int]
+
+
+def _command(module: str, function: str) -> Command:
+    """A function of a module of this package, which is imported when it is called: others are not waited for."""
+
+    def call(arguments: argparse.Namespace) -> int:
+        return getattr(importlib.import_module(f"cloudjob.cli.{module}"), function)(arguments)
+
+    return call
+
+
+COMMANDS: dict[str, Command] = {
+    "run": _command("execute", "run"),
+    **dict.fromkeys(STAGES, _command("execute", "stage")),
+    "plan": _command("status", "plan"),
+    "status": _command("status", "status"),
+    "items": _command("status", "items"),
+    "config": _command("tools", "config"),
+    "doctor": _command("doctor", "command"),
+    "bench": _command("tools", "bench"),
+    "compare": _command("tools", "compare"),
+    "model": _command("tools", "model"),
+    "archive": _command("archive", "command"),
 }
+_LOOKERS = ("plan", "status", "items", "config")  # they make nothing
 _MAKERS = ("run", *STAGES, "compare", "archive")  # their results are files; what they print is beside them
 
 
@@ -49,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _call(arguments: argparse.Namespace) -> int:
     """Runs a command and returns its exit code; prints an error as one message."""
+    if arguments.command in _LOOKERS:
+        _never_collect()
     try:
         with troubles():
             return COMMANDS[arguments.command](arguments)
@@ -62,6 +80,12 @@ def _call(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("cloudjob: interrupted; run the same command again")
         return InterruptedJob.exit_code
+
+
+def _never_collect() -> None:
+    """Saves the time in which Python looks for garbage, also when it ends: thousands of records make none."""
+    gc.disable()
+    atexit.register(gc.freeze)
 
 
 def _leave(code: int) -> NoReturn:

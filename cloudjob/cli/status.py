@@ -1,7 +1,6 @@
 """The state of a run, for people and batch scripts: cloudjob plan, cloudjob status, cloudjob items."""
 
 import argparse
-import gc
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -76,8 +75,7 @@ def items(arguments: argparse.Namespace) -> int:
 
 
 def _look(arguments: argparse.Namespace) -> tuple["Config", RunFolder]:
-    """The run, of a command that makes nothing: each record is read once, and thousands of them make no garbage."""
-    gc.disable()
+    """The run, of a command that makes nothing: each record is read once."""
     config, folder, _ = open_run(arguments)
     folder.kept = {}
     return config, folder

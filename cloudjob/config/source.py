@@ -1,6 +1,5 @@
 """Reads a configuration: YAML with the line of each key, `--set` overrides, and errors that name file, line and key."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -183,6 +182,8 @@ def _explain(detail: ErrorDetails, source: Source, kind: type[Section]) -> str:
     key = tuple(detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
+        import difflib
+
         known = _keys_of(kind, key[:-1])
         near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -66,6 +65,8 @@ def commit() -> str | None:
 
     A repository that the code merely lies in, as in its user's .venv, is not its own: that does not track this file.
     """
+    import subprocess  # slow, and every command imports this file
+
     here = Path(__file__)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 

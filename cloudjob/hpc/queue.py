@@ -1,6 +1,5 @@
 """State of the jobs that slurm/*.sh logged in a run folder, one line per event: time, job, name, event."""
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +56,8 @@ def _states(jobs: list[str]) -> dict[str, str]:
 
 
 def _lines(command: list[str]) -> list[str]:
+    import subprocess  # slow to import, and few runs have an open job
+
     try:
         said = subprocess.run(command, capture_output=True, timeout=5, check=False).stdout
         return said.decode(errors="replace").splitlines()

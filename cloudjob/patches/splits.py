@@ -1,6 +1,5 @@
 """Splits: which pair trains, validates or tests, and what is left out so that splits share no acquisition."""
 
-import difflib
 import hashlib
 
 from cloudjob.errors import ConfigError
@@ -63,6 +62,8 @@ def _fold(tiles: list[str], folds: int, fold: int) -> dict[str, str]:
 
 def _hold_out(names: list[str], held_out: str) -> dict[str, str]:
     if held_out not in names:
+        import difflib
+
         near = difflib.get_close_matches(held_out, names, n=3, cutoff=0.5) or names[:3]
         raise ConfigError(
             f"shard.split.held_out = {held_out}: no accepted pair has this name; there are {', '.join(near)}"

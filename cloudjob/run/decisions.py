@@ -18,8 +18,12 @@ def shown_pairs(folder: RunFolder) -> list[dict]:
 
     The number names the shard, and does not change with what a person decides.
     """
-    rows = [row for row in folder.rows(folder.pairs, stage="pair") if row["shown"]]
-    return [{"number": number} | row for number, row in enumerate(rows)]
+
+    def of() -> list[dict]:
+        rows = [row for row in folder.rows(folder.pairs, stage="pair") if row["shown"]]
+        return [{"number": number} | row for number, row in enumerate(rows)]
+
+    return folder.once("shown pairs", of)
 
 
 def accepted_pairs(folder: RunFolder) -> list[dict]:
@@ -27,11 +31,15 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
 
     InputError while nobody has run the stage review.
     """
-    rows = shown_pairs(folder)
-    if not folder.decisions.exists():
-        raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
-    decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
-    return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
+
+    def of() -> list[dict]:
+        rows = shown_pairs(folder)
+        if not folder.decisions.exists():
+            raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
+        decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
+        return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
+
+    return folder.once("accepted pairs", of)
 
 
 def read(path: Path) -> list[dict]:

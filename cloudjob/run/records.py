@@ -23,7 +23,7 @@ from cloudjob.errors import (
     LeftOutError,
     RejectedError,
 )
-from cloudjob.files import changes, digest, file_sha256, merged, troubles, write_json
+from cloudjob.files import changes, digest, file_sha256, merged, names_in, troubles, write_json
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.turns import turns
 
@@ -92,14 +92,17 @@ def record(folder: RunFolder, stage: str, item: str, *, result: bool = True) -> 
 
 def _read(folder: RunFolder, stage: str, item: str, result: bool = True) -> dict | None:
     try:
-        with open(f"{folder.records}/{stage}/{item}.json", "rb", buffering=0) as file:  # thousands: Path costs time
-            text = file.read(_HEAD)
-            if len(text) < _HEAD:
-                found = from_json(text)
-            elif not result and _RESULT in text:
-                found = from_json(text.partition(_RESULT)[0] + b"}")
-            else:
-                found = from_json(text + file.read())
+        handle = os.open(f"{folder.records}/{stage}/{item}.json", os.O_RDONLY)  # thousands: Path and file cost time
+        try:
+            text = os.read(handle, _HEAD)
+            if len(text) == _HEAD and not result and _RESULT in text:
+                text = text.partition(_RESULT)[0] + b"}"
+            elif len(text) == _HEAD:
+                with open(handle, "rb", closefd=False) as rest:
+                    text += rest.read()
+        finally:
+            os.close(handle)
+        found = from_json(text, cache_strings="keys")  # few values come twice
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) and found.keys() >= _KEYS else None
@@ -113,7 +116,9 @@ def drifting_digest(folder: RunFolder, tile: str) -> dict[str, str]:
 
 def forced(folder: RunFolder, item: Item) -> bool:
     """Whether --force asked for this item to be made anew, and it has not been yet."""
-    return os.path.exists(f"{folder.records}/{item.stage}/.forced/{item.name}")
+    if folder.kept is None:
+        return os.path.exists(_mark(folder, item))
+    return item.name in folder.once(("forced", item.stage), lambda: names_in(_mark(folder, item).parent))
 
 
 def _mark(folder: RunFolder, item: Item) -> Path:

@@ -39,6 +39,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 # --- scenes ------------------------------------------------------------------------------------------------------
 def _scenes(config: Config, folder: RunFolder) -> list[Item]:
+    settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
+    settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
     drifts = cache(partial(records.drifting_digest, folder))  # once a tile
     found = []
     for pair in decisions.accepted_pairs(folder):
@@ -49,8 +51,6 @@ def _scenes(config: Config, folder: RunFolder) -> list[Item]:
                 inputs[role] = records.output_digest(folder, "download", pair[role])
         inputs |= labels.digests(folder, [pair[role] for role in ("cloudy", "clear", "reference") if pair[role]])
         inputs |= drifts(ProductName.parse(pair["cloudy"]).tile)
-        settings = _MEASURE | config.section("masks") | {"preview_gain": config.infer.preview_gain}
-        settings |= {name: getattr(config.infer, name) for name in ("reference", "tile", "overlap")}
         found.append(Item(STAGE, pair["cloudy"], settings, inputs, newer=newer("masks")))
     return found
 

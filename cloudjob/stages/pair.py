@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config, newer
@@ -24,20 +24,23 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per cloudy product, tile by tile, so that the previews of a tile's clear products are opened once."""
     rows = folder.rows(folder.scenes, stage="search")
     settings = config.section("pair", "masks")
-    preview = cache(lambda product: _preview_digest(folder, product))
-    raster = cache(lambda product: _raster(config, product) | labels.digests(folder, [product]))
-    clear: dict[str, list[str]] = {}  # of each tile
+    own = cache(partial(_inputs, config, folder))
+    clear: dict[str, dict[str, str]] = {}  # of each tile
     for row in rows:
         if "clear" in row["roles"]:
-            clear.setdefault(row["tile"], []).append(row["product"])
+            clear.setdefault(row["tile"], {}).update(own(row["product"]))
     found = []
     for cloudy in sorted(rows, key=lambda row: (row["tile"], row["product"])):
         if "cloudy" in cloudy["roles"]:
-            inputs: dict[str, str] = {}
-            for name in [cloudy["product"], *clear.get(cloudy["tile"], [])]:
-                inputs |= {name: preview(name)} | raster(name)
+            inputs = own(cloudy["product"]) | clear.get(cloudy["tile"], {})
             found.append(Item(STAGE, cloudy["product"], settings, inputs, newer=newer("pair", "masks")))
     return found
+
+
+def _inputs(config: Config, folder: RunFolder, product: str) -> dict[str, str]:
+    """What the pairs of a product are made of."""
+    preview = {product: _preview_digest(folder, product)}
+    return preview | _raster(config, product) | labels.digests(folder, [product])
 
 
 def _preview_digest(folder: RunFolder, product: str) -> str:

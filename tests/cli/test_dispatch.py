@@ -1,6 +1,8 @@
 """The front door: what went wrong becomes one message and an exit code."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +96,23 @@ def test_answers_that_were_lost_are_not_0_but_files_that_were_made_are(command, 
 def test_good_is_0(command, capsys):
     assert command(None) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_help_waits_for_no_library():
+    code = (
+        "import sys; from cloudjob.cli.dispatch import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print([m for m in ('pydantic', 'pydantic_core', 'yaml', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("name", "looks"), [("plan", True), ("items", True), ("run", False)])
+def test_only_who_makes_something_collects_garbage(name, looks, monkeypatch):
+    done = []
+    monkeypatch.setattr(dispatch.gc, "disable", lambda: done.append("disable"))
+    monkeypatch.setattr(dispatch.atexit, "register", done.append)
+    monkeypatch.setitem(dispatch.COMMANDS, name, lambda arguments: 0)
+    assert dispatch.main([name, *["infer"] * (name == "items"), "a.yaml"]) == 0
+    assert done == (["disable", dispatch.gc.freeze] if looks else [])

@@ -1,5 +1,7 @@
 """plan, status and items: what is said of done, failed, rejected and missing items, and what mends it."""
 
+import builtins
+import io
 import json
 import os
 import shutil
@@ -12,11 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from cloudjob.cli import status
+from cloudjob.cli import context, status
 from cloudjob.cli.dispatch import main
 from cloudjob.cli.parser import STAGES
+from cloudjob.config import source
 from cloudjob.errors import DamagedInputError, InputError, ItemError, LeftOutError, RejectedError
-from cloudjob.files import write_jsonl, write_text
+from cloudjob.files import digest, write_json, write_jsonl, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -179,6 +182,73 @@ def test_every_record_is_read_once_and_a_large_result_not_at_all(finished, tmp_p
     assert {whole for stage, _, whole in read if stage == "evaluate"} == {False}
 
 
+@pytest.fixture(scope="module")
+def made_run(tmp_path_factory) -> RunFolder:
+    """A finished run of three cloudy products, each of a tile of its own with two clear ones."""
+    folder = RunFolder(tmp_path_factory.mktemp("made") / "run")
+    write_text(folder.config, Path(DEMO).read_text())
+    config, _ = source.load(folder.config)
+    rows, pairs = [], []
+    for tile in ("05WPS", "05WPT", "05WPU"):
+        cloudy, clear, reference = (
+            f"S2A_MSIL2A_2024030{day}T222541_N0510_R029_T{tile}_2024030{day}T231122" for day in (1, 2, 3)
+        )
+        for name in (cloudy, clear, reference):
+            rows.append({"product": name, "id": name, "tile": tile, "roles": ["cloudy" if name == cloudy else "clear"]})
+        pair = f"{tile}_20240301T222541_20240302T222541"
+        pairs.append(
+            {"pair": pair, "cloudy": cloudy, "clear": clear, "reference": reference, "days": 1.0, "reference_days": 2.0}
+            | {"version": digest(pair), "accepted": True, "shown": True, "reasons": []}
+        )
+    write_jsonl(folder.scenes, rows)
+    write_jsonl(folder.pairs, pairs)
+    write_text(folder.decisions, "pair,decision,reason,reviewer,version\n")
+    write_json(folder.shard_index, {"files": []})
+    write_json(folder.evaluation, {})
+
+    def make(item: Item):
+        output = folder.root / "made" / item.stage / item.name
+        write_text(output, item.name)
+        return [output], {"of": item.name}
+
+    for stage in STAGES:
+        records.work(folder, stage, context.stage_module(stage).items(config, folder), make)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_no_file_is_looked_at_twice(command, made_run, monkeypatch, capsys):
+    """A run of 500 scenes has 4,000 records and 13,000 outputs: what is done for each of them is waited for."""
+    kept = list(made_run.records.rglob("*.json"))
+    outputs = [path for path in (made_run.root / "made").rglob("*") if path.is_file()]
+    assert len(kept) == len(outputs) > 10 * 3
+    seen: dict[str, Counter] = {}
+
+    def count(module, name: str) -> None:
+        own = getattr(module, name)
+        seen[f"{module.__name__}.{name}"] = counter = Counter()
+
+        def counted(path, *arguments, **options):
+            if not isinstance(path, int):
+                counter[str(path)] += 1
+            return own(path, *arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in ((os, "open"), (os, "stat"), (os, "listdir"), (io, "open"), (builtins, "open")):
+        count(module, name)
+    digests, own = Counter(), records.digest
+    monkeypatch.setattr(records, "digest", lambda value: (digests.update([json.dumps(value)]), own(value))[1])
+    assert "missing" not in "".join(lines(capsys, command, made_run.root))
+    opened = seen["os.open"] + seen["io.open"] + seen["builtins.open"]
+    assert {str(path) for path in kept} <= opened.keys()
+    assert {path: times for path, times in opened.items() if path.startswith(str(made_run.root)) and times > 1} == {}
+    assert [seen["os.stat"][str(path)] for path in outputs] == [1] * len(outputs)
+    assert not [path for path in seen["os.stat"] if path.startswith(str(made_run.records))]
+    assert max(seen["os.listdir"].values()) == 1
+    assert max(digests.values()) == 1
+
+
 def test_items_are_listed_for_an_array(run, capsys):
     assert lines(capsys, "items", "infer", run) == [f"{number}\t{name}" for number, name in enumerate(NAMES)]
     assert lines(capsys, "items", "infer", run, "--missing") == ["2\tfailed", "3\tnew", "4\tnewer"]
@@ -203,7 +273,8 @@ def test_answers_need_no_heavy_library(tmp_path):
         f"dispatch.main(['plan', {DEMO!r}, '--run-dir', {str(tmp_path / 'run')!r}]); "
         f"dispatch.main(['status', {DEMO!r}, '--run-dir', {str(tmp_path / 'run')!r}]); "
         "[context.stage_module(stage) for stage in parser.STAGES]; "
-        "print([m for m in ('torch', 'rasterio', 'numpy', 'requests', 'shapely') if m in sys.modules])"
+        "heavy = 'torch', 'rasterio', 'numpy', 'requests', 'shapely', 'h5py', 'mpi4py', 'subprocess', 'difflib'; "
+        "print([module for module in heavy if module in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
