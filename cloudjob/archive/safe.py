@@ -45,7 +45,8 @@ def write_product(
 
     `bands` (4, H, W) uint16 in our DN convention; `scl`, `cloud_probability`, `snow_probability` (ceil(H/2),
     ceil(W/2)) uint8; `b11` (ceil(H/6), ceil(W/6)) and `b11_20m` (ceil(H/2), ceil(W/2)) uint16 in our DN convention, or
-    None for a product without it; `transform` of the 10 m grid. `offset` 0 or -1000 becomes BOA_ADD_OFFSET (no element for 0).
+    None for a product without it; `transform` of the 10 m grid. `offset` 0 or -1000 becomes BOA_ADD_OFFSET (no element
+    for 0).
     Below baseline 04.00, which the name gives, digests are MD5 and MSK_CLASSI is absent, as in ESA's products.
     """
     parsed = ProductName.parse(name)

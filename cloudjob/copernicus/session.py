@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import InvalidHeader, NewConnectionError
 from urllib3.util.retry import Retry
 
@@ -260,8 +259,8 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
 class _Adapter(requests.adapters.HTTPAdapter):
     """Tells the thread of a request how to end its connection, which another thread may want before any answer."""
 
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
-        pool = super().get_connection_with_tls_context(*args, **kwargs)
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         if not issubclass(pool.ConnectionCls, _Connection):
             pool.ConnectionCls = type("Connection", (_Connection, pool.ConnectionCls), {})
         return pool

@@ -82,11 +82,11 @@ def combine(
 ) -> np.ndarray:
     """(h, w) uint8 mask classes on the 20 m grid from the scene classification and whatever else was fetched.
 
-    The probabilities (MSK_CLDPRB, MSK_SNWPRB) are percent at 20 m; `green` (B03) and `b11` reflectance at 60 m, or B11
-    on the grid of the classification, NaN where there is no data. "Snow-like" is B03 > 0.4, (B03 - B11) / (B03 + B11) >= `snow_ndsi` and B11 <= `snow_b11`,
-    "cloud-like" is B03 > 0.4 and B11 >= `cloud_b11` (Dozier 1989: snow is dark at 1.6 um, water clouds are not). The
-    thin edges of a cloud above snow are snow-like too, so 8, 9 and 10 only count as snow-like where nine tenths of all
-    8, 9 and 10 within 1 km are.
+    The probabilities (MSK_CLDPRB, MSK_SNWPRB) are percent at 20 m; `green` (B03) and `b11` reflectance at 60 m, `b11`
+    also at 20 m, NaN where there is no data. "Snow-like" is B03 > 0.4, (B03 - B11) / (B03 + B11) >= `snow_ndsi` and
+    B11 <= `snow_b11`, "cloud-like" is B03 > 0.4 and B11 >= `cloud_b11` (Dozier 1989: snow is dark at 1.6 um, water
+    clouds are not). The thin edges of a cloud above snow are snow-like too, so 8, 9 and 10 only count as snow-like
+    where nine tenths of all 8, 9 and 10 within 1 km are.
 
     | SCL                | alone   | by probability                                          | by B11             |
     |--------------------|---------|---------------------------------------------------------|--------------------|

@@ -232,11 +232,13 @@ def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list
     """One row per product, with its roles. Of one datatake and tile the newest processing baseline is kept, ESA's
     before anybody else's, and what lies on other ground: what two stations received comes in two halves, of which the
     smaller is left out. Where one is gone or left out, the newest that is not is kept beside it."""
+    from cloudjob.copernicus.scenes import lack
+
     rows: dict[str, dict] = {}
     for item, scenes in zip(every, results, strict=True):
         for scene in scenes:
             name, role = scene["product"], item.config["role"]
-            best = min(scene, rows.get(name, scene), key=_lack)
+            best = min(scene, rows.get(name, scene), key=lack)
             rows[name] = best | {"roles": sorted({*rows.get(name, {}).get("roles", ()), role})}
     gone = {*gone, *(name for name, row in rows.items() if row.get("left_out"))}
     kept: dict[str, list[dict]] = {}
@@ -251,12 +253,6 @@ def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list
             for row in halves:
                 row |= {} if row is largest else {"left_out": f"{HALF} {largest['product']}"}
     return sorted((row for same in kept.values() for row in same), key=lambda row: row["product"])
-
-
-def _lack(row: dict) -> tuple[bool, float]:
-    """What sorts the rows of one product, of several queries: first what can be had, then what has less no data."""
-    no_data = row.get("no_data")
-    return bool(row.get("left_out")), 100.0 if no_data is None else no_data
 
 
 def _newness(row: dict) -> tuple[bool, str, int, str]:

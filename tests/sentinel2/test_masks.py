@@ -107,10 +107,13 @@ def test_thin_edges_of_a_cloud_above_snow_stay_cloud():
 
 
 def test_b11_at_20_m_tells_each_pixel():
-    """What is alike within cells of 60 m gives the same as those; one pixel of 20 m that is not gives that one alone."""
+    """What is alike within cells of 60 m gives the same as those; a pixel of 20 m that is not changes itself alone."""
     rng = np.random.default_rng(5)
     scl = rng.choice([8, 9, 10, 11], (70, 50)).astype(np.uint8).repeat(3, 0).repeat(3, 1)
-    green, b11 = np.full((70, 50), 0.85, np.float32), np.where(rng.random((70, 50)) < 0.05, 0.4, 0.08).astype(np.float32)
+    green, b11 = (
+        np.full((70, 50), 0.85, np.float32),
+        np.where(rng.random((70, 50)) < 0.05, 0.4, 0.08).astype(np.float32),
+    )
     fine = b11.repeat(3, 0).repeat(3, 1)
     mask = combine(scl, LIMITS, green=green, b11=b11)
     assert {CLEAR, CLOUD, UNKNOWN} <= set(mask.flat)

@@ -26,7 +26,7 @@ NAME = "S2A_MSIL2A_20240301T222541_N0400_R029_T05WPS_20240302T001122"
 def scene(name, **facts):
     satellite, _, _, baseline, _, tile, _ = name.split("_")
     baseline = f"{baseline[1:3]}.{baseline[3:]}"
-    return {"product": name, "satellite": satellite, "baseline": baseline, "tile": tile[1:]} | facts
+    return {"id": name, "product": name, "satellite": satellite, "baseline": baseline, "tile": tile[1:]} | facts
 
 
 def merged(*answers, gone=()):
