@@ -53,7 +53,7 @@ def without(*parts):
 
 
 def without_60m(safe, to):
-    """A product of 10 and 20 m: B11 at 20 m, where the archive has none."""
+    """A product of 10 and 20 m."""
     folder = without("/R60m/")(safe, to)
     user = folder / "MTD_MSIL2A.xml"
     user.write_text(re.sub(r"<IMAGE_FILE>[^<]*_60m</IMAGE_FILE>", "", user.read_text()))

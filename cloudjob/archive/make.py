@@ -284,6 +284,7 @@ def _write(
         cloud_probability=acquisition.cloud_probability,
         snow_probability=acquisition.snow_probability,
         b11=acquisition.b11,
+        b11_20m=acquisition.b11_20m,
         crs=crs,
         transform=transform,
         offset=offset,

@@ -39,20 +39,23 @@ def write_product(
     sun_elevation: float,
     sun_azimuth: float,
     b11: np.ndarray | None = None,
+    b11_20m: np.ndarray | None = None,
 ) -> Path:
     """Writes `<archive>/<name>.SAFE` whole or not at all and returns it; the same arguments give the same bytes.
 
     `bands` (4, H, W) uint16 in our DN convention; `scl`, `cloud_probability`, `snow_probability` (ceil(H/2),
-    ceil(W/2)) uint8; `b11` (ceil(H/6), ceil(W/6)) uint16 in our DN convention, or None for a product without it;
-    `transform` of the 10 m grid. `offset` 0 or -1000 becomes BOA_ADD_OFFSET (no element for 0).
+    ceil(W/2)) uint8; `b11` (ceil(H/6), ceil(W/6)) and `b11_20m` (ceil(H/2), ceil(W/2)) uint16 in our DN convention, or
+    None for a product without it; `transform` of the 10 m grid. `offset` 0 or -1000 becomes BOA_ADD_OFFSET (no element
+    for 0).
     Below baseline 04.00, which the name gives, digests are MD5 and MSK_CLASSI is absent, as in ESA's products.
     """
     parsed = ProductName.parse(name)
     target = Path(archive) / f"{parsed.name}.SAFE"
     folder = target.with_name(f".tmp-{os.getpid()}-{parsed.name}@{HOST}.SAFE")
     shutil.rmtree(folder, ignore_errors=True)
+    swir = {metres: pixels for metres, pixels in ((20, b11_20m), (60, b11)) if pixels is not None}
     images, mask_files = _write_images(
-        folder, parsed, bands, scl, cloud_probability, snow_probability, b11, crs, transform, offset
+        folder, parsed, bands, scl, cloud_probability, snow_probability, swir, crs, transform, offset
     )
     shape, sun = (bands.shape[1], bands.shape[2]), (sun_elevation, sun_azimuth)
     footprint = metadata.footprint_of(crs, transform, shape)
@@ -78,12 +81,12 @@ def _write_images(
     scl: np.ndarray,
     cloud: np.ndarray,
     snow: np.ndarray,
-    b11: np.ndarray | None,
+    swir: dict[int, np.ndarray],
     crs: str,
     transform: Affine,
     offset: int,
 ) -> tuple[list[str], list[str]]:
-    """Writes all JPEG 2000 files and the quicklook; returns the paths of the images and of the masks."""
+    """Writes all JPEG 2000 files (`swir` is B11 by metres) and the quicklook; the paths of the images and the masks."""
     granule, stem = metadata.granule(name), f"T{name.tile}_{stamp(name.sensing)}"
     images: list[str] = []
     mask_files: list[str] = []
@@ -104,8 +107,8 @@ def _write_images(
     image(20, "SCL", scl, block=640)
     for band in ("B02", "B03", "B04"):
         image(60, band, _as_esa(coarse[band], offset), block=192, bits=15)
-    if b11 is not None:
-        image(60, "B11", _as_esa(b11, offset), block=192, bits=15)
+    for metres, pixels in swir.items():
+        image(metres, "B11", _as_esa(pixels, offset), block={20: 640, 60: 192}[metres], bits=15)
     image(60, "TCI", picture, block=192)
     mask("MSK_CLDPRB_20m", cloud, resolution=20, block=640)
     mask("MSK_SNWPRB_20m", snow, resolution=20, block=640)

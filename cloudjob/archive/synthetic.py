@@ -29,7 +29,8 @@ _SHADED = 0.1  # of the sun's light on flat ground: less is terrain shadow
 class Acquisition:
     """One overpass. `bands` (4,H,W) uint16 DN as the sensor sees them; `truth` the same without clouds and noise;
     `scl`, `cloud_probability`, `snow_probability` (ceil(H/2), ceil(W/2)) uint8, the probabilities in percent; `b11`
-    (ceil(H/6), ceil(W/6)) uint16 DN as the sensor sees it, or None if unknown; `above` (2,H,W) uint8: percent of the
+    (ceil(H/6), ceil(W/6)) uint16 DN as the sensor sees it, and `b11_20m` (ceil(H/2), ceil(W/2)), whose 9 pixels it is
+    the mean of, or None if unknown; `above` (2,H,W) uint8: percent of the
     ground's light that clouds take away, and percent of the deepest shadow; `sensed` the truth with the sensor's noise,
     where that is kept; `drifting` (H,W) bool where sea ice drifts, if any does."""
 
@@ -42,6 +43,7 @@ class Acquisition:
     above: np.ndarray
     sensed: np.ndarray | None = None
     drifting: np.ndarray | None = None
+    b11_20m: np.ndarray | None = None
 
 
 def acquire(
@@ -75,6 +77,10 @@ def acquire(
     b11 = sky.pooled(6).seen(ground.pooled(6).reflectance(_B11), _B11)
     sensor = noise.rng("sensor B11").standard_normal(b11.shape, np.float32)
     b11 += (deviation(b11) if other_weather else NOISE) / 3 * sensor  # of the 9 pixels of 20 m
+    fine = sky.pooled(2).seen(ground.pooled(2).reflectance(_B11), _B11)
+    sensor = noise.rng("sensor B11 20 m").standard_normal(fine.shape, np.float32)
+    fine += (deviation(fine) if other_weather else NOISE) * sensor
+    fine += masks.upsampled(b11 - pool(fine, 3, np.mean), 3, fine.shape)
     classes, snow = _ground_classes(ground)
     found = _masks(sky, classes, snow)
     if other_weather:
@@ -87,6 +93,7 @@ def acquire(
         above=sky.above(),
         sensed=sensed if other_weather else None,
         drifting=ground.drifting,
+        b11_20m=digital_number(fine),
     )
 
 

@@ -27,7 +27,7 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 # Keys that are younger than some records: what those made stays valid.
 NEWER: dict[str, dict] = {
     "search": {"exclude": []},
-    "masks": {"darker": 0.7},
+    "masks": {"b11": 60, "darker": 0.7},
     "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5, "max_drift": None},
     "shard": {"unmeasured": "reject"},
 }
@@ -55,6 +55,9 @@ class MasksConfig(Section):
     )
     snow_probability: Percent = Field(
         80, description="percent from which on medium cloud and cirrus may be snow: unknown"
+    )
+    b11: Literal[60, 20] = Field(
+        60, description="metres of the B11 that is fetched and looked at; a product's is 4 MB at 60 m, 30 MB at 20 m"
     )
     snow_ndsi: float = Field(0.5, description="snow index of B03 and B11 above which bright ground is snow")
     snow_b11: Fraction = Field(0.15, description="reflectance in B11 below which bright ground is snow")

@@ -1,16 +1,13 @@
 """Search of the Copernicus Data Space for Sentinel-2 Level-2A products: all that OData counts, each of them once."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Literal
 
-from shapely.geometry import shape
-
 from cloudjob.copernicus import odata, stac
-from cloudjob.copernicus.scenes import Asker, Odd, Question, Ring, Rows, Scene, other_shape
+from cloudjob.copernicus.scenes import Asker, Odd, Question, Ring, Rows, Scene, lack, other_shape
 from cloudjob.copernicus.session import Endpoints, Session, host_of
 from cloudjob.errors import ItemError
 
@@ -59,28 +56,12 @@ def search(
 search_stac, search_odata = (partial(search, catalogue=name) for name in ("stac", "odata"))
 
 
-def digest_of(multihash: str) -> tuple[str, str]:
-    """(algorithm, hexadecimal digest) of a STAC `file:checksum`.
-
-    The length of the digest decides, since the Data Space labels the SHA3-256 of XML files with the code of MD5.
-    """
-    for digits, algorithm in ((64, "SHA3-256"), (32, "MD5")):
-        if re.fullmatch(rf"(16|d501){digits // 2:02x}[0-9a-f]{{{digits}}}", multihash):
-            return algorithm, multihash[-digits:]
-    raise ItemError(f"checksum of an unknown kind: {multihash!r}")
-
-
 def distinct(scenes: Iterable[Scene]) -> list[Scene]:
     """Each product once, by (datetime, product): of equal names what is online, has less no data, covers more."""
     found: dict[str, Scene] = {}
     for scene in scenes:
-        found[scene.product] = min(scene, found.get(scene.product, scene), key=_lack)
+        found[scene.product] = min(scene, found.get(scene.product, scene), key=lambda each: lack(vars(each)))
     return sorted(found.values(), key=lambda scene: (scene.datetime, scene.product))
-
-
-def _lack(scene: Scene) -> tuple:
-    no_data = 100.0 if scene.no_data is None else scene.no_data
-    return not scene.online, no_data, -shape(scene.footprint).area, scene.id
 
 
 def _parts(asker: Asker, question: Question) -> Iterator[tuple[Question, int]]:

@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cloudjob.errors import InterruptedJob, ItemError
@@ -56,6 +56,17 @@ class Patience:
         """
         backoff = min(self.first * 2.0 ** min(tries - 1, 30) * (4 if limited else 1), self.longest)
         return max(backoff * random.uniform(0.5, 1), asked + random.uniform(0, self.first) if asked else 0)
+
+
+def steps(seconds: float, stopped: Callable[[], bool], why: str) -> Iterator[float]:
+    """Waits in short steps, and yields before each how many seconds are left; InterruptedJob, with `why`, on a wish to
+    stop."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if stopped():
+            raise InterruptedJob(f"{why}; run the same command again")
+        yield left
+        time.sleep(min(left, LOOK))
 
 
 class Weather:
@@ -115,14 +126,13 @@ class Weather:
 
     def pause(self, seconds: float, why: str, stopped: Callable[[], bool], said: Callable[[str], None]) -> None:
         """Waits; ends early where a host that was down answers again. InterruptedJob on a wish to stop."""
-        was_down, end = self.down, time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not (was_down and not self.down):
-            if stopped():
-                raise InterruptedJob(f"{self.host}: stopped while waiting ({why}); run the same command again")
+        was_down = self.down
+        for left in steps(seconds, stopped, f"{self.host}: stopped while waiting ({why})"):
+            if was_down and not self.down:
+                return
             if seconds >= _SHORT:
                 since = f"no answer since {self._clock}" if was_down else f"again in {left:.0f} s"
                 self.tell(f"{why}; {since}", said)
-            time.sleep(min(left, LOOK))
 
     def tell(self, line: str, said: Callable[[str], None]) -> None:
         """Says a line about the host, unless there was one of late: all threads meet the same."""

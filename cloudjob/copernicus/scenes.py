@@ -1,7 +1,7 @@
 """What STAC and OData have in common: the question, the product that an answer describes, pages that are followed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -47,6 +47,13 @@ class Odd:
 
     name: str
     reason: str
+
+
+def lack(row: Mapping[str, Any]) -> tuple:
+    """What sorts the fields of scenes of one product: first what can be had, has less no data, covers more."""
+    had, ground, no_data = row.get("online", True), row.get("footprint"), row.get("no_data")
+    area = shape(ground).area if ground else 0.0
+    return not had or "left_out" in row, 100.0 if no_data is None else no_data, -area, row["id"]
 
 
 Rows = dict[str, Scene | Odd]  # by the catalogue's own key: each row once, on however many pages it comes

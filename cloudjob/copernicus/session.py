@@ -3,6 +3,7 @@
 import contextlib
 import json
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -27,6 +28,7 @@ _UNSENT = (
     requests.exceptions.SSLError,
     NewConnectionError,
 )
+_thread = threading.local()  # `ends`: what ends the request that this thread has under way
 _NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)
 
 
@@ -65,6 +67,8 @@ def open_session(
     session.patience, session.stopped, session.said = patience or Patience(), stopped, said
     session.trusted = frozenset(map(_origin, astuple(endpoints))) if endpoints else frozenset()
     session.auth = lambda request: request  # without an auth, requests replaces our token by the one of .netrc
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter())
     session.headers.update({"User-Agent": "cloudjob", "Accept-Encoding": "identity"})
     return session
 
@@ -212,13 +216,14 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
     outcome: queue.SimpleQueue = queue.SimpleQueue()
     host, timeout = weather(host_of(url)), (_CONNECT, session.patience.silence)
 
-    begun_answers: list[requests.Response] = []
+    ends: list[Callable[[], None]] = []  # of what is under way
     stream = arguments.pop("stream", False)
 
     def work() -> None:
+        _thread.ends = ends
         try:
             answer = session.request(method, url, timeout=timeout, allow_redirects=False, stream=True, **arguments)
-            begun_answers.append(answer)
+            ends.append(lambda: answer.raw.shutdown())
             if not stream:
                 _ = answer.content  # reads it
             outcome.put(answer)
@@ -226,9 +231,9 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
             outcome.put(error)
 
     def give_up() -> None:
-        for answer in begun_answers:
-            with contextlib.suppress(Exception):  # not every version can, and it may be over
-                answer.raw.shutdown()
+        for end in ends:
+            with contextlib.suppress(Exception):  # it may be over
+                end()
 
     threading.Thread(target=work, daemon=True, name=f"request to {host.host}").start()
     begun = time.monotonic()
@@ -249,6 +254,22 @@ def _sent(session: Session, method: str, url: str, stopped: Callable[[], bool], 
         if isinstance(found, BaseException):
             raise found
         return found
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Tells the thread of a request how to end its connection, which another thread may want before any answer."""
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        if not issubclass(pool.ConnectionCls, _Connection):
+            pool.ConnectionCls = type("Connection", (_Connection, pool.ConnectionCls), {})
+        return pool
+
+
+class _Connection:
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        getattr(_thread, "ends", []).append(lambda: self.sock.shutdown(socket.SHUT_RDWR))  # type: ignore[attr-defined]
+        super().request(*args, **kwargs)  # type: ignore[misc]
 
 
 def _is_alive(session: Session, url: str, stopped: Callable[[], bool]) -> bool:

@@ -1,17 +1,16 @@
 """One file from a source to the disk: continued where it broke off, verified as it comes, whole or not at all."""
 
 import contextlib
-import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cloudjob.copernicus.checks import HEAD, Check, Wanted
-from cloudjob.copernicus.patience import LOOK
+from cloudjob.copernicus.patience import LOOK, Patience, steps
 from cloudjob.errors import CorruptFileError, DiskFullError, InterruptedJob, ItemError, LeftOutError
 from cloudjob.files import ask_guards, flush, is_disk_full, rename
 
@@ -37,21 +36,21 @@ class Body(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """When a transfer is given up: after so many tries that failed, below a speed, after a time."""
+    """When a transfer is given up: after the tries of `patience` that failed, below a speed, after a time."""
 
-    retries: int = 5
+    patience: Patience = field(default_factory=Patience)
     slowest: float = 10_000  # bytes per second, in the mean of `window` seconds
-    window: float = 60.0  # seconds
     longest: float = 3600.0  # seconds for one answer
-    pause: float = 2.0  # seconds before the second try; then twice as long each time, a minute at most
+
+    @property
+    def window(self) -> float:
+        """Seconds over which the speed is looked at."""
+        return self.patience.longest
 
     def rest(self, tries: int, stopped: Callable[[], bool]) -> None:
         """Waits before the next try, with jitter; InterruptedJob on a wish to stop."""
-        end = time.monotonic() + min(self.pause * 2 ** (tries - 1), 30 * self.pause) * random.uniform(0.5, 1)
-        while (left := end - time.monotonic()) > 0:
-            if stopped():
-                raise InterruptedJob("stopped while waiting for another try; run the same command again")
-            time.sleep(min(left, LOOK))
+        for _ in steps(self.patience.wait(tries), stopped, "stopped while waiting for another try"):
+            pass
 
 
 def fetch(
@@ -75,7 +74,7 @@ def fetch(
     try:
         with _Part(target, file) as part:
             part.inherit(stopped)
-            _complete(open_at, part, limits, stopped, tell)
+            _Transfer(open_at, part, limits, stopped, tell).complete()
             part.finish()
     except OSError as error:
         if not is_disk_full(error):
@@ -86,109 +85,110 @@ def fetch(
         ) from None
 
 
-def _complete(
-    open_at: Callable[[int], Body],
-    part: "_Part",
-    limits: Limits,
-    stopped: Callable[[], bool],
-    tell: Callable[[int], None],
-) -> None:
-    """Tries until the part is whole and right. A first wrong digest is no failure: the part may be of an older file."""
-    tries = failures = gone = furthest = 0
-    forgiven = False
-    while True:
-        tries, broken = tries + 1, ""
-        try:
-            if not part.complete:
-                _receive(open_at, part, limits, stopped, tell)
-        except LeftOutError:
-            gone += 1
-            if gone == _LOOKS:
-                raise
-            limits.rest(gone, stopped)
-            continue
-        except Broken as error:
-            broken = str(error)
-        reason = broken or part.check.wrong()
-        if reason is None:
-            return
-        useless = bool(part.check.alien()) or not (broken or part.check.short)
-        if part.check.length >= furthest + _ADVANCE and not useless:
-            failures, furthest = 0, part.check.length
-        elif useless and not forgiven:
-            forgiven = True
-        else:
-            failures += 1
-        if useless:
-            part.restart()
-        if failures > limits.retries:
-            if broken:
-                raise ItemError(f"{part.target.name}: {broken}; {tries} tries")
-            raise CorruptFileError(part.target, f"{reason}; {tries} tries")
-        if failures:
-            limits.rest(failures, stopped)
+@dataclass(frozen=True)
+class _Transfer:
+    """A file on its way."""
 
+    open_at: Callable[[int], Body]
+    part: "_Part"
+    limits: Limits
+    stopped: Callable[[], bool]
+    tell: Callable[[int], None]
 
-def _receive(
-    open_at: Callable[[int], Body],
-    part: "_Part",
-    limits: Limits,
-    stopped: Callable[[], bool],
-    tell: Callable[[int], None],
-) -> None:
-    """Asks for the missing bytes and takes them, all or until they break off."""
-    body = open_at(part.check.length)
-    with contextlib.closing(body), _watched(body, part, limits, stopped) as ended:
-        if body.start != part.check.length:
-            part.restart()
-        try:
-            while block := body.read():
-                if stopped():
-                    break
-                ask_guards()  # whoever has lost its lease writes no more
-                part.add(block)
-                tell(len(block))
-                if part.check.length < HEAD + len(block) and (other := part.check.alien()):
-                    raise Broken(other)
-                if part.check.excess:
-                    return
-        except Broken:
-            if not ended:
-                raise
-        if stopped():
-            raise InterruptedJob(f"{part.target.name}: stopped; what was fetched is kept. Run the same command again")
-        if ended:
-            raise Broken(ended[0])
-
-
-@contextlib.contextmanager
-def _watched(body: Body, part: "_Part", limits: Limits, stopped: Callable[[], bool]) -> Iterator[list[str]]:
-    """Ends the body on a wish to stop, when it is too slow, or takes too long. Yields a list that then holds why."""
-    ended: list[str] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        begin = since = time.monotonic()
-        seen = part.received
-        while not over.wait(min(LOOK, limits.window / 10)):
-            now = time.monotonic()
-            if stopped():
-                ended.append("stopped")
-            elif now - begin > limits.longest:
-                ended.append(f"not whole after {limits.longest:g} s")
-            elif now - since >= limits.window:
-                if part.received - seen < limits.slowest * limits.window:
-                    ended.append(f"{part.received - seen} bytes in {limits.window:g} s, which is too slow")
-                since, seen = now, part.received
-            if ended:
-                body.stop()
+    def complete(self) -> None:
+        """Tries until the part is whole and right. A first wrong digest is no failure: the part may be older."""
+        part = self.part
+        tries = failures = gone = furthest = 0
+        forgiven = False
+        while True:
+            tries, broken = tries + 1, ""
+            try:
+                if not part.complete:
+                    self._receive()
+            except LeftOutError:
+                gone += 1
+                if gone == _LOOKS:
+                    raise
+                self.limits.rest(gone, self.stopped)
+                continue
+            except Broken as error:
+                broken = str(error)
+            reason = broken or part.check.wrong()
+            if reason is None:
                 return
+            useless = bool(part.check.alien()) or not (broken or part.check.short)
+            if part.check.length >= furthest + _ADVANCE and not useless:
+                failures, furthest = 0, part.check.length
+            elif useless and not forgiven:
+                forgiven = True
+            else:
+                failures += 1
+            if useless:
+                part.restart()
+            if failures > self.limits.patience.retries:
+                if broken:
+                    raise ItemError(f"{part.target.name}: {broken}; {tries} tries")
+                raise CorruptFileError(part.target, f"{reason}; {tries} tries")
+            if failures:
+                self.limits.rest(failures, self.stopped)
 
-    threading.Thread(target=watch, name=f"watch over {part.target.name}", daemon=True).start()
-    try:
-        yield ended
-    finally:
-        over.set()
+    def _receive(self) -> None:
+        """Asks for the missing bytes and takes them, all or until they break off."""
+        part = self.part
+        body = self.open_at(part.check.length)
+        with contextlib.closing(body), self._watched(body) as ended:
+            if body.start != part.check.length:
+                part.restart()
+            try:
+                while block := body.read():
+                    if self.stopped():
+                        break
+                    ask_guards()  # whoever has lost its lease writes no more
+                    part.add(block)
+                    self.tell(len(block))
+                    if part.check.length < HEAD + len(block) and (other := part.check.alien()):
+                        raise Broken(other)
+                    if part.check.excess:
+                        return
+            except Broken:
+                if not ended:
+                    raise
+            if self.stopped():
+                raise InterruptedJob(
+                    f"{part.target.name}: stopped; what was fetched is kept. Run the same command again"
+                )
+            if ended:
+                raise Broken(ended[0])
+
+    @contextlib.contextmanager
+    def _watched(self, body: Body) -> Iterator[list[str]]:
+        """Ends the body on a wish to stop, when it is too slow, or takes too long. Yields a list that holds why."""
+        part, limits = self.part, self.limits
+        ended: list[str] = []
+        over = threading.Event()
+
+        def watch() -> None:
+            begin = since = time.monotonic()
+            seen = part.received
+            while not over.wait(min(LOOK, limits.window / 10)):
+                now = time.monotonic()
+                if self.stopped():
+                    ended.append("stopped")
+                elif now - begin > limits.longest:
+                    ended.append(f"not whole after {limits.longest:g} s")
+                elif now - since >= limits.window:
+                    if part.received - seen < limits.slowest * limits.window:
+                        ended.append(f"{part.received - seen} bytes in {limits.window:g} s, which is too slow")
+                    since, seen = now, part.received
+                if ended:
+                    body.stop()
+                    return
+
+        threading.Thread(target=watch, name=f"watch over {part.target.name}", daemon=True).start()
+        try:
+            yield ended
+        finally:
+            over.set()
 
 
 class _Part:

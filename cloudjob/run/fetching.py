@@ -37,18 +37,11 @@ def open_queue(folder: RunFolder, settings: Any, *, stage: str, products: int) -
     from cloudjob.copernicus.tally import Tally
     from cloudjob.copernicus.transfer import Limits
 
-    waiting = settings.waiting()
     with Queue(
         _source(folder, settings),
         connections=settings.connections,
         lease=lambda name: folder.lease("file", name),
-        limits=Limits(
-            retries=settings.retries,
-            slowest=settings.slowest,
-            window=waiting.longest,
-            longest=settings.longest,
-            pause=waiting.first,
-        ),
+        limits=Limits(settings.waiting(), slowest=settings.slowest, longest=settings.longest),
         tally=Tally(products, folder.say),
         stopped=folder.stop_requested,
         progress=lambda share, line: folder.progress(share, f"{stage}: {line}"),

@@ -99,7 +99,7 @@ class Band:
             if level > 1:
                 dn = image.read(1, out_shape=tuple(-(-length // level) for length in self.shape))
         dn = self._convert(_without_smear(dn)) if level > 1 else self.read()
-        return dn if level == step else _means(dn, step // level)
+        return dn if level == step else means(dn, step // level)
 
     def _open(self) -> AbstractContextManager[DatasetReader]:
         return _open(self.path, (1, *self.shape), "uint16")
@@ -110,7 +110,8 @@ class Band:
         return dn
 
 
-def _means(dn: np.ndarray, step: int) -> np.ndarray:
+def means(dn: np.ndarray, step: int) -> np.ndarray:
+    """Of `step` x `step` pixels, the last of which may be repeated at the edges; EMPTY_DN where one of them is."""
     padded = np.pad(dn, [(0, -length % step) for length in dn.shape], mode="edge")
     cells = padded.reshape(padded.shape[0] // step, step, padded.shape[1] // step, step)
     return np.where((cells == EMPTY_DN).any((1, 3)), EMPTY_DN, np.rint(cells.mean((1, 3)))).astype(np.uint16)

@@ -31,7 +31,7 @@ _AROUND, _MOSTLY = 33, 0.9  # cells of 60 m (2 km), and how much of the cloud th
 class Settings:
     """How pixels become classes. Probabilities are in percent; `snow_b11`, `cloud_b11` and `brighter` are reflectance,
     `darker` is a ratio; radii are in metres. `folder` and `values` describe rasters that replace the classification
-    (`source` "raster"; see `foreign_masks`)."""
+    (`source` "raster"; see `foreign_masks`); `b11` is the metres of the pixels of B11."""
 
     source: str = "scl"
     folder: Path | None = None
@@ -40,6 +40,7 @@ class Settings:
     )
     cloud_probability: float = 20
     snow_probability: float = 80
+    b11: int = 60
     snow_ndsi: float = 0.5
     snow_b11: float = 0.15
     cloud_b11: float = 0.20
@@ -81,11 +82,11 @@ def combine(
 ) -> np.ndarray:
     """(h, w) uint8 mask classes on the 20 m grid from the scene classification and whatever else was fetched.
 
-    The probabilities (MSK_CLDPRB, MSK_SNWPRB) are percent at 20 m; `green` (B03) and `b11` reflectance at 60 m, NaN
-    where there is no data. "Snow-like" is B03 > 0.4, (B03 - B11) / (B03 + B11) >= `snow_ndsi` and B11 <= `snow_b11`,
-    "cloud-like" is B03 > 0.4 and B11 >= `cloud_b11` (Dozier 1989: snow is dark at 1.6 um, water clouds are not). The
-    thin edges of a cloud above snow are snow-like too, so 8, 9 and 10 only count as snow-like where nine tenths of all
-    8, 9 and 10 within 1 km are.
+    The probabilities (MSK_CLDPRB, MSK_SNWPRB) are percent at 20 m; `green` (B03) and `b11` reflectance at 60 m, `b11`
+    also at 20 m, NaN where there is no data. "Snow-like" is B03 > 0.4, (B03 - B11) / (B03 + B11) >= `snow_ndsi` and
+    B11 <= `snow_b11`, "cloud-like" is B03 > 0.4 and B11 >= `cloud_b11` (Dozier 1989: snow is dark at 1.6 um, water
+    clouds are not). The thin edges of a cloud above snow are snow-like too, so 8, 9 and 10 only count as snow-like
+    where nine tenths of all 8, 9 and 10 within 1 km are.
 
     | SCL                | alone   | by probability                                          | by B11             |
     |--------------------|---------|---------------------------------------------------------|--------------------|
@@ -125,12 +126,15 @@ def combine(
 
 def _by_b11(green: np.ndarray, b11: np.ndarray, cloud: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """(h, w) bool each, on the 20 m grid of `cloud`: where cloud is rather snow, and where a pixel is cloud-like."""
+    factor = 1 if b11.shape == cloud.shape else 3
+    green = upsampled(green, 3, b11.shape) if green.shape != b11.shape else green
     bright = green > _BRIGHT
     snow_like = bright & (b11 <= settings.snow_b11) & (green - b11 >= settings.snow_ndsi * (green + b11))
-    cells = pool(cloud, 3, np.logical_or)
-    around, snowy = (uniform_filter(flags.astype(np.float32), _AROUND) for flags in (cells, cells & snow_like))
+    cells, size = pool(cloud, factor, np.logical_or), _AROUND * 3 // factor
+    around, snowy = (uniform_filter(flags.astype(np.float32), size) for flags in (cells, cells & snow_like))
     snow = snow_like & (snowy >= _MOSTLY * around)
-    return upsampled(snow, 3, cloud.shape), upsampled(bright & (b11 >= settings.cloud_b11), 3, cloud.shape)
+    cloud_like = bright & (b11 >= settings.cloud_b11)
+    return upsampled(snow, factor, cloud.shape), upsampled(cloud_like, factor, cloud.shape)
 
 
 def sunny(core: np.ndarray, elevation: float | None, azimuth: float | None, *, pixel_m: float) -> np.ndarray:

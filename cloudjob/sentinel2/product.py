@@ -117,13 +117,13 @@ def check_file(folder: Path, entry: ManifestEntry) -> None:
         raise CorruptFileError(path, f"{entry.algorithm} is {digest}, the manifest says {entry.digest}")
 
 
-def preview_files(entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    """Metadata, scene classification, probabilities, and red, green, blue and B11 at 60 m: 1 to 3 % of the bytes. A
-    product without 60 m has these bands at 20 m, or at 10 m."""
+def preview_files(entries: list[ManifestEntry], *, b11: int = 60) -> list[ManifestEntry]:
+    """Metadata, scene classification, probabilities, and red, green, blue and B11 at 60 m: 1 to 3 % of the bytes; with
+    B11 at 20 m (`b11` 20) twice as many. A product without 60 m has these bands at 20 m, or at 10 m."""
     keys = {key_of(entry.path) for entry in entries}
     wanted = {*_PREVIEW}
-    for band in (*BANDS[:3], "B11"):
-        wanted |= {next((key for metres in _COARSE if (key := f"{band}_{metres}m") in keys), "")}
+    for band, first in (*((band, 60) for band in BANDS[:3]), ("B11", b11)):
+        wanted |= {next((key for metres in (first, *_COARSE) if (key := f"{band}_{metres}m") in keys), "")}
     metadata = ("MTD_MSIL2A.xml", "MTD_TL.xml")
     return [e for e in entries if PurePosixPath(e.path).name in metadata or key_of(e.path) in wanted]
 
@@ -238,6 +238,11 @@ def read_b11(product: Product) -> np.ndarray | None:
     """Short-wave infrared at 60 m, in which snow is dark and cloud is not, (ceil(H/6), ceil(W/6)) uint16 in our DN
     convention; None where the metadata name none, or it was not fetched."""
     return _at_60m(product, "B11")
+
+
+def read_b11_20m(product: Product) -> np.ndarray | None:
+    """The same at 20 m, (ceil(H/2), ceil(W/2)) uint16; None also where the product has it at 60 m alone."""
+    return _band(product, "B11", resolution=20).read() if _fetched(product, "B11_20m") else None
 
 
 def _at_60m(product: Product, band: str) -> np.ndarray | None:

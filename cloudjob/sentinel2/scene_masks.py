@@ -12,7 +12,7 @@ from rasterio.errors import RasterioError
 from cloudjob.errors import OwnFileError
 from cloudjob.files import reading
 from cloudjob.pixels import CLEAR, CLOUD, HIDDEN, NO_DATA, UNKNOWN
-from cloudjob.sentinel2 import foreign_masks, masks
+from cloudjob.sentinel2 import decode, foreign_masks, masks
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.sentinel2.labels import Label
@@ -20,6 +20,7 @@ from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
     read_b11,
+    read_b11_20m,
     read_cloud_probability,
     read_overview,
     read_scl,
@@ -60,7 +61,9 @@ class Preview:
     def open(cls, product: Product, settings: Settings, *, labels: Path | None = None) -> Self:
         """Reads the files below the product's folder; with source "raster" also `<folder>/<product>.tif` (see
         `foreign_masks.read`). A mask in the folder `labels` that a person has corrected (see `Label`) replaces both."""
-        scl, rgb, b11 = read_scl(product), read_overview(product), read_b11(product)
+        scl, rgb = read_scl(product), read_overview(product)
+        fine = read_b11_20m(product) if settings.b11 == 20 else None
+        b11 = read_b11(product) if fine is None else decode.means(fine, 3)
         snow = scl == masks.SCL_SNOW
         if labels and (label := Label.read(product, labels)):
             core, times = label.core, 2 // label.factor
@@ -81,7 +84,7 @@ class Preview:
             cloud_probability=read_cloud_probability(product),
             snow_probability=read_snow_probability(product) if b11 is None else None,  # B11 says it better
             green=None if b11 is None else reflectance(rgb[_GREEN]),
-            b11=None if b11 is None else reflectance(b11),
+            b11=None if b11 is None else reflectance(b11 if fine is None else fine),
         )
         core[masks.sunny(core, *_sun(product), pixel_m=20)] = UNKNOWN
         return cls(product, core, 2, snow, rgb, scl, b11)

@@ -1,4 +1,4 @@
-"""preview: fetches metadata, masks and the 60 m picture of every product: 1 to 3 % of its bytes."""
+"""preview: fetches metadata, masks and the 60 m picture of every product: 1 to 3 % of its bytes (see `masks.b11`)."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,7 +23,10 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     rows = folder.rows(folder.scenes, stage="search")
     excluded = {row["product"]: {"left_out": row["left_out"]} for row in rows if row.get("left_out")}
     excluded |= {name: {"left_out": EXCLUDED} for name in config.search.exclude}
-    return [Item(STAGE, row["product"], excluded.get(row["product"], {}), {"scene": digest(row["id"])}) for row in rows]
+    fetched = {} if config.masks.b11 == 60 else {"b11": config.masks.b11}
+    return [
+        Item(STAGE, row["product"], excluded.get(row["product"], fetched), {"scene": digest(row["id"])}) for row in rows
+    ]
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
@@ -42,7 +45,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
             return
         yield [checks.known("manifest.safe", product.checksums)]
         manifest = safe.read_manifest(folder.safe(product.name) / "manifest.safe")
-        yield checks.wanted(safe.preview_files(manifest), product.checksums)
+        yield checks.wanted(safe.preview_files(manifest, b11=config.masks.b11), product.checksums)
 
     def order(item: Item) -> "Order":
         return Order(products[item.name], folder.safe(item.name), steps(products[item.name]))

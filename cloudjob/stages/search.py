@@ -14,11 +14,14 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Summary
 
 if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
     from cloudjob.copernicus.scenes import Ring
 
 STAGE = "search"
 OFFLINE = "offline: the Data Space does not hand it out"  # why a row of scenes.jsonl is left out
 GONE = "no longer in the catalogue"
+HALF = "the smaller half of one overpass; the larger is"
 _FETCHING = ("preview", "download")  # the stages that find out that a product is gone
 _NAMED = 10  # products that are named of a list
 
@@ -157,12 +160,9 @@ def _tell(config: Config, folder: RunFolder, summary: Summary, rows: list[dict],
     for reason in (OFFLINE, GONE):
         if found := [name for name in reasons if reasons[name] == reason]:
             folder.say(f"search: left out, {reason}: {_named(found)}")
-    parts: dict[str, list[str]] = {}
-    for name in sorted(names - left_out):
-        parts.setdefault(ProductName.parse(name).granule, []).append(name)
-    for halves in parts.values():
-        if len(halves) > 1:
-            folder.say(f"search: parts of one acquisition, each a product of its own: {', '.join(halves)}")
+    for name, reason in reasons.items():
+        if reason.startswith(HALF):
+            folder.say(f"search: {name} is left out: {reason}")
     for name in sorted(set(config.search.exclude) - names):
         folder.say(f"search.exclude: {name} is not among the products that were found")
 
@@ -188,10 +188,16 @@ def _missing(folder: RunFolder, item: Item, rows: list[dict]) -> list[dict]:
 
 
 def _gone(config: Config, folder: RunFolder, item: Item) -> set[str]:
-    """The products of a query's answer that later turned out to be gone, but for excluded ones."""
+    """The products of a query's answer that later turned out to be gone, but for excluded ones and smaller halves."""
     (found,) = records.results(folder, [item])
     names = {row["product"] for row in found or []} - set(config.search.exclude)
-    return {name for name in names if any(records.left_out(folder, stage, name) for stage in _FETCHING)}
+    return {name for name in names if any(_is_gone(folder, stage, name) for stage in _FETCHING)}
+
+
+def _is_gone(folder: RunFolder, stage: str, name: str) -> bool:
+    found = records.record(folder, stage, name) or {}
+    named = str(found.get("config", {}).get("left_out"))
+    return records.left_out(folder, stage, name) and not named.startswith(HALF)
 
 
 def _look_again(folder: RunFolder, item: Item, gone: set[str], ask: Callable[[Item], list[dict]]) -> set[str]:
@@ -224,13 +230,15 @@ def _reopen(folder: RunFolder, products: set[str]) -> None:
 
 def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list[dict]:
     """One row per product, with its roles. Of one datatake and tile the newest processing baseline is kept, ESA's
-    before anybody else's, and what lies on other ground: what two stations received comes in two halves. Where one is
-    gone or left out, the newest that is not is kept beside it."""
+    before anybody else's, and what lies on other ground: what two stations received comes in two halves, of which the
+    smaller is left out. Where one is gone or left out, the newest that is not is kept beside it."""
+    from cloudjob.copernicus.scenes import lack
+
     rows: dict[str, dict] = {}
     for item, scenes in zip(every, results, strict=True):
         for scene in scenes:
             name, role = scene["product"], item.config["role"]
-            best = min(scene, rows.get(name, scene), key=_lack)
+            best = min(scene, rows.get(name, scene), key=lack)
             rows[name] = best | {"roles": sorted({*rows.get(name, {}).get("roles", ()), role})}
     gone = {*gone, *(name for name, row in rows.items() if row.get("left_out"))}
     kept: dict[str, list[dict]] = {}
@@ -238,13 +246,13 @@ def _merge(every: list[Item], results: list, gone: Collection[str] = ()) -> list
         same = kept.setdefault(ProductName.parse(row["product"]).granule, [])
         if _on_other_ground(row, [other for other in same if other["product"] not in gone]):
             same.append(row)
+    for same in kept.values():
+        halves = [row for row in same if row["product"] not in gone]
+        if len(halves) > 1:
+            largest = max(halves, key=lambda row: _ground(row).area)
+            for row in halves:
+                row |= {} if row is largest else {"left_out": f"{HALF} {largest['product']}"}
     return sorted((row for same in kept.values() for row in same), key=lambda row: row["product"])
-
-
-def _lack(row: dict) -> tuple[bool, float]:
-    """What sorts the rows of one product, of several queries: first what can be had, then what has less no data."""
-    no_data = row.get("no_data")
-    return bool(row.get("left_out")), 100.0 if no_data is None else no_data
 
 
 def _newness(row: dict) -> tuple[bool, str, int, str]:
@@ -256,14 +264,20 @@ def _newness(row: dict) -> tuple[bool, str, int, str]:
 
 def _on_other_ground(row: dict, others: list[dict]) -> bool:
     """Whether the others have less than half of the ground of a product; False where a footprint is not known."""
-    from shapely import make_valid, union_all
-    from shapely.geometry import shape
-
-    from cloudjob.footprints import split
+    from shapely import union_all
 
     if not others:
         return True
     if not all(each.get("footprint") for each in (row, *others)):
         return False
-    own, *rest = (make_valid(shape(split(each["footprint"]))) for each in (row, *others))
+    own, *rest = map(_ground, (row, *others))
     return own.intersection(union_all(rest)).area < own.area / 2
+
+
+def _ground(row: dict) -> "BaseGeometry":
+    from shapely import make_valid
+    from shapely.geometry import shape
+
+    from cloudjob.footprints import split
+
+    return make_valid(shape(split(row["footprint"])))

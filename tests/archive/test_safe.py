@@ -31,6 +31,7 @@ def arguments(name):
         "cloud_probability": rng.integers(0, 101, half).astype(np.uint8),
         "snow_probability": rng.integers(0, 101, half).astype(np.uint8),
         "b11": rng.integers(1001, 32000, (-(-ROWS // 6), -(-COLUMNS // 6))).astype(np.uint16),
+        "b11_20m": rng.integers(1001, 32000, half).astype(np.uint16),
         "crs": "EPSG:32605",
         "transform": TRANSFORM,
         "offset": -1000 if name == NEW else 0,
@@ -61,6 +62,7 @@ def test_reader_of_the_project_gets_back_what_was_written(written):
     assert np.array_equal(reader.read_cloud_probability(product), given["cloud_probability"])
     assert np.array_equal(reader.read_snow_probability(product), given["snow_probability"])
     assert np.array_equal(reader.read_b11(product), given["b11"])
+    assert np.array_equal(reader.read_b11_20m(product), given["b11_20m"])
 
 
 def test_plain_rasterio_reads_lossless_pixels_in_esas_numbers(written):
@@ -170,11 +172,10 @@ def test_same_arguments_give_the_same_bytes_and_nothing_else_is_left(tmp_path):
 def test_without_b11_the_rest_is_the_same(tmp_path):
     given = arguments(NEW)
     trees = []
-    for place, b11 in (("with", given["b11"]), ("without", None)):
-        folder = safe.write_product(tmp_path / place, **given | {"b11": b11})
+    for place, without in (("with", {}), ("without", {"b11": None, "b11_20m": None})):
+        folder = safe.write_product(tmp_path / place, **given | without)
         trees.append({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
-    (only,) = trees[0].keys() - trees[1].keys()
-    assert only.endswith("_B11_60m.jp2")
+    assert {name[-12:] for name in trees[0].keys() - trees[1].keys()} == {"_B11_20m.jp2", "_B11_60m.jp2"}
     changed = {name for name in trees[1] if trees[1][name] != trees[0][name]}
     assert changed == {"MTD_MSIL2A.xml", "manifest.safe"}
     assert reader.read_b11(reader.Product.open(tmp_path / "without" / f"{NEW}.SAFE")) is None

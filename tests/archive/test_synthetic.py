@@ -162,8 +162,17 @@ def test_b11_agrees_with_the_scene_classification(tile, cloud):
     assert (found != masks.classes(seen.scl)).mean() < 0.02
 
 
+def test_b11_at_60_m_is_the_mean_of_its_pixels_of_20_m():
+    seen = shot(size=150, cloud=0.3)
+    means = seen.b11_20m.reshape(25, 3, 25, 3).mean((1, 3))
+    assert np.abs(means - seen.b11).max() <= 1
+    inside = seen.b11_20m.astype(int).reshape(25, 3, 25, 3)
+    assert inside.std((1, 3)).mean() > 25  # the noise of a pixel alone is 30
+
+
 def test_shapes_of_an_odd_size():
     seen = shot(size=201, cloud=0.3)
+    assert (seen.b11_20m.shape, seen.b11_20m.dtype) == ((101, 101), np.uint16)
     assert (seen.b11.shape, seen.b11.dtype) == ((34, 34), np.uint16)
     assert seen.bands.shape == seen.truth.shape == (4, 201, 201)
     assert (seen.above.shape, seen.above.dtype) == ((2, 201, 201), np.uint8)

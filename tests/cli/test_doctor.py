@@ -1,7 +1,9 @@
 """cloudjob doctor --online against the embedded archive, whole and with a part that is out of reach."""
 
 import socket
+import threading
 from datetime import date
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import yaml
@@ -60,6 +62,62 @@ def test_all_is_well(visit, archive):
         "accepts the credentials",
         "sends files",
     ]
+
+    assert lines[4].endswith("not asked: CDSE_S3_ACCESS_KEY and CDSE_S3_SECRET_KEY are not set")
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    """A function that has an S3 server answer with a status and a body; and the requests that it got."""
+    pytest.importorskip("boto3")
+    monkeypatch.setenv("CDSE_S3_ACCESS_KEY", "KEY")
+    monkeypatch.setenv("CDSE_S3_SECRET_KEY", "hidden")
+    answer, requests = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append((self.path, self.headers["Authorization"]))
+            status, body = answer
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+        def answers(status: int, body: str) -> str:
+            answer[:] = status, body.encode()
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield answers, requests
+        server.shutdown()
+
+
+def test_the_s3_storage_accepts_the_keys_or_refuses_them(visit, storage):
+    answers, requests = storage
+    url = answers(200, "<ListBucketResult/>")
+    code, lines = visit(s3=url)
+    assert (code, lines[4].split(maxsplit=2)) == (0, ["S3", url.removeprefix("http://"), "accepts the keys"])
+    ((path, signed),) = requests
+    assert path == "/eodata?list-type=2&prefix=Sentinel-2%2FMSI%2FL2A%2F&max-keys=1&encoding-type=url"
+    assert "Credential=KEY/" in signed
+    answers(403, "<Error><Code>InvalidAccessKeyId</Code></Error>")
+    code, lines = visit(s3=url)
+    assert code == 4
+    assert "PROBLEM: refuses the keys (InvalidAccessKeyId): they end on the day" in lines[4]
+    assert "hidden" not in "".join(lines)
+
+
+def test_an_s3_storage_that_is_out_of_reach(visit, storage):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        code, lines = visit(s3=f"http://127.0.0.1:{closed.getsockname()[1]}")
+    assert code == 4
+    assert "PROBLEM: no answer (Could not connect" in lines[4]
 
 
 def test_each_problem_has_a_line_of_its_own(visit, monkeypatch):

@@ -13,8 +13,8 @@ from shapely.geometry import shape
 from cloudjob.archive.safe import write_product
 from cloudjob.copernicus.account import open_account
 from cloudjob.copernicus.area import rings
-from cloudjob.copernicus.catalogue import digest_of, search_odata, search_stac
-from cloudjob.copernicus.checks import Wanted
+from cloudjob.copernicus.catalogue import search_odata, search_stac
+from cloudjob.copernicus.checks import Wanted, known
 from cloudjob.copernicus.session import Endpoints
 from cloudjob.copernicus.sources import Remote
 from cloudjob.copernicus.sources.https import Https, list_nodes
@@ -92,11 +92,15 @@ def test_search_and_fetch(archive, session, tmp_path, credentials):
 
     get("manifest.safe")
     entries = read_manifest(safe / "manifest.safe")
-    for entry in preview_files(entries) + band_files(entries):
+    fine = preview_files(entries, b11=20)
+    (swir,) = (entry.path for entry in fine if entry.path.endswith("_B11_20m.jp2"))
+    assert known(swir, scene.checksums).digest
+    for entry in {*preview_files(entries), *fine, *band_files(entries)}:
         get(entry.path, size=entry.size, digest=(entry.algorithm, entry.digest))
         check_file(safe, entry)
-        if known := scene.checksums.get(entry.path):
-            assert (known["size"], digest_of(known["multihash"])) == (entry.size, (entry.algorithm, entry.digest))
+        if entry.path in scene.checksums:
+            expected = Wanted(entry.path, entry.size, (entry.algorithm, entry.digest))
+            assert known(entry.path, scene.checksums) == expected
     product = Product.open(safe)
     assert read_scl(product).shape == (150, 150)
     assert read_overview(product).shape == (3, 50, 50)

@@ -15,7 +15,7 @@ from shapely.geometry import shape
 
 from cloudjob.config import source
 from cloudjob.copernicus import catalogue
-from cloudjob.copernicus.catalogue import Scene, digest_of, distinct, search, search_odata, search_stac
+from cloudjob.copernicus.catalogue import Scene, distinct, search, search_odata, search_stac
 from cloudjob.errors import InterruptedJob, ItemError
 from cloudjob.run.folder import RunFolder
 from cloudjob.stages import search as stage
@@ -363,15 +363,6 @@ def test_of_equal_names_that_with_less_no_data_is_taken(server, ask):
     (described,) = ask(catalogue="odata")
     scenes = [Scene(**asdict(described) | {"id": str(share), "no_data": share}) for share in (3.0, None, 1.0, 2.0)]
     assert distinct(scenes)[0].id == "1.0"
-
-
-def test_digest_goes_by_its_length():
-    long, short = "ab" * 32, "cd" * 16
-    assert digest_of(f"1620{long}") == ("SHA3-256", long)
-    assert digest_of(f"d50120{long}") == ("SHA3-256", long)  # as the Data Space marks XML files
-    assert digest_of(f"d50110{short}") == ("MD5", short)
-    with pytest.raises(ItemError, match="unknown kind"):
-        digest_of(f"1220{long}")
 
 
 @BOTH

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from cloudjob.copernicus.checks import Wanted
+from cloudjob.copernicus.patience import Patience
 from cloudjob.copernicus.queue import Order, Queue
 from cloudjob.copernicus.sources import Remote
 from cloudjob.copernicus.tally import Tally
@@ -72,7 +73,7 @@ def make(tmp_path):
             source,
             connections=connections,
             lease=lambda name: Lease(tmp_path / "leases", "file", name, patience=1),
-            limits=Limits(retries=0, pause=0),
+            limits=Limits(Patience(retries=0)),
             tally=Tally(len(NAMES), lambda line: None),
             stopped=stopped,
             progress=progress,

@@ -12,7 +12,8 @@ from scripted_server import Answer
 
 from cloudjob.config.acquisition import CopernicusConfig
 from cloudjob.copernicus import odata
-from cloudjob.copernicus.catalogue import digest_of, search_odata, search_stac
+from cloudjob.copernicus.catalogue import search_odata, search_stac
+from cloudjob.copernicus.checks import known
 from cloudjob.copernicus.scenes import Asker, Odd, Question
 from cloudjob.copernicus.session import get_json
 from cloudjob.copernicus.sources.https import list_nodes
@@ -105,10 +106,11 @@ def test_a_search_by_stac(replay, session, endpoints):
     assert (scene.size, scene.online) == (1169979461, True)
     assert len(scene.checksums) == 13
     granule = "GRANULE/L2A_T32TNT_A017394_20200705T101917"
-    image = scene.checksums[f"{granule}/IMG_DATA/R20m/T32TNT_20200705T101559_SCL_20m.jp2"]
-    assert (image["size"], digest_of(image["multihash"])) == (2171670, ("SHA3-256", image["multihash"][4:]))
-    assert digest_of(scene.checksums["manifest.safe"]["multihash"])[0] == "MD5"
-    assert digest_of(scene.checksums[f"{granule}/MTD_TL.xml"]["multihash"])[0] == "SHA3-256"
+    image = known(f"{granule}/IMG_DATA/R20m/T32TNT_20200705T101559_SCL_20m.jp2", scene.checksums)
+    multihash = scene.checksums[image.path]["multihash"]
+    assert (image.size, image.digest) == (2171670, ("SHA3-256", multihash[4:]))
+    kinds = [known(path, scene.checksums).digest[0] for path in ("manifest.safe", f"{granule}/MTD_TL.xml")]
+    assert kinds == ["MD5", "SHA3-256"]
 
 
 def test_items_cut_down_to_the_fields_tell_the_same(replay, session, endpoints):

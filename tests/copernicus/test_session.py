@@ -80,15 +80,19 @@ class Dripping(socketserver.BaseRequestHandler):
 
     def handle(self):
         with contextlib.suppress(OSError):  # the client has had enough
-            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            self.request.sendall(self.server.begins)
             while self.request.send(b"x"):
                 time.sleep(0.02)
         self.server.left.set()
 
 
-def test_an_answer_that_never_ends_is_given_up(endpoints):
+@pytest.mark.parametrize(
+    "begins", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: "]
+)
+def test_an_answer_that_never_ends_is_given_up(endpoints, begins):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
         server.daemon_threads, server.block_on_close, server.left = True, False, threading.Event()
+        server.begins = begins
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         session = open_session(endpoints, patience=Patience(retries=0, seconds=0.6))
         with pytest.raises(ItemError, match="not whole after"):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from cloudjob.copernicus.checks import Wanted
+from cloudjob.copernicus.patience import Patience
 from cloudjob.copernicus.sources import Remote
 from cloudjob.copernicus.sources.s3 import S3
 from cloudjob.copernicus.transfer import Broken, Limits, fetch
@@ -57,7 +58,7 @@ def keys(monkeypatch):
 def get(source, target, path="GRANULE/f", product=PRODUCT):
     told = []
     file = Wanted(path, len(DATA), ("SHA3-256", hashlib.sha3_256(DATA).hexdigest()))
-    limits = Limits(retries=1, pause=0.01)
+    limits = Limits(Patience(retries=1, seconds=9))
     fetch(lambda start: source.open(product, path, start), target, file, limits=limits, tell=told.append)
     assert target.read_bytes() == DATA
     return sum(told)

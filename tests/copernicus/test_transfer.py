@@ -17,6 +17,7 @@ from cloudjob import files
 from cloudjob.config.acquisition import CopernicusConfig
 from cloudjob.copernicus import transfer
 from cloudjob.copernicus.checks import Check, Wanted
+from cloudjob.copernicus.patience import Patience
 from cloudjob.copernicus.session import Endpoints
 from cloudjob.copernicus.sources import Remote, https
 from cloudjob.copernicus.sources.https import file_url, list_nodes, node_url
@@ -29,7 +30,7 @@ SHA3 = ("SHA3-256", hashlib.sha3_256(DATA).hexdigest().upper())  # as manifests 
 ITEM = ("8e7057cf-af5f-46de-868e-fe5a8faa2d9c", "S2B_MSIL2A_20200705T101559_N0500_R065_T32TNT_20230530T175912")
 
 
-QUICK = Limits(retries=3, pause=0.01, window=0.5, slowest=1000)
+QUICK = Limits(Patience(retries=3, seconds=15), slowest=1000)
 
 
 class Nobody:
@@ -187,7 +188,7 @@ def test_a_range_of_a_file_of_another_size_starts_from_zero(server, get):
 @pytest.mark.parametrize("wrong", [DATA[:-1] + b"x", DATA + b"x"])
 def test_wrong_bytes_are_fetched_once_more_even_without_retries(server, get, wrong):
     server.scripts["/f"] = [Answer(200, wrong), Answer(200, DATA)]
-    get(limits=Limits(retries=0))
+    get(limits=Limits(Patience(retries=0)))
 
 
 def test_wrong_bytes_again_and_again_are_an_error(server, get):
@@ -308,13 +309,13 @@ def test_a_body_that_drips_is_given_up_and_begun_anew(server, get, size):
     get.target.unlink()
     server.scripts["/f"] = [Answer(200, DATA, drip=0.02)]
     with pytest.raises(ItemError, match=r"bytes in 0.05 s, which is too slow; \d tries"):
-        get(limits=Limits(retries=2, pause=0.01, window=0.05, slowest=1000))
+        get(limits=Limits(Patience(retries=2, seconds=1.5), slowest=1000))
 
 
 def test_an_answer_without_end_is_given_up(server, get):
     server.scripts["/f"] = [Answer(200, DATA, drip=0.001)]
     with pytest.raises(ItemError, match=r"not whole after 0.1 s; 1 tries"):
-        get(limits=Limits(retries=0, longest=0.1, slowest=0))
+        get(limits=Limits(Patience(retries=0), longest=0.1, slowest=0))
 
 
 def test_a_stop_ends_a_body_that_sends_nothing(server, get):
@@ -323,7 +324,7 @@ def test_a_stop_ends_a_body_that_sends_nothing(server, get):
     server.scripts["/f"] = [Answer(206, DATA[1000:], {"Content-Range": f"bytes 1000-{SIZE - 1}/{SIZE}"}, drip=3)]
     threading.Timer(0.1, stop.set).start()
     with pytest.raises(InterruptedJob, match=r"f.jp2: stopped"):
-        get(stopped=stop.is_set, limits=Limits(window=1))
+        get(stopped=stop.is_set, limits=Limits(Patience(seconds=30)))
     assert time.monotonic() - begin < 1
     assert [part.stat().st_size for part in left(get)] == [1000]
 
@@ -332,7 +333,7 @@ def test_a_stop_ends_the_wait_for_another_try(server, get):
     server.scripts["/f"] = [Answer(404)]
     begin = time.monotonic()
     with pytest.raises(InterruptedJob):
-        get(stopped=lambda: bool(server.requests), limits=Limits(pause=60))
+        get(stopped=lambda: bool(server.requests), limits=Limits())
     assert time.monotonic() - begin < 1
 
 
@@ -398,6 +399,6 @@ def test_whatever_breaks_off_the_file_is_right_or_not_there(data, cuts, part, wh
 
     file = Wanted("f", len(data), ("MD5", hashlib.md5(data).hexdigest()))
     with contextlib.suppress(ItemError):
-        fetch(Body, target, file, limits=Limits(retries=3, pause=0))
+        fetch(Body, target, file, limits=Limits(Patience(retries=3, seconds=1), slowest=0))
     assert not target.exists() or target.read_bytes() == data
     assert target.exists() or len(cuts) > 3

@@ -32,6 +32,7 @@ from cloudjob.sentinel2.masks import Settings
 from cloudjob.sentinel2.product import (
     Product,
     read_b11,
+    read_b11_20m,
     read_bands,
     read_classi,
     read_cloud_probability,
@@ -78,6 +79,7 @@ def made(tmp_path_factory, ground):
                 offset=-1000 if baseline >= "04.00" else 0,
                 sun_elevation=30,
                 sun_azimuth=180,
+                b11_20m=ground["b11"].repeat(3, 0).repeat(3, 1),
                 **ground,
             )
         return done[baseline, satellite]
@@ -96,7 +98,7 @@ READ = [
     ("05.12", "S2D", "SAFE", copied, set()),
     ("05.10", "S2A", "SAFE without quality masks", without(*QUALITY), QUALITY),
     ("05.10", "S2A", "SAFE without one quality mask", without("MSK_SNWPRB"), {"MSK_SNWPRB"}),
-    ("05.11", "S2C", "SAFE without R60m", without_60m, {"B11"}),
+    ("05.11", "S2C", "SAFE without R60m", without_60m, set()),
     ("02.12", "S2B", "Planetary Computer", planetary_computer, QUALITY),
     ("05.11", "S2C", "Planetary Computer", planetary_computer, QUALITY),
     ("02.14", "S2B", "zip", zipped(zipfile.ZIP_STORED), {"MSK_CLASSI"}),
@@ -139,6 +141,7 @@ def test_every_layout_gives_the_same_pixels(made, ground, tmp_path, baseline, sa
         found = read(product)
         assert (found is None) == (key in lacks), key
         assert found is None or np.array_equal(found, ground[pixels]), key
+    assert np.array_equal(read_b11_20m(product), ground["b11"].repeat(3, 0).repeat(3, 1))
     assert (read_classi(product) is None) == ("MSK_CLASSI" in lacks)
     assert Preview.open(product, Settings()).core.shape == ground["scl"].shape
 

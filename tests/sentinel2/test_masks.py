@@ -106,6 +106,24 @@ def test_thin_edges_of_a_cloud_above_snow_stay_cloud():
     assert np.count_nonzero(mask) == 60 * 60
 
 
+def test_b11_at_20_m_tells_each_pixel():
+    """What is alike within cells of 60 m gives the same as those; a pixel of 20 m that is not changes itself alone."""
+    rng = np.random.default_rng(5)
+    scl = rng.choice([8, 9, 10, 11], (70, 50)).astype(np.uint8).repeat(3, 0).repeat(3, 1)
+    green, b11 = (
+        np.full((70, 50), 0.85, np.float32),
+        np.where(rng.random((70, 50)) < 0.05, 0.4, 0.08).astype(np.float32),
+    )
+    fine = b11.repeat(3, 0).repeat(3, 1)
+    mask = combine(scl, LIMITS, green=green, b11=b11)
+    assert {CLEAR, CLOUD, UNKNOWN} <= set(mask.flat)
+    assert np.array_equal(combine(scl, LIMITS, green=green, b11=fine), mask)
+    row, col = (places[0] for places in np.nonzero((scl == 11) & (fine == np.float32(0.08))))
+    fine[row, col] = 0.4
+    changed = combine(scl, LIMITS, green=green, b11=fine) != mask
+    assert np.argwhere(changed).tolist() == [[row, col]]
+
+
 def test_odd_sizes_are_covered_by_the_60_m_grid():
     green, b11 = np.full((14, 11), 0.85, np.float32), np.full((14, 11), 0.08, np.float32)
     b11[13, 10] = np.nan

@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import itertools
 import re
 import shutil
 from dataclasses import replace
@@ -24,6 +25,7 @@ from cloudjob.sentinel2.product import (
     check_file,
     preview_files,
     read_b11,
+    read_b11_20m,
     read_bands,
     read_classi,
     read_cloud_probability,
@@ -192,6 +194,13 @@ def test_selection_of_files_from_real_manifests(shared_data, t29unu):
     assert [e.path.split("_")[-2] for e in band_files(entries)] == ["B04", "B03", "B02", "B08"]
     preview = preview_files(entries)
     assert len(preview) == 10
+    (coarse,), (fine,) = (
+        {entry.path for entry in one} - {entry.path for entry in other}
+        for one, other in itertools.permutations([preview, preview_files(entries, b11=20)])
+    )
+    assert (coarse[-11:], fine[-11:]) == ("B11_60m.jp2", "B11_20m.jp2")
+    lacking = [entry for entry in entries if entry.path != fine]
+    assert preview_files(lacking, b11=20) == preview_files(lacking) == preview
     assert sum(e.size for e in preview) < 0.03 * sum(e.size for e in entries)
     with pytest.raises(ItemError, match=r"L2A_T29UNU_A038058_20221005T115407.* B08"):
         band_files([e for e in entries if "B08" not in e.path])
@@ -462,7 +471,9 @@ def test_without_60_m_pictures_are_made_from_what_is_there(small, metres):
     else:
         pixels |= {band: pixels[path] for band, path in zip(("B04", "B03", "B02"), IMAGES[2::-1], strict=True)}
     product = replace(product, files=files)
-    overview, swir = read_overview(product), read_b11(product)
+    overview, swir, fine = read_overview(product), read_b11(product), read_b11_20m(product)
+    assert (fine is None) == (metres == 10)
+    assert fine is None or np.array_equal(fine, to_convention(pixels["B11"][0], offset=-911))
     assert overview.shape == (3, 51, 35)
     assert (swir is None) == (metres == 10)
     step = 60 // metres

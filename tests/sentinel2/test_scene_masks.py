@@ -1,5 +1,6 @@
 """Previews of real and synthetic dates, the second opinion of another date, and masks of the user's own."""
 
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from types import SimpleNamespace
 
@@ -17,7 +18,14 @@ from cloudjob.errors import ConfigError
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.sentinel2 import masks, scene_masks
 from cloudjob.sentinel2.masks import Settings
-from cloudjob.sentinel2.product import Product, read_cloud_probability, read_scl, read_snow_probability
+from cloudjob.sentinel2.product import (
+    Product,
+    read_b11_20m,
+    read_cloud_probability,
+    read_scl,
+    read_snow_probability,
+)
+from cloudjob.sentinel2.radiometry import reflectance
 from cloudjob.sentinel2.scene import masks_of_pair
 from cloudjob.sentinel2.scene_masks import Preview, SceneMasks, dark, light, revised_masks, still, suspect
 
@@ -389,8 +397,24 @@ def test_preview_of_a_product_joins_all_that_was_fetched_of_it(products):
     assert np.isin(opened.core, HIDDEN).mean() > 0.4
 
 
+def test_preview_looks_at_b11_at_20_m_where_that_is_asked_for(products):
+    finer = replace(TUNED, b11=20)
+    for product in products:
+        opened, fine = Preview.open(product, finer), read_b11_20m(product)
+        bands = {"green": reflectance(opened.rgb[1]), "b11": reflectance(fine)}
+        expected = masks.combine(opened.scl, finer, cloud_probability=read_cloud_probability(product), **bands)
+        expected[masks.sunny(expected, *scene_masks._sun(product), pixel_m=20)] = UNKNOWN
+        assert np.array_equal(opened.core, expected)
+        coarse = Preview.open(product, TUNED)
+        assert np.abs(opened.b11[:33, :33].astype(int) - coarse.b11[:33, :33]).max() <= 1
+        lacking = replace(product, files={key: path for key, path in product.files.items() if key != "B11_20m"})
+        assert np.array_equal(Preview.open(lacking, finer).core, coarse.core)
+    assert not np.array_equal(opened.core, coarse.core)
+
+
 def test_preview_without_b11_uses_the_probabilities(products, monkeypatch):
-    monkeypatch.delitem(products[1].files, "B11_60m")
+    for metres in (20, 60):
+        monkeypatch.delitem(products[1].files, f"B11_{metres}m")
     percents = {"cloud_probability": read_cloud_probability(products[1])}
     percents |= {"snow_probability": read_snow_probability(products[1])}
     expected = masks.combine(read_scl(products[1]), TUNED, **percents)

@@ -3,7 +3,10 @@
 import pytest
 from front_door import call, copied
 
+from cloudjob.copernicus.sources import Remote
+from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.records import Item
 from cloudjob.stages import download
 
 PRODUCT = "S2A_MSIL2A_20240303T222035_N0510_R122_T05WPS_20240304T012735"
@@ -29,6 +32,32 @@ def test_where_the_ground_of_the_tile_drifts_comes_too(tmp_path):
     name = "S2A_MSIL2A_20240303T222035_N0510_R122_T05WMS_20240304T012735"
     assert [path.read_text() for path in download._truth(archive, folder, name)] == ["05WMS"]
     assert (folder.root / "drifting" / "05WMS.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ((9_000_000, 5_000_000, 4_000_000), "saved 5.0 MB by previews and 7.0 MB by fetching four bands alone"),
+        ((9_000_000, 5_000_000, None), "saved 5.0 MB by previews and 6.0 MB by fetching four bands alone"),
+        ((2_000_000, None, None), ""),  # nobody knows the size, or all of it was fetched
+        ((None, 5_000_000, None), "saved 5.0 MB by previews"),
+        ((9_000_000, None, None), "saved 6.0 MB by fetching four bands alone"),
+    ],
+)
+def test_what_need_not_be_fetched_is_told(tmp_path, sizes, line):
+    """Of three products the second is in no pair; of the others 1 MB was fetched by preview, 2 MB by download."""
+    folder, names = RunFolder(tmp_path), [PRODUCT.replace("N0510", f"N051{number}") for number in range(3)]
+    for stage, size in (("preview", 1_000_000), (download.STAGE, 2_000_000)):
+
+        def make(item, size=size):
+            path = folder.safe(item.name) / f"{size}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(size))
+            return [path], None
+
+        records.work(folder, stage, [Item(stage, names[number], {}, {}) for number in (0, 2)], make)
+    products = {name: Remote(name, size=size) for name, size in zip(names, sizes, strict=True)}
+    assert download._saved(products, [Item(download.STAGE, names[number], {}, {}) for number in (0, 2)], folder) == line
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Who is left out at preview: what is excluded, and what the archive no longer has."""
 
 import contextlib
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from cloudjob.sentinel2 import product
 from cloudjob.stages import preview
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "test.yaml"
+JPEG_2000 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 NAMES = [f"S2A_MSIL2A_202403{day:02d}T222541_N0510_R029_T05WPS_20240402T001122" for day in (1, 11, 21)]
 
 
@@ -23,7 +25,7 @@ class Source:
     """Stands in for the Data Space: it has what is not `gone`."""
 
     def __init__(self, gone: tuple[str, ...] = ()):
-        self.gone = gone
+        self.gone, self.asked = gone, []
 
     def whole(self, product):
         return None
@@ -37,12 +39,13 @@ class Source:
     def open(self, product, path, start):
         if product.name in self.gone:
             raise LeftOutError(f"{path}: HTTP 404")
-        return Body()
+        self.asked.append(path)
+        return Body(JPEG_2000 if path.endswith("jp2") else b"<xml/>")
 
 
 class Body:
-    def __init__(self):
-        self.start, self.blocks = 0, [b"<xml/>", b""]
+    def __init__(self, content):
+        self.start, self.blocks = 0, [content, b""]
 
     def read(self):
         return self.blocks.pop(0)
@@ -102,3 +105,21 @@ def test_an_archive_that_has_nothing_is_the_wrong_one(folder, have):
     assert list(summary.left_out) == [NAMES[2]]
     have()
     assert run(folder, exclude).done == NAMES[:2]
+
+
+def test_another_resolution_of_b11_costs_that_file_alone(folder, monkeypatch):
+    paths = [f"IMG_DATA/R{metres}m/T05WPS_B11_{metres}m.jp2" for metres in (20, 60)]
+    entries = [product.ManifestEntry(path, 12, "MD5", hashlib.md5(JPEG_2000).hexdigest()) for path in paths]
+    source = Source()
+    monkeypatch.setattr(product, "read_manifest", lambda path: entries)
+    monkeypatch.setattr(fetching, "_source", lambda folder, settings: source)
+
+    def asked(*overrides: str) -> list[str]:
+        source.asked.clear()
+        run(folder, *overrides)
+        return [path for path in source.asked if path.endswith("jp2")]
+
+    fine = "masks.b11=20"
+    assert asked() == paths[1:] * 3
+    assert (asked(), asked(fine), asked(fine), asked()) == ([], paths[:1] * 3, [], [])
+    assert run(folder).skipped == NAMES

@@ -26,7 +26,7 @@ NAME = "S2A_MSIL2A_20240301T222541_N0400_R029_T05WPS_20240302T001122"
 def scene(name, **facts):
     satellite, _, _, baseline, _, tile, _ = name.split("_")
     baseline = f"{baseline[1:3]}.{baseline[3:]}"
-    return {"product": name, "satellite": satellite, "baseline": baseline, "tile": tile[1:]} | facts
+    return {"id": name, "product": name, "satellite": satellite, "baseline": baseline, "tile": tile[1:]} | facts
 
 
 def merged(*answers, gone=()):
@@ -68,7 +68,7 @@ class Catalogue:
     """Stands in for the Data Space: month -> names that it lists, or an error."""
 
     def __init__(self):
-        self.months, self.asked, self.offline = {}, [], set()
+        self.months, self.asked, self.offline, self.footprints = {}, [], set(), {}
 
     def search(self, session, endpoints, *, start, cloud, **arguments):
         self.arguments = arguments
@@ -87,7 +87,7 @@ class Catalogue:
                 datetime="2024",
                 relative_orbit=1,
                 cloud_cover=1.0,
-                footprint={"type": "Polygon", "coordinates": []},
+                footprint=self.footprints.get(identity, {"type": "Polygon", "coordinates": []}),
                 online=identity not in self.offline,
             )
             for name, identity in found
@@ -313,12 +313,36 @@ def test_records_of_earlier_versions_are_still_valid(folder):
     assert item.inputs == {}
 
 
-def test_halves_are_named_as_parts_of_one_acquisition(data_space, folder, monkeypatch):
+def leave_out_at_preview(folder: RunFolder) -> list[str]:
+    every = preview.items(source.load(CONFIG, [])[0], folder)
+
+    def make(item):
+        if item.config:
+            raise LeftOutError(item.config["left_out"])
+        return [], None
+
+    return list(records.work(folder, "preview", every, make).left_out)
+
+
+def test_the_smaller_half_is_left_out_by_name_until_the_larger_is_gone(data_space, folder):
     half = NAME.replace("20240302T", "20240303T")
     data_space.months["clear-2024-03"].append((half, "9"))
-    monkeypatch.setattr(search, "_on_other_ground", lambda row, others: True)
+    data_space.footprints = {"1": on(69.0, 69.6)["footprint"], "9": on(69.55, 70.0)["footprint"]}
+    reason = f"{search.HALF} {NAME}"
+    for _ in range(2):
+        summary, products = found(folder)
+        assert summary.note == "4 products on 1 tiles, 1 of them left out"
+        assert f"search: {half} is left out: {reason}" in folder.said
+        assert {name: row["left_out"] for name, row in rows(folder).items() if "left_out" in row} == {half: reason}
+        assert leave_out_at_preview(folder) == [half]
+        data_space.asked.clear()
+    assert (found(folder)[1], data_space.asked) == (products, [])  # it is not gone: nobody asks for it again
+    records.path(folder, "preview", NAME).unlink()
+    leave_out(folder, NAME)
+    data_space.months["clear-2024-03"].remove((NAME, "1"))
     found(folder)
-    assert f"search: parts of one acquisition, each a product of its own: {NAME}, {half}" in folder.said
+    assert not any("left_out" in row for row in rows(folder).values())
+    assert leave_out_at_preview(folder) == []
 
 
 def test_of_equal_names_that_with_less_no_data_is_taken():
@@ -341,7 +365,8 @@ def copies(*facts: dict, baseline: str = "N0510") -> list[dict]:
 
 
 def kept(rows: list[dict]) -> list[str]:
-    return [row["product"] for row in search._merge([Item("search", "a", {"role": "clear"}, {})], [rows])]
+    found = search._merge([Item("search", "a", {"role": "clear"}, {})], [rows])
+    return [row["product"] + row.get("left_out", "").replace(search.HALF, " for") for row in found]
 
 
 @pytest.mark.parametrize("own", ["N9999", "N9933"])
@@ -353,10 +378,17 @@ def test_a_product_of_somebodys_own_is_taken_only_where_esa_has_none(own):
 
 
 @given(st.permutations(range(4)))
-def test_of_two_halves_both_are_kept_each_in_its_newest_copy(order):
+def test_of_two_halves_the_larger_is_taken_each_in_its_newest_copy(order):
     """Two ground stations received a part each; the parts overlap a little, and one was processed again."""
     rows = [*copies(on(69.0, 69.5), on(69.45, 70.0), on(69.01, 69.5)), scene(NAME, **on(69.0, 70.0))]
-    assert kept([rows[index] for index in order]) == [rows[1]["product"], rows[2]["product"]]
+    larger, smaller = rows[1]["product"], rows[2]["product"]
+    assert kept([rows[index] for index in order]) == [larger, f"{smaller} for {larger}"]
+
+
+@given(st.permutations(range(2)))
+def test_an_older_whole_is_taken_before_a_newer_part(order):
+    rows = [*copies(on(69.0, 69.3)), scene(NAME, **on(69.0, 70.0))]
+    assert kept([rows[index] for index in order]) == [NAME, f"{rows[0]['product']} for {NAME}"]
 
 
 def test_copies_and_parts_of_one_datatake(shared_data):
