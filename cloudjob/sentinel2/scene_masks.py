@@ -1,6 +1,6 @@
 """What hides the ground on a date: its own masks, and the second opinion of another date of the same ground."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -34,6 +34,7 @@ _SAME = 0.01  # reflectance; a smaller difference is none
 _DARKER, _FLOOR = 0.0035, 0.005  # reflectance: of noise in the visible, and the least that a ratio is taken of
 _GREENER = 1.25  # ratio of green to red that does not rise by more in a shadow
 _ENOUGH = 16  # cells of 60 m for a median
+_HALF_CELL = 30  # metres by which a shadow may end beside its cells
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,8 @@ def dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> np.
     """(h, w) bool on the grid of `preview`: pixels that nothing hides by this date's own masks, and that are darker
     than on most of the other dates that are clear there, and than on some of both the earlier and the later ones. They
     lie in a shadow that the classification missed, or the ground is another for a day: nobody can tell."""
-    votes, voters = np.zeros((2, 2, *preview.rgb.shape[1:]), np.uint8)  # of the earlier and of the later dates
-    for other in others if _compared(settings) else ():
-        later = int(other.product.sensing_time > preview.product.sensing_time)
-        darker, compared = _darker(preview, other, settings)
-        votes[later] += darker
-        voters[later] += compared
-    darker = (2 * votes.sum(0) > voters.sum(0)) & ((votes > 0) | (voters == 0)).all(0)
+    asked = others if _compared(settings) else ()
+    darker, _ = _agreed(preview, asked, lambda other: _darker(preview, other, settings))
     return preview.doubted(_on_grid(darker, preview))
 
 
@@ -173,7 +169,9 @@ def revised_masks(
             core[medium_or_thin & masks.any_of(core, *HIDDEN) & same] = UNKNOWN
     pixel_m = 10 * preview.factor
     mask = masks.grow(core, settings, pixel_m=pixel_m)
-    mask[(mask == CLEAR) & masks.dilate(darker, settings.shadow_m / pixel_m)] = UNKNOWN
+    if darker.any():
+        near, rim = (masks.dilate(darker, m / pixel_m) for m in (min(_HALF_CELL, settings.shadow_m), settings.shadow_m))
+        mask[(mask == CLEAR) & (near | (rim & ~_as_bright(preview, voters)))] = UNKNOWN
     if preview.by_hand is not None:
         mask[preview.by_hand] = core[preview.by_hand]
     return SceneMasks(core, mask, preview.factor)
@@ -204,8 +202,7 @@ def _brighter(preview: Preview, other: Preview, settings: Settings) -> np.ndarra
     """
     if settings.brighter >= 1:
         return np.zeros(preview.core.shape, bool)
-    visible = _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
-    cells = _bluer(preview, other, settings) & visible & _whole_cells(other, other.core == CLEAR)
+    cells = _bluer(preview, other, settings) & _open(preview) & _whole_cells(other, other.core == CLEAR)
     return preview.doubted(_on_grid(cells, preview))
 
 
@@ -219,23 +216,45 @@ def _compared(settings: Settings) -> bool:
     return settings.brighter < 1 and settings.darker > 0
 
 
-def _darker(preview: Preview, other: Preview, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Two (h60, w60) bool: cells with nothing hidden on this date that are darker than on the other, and all cells that
-    are clear there.
+def _agreed(
+    preview: Preview, others: Sequence[Preview], found: Callable[[Preview], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two (h60, w60) bool: cells `found` against most of the other dates that are clear there, and against some of both
+    the earlier and the later ones; and all cells that are clear on one of them."""
+    votes, voters = np.zeros((2, 2, *preview.rgb.shape[1:]), np.uint8)  # of the earlier and of the later dates
+    for other in others:
+        later, clear = int(other.product.sensing_time > preview.product.sensing_time), _alike(preview, other)
+        votes[later] += clear & found(other)
+        voters[later] += clear
+    most = 2 * votes.sum(0) > voters.sum(0)
+    return most & ((votes > 0) | (voters == 0)).all(0), voters.any(0)
+
+
+def _darker(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
+    """(h60, w60) bool: cells with nothing hidden on this date that are darker than on the other.
 
     A shadow takes about as much from each band, and from B11, which haze does not light up. Without B11, what is
     suspiciously brighter on the other date may be haze there, and no shadow here. Ground that turns green loses red
     before green, and counts as another ground; so does ground whose snow has gone.
     """
-    clear = _alike(preview, other)
-    cells = clear & _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
-    cells &= _visible(preview) < settings.darker * _visible(other) - _DARKER
+    cells = _open(preview) & (_visible(preview) < settings.darker * _visible(other) - _DARKER)
     if preview.b11 is not None and other.b11 is not None:
         cells &= reflectance(preview.b11) < settings.darker * reflectance(other.b11)
     else:
         cells &= ~_bluer(other, preview, settings)
     here, there = (np.maximum(reflectance(date.rgb), _FLOOR) for date in (preview, other))
-    return cells & (here[_GREEN] * there[_RED] < _GREENER * there[_GREEN] * here[_RED]), clear
+    return cells & (here[_GREEN] * there[_RED] < _GREENER * there[_GREEN] * here[_RED])
+
+
+def _as_bright(preview: Preview, others: Sequence[Preview]) -> np.ndarray:
+    """(h, w) bool: cells with nothing hidden that the other dates show no brighter, but for a change of light."""
+    dimmer, asked = _agreed(preview, others, lambda other: _ILLUMINATION * _visible(preview) < _visible(other))
+    return _on_grid(asked & ~dimmer & _open(preview), preview)
+
+
+def _open(preview: Preview) -> np.ndarray:
+    """(h60, w60) bool: cells with nothing hidden on this date."""
+    return _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
 
 
 def _alike(preview: Preview, other: Preview) -> np.ndarray:
