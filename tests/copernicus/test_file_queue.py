@@ -73,7 +73,7 @@ def make(tmp_path):
             source,
             connections=connections,
             lease=lambda name: Lease(tmp_path / "leases", "file", name, patience=1),
-            limits=Limits(Patience(retries=0)),
+            limits=Limits(Patience(retries=0, seconds=30)),
             tally=Tally(len(NAMES), lambda line: None),
             stopped=stopped,
             progress=progress,
