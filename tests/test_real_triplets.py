@@ -118,7 +118,7 @@ def test_batches_are_the_pixels_of_the_shards(run):
         difference = np.abs(arrays["cloudy"].astype(int) - arrays["clear"])
         assert np.median(difference[clear]) < 400  # 0.04 of reflectance where both are clear
         seen += len(numbers)
-    assert seen == index["counts"]["train"] > 100
+    assert seen == index["counts"]["train"] > 50
 
 
 def test_what_a_shard_says_of_itself(run):

@@ -69,7 +69,7 @@ def test_all_is_well(visit, archive):
 @pytest.fixture
 def storage(monkeypatch):
     """A function that has an S3 server answer with a status and a body; and the requests that it got."""
-    pytest.importorskip("boto3")
+    pytest.importorskip("botocore")
     monkeypatch.setenv("CDSE_S3_ACCESS_KEY", "KEY")
     monkeypatch.setenv("CDSE_S3_SECRET_KEY", "hidden")
     answer, requests = [], []

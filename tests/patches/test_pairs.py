@@ -264,7 +264,11 @@ def few_pixels_to_begin_with(monkeypatch):
 def kept(function):
     """`function`, which gives copies of what it has given for the same arguments."""
     remembered = functools.cache(function)
-    return lambda *arguments: remembered(*arguments).copy()
+
+    def read(*arguments, **into):
+        return function(*arguments, **into) if into else remembered(*arguments).copy()
+
+    return read
 
 
 READS = {decode.Band: ("read", "reduced"), decode: ("read_image",)}

@@ -272,7 +272,8 @@ def test_shadow_without_a_cloud_towards_the_sun_is_told_by_looking_at_each(seed,
             assert not found[row, col]
         ends = np.stack([row * 120 - reach * np.cos(ways), col * 120 + reach * np.sin(ways)])
         wholly = (ends > 360).all() and (ends.max(1) < np.array(core.shape) * 120 - 480).all()
-        near = (along > -1700) & (along < reach + 1700) & (beside < np.maximum(along, 0) * np.tan(turned) + 1700)
+        within = np.maximum(along, 0) * np.tan(turned) + 1700 / np.cos(turned)
+        near = (along > -1700) & (along < reach + 1700) & (beside < within)
         if wholly and not near.any():
             assert found[row, col]
 
