@@ -45,7 +45,7 @@ browser:
 	  >/dev/null; } || echo "no chromium and chromium-driver (apt-get): the test of the review page will be skipped"
 
 quick: $(READY)
-	$(BIN)/pytest -m "not slow" --ignore=tests/cluster -n $$(nproc) $(WORKERS)
+	$(BIN)/pytest -m "not slow" --ignore=tests/cluster -n $$(expr $$(nproc) + 1) $(WORKERS)
 
 # How many of 200 small faults the unit tests miss: up to an hour, so not in CI. tests/mutants.md excuses some.
 mutants: $(READY)
