@@ -45,7 +45,7 @@ def run(folder: Path, *, megabytes: int = 300, say: Callable[[str], None] = prin
         say(f"writing {megabytes} MB in {PRODUCTS * len(BANDS)} files")
         files = _write(work / "served", megabytes * 10**6)
         figures: dict[str, Any] = {"megabytes": megabytes, "files": len(files)}
-        for name, rate, latency, rounds in (("limited", RATE, LATENCY, 2), ("full", None, 0.0, 4)):
+        for name, rate, latency, rounds in (("limited", RATE, LATENCY, 2), ("full", None, 0.0, 8)):
             say(f"{name}: {rounds} rounds of curl and of ours in turn, then five processes of ours together")
             with _Server(work / "served", rate, latency) as server:
                 figures[name] = _compare(curl, server.url, work, files, rounds)
