@@ -125,7 +125,7 @@ def dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> np.
     lie in a shadow that the classification missed, or the ground is another for a day: nobody can tell."""
     asked = others if _compared(settings) else ()
     darker, _ = _agreed(preview, asked, lambda other: _darker(preview, other, settings))
-    return preview.doubted(_on_grid(darker, preview))
+    return preview.doubted(_on_grid(darker & _open(preview), preview))
 
 
 def without_dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> Preview:
@@ -231,13 +231,13 @@ def _agreed(
 
 
 def _darker(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
-    """(h60, w60) bool: cells with nothing hidden on this date that are darker than on the other.
+    """(h60, w60) bool: cells that are darker than on the other date.
 
     A shadow takes about as much from each band, and from B11, which haze does not light up. Without B11, what is
     suspiciously brighter on the other date may be haze there, and no shadow here. Ground that turns green loses red
     before green, and counts as another ground; so does ground whose snow has gone.
     """
-    cells = _open(preview) & (_visible(preview) < settings.darker * _visible(other) - _DARKER)
+    cells = _visible(preview) < settings.darker * _visible(other) - _DARKER
     if preview.b11 is not None and other.b11 is not None:
         cells &= reflectance(preview.b11) < settings.darker * reflectance(other.b11)
     else:
@@ -248,7 +248,8 @@ def _darker(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
 
 def _as_bright(preview: Preview, others: Sequence[Preview]) -> np.ndarray:
     """(h, w) bool: cells with nothing hidden that the other dates show no brighter, but for a change of light."""
-    dimmer, asked = _agreed(preview, others, lambda other: _ILLUMINATION * _visible(preview) < _visible(other))
+    least = _ILLUMINATION * _visible(preview)
+    dimmer, asked = _agreed(preview, others, lambda other: least < _visible(other))
     return _on_grid(asked & ~dimmer & _open(preview), preview)
 
 
