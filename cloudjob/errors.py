@@ -50,6 +50,10 @@ class CorruptFileError(ItemError):
         return type(self), (self.path, self.reason)
 
 
+class DamagedProductError(ItemError):
+    """A file of a product is not the one that was fetched. It is set aside, or named where it is read where it lies."""
+
+
 class OwnFileError(ConfigError, ItemError):
     """A user's own raster for one product or tile is missing or does not fit. Others go on."""
 
@@ -68,7 +72,7 @@ class LeftOutError(ItemError):
 
 
 class LostRankError(CloudjobError):
-    """A process of a training was killed or hangs, or never came. The checkpoints are whole: run the command again."""
+    """A rank of a job was killed or hangs, or never came. What was finished is whole: run the command again."""
 
     exit_code = 76
 
