@@ -1,7 +1,7 @@
 """What can go wrong, each with the exit code that a batch script sees.
 
 0 done (or nothing to do) - 1 a bug - 2 usage or configuration - 3 an input stage has nothing for this -
-4 finished with failed items - 75 interrupted in good order, run the same command again.
+4 finished with failed items - 75 interrupted in good order, 76 a rank was lost: run the same command again.
 Items that a rule rejected, or that are left out, change no exit code.
 """
 
