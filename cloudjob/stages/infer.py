@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from cloudjob import __version__
 from cloudjob.config.models import Config, newer
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
-from cloudjob.files import ask_guards, atomic, digest, file_sha256
+from cloudjob.files import ask_guards, digest, file_sha256
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
-from cloudjob.run import decisions, labels, records
+from cloudjob.run import collection, decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -73,6 +73,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         ranks.bcast(None)
     if failure:
         raise failure
+    collection.write(folder)
     summary.note = f"{ranks.size} rank{'s' if ranks.size > 1 else ''}"
     return summary
 
@@ -199,8 +200,8 @@ def _write(
     model: _Model,
     conditions: "SceneConditions",
     work: Path,
-) -> list[Path]:
-    """Puts the tiles together, and writes the four files."""
+) -> dict[Path, str]:
+    """Puts the tiles together, and writes the product's files: their paths, and the digests of their content."""
     from cloudjob.restoration import output, scene
     from cloudjob.sentinel2.product import Product
 
@@ -211,16 +212,15 @@ def _write(
     )
     product = Product.open(folder.safe(item.name))
     by_hand = labels.among(item.inputs, [pair[role] for role in _MASKED])
-    restored = output.Restored(
-        product=item.name,
-        reflectance=reflectance,
-        reconstructed=reconstructed,
-        uncertainty=uncertainty,
+    sources = [item.name, *(pair[role] for role in _references(config, pair))]
+    header = output.Header(
+        name=item.name,
+        shape=reconstructed.shape,
         crs=product.crs,
         transform=product.transform,
         sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
         attributes={
-            "source_products": " ".join([item.name, *(pair[role] for role in _references(config, pair))]),
+            "source_products": " ".join(sources),
             "checkpoint_sha256": model.sha256,
             "config_sha256": digest(item.config),
             "seed": config.seed,
@@ -230,16 +230,11 @@ def _write(
             "cloudjob_version": __version__,
         }
         | ({"masks_by_hand": " ".join(sorted(by_hand))} if by_hand else {}),
+        uncertainty=uncertainty is not None,
+        sources={name: output.data_space(name) for name in sources},
+        collection="../collection.json",
     )
-    files = {}
-    for key, write in (
-        ("h5", output.write_h5),
-        ("tif", output.write_cog),
-        ("png", partial(output.write_png, gain=settings.preview_gain)),
-    ):
-        files[key] = folder.output(item.name, f".{key}")
-        with atomic(files[key]) as temporary:
-            write(temporary, restored)
-    with atomic(folder.output(item.name, ".json")) as temporary:
-        output.write_item(temporary, restored, files)
-    return [*files.values(), folder.output(item.name, ".json")]
+    stem = folder.output(item.name, "")
+    with output.Writer(stem, header, gain=settings.preview_gain, threads=machine.cores()) as writer:
+        writer.rows(0, reflectance, reconstructed, uncertainty)
+    return writer.files
