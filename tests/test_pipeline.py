@@ -22,6 +22,7 @@ from front_door import CLOUDJOB, CONFIG, STAGES, call, clean_message, copied, fo
 from rasterio.warp import transform_geom
 from scipy import ndimage
 
+from cloudjob.restoration.output import read_h5
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
 
 pytestmark = pytest.mark.slow
@@ -149,14 +150,21 @@ def test_splits_share_no_ground_and_no_acquisition(run):
         assert not acquisitions[one] & acquisitions[other]
 
 
-def test_members_leave_their_spread_beside_the_reflectance(copy):
+def test_members_leave_their_spread_beside_the_reflectance_and_bands_are_written_as_the_source_has_them(copy):
     name = products(copy)[0]
-    good("infer", copy, "--only", name, "--set", "infer.members=3")
+    options = ("--set", "infer.members=3", "--set", "infer.like_source=true")
+    good("infer", copy, "--only", name, *options)
     with h5py.File(copy / "outputs" / name / f"{name}.h5") as file:
         spread, flags = file["uncertainty"][:], file["reconstructed"][:]
         assert file.attrs["members"] == 3
     assert (spread[:, flags == 1] > 0).mean() > 0.9
     assert (spread[:, flags == 0] == 0).all()
+    like = copy / "outputs" / name / f"{name}.SAFE"
+    np.testing.assert_array_equal(read_bands(Product.open(like)), read_h5(like.with_suffix(".h5"))[0])
+    next(like.rglob("*_B08_10m.jp2")).write_bytes(b"")
+    assert "_B08_10m.jp2" in good("plan", copy, "--only", name, *options).stdout
+    good("infer", copy, "--only", name)
+    assert not like.exists()
 
 
 # --- what it says ----------------------------------------------------------------------------------------------

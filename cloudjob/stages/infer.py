@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration.conditions import SceneConditions
     from cloudjob.restoration.restorer import Restorer
+    from cloudjob.sentinel2.product import Product
 
 STAGE = "infer"
 _MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks are read
@@ -41,7 +42,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
         more |= labels.digests(folder, [pair[role] for role in _MASKED if pair[role]])
-        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks")))
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks", "infer")))
     return found
 
 
@@ -237,4 +238,21 @@ def _write(
     stem = folder.output(item.name, "")
     with output.Writer(stem, header, gain=settings.preview_gain, threads=machine.cores()) as writer:
         writer.rows(0, reflectance, reconstructed, uncertainty)
-    return writer.files
+    return writer.files | _like_source(config, folder, item.name, product)
+
+
+def _like_source(config: Config, folder: RunFolder, name: str, product: "Product") -> dict[Path, str]:
+    """Writes the bands as the source has them, if that is wished: their paths and digests. What an earlier scene left
+    of them goes in any case."""
+    from cloudjob.restoration.output import like_source
+
+    target = folder.output(name, ".SAFE")
+    if target.exists():
+        ask_guards()
+        shutil.rmtree(target)
+    if not config.infer.like_source:
+        return {}
+    if not like_source.is_safe(product):
+        folder.say(f"infer: WARNING: infer.like_source: {name} is no SAFE product with JPEG 2000; not written like it")
+        return {}
+    return {path: file_sha256(path) for path in like_source.write(folder.output(name, ".tif"), product, target)}
