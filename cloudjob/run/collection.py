@@ -13,4 +13,6 @@ def write(folder: RunFolder) -> None:
 
     for lease in folder.wait([folder.lease("collection", "outputs")]):
         with lease:
-            output.write_collection(folder.outputs)
+            broken = output.write_collection(folder.outputs)
+    for path in broken:
+        folder.say(f"{path}: cannot be read, and is left out of the collection; cloudjob infer {folder.quoted}")

@@ -158,6 +158,18 @@ def test_the_collection_has_all_items_and_what_they_cover(collection):
     assert found["summaries"]["platform"] == ["sentinel-2b"]
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"properties": {}}'])
+def test_an_item_that_cannot_be_read_is_left_out_and_told(tmp_path, content):
+    scene = pixels(8, 9, uncertainty=False)
+    stem = scene_files.write(tmp_path, scene)
+    broken = tmp_path / OTHER / f"{OTHER}.json"
+    broken.parent.mkdir()
+    broken.write_text(content)
+    assert output.write_collection(tmp_path) == [broken]
+    links = strict(tmp_path / "collection.json")["links"]
+    assert [link["href"] for link in links if link["rel"] == "item"] == [f"./{PRODUCT}/{stem.name}.json"]
+
+
 @given(st.lists(st.tuples(st.floats(-180, 179.9), st.floats(0.1, 30)), min_size=1, max_size=5))
 def test_the_box_of_all_holds_each_and_is_the_narrowest(spans):
     boxes = [[west, 0.0, west + wide - 360 * (west + wide > 180), 1.0] for west, wide in spans]

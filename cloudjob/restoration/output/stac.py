@@ -1,6 +1,5 @@
 """STAC 1.1: an item beside the files of a scene, and the collection of all scenes of a run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from cloudjob import footprints
-from cloudjob.files import json_text, reading, write_json
+from cloudjob.errors import CorruptFileError
+from cloudjob.files import json_text, read_json, write_json
 from cloudjob.pixels import BANDS
 from cloudjob.restoration.output.header import Header, Layer
 
@@ -127,16 +127,19 @@ def _footprint(crs: str, ring: list[list[float]]) -> tuple[dict, list[float]]:
 
 
 # --- the collection ----------------------------------------------------------------------------------------------
-def write_collection(folder: Path) -> None:
-    """Writes `folder`/collection.json of all items `folder`/<product>/<product>.json; nothing where there is none."""
+def write_collection(folder: Path) -> list[Path]:
+    """Writes `folder`/collection.json of all items `folder`/<product>/<product>.json, if there is one. Returns those
+    that cannot be read, and are left out."""
     paths = sorted(path for path in folder.glob("*/*.json") if path.stem == path.parent.name)
-    items = [_read(path) for path in paths]
-    if not items:
-        return
+    known = {path: item for path in paths if (item := _read(path))}
+    broken = [path for path in paths if path not in known]
+    if not known:
+        return broken
+    items = list(known.values())
     times = sorted(item["properties"]["datetime"] for item in items)
     boxes = [item["bbox"] for item in items if item.get("bbox")] or [[-180.0, -90.0, 180.0, 90.0]]
     properties = [item["properties"] for item in items]
-    hrefs = [f"./{path.parent.name}/{path.name}" for path in paths]
+    hrefs = [f"./{path.parent.name}/{path.name}" for path in known]
     summaries = {
         key: found
         for key in ("platform", "constellation", "gsd", "proj:code")
@@ -158,11 +161,16 @@ def write_collection(folder: Path) -> None:
             *({"rel": "item", "href": href, "type": "application/geo+json"} for href in hrefs),
         ],
     })  # fmt: skip
+    return broken
 
 
-def _read(path: Path) -> dict:
-    with reading(path, ValueError, reason="is not JSON"):
-        return json.loads(path.read_bytes())
+def _read(path: Path) -> dict | None:
+    """The item; None for what is none."""
+    try:
+        item = read_json(path)
+        return item if item["properties"]["datetime"] else None
+    except (CorruptFileError, TypeError, KeyError):
+        return None
 
 
 def _around(boxes: list[list[float]]) -> list[float]:
