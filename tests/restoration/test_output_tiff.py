@@ -1,8 +1,11 @@
 """The GeoTIFF and the views of its bands are what GDAL and rio-cogeo make of them."""
 
+import re
+
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import scene_files
 from affine import Affine
 from hypothesis import given, settings
@@ -55,7 +58,7 @@ def test_a_view_is_a_band_with_its_own_no_data(stem, scene):
 
 
 def test_views_go_with_their_file_where_it_is_moved(scene, tmp_path, monkeypatch):
-    stem = scene_files.write(tmp_path / "here", scene)
+    stem = scene_files.write(tmp_path / "here", scene, name="mine & <yours>")
     (tmp_path / "there & <then>").mkdir()
     moved = stem.parent.rename(tmp_path / "there & <then>" / "moved")
     monkeypatch.chdir(moved)
@@ -122,9 +125,9 @@ def test_a_file_beyond_4_gib_has_offsets_of_64_bits(tmp_path, scene, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3413", "EPSG:2193", "ESRI:54009"])
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3413", "EPSG:2193", "EPSG:32761", "ESRI:54009"])
 def test_places_of_any_kind_are_kept(tmp_path, scene, crs):
-    """Also where the authority has latitude, or northing, first."""
+    """Also where the authority has latitude, or northing, first: as GDAL itself writes a view."""
     place = Affine(0.001, 0, 170.5, 0, -0.002, -40) if crs == "EPSG:4326" else Affine(10, 0, 5000, 0, -20, 7000)
     stem = scene_files.write(tmp_path, scene, crs=crs, transform=place)
     for path in (file(stem, ".tif"), file(stem, "_B04.vrt"), f"HDF5:{file(stem, '.h5')}://reflectance"):
@@ -132,3 +135,9 @@ def test_places_of_any_kind_are_kept(tmp_path, scene, crs):
             assert source.crs == CRS.from_user_input(crs)
             np.testing.assert_allclose(source.transform, place)
             np.testing.assert_allclose(source.bounds, rasterio.transform.array_bounds(30, 20, place))
+    rasterio.shutil.copy(file(stem, ".tif"), tmp_path / "gdal.vrt", driver="VRT")
+    theirs, ours, beside = (
+        set(re.findall(r"<SRS dataAxis.*?>", path.read_text()))
+        for path in (tmp_path / "gdal.vrt", file(stem, "_B04.vrt"), file(stem, ".h5.aux.xml"))
+    )
+    assert ours == beside == theirs

@@ -48,11 +48,16 @@ def beside_h5(header: Header) -> str:
 def _place(header: Header) -> str:
     corner = ", ".join(map(repr, header.transform.to_gdal()))
     crs = CRS.from_user_input(header.crs) if header.crs else None
-    # Longitude and easting come first, whatever order the authority has.
-    swapped = crs is not None and crs.is_geographic
-    axes = f'<SRS dataAxisToSRSAxisMapping="{"2,1" if swapped else "1,2"}">' if crs else ""
-    known = f"  {axes}{escape(crs.to_wkt())}</SRS>\n" if crs else ""
+    known = f'  <SRS dataAxisToSRSAxisMapping="{_axes(crs)}">{escape(crs.to_wkt())}</SRS>\n' if crs else ""
     return f"{known}  <GeoTransform>{corner}</GeoTransform>\n"
+
+
+def _axes(crs: CRS) -> str:
+    """Which axes of the CRS columns and rows go along: its authority may have latitude, or northing, first."""
+    told = crs.to_dict(projjson=True)
+    told = told.get("source_crs", told)  # of one with TOWGS84
+    first = told["coordinate_system"]["axis"][0]["name"].lower()
+    return "2,1" if "latitude" in first or "northing" in first else "1,2"
 
 
 def _type(layer: Layer) -> str:
