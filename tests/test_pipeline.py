@@ -162,9 +162,7 @@ def test_members_leave_their_spread_beside_the_reflectance_and_bands_are_written
     like = copy / "outputs" / name / f"{name}.SAFE"
     np.testing.assert_array_equal(read_bands(Product.open(like)), read_h5(like.with_suffix(".h5"))[0])
     next(like.rglob("*_B08_10m.jp2")).write_bytes(b"")
-    assert "_B08_10m.jp2" in good("plan", copy, *options).stdout
-    good("infer", copy, "--only", name)
-    assert not like.exists()
+    assert "_B08_10m.jp2" in good("plan", copy).stdout  # what it put out is not whole
 
 
 # --- what it says ----------------------------------------------------------------------------------------------

@@ -368,6 +368,15 @@ def test_one_member_has_no_uncertainty(folder, trained, dates):
     assert not folder.output(SECOND, ".h5").exists()
 
 
+def test_bands_as_the_source_had_them_go_with_the_scene_that_they_were_of(folder, trained, dates):
+    folder.only = [FIRST]
+    old = folder.output(FIRST, ".SAFE") / "GRANULE" / "old_B04_10m.jp2"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    infer.run(chosen(trained), folder)
+    assert not folder.output(FIRST, ".SAFE").exists()
+
+
 def test_rank_0_names_each_product_and_sends_the_others_home(folder, trained, dates, launched):
     """What comes out is what comes out of one rank."""
     config = chosen(trained)
