@@ -39,6 +39,8 @@ def test_what_pyproj_says_of_a_crs_is_said(code):
     pyproj = pytest.importorskip("pyproj")
     found, known = grid_mapping(CRS.from_epsg(code), PLACE), pyproj.CRS.from_epsg(code).to_cf()
     known.pop("crs_wkt")
+    if code == 4807:
+        known["longitude_of_prime_meridian"] = 2.5969213 * 0.9  # pyproj says grads
     if known["grid_mapping_name"] == "mercator" and "scale_factor_at_projection_origin" in known:
         known.pop("standard_parallel")  # Appendix F wants one of the two
     for name, value in known.items():
@@ -46,6 +48,18 @@ def test_what_pyproj_says_of_a_crs_is_said(code):
             assert name in found, name
         else:
             np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_angles_are_degrees_whatever_the_system_measures_them_in():
+    grads = CRS.from_epsg(4807).to_wkt()
+    wkt = f'PROJCS["mine",{grads},PROJECTION["Transverse_Mercator"],PARAMETER["latitude_of_origin",50],'
+    wkt += 'PARAMETER["central_meridian",10],PARAMETER["scale_factor",1],PARAMETER["false_easting",7],'
+    wkt += 'PARAMETER["false_northing",0],UNIT["metre",1]]'
+    found = grid_mapping(CRS.from_wkt(wkt), PLACE)
+    assert found["latitude_of_projection_origin"] == pytest.approx(45)
+    assert found["longitude_of_central_meridian"] == pytest.approx(9)
+    assert found["longitude_of_prime_meridian"] == pytest.approx(2.33722917)
+    assert found["false_easting"] == 7
 
 
 @pytest.mark.parametrize("code", [3857, 27572])  # on a sphere; a cone with a scale

@@ -1,6 +1,7 @@
 """Bands in the shape of their source: what reads the source reads them."""
 
 import shutil
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -50,6 +51,20 @@ def test_the_product_is_read_as_its_source_is(source, tmp_path, packed):
                 assert image.crs.to_string() == product.crs
                 assert image.transform == product.transform
                 assert image.tags(1, ns="IMAGE_STRUCTURE") == {"NBITS": "15"} | image.tags(1, ns="IMAGE_STRUCTURE")
+
+
+@pytest.mark.slow
+def test_numbers_are_those_of_the_sources_baseline(source, tmp_path):
+    """Before 04.00 there was no offset: what is below 0 is the smallest number that is data."""
+    product = Product.open(source)
+    before = replace(product, offsets=dict.fromkeys(product.offsets, 0))
+    scene = pixels(SIZE, SIZE, uncertainty=False)
+    tif = file(scene_files.write(tmp_path, scene), ".tif")
+    bands = [path for path in like_source.write(tif, before, tmp_path / "out") if path.suffix == ".jp2"]
+    expected = np.where(scene.reflectance, (scene.reflectance.astype(int) - 1000).clip(1, 32767), 0)
+    for path, band in zip(bands, expected, strict=True):
+        with rasterio.open(path) as image:
+            np.testing.assert_array_equal(image.read(1), band)
 
 
 def test_what_is_no_safe_product_is_said(source, tmp_path):

@@ -6,6 +6,7 @@ import threading
 import scene_files
 from scene_files import PRODUCT, pixels
 
+from cloudjob import leases
 from cloudjob.run import collection
 from cloudjob.run.folder import RunFolder
 
@@ -36,6 +37,7 @@ def test_who_waits_for_another_sees_its_items_too(tmp_path):
         scene_files.write(folder.outputs, scene, name=NAMES[1])
     waiting.join(30)
     assert listed(folder) == NAMES[:2]
+    assert leases.held(folder.leases) == []
     assert said[0].startswith("waits: collection outputs is being made by")
 
 

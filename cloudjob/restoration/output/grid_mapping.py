@@ -112,7 +112,9 @@ def _datum(base: dict) -> dict[str, Any]:
     found["reference_ellipsoid_name"] = ellipsoid.get("name")
     found["prime_meridian_name"] = meridian.get("name", "Greenwich")
     longitude = meridian.get("longitude", 0.0)
-    found["longitude_of_prime_meridian"] = float(longitude["value"] if isinstance(longitude, dict) else longitude)
+    if isinstance(longitude, dict):  # in another unit than degrees
+        longitude = longitude["value"] * _degrees(longitude["unit"])
+    found["longitude_of_prime_meridian"] = float(longitude)
     if "radius" in ellipsoid:
         found["earth_radius"] = float(ellipsoid["radius"])
     elif "semi_major_axis" in ellipsoid:
