@@ -26,7 +26,7 @@ OWNERS = {
     "torch.distributed": {"hpc/distributed.py"},
     "mpi4py": {"hpc/mpi.py"},
     "hdf5plugin": {"patches/"},
-    "h5py": {"patches/", "restoration/output.py"},
+    "h5py": {"patches/", "restoration/output/hdf5.py"},
     "requests": {"copernicus/"},
     "botocore": {"copernicus/sources/s3.py", "copernicus/checkup.py"},
     "boto3": set(),  # where it is installed, rasterio imports it too

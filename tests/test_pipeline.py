@@ -22,6 +22,7 @@ from front_door import CLOUDJOB, CONFIG, STAGES, call, clean_message, copied, fo
 from rasterio.warp import transform_geom
 from scipy import ndimage
 
+from cloudjob.restoration.output import read_h5
 from cloudjob.sentinel2.product import Product, read_bands, read_scl
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec besi
 
 
 def products(run: Path) -> list[str]:
-    return sorted(folder.name for folder in (run / "outputs").iterdir())
+    return sorted(folder.name for folder in (run / "outputs").glob("*/"))
 
 
 @pytest.fixture(scope="session")
@@ -70,18 +71,22 @@ def test_output_opens_everywhere_with_the_same_pixels(run):
             assert list(data["band"].values) == ["B04", "B03", "B02", "B08"]
             assert data["x"].values[0] == product.transform.c + 5
             assert data["y"].values[0] == product.transform.f - 5
-        with rasterio.open(f"{base}.tif") as tif, rasterio.open(f"netcdf:{base}.h5:reflectance") as netcdf:
-            for source in (tif, netcdf):
+        with rasterio.open(f"{base}.tif") as tif, rasterio.open(f"HDF5:{base}.h5://reflectance") as hdf5:
+            for source in (tif, hdf5):
                 assert source.crs.to_epsg() == rasterio.CRS.from_string(product.crs).to_epsg()
                 assert source.transform == product.transform
-                np.testing.assert_array_equal(source.read(), dn)
-            assert tif.scales == (1e-4,) * 4
-            assert tif.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+                np.testing.assert_array_equal(source.read([1, 2, 3, 4]), dn)
+                assert source.descriptions[:4] == ("B04", "B03", "B02", "B08")
+            assert tif.descriptions[4:] == ("reconstructed",)
+            np.testing.assert_array_equal(tif.read(5), flags)
         item = json.loads(Path(f"{base}.json").read_text())
         assert item["stac_version"] == "1.1.0"
         assert item["assets"]["tif"]["file:size"] == Path(f"{base}.tif").stat().st_size
         assert set(np.unique(flags)) <= {0, 1, 2, 255}
         assert (flags == 1).any()
+    collection = json.loads((run / "outputs" / "collection.json").read_text())
+    hrefs = [link["href"] for link in collection["links"] if link["rel"] == "item"]
+    assert hrefs == [f"./{name}/{name}.json" for name in products(run)]
 
 
 def test_observed_clear_pixels_are_the_input_bit_for_bit(run):
@@ -145,14 +150,19 @@ def test_splits_share_no_ground_and_no_acquisition(run):
         assert not acquisitions[one] & acquisitions[other]
 
 
-def test_members_leave_their_spread_beside_the_reflectance(copy):
+def test_members_leave_their_spread_beside_the_reflectance_and_bands_are_written_as_the_source_has_them(copy):
     name = products(copy)[0]
-    good("infer", copy, "--only", name, "--set", "infer.members=3")
+    options = ("--set", "infer.members=3", "--set", "infer.like_source=true")
+    good("infer", copy, "--only", name, *options)
     with h5py.File(copy / "outputs" / name / f"{name}.h5") as file:
         spread, flags = file["uncertainty"][:], file["reconstructed"][:]
         assert file.attrs["members"] == 3
     assert (spread[:, flags == 1] > 0).mean() > 0.9
     assert (spread[:, flags == 0] == 0).all()
+    like = copy / "outputs" / name / f"{name}.SAFE"
+    np.testing.assert_array_equal(read_bands(Product.open(like)), read_h5(like.with_suffix(".h5"))[0])
+    next(like.rglob("*_B08_10m.jp2")).write_bytes(b"")
+    assert "_B08_10m.jp2" in good("plan", copy).stdout  # what it put out is not whole
 
 
 # --- what it says ----------------------------------------------------------------------------------------------

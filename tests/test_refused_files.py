@@ -22,9 +22,9 @@ def readers(folder: Path) -> dict:
     """Name of a reader -> (a part of the path of the file that it reads, what calls it)."""
     import numpy as np
     import rasterio
+    import scene_files
     import small_runs
     import torch
-    from affine import Affine
 
     from cloudjob.archive import rasters
     from cloudjob.archive.make import make_synthetic
@@ -63,10 +63,9 @@ def readers(folder: Path) -> dict:
     state = {each: {} for each in ("averages", "calibration", "optimizer", "config", "recipe")}
     state |= {"model": {"w": torch.zeros(3)}, "bands": [], "skipped": [0, 0], "key": "", "cloudjob_version": ""}
     checkpoint.save(run.checkpoints, checkpoint.Checkpoint(seen=8, total=8, chosen="none", **state))
-    scene = output.Restored(
-        name, np.ones((4, 9, 9), "u2"), np.zeros((9, 9), "u1"), None, "EPSG:32606", Affine(10, 0, 0, 0, -10, 0), "", {}
-    )
-    output.write_h5(folder / "scene.h5", scene)
+    scene = scene_files.pixels(9, 9)
+    with output.Writer(folder / "scene", scene_files.header(scene)) as writer:
+        writer.rows(0, scene.reflectance, scene.reconstructed, scene.uncertainty)
     write_jsonl(run.pairs, [{"pair": "a"}])
     write_json(run.shard_index, index)
     write_text(run.decisions, "pair,decision,version\na,accept,1\n")
@@ -150,17 +149,13 @@ LOCKLESS = """
 import pathlib, sys
 from cloudjob.cli.dispatch import main
 assert main(["config", "schema"]) == 0
-import numpy as np
+import scene_files
 import small_runs
-from affine import Affine
 from cloudjob.patches.shards import columns
 from cloudjob.restoration import output
 folder = pathlib.Path(sys.argv[1])
-place = Affine(10, 0, 0, 0, -10, 0)
-output.write_h5(folder / "a.h5", output.Restored(
-    "a", np.ones((4, 9, 9), "u2"), np.zeros((9, 9), "u1"), None, "EPSG:32606", place, "", {}
-))
-assert output.read_h5(folder / "a.h5")[0].all()
+stem = scene_files.write(folder, scene_files.pixels(9, 9))
+assert output.read_h5(scene_files.file(stem, ".h5"))[0].any()
 small_runs.write_shard(folder / "b.h5", 1, 2, reference=False)
 assert len(columns(folder / "b.h5")["row"]) == 2
 """

@@ -30,6 +30,7 @@ NEWER: dict[str, dict] = {
     "masks": {"b11": 60, "darker": 0.7},
     "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5, "max_drift": None},
     "shard": {"unmeasured": "reject"},
+    "infer": {"like_source": False},
 }
 
 
@@ -302,6 +303,9 @@ class InferConfig(Section):
         "the pair's own clear date out, so that there is something independent to score against",
     )
     preview_gain: Annotated[float, Field(gt=0)] = 1.0
+    like_source: bool = Field(
+        False, description="also write the bands as JPEG 2000 in the folders of a SAFE product, as the source has them"
+    )
 
     @model_validator(mode="after")
     def _overlap(self) -> Self:

@@ -49,6 +49,7 @@ class RunFolder:
         self.shards = self.root / "shards"
         self.shard_index = self.shards / "index.json"
         self.trained_on = self.shards / "trained-on.json"  # the index of a training that began without some pairs
+        self.outputs = self.root / "outputs"  # a folder for each restored product, and the STAC collection of all
         self.training = self.root / "train"
         self.checkpoints = self.training / "checkpoints"
         self.metrics = self.training / "metrics.jsonl"
@@ -106,7 +107,7 @@ class RunFolder:
 
     def output(self, product: str, suffix: str) -> Path:
         """A file of a restored product; the suffix begins with a dot."""
-        return self.root / "outputs" / product / f"{product}{suffix}"
+        return self.outputs / product / f"{product}{suffix}"
 
     def evaluation_picture(self, item: str) -> Path:
         """The picture of a scored product, or of the triplets of a scored pair."""

@@ -7,7 +7,7 @@ Who makes an item holds its lease.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Summary:
         return f"{self.stage}: {counts}, {self.seconds:.1f} s" + (f"; {self.note}" if self.note else "")
 
 
-Made = tuple[Sequence[Path], Any]  # outputs of an item, and its JSON-able result
+Made = tuple[Collection[Path], Any]  # outputs of an item (a mapping: to their SHA-256), and its JSON-able result
 LEFT_OUT = "left out"
 _NOTHING = ("failed", LEFT_OUT)  # states of a record in which the item put out nothing
 _KEYS = {"status", "message", "config", "inputs", "outputs"}  # what a whole record has
@@ -358,10 +358,14 @@ def _make(folder: RunFolder, item: Item, make: Callable[[Item], Made], summary: 
         _note(folder, item, "done", begun, outputs=kept, result=result)
 
 
-def _facts(folder: RunFolder, outputs: Sequence[Path]) -> dict[str, dict]:
+def _facts(folder: RunFolder, outputs: Collection[Path]) -> dict[str, dict]:
     """Size and digest of each output, by its path below the run folder."""
+    known = outputs if isinstance(outputs, Mapping) else {}
     return {
-        str(output.relative_to(folder.root)): {"size": output.stat().st_size, "sha256": file_sha256(output)}
+        str(output.relative_to(folder.root)): {
+            "size": output.stat().st_size,
+            "sha256": known.get(output) or file_sha256(output),
+        }
         for output in outputs
     }
 

@@ -99,7 +99,7 @@ def contact_sheet(lines: Iterable[Iterable[np.ndarray]], *, gain: float) -> np.n
 
 def encode_png(rgb: np.ndarray) -> bytes:
     """The (H, W, 3) uint8 picture as a PNG file."""
-    return _encoded(rgb, format="PNG", optimize=True)
+    return _encoded(rgb, format="PNG")
 
 
 def encode_webp(picture: np.ndarray, *, quality: int | None = None) -> bytes:

@@ -10,7 +10,7 @@ from cloudjob.config.models import Config, newer
 from cloudjob.files import write_bytes, write_json, write_jsonl
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
-from cloudjob.run import decisions, labels, products, records
+from cloudjob.run import collection, decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -59,6 +59,7 @@ def _run_scenes(config: Config, folder: RunFolder, every: list[Item]) -> Summary
     pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(folder)}
     index = records.shard_index(folder, config.infer.checkpoint) or {"split": {"pairs": {}}}
     summary = records.work(folder, STAGE, every, lambda item: _score_scene(config, folder, pairs[item.name]))
+    collection.write(folder)  # once more: tasks of an array may have been stopped before they wrote it
     if not (scored := _scored(folder, every)):
         return summary
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from cloudjob import __version__
 from cloudjob.config.models import Config, newer
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
-from cloudjob.files import ask_guards, atomic, digest, file_sha256
+from cloudjob.files import ask_guards, digest, file_sha256
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
-from cloudjob.run import decisions, labels, products, records
+from cloudjob.run import collection, decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration.conditions import SceneConditions
     from cloudjob.restoration.restorer import Restorer
+    from cloudjob.sentinel2.product import Product
 
 STAGE = "infer"
 _MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks are read
@@ -41,7 +42,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
         more |= labels.digests(folder, [pair[role] for role in _MASKED if pair[role]])
-        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks")))
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks", "infer")))
     return found
 
 
@@ -73,6 +74,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         ranks.bcast(None)
     if failure:
         raise failure
+    collection.write(folder)
     summary.note = f"{ranks.size} rank{'s' if ranks.size > 1 else ''}"
     return summary
 
@@ -201,8 +203,8 @@ def _write(
     model: _Model,
     conditions: "SceneConditions",
     work: Path,
-) -> list[Path]:
-    """Puts the tiles together, and writes the four files."""
+) -> dict[Path, str]:
+    """Puts the tiles together, and writes the product's files: their paths, and the digests of their content."""
     from cloudjob.restoration import output, scene
     from cloudjob.sentinel2.product import Product
 
@@ -213,16 +215,15 @@ def _write(
     )
     product = Product.open(folder.safe(item.name))
     by_hand = labels.among(item.inputs, [pair[role] for role in _MASKED])
-    restored = output.Restored(
-        product=item.name,
-        reflectance=reflectance,
-        reconstructed=reconstructed,
-        uncertainty=uncertainty,
+    sources = [item.name, *(pair[role] for role in _references(config, pair))]
+    header = output.Header(
+        name=item.name,
+        shape=reconstructed.shape,
         crs=product.crs,
         transform=product.transform,
         sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
         attributes={
-            "source_products": " ".join([item.name, *(pair[role] for role in _references(config, pair))]),
+            "source_products": " ".join(sources),
             "checkpoint_sha256": model.sha256,
             "config_sha256": digest(item.config),
             "seed": config.seed,
@@ -232,16 +233,28 @@ def _write(
             "cloudjob_version": __version__,
         }
         | ({"masks_by_hand": " ".join(sorted(by_hand))} if by_hand else {}),
+        uncertainty=uncertainty is not None,
+        sources={name: output.data_space(name) for name in sources},
+        collection="../collection.json",
     )
-    files = {}
-    for key, write in (
-        ("h5", output.write_h5),
-        ("tif", output.write_cog),
-        ("png", partial(output.write_png, gain=settings.preview_gain)),
-    ):
-        files[key] = folder.output(item.name, f".{key}")
-        with atomic(files[key]) as temporary:
-            write(temporary, restored)
-    with atomic(folder.output(item.name, ".json")) as temporary:
-        output.write_item(temporary, restored, files)
-    return [*files.values(), folder.output(item.name, ".json")]
+    stem = folder.output(item.name, "")
+    with output.Writer(stem, header, gain=settings.preview_gain, threads=machine.cores()) as writer:
+        writer.rows(0, reflectance, reconstructed, uncertainty)
+    return writer.files | _like_source(config, folder, item.name, product)
+
+
+def _like_source(config: Config, folder: RunFolder, name: str, product: "Product") -> dict[Path, str]:
+    """Writes the bands as the source has them, if that is wished: their paths and digests. What an earlier scene left
+    of them goes in any case."""
+    from cloudjob.restoration.output import like_source
+
+    target = folder.output(name, ".SAFE")
+    if target.exists():
+        ask_guards()
+        shutil.rmtree(target)
+    if not config.infer.like_source:
+        return {}
+    if not like_source.is_safe(product):
+        folder.say(f"infer: WARNING: infer.like_source: {name} is no SAFE product with JPEG 2000; not written like it")
+        return {}
+    return {path: file_sha256(path) for path in like_source.write(folder.output(name, ".tif"), product, target)}

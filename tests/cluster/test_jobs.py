@@ -69,7 +69,7 @@ def ends_as(run: Path, plain: Path, home: Home) -> str:
     cards = "".join(path.read_text() for path in home.folder.glob("cloudjob-train-*.out"))
     assert "4 tasks on n[1-2]" in cards
     tasks = list(home.folder.glob("cloudjob-infer-*_*.out"))
-    assert len(tasks) == len(list((run / "outputs").iterdir()))
+    assert len(tasks) == len(list((run / "outputs").glob("*/")))
     assert all("2 ranks" in task.read_text() for task in tasks)
     return cards
 
@@ -218,7 +218,7 @@ def test_a_rank_that_cannot_start_is_not_waited_for(cluster, plain, tmp_path):
 def test_one_killed_task_of_an_array_is_run_again_by_the_printed_command(image_chain, image_home, cluster, plain):
     home = image_home
     run = home.copy(image_chain, "killed", without=())
-    scenes = sorted(path.name for path in (run / "outputs").iterdir())
+    scenes = sorted(path.name for path in (run / "outputs").glob("*/"))
     items = [line.split("\t")[1] for line in listed(home, run)]
     assert sorted(items) == scenes
     for item in items[:3]:

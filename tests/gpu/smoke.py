@@ -23,7 +23,7 @@ PACKAGES = ("torch", "numpy", "triton", "h5py", "rasterio", "mpi4py", "pydantic"
 # there is one GPU.
 TESTS = ["tests/diffusion", "tests/restoration", "tests/training", "tests/hpc", "tests/stages/test_train.py"]
 TESTS += ["tests/benches/test_notebook.py", "tests/patches/test_loader.py"]
-NEEDS = {"hdf5plugin": "tests/patches/test_loader.py", "h5netcdf": "tests/restoration/test_output.py"}
+NEEDS = {"hdf5plugin": "tests/patches/test_loader.py"}
 
 
 def _version(package: str) -> str | None:

@@ -347,7 +347,7 @@ def test_a_checkpoint_from_elsewhere_is_scored_and_reported_without_shards_or_a_
     shutil.copy(checkpoint.newest(run / "train" / "checkpoints"), elsewhere)
     for folder in ("shards", "train", "evaluation", "records/shard", "records/train", "records/evaluate", "report"):
         shutil.rmtree(run / folder)
-    scene, *others = sorted(path.name for path in (run / "outputs").iterdir())
+    scene, *others = sorted(path.name for path in (run / "outputs").glob("*/"))
     cloudjob("evaluate", run, "--only", scene, code=3)  # our own shards say how its scenes were split
     cloudjob("evaluate", run, "--set", f"infer.checkpoint={elsewhere}", "--only", scene)
     found = summary(run)

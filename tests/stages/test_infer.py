@@ -315,13 +315,15 @@ def test_a_product_is_prepared_once_with_the_dates_that_are_shown(
     np.testing.assert_array_equal(again.cloudy, found.cloudy)
 
 
-def test_a_scene_is_restored_and_written_in_four_files(folder, trained, dates):
+def test_a_scene_is_restored_and_written_in_all_its_files(folder, trained, dates):
     config = chosen(trained, "infer.members=2", "infer.reference=nearest")
     summary = infer.run(config, folder)
     assert summary.done == [FIRST, SECOND]
     assert summary.note == "1 rank"
     h5 = folder.output(FIRST, ".h5")
-    assert {path.name for path in h5.parent.iterdir()} == {f"{FIRST}.{key}" for key in ("h5", "tif", "png", "json")}
+    layers = [*BANDS, "reconstructed", *(f"uncertainty_{band}" for band in BANDS)]
+    suffixes = [".h5", ".h5.aux.xml", ".tif", *(f"_{name}.vrt" for name in layers), ".png", ".json"]
+    assert {path.name for path in h5.parent.iterdir()} == {f"{FIRST}{suffix}" for suffix in suffixes}
     with h5py.File(h5) as file:
         image, flags, spread = (file[name][...] for name in ("reflectance", "reconstructed", "uncertainty"))
         facts = dict(file.attrs)
@@ -346,9 +348,12 @@ def test_a_scene_is_restored_and_written_in_four_files(folder, trained, dates):
     assert {name: facts[name] for name in expected} == expected
     item = json.loads(folder.output(FIRST, ".json").read_text())
     assert item["properties"]["datetime"] == "2024-03-10T22:20:35Z"
-    assert {asset["href"] for asset in item["assets"].values()} == {f"./{FIRST}.{key}" for key in ("h5", "tif", "png")}
-    kept = records.record(folder, "infer", FIRST)
-    assert len(kept["outputs"]) == 4
+    assert [link["href"].rpartition("/")[2] for link in item["links"][:3]] == [FIRST, NEAR, FAR]
+    kept = records.record(folder, "infer", FIRST)["outputs"]
+    assert len(kept) == len(suffixes)
+    assert all(file_sha256(folder.root / name) == facts["sha256"] for name, facts in kept.items())
+    collection = json.loads((folder.outputs / "collection.json").read_text())
+    assert [link["rel"] for link in collection["links"]] == ["root", "item", "item"]
     assert infer.run(config, folder).skipped == [FIRST, SECOND]
 
 
@@ -361,6 +366,15 @@ def test_one_member_has_no_uncertainty(folder, trained, dates):
         assert file.attrs["members"] == 1
     assert folder.output(FIRST, ".h5").exists()
     assert not folder.output(SECOND, ".h5").exists()
+
+
+def test_bands_as_the_source_had_them_go_with_the_scene_that_they_were_of(folder, trained, dates):
+    folder.only = [FIRST]
+    old = folder.output(FIRST, ".SAFE") / "GRANULE" / "old_B04_10m.jp2"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    infer.run(chosen(trained), folder)
+    assert not folder.output(FIRST, ".SAFE").exists()
 
 
 def test_rank_0_names_each_product_and_sends_the_others_home(folder, trained, dates, launched):
