@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("HDF5", "COG", "picture", "tile", "shard", "conditions", "raster", "checkpoint", "lines")
+NAMES = ("outputs", "tile", "shard", "conditions", "raster", "checkpoint", "lines")
 SHARES = (0, 0.1, 0.4, 0.7, 0.95, 1)  # of the blocks that the file needs; the last but one block is never there
 BLOCK = 4096
 
@@ -31,7 +31,15 @@ def writers() -> dict:
     pixels = rng.integers(1, 9000, (4, 160, 160)).astype(np.uint16)
     flags, place = np.zeros((160, 160), np.uint8), Affine(10, 0, 500000, 0, -10, 7700000)
     facts = {"cloudjob_version": "1", "source_products": "a"}
-    scene = output.Restored("a", pixels, flags, None, "EPSG:32606", place, "2024-03-10T22:20:35Z", facts)
+    header = output.Header(
+        name="a",
+        shape=(160, 160),
+        crs="EPSG:32606",
+        transform=place,
+        sensing_time="2024-03-10T22:20:35Z",
+        attributes=facts,
+        uncertainty=False,
+    )
     state = {each: {} for each in ("averages", "calibration", "optimizer", "config", "recipe")}
     state |= {"model": {"w": torch.rand(40000)}, "bands": [], "skipped": [0, 0], "key": "", "cloudjob_version": ""}
     kept = checkpoint.Checkpoint(seen=8, total=8, chosen="none", **state)
@@ -47,6 +55,11 @@ def writers() -> dict:
     def shard(temporary: Path) -> None:
         small_runs.write_shard(temporary, 1, 8, reference=False)
 
+    def outputs(folder: Path) -> Path:
+        with output.Writer(folder / "a", header) as writer:
+            writer.rows(0, pixels, flags)
+        return folder / "a.json"
+
     def conditions(folder: Path) -> Path:
         SceneConditions(pixels, flags, flags, None, None, None).save(folder / "work")
         return folder / "work" / "mask.npy"
@@ -60,9 +73,7 @@ def writers() -> dict:
         return folder / "a.jsonl"
 
     return {
-        "HDF5": atomically("a.h5", lambda path: output.write_h5(path, scene)),
-        "COG": atomically("a.tif", lambda path: output.write_cog(path, scene)),
-        "picture": atomically("a.png", lambda path: output.write_png(path, scene, gain=2)),
+        "outputs": outputs,
         "tile": atomically("tile.npy", lambda path: np.save(path, pixels)),
         "shard": atomically("a-0.h5", shard),
         "conditions": conditions,
