@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
@@ -17,6 +17,8 @@ from cloudjob.run.folder import RunFolder
 if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
     from cloudjob.config.models import Config
     from cloudjob.config.source import Source
+
+Folder = TypeVar("Folder", bound=RunFolder)
 
 
 class Context(NamedTuple):
@@ -61,7 +63,11 @@ def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
         tempfile.gettempdir()
     except OSError:  # nowhere; torch asks for it when it is imported
         tempfile.tempdir = str(root.absolute())
-    folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
+    return report_to(RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False)))
+
+
+def report_to(folder: Folder) -> Folder:
+    """The folder, which reports on standard error."""
     folder.say, folder.progress, folder.job = say, Progress(), slurm.job_id()
     return folder
 

@@ -18,6 +18,8 @@ from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
 from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
 from cloudjob.sentinel2.render import encode_png, true_colour
 
+# STAC asks for a range of time where it is not known; this one begins with Sentinel-2.
+_ANY_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
 FLAGS = {OBSERVED: "observed", RECONSTRUCTED: "reconstructed", BLENDED_EDGE: "blended_edge", NO_DATA: "no_data"}
 
 
@@ -29,14 +31,14 @@ class Restored:
     reflectance: np.ndarray
     reconstructed: np.ndarray
     uncertainty: np.ndarray | None  # standard deviation over members, in the units of reflectance / SCALE
-    crs: str
+    crs: str | None  # None where nobody knows where the pixels lie
     transform: Affine
-    sensing_time: str  # ISO 8601
+    sensing_time: str | None  # ISO 8601; None where nobody knows
     attributes: dict[str, str | int | float]  # source products, checkpoint, configuration, seed, sampler, ...
 
     @property
     def attribution(self) -> str:
-        return f"Contains modified Copernicus Sentinel data {self.sensing_time[:4]}"
+        return f"Contains modified Copernicus Sentinel data {(self.sensing_time or '')[:4]}".rstrip()
 
 
 def write_h5(path: Path, scene: Restored) -> None:
@@ -45,19 +47,15 @@ def write_h5(path: Path, scene: Restored) -> None:
     with h5py.File(path, "w", libver=("earliest", "v110"), locking=False) as file:
         file.attrs.update({"Conventions": "CF-1.10", "title": f"{scene.product} without clouds", **scene.attributes})
         file.attrs["references"] = scene.attribution
-        _scale(file, "x", _centres(scene.transform.c, scene.transform.a, width), "projection_x_coordinate", "m")
-        _scale(file, "y", _centres(scene.transform.f, scene.transform.e, height), "projection_y_coordinate", "m")
+        degrees = scene.crs is not None and CRS.from_user_input(scene.crs).is_geographic
+        names = ("longitude", "latitude") if degrees else ("projection_x_coordinate", "projection_y_coordinate")
+        units = ("degrees_east", "degrees_north") if degrees else ("m", "m")
+        _scale(file, "x", _centres(scene.transform.c, scene.transform.a, width), names[0], units[0])
+        _scale(file, "y", _centres(scene.transform.f, scene.transform.e, height), names[1], units[1])
         _scale(file, "band", np.array(BANDS, dtype=object), None, None)
         grid = file.create_dataset("spatial_ref", data=np.int32(0))
-        wkt = CRS.from_user_input(scene.crs).to_wkt()
-        grid.attrs.update(
-            {
-                "crs_wkt": wkt,
-                "spatial_ref": wkt,
-                "GeoTransform": " ".join(map(repr, scene.transform.to_gdal())),
-            }
-        )
-        grid.attrs["grid_mapping_name"] = "transverse_mercator"
+        if scene.crs is not None:
+            grid.attrs.update(_grid_mapping(CRS.from_user_input(scene.crs), scene.transform))
         scaled = {"scale_factor": SCALE, "units": "1"}
         _layer(
             file,
@@ -79,6 +77,12 @@ def write_h5(path: Path, scene: Restored) -> None:
                 None,
                 {**scaled, "long_name": "standard deviation over members"},
             )
+
+
+def _grid_mapping(crs: CRS, transform: Affine) -> dict[str, str]:
+    wkt, kind = crs.to_wkt(), "latitude_longitude" if crs.is_geographic else "transverse_mercator"
+    place = {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": " ".join(map(repr, transform.to_gdal()))}
+    return place | {"grid_mapping_name": kind}
 
 
 def _centres(origin: float, step: float, count: int) -> np.ndarray:
@@ -151,7 +155,7 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
     left, top = scene.transform.c, scene.transform.f
     right, bottom = scene.transform @ (width, height)
     ring = [[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]]
-    geometry, bbox = _footprint(scene.crs, ring)
+    geometry, bbox = (None, None) if scene.crs is None else _footprint(scene.crs, ring)
     types = {
         "h5": ("application/x-hdf5", ["data"]),
         "tif": ("image/tiff; application=geotiff; profile=cloud-optimized", ["data"]),
@@ -178,9 +182,10 @@ def write_item(path: Path, scene: Restored, files: dict[str, Path]) -> None:
         ],
         "id": scene.product,
         "geometry": geometry,
-        "bbox": bbox,
+        **({} if bbox is None else {"bbox": bbox}),
         "properties": {
             "datetime": scene.sensing_time,
+            **({} if scene.sensing_time else _ANY_TIME),
             "proj:code": scene.crs,
             "proj:shape": [height, width],
             "proj:transform": list(scene.transform)[:6],

@@ -5,15 +5,12 @@ a hidden folder beside the outputs, from which a killed job also resumes.
 """
 
 import shutil
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloudjob import __version__
 from cloudjob.config.models import Config, newer
-from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
-from cloudjob.files import ask_guards, atomic, digest, file_sha256
+from cloudjob.files import ask_guards, digest
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
 from cloudjob.run import decisions, labels, records
@@ -21,13 +18,15 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration.conditions import SceneConditions
-    from cloudjob.restoration.restorer import Restorer
+    from cloudjob.restoration.crew import Crew
+    from cloudjob.restoration.network import Model
 
 STAGE = "infer"
 _MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks are read
-_KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}  # what a rank may answer with
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -62,113 +61,48 @@ def run(config: Config, folder: RunFolder) -> Summary:
     every = items(config, folder)
     if config.infer.checkpoint is None:
         records.require(folder, "train", ["run"], reader=STAGE)
-    failure = None
     with mpi.communicator() as ranks:
-        if ranks.rank:
-            return _follow(config, folder, ranks)
-        try:
-            summary = _lead(config, folder, every, ranks)
-        except CloudjobError as error:
-            failure = error  # raised only after the bcast, which ends the ranks that wait for a name
-        ranks.bcast(None)
-    if failure:
-        raise failure
-    summary.note = f"{ranks.size} rank{'s' if ranks.size > 1 else ''}"
+        crew = _crew(config, folder, ranks)
+        summary = crew.run(lambda: _lead(config, folder, every, crew)) or Summary(STAGE)
+        summary.note = f"{ranks.size} rank{'s' if ranks.size > 1 else ''}"
     return summary
 
 
-def _lead(config: Config, folder: RunFolder, every: list[Item], ranks: "Communicator") -> Summary:
-    """Rank 0: prepares each product, restores its share with the others, and writes the outputs."""
+def _crew(config: Config, folder: RunFolder, ranks: "Communicator") -> "Crew":
+    from cloudjob.restoration.crew import Crew
+
+    settings = config.infer
+    tiles = {"size": settings.tile, "overlap": settings.overlap, "members": settings.members}
+    return Crew(ranks, partial(_open_model, config, folder), **tiles, stopped=folder.stop_requested)
+
+
+def _open_model(config: Config, folder: RunFolder, rank: int) -> "Model":
+    from cloudjob.diffusion import checkpoint
+    from cloudjob.restoration.network import Model
+
+    settings = config.infer
+    path = settings.checkpoint or checkpoint.newest(folder.checkpoints)
+    model = Model.open(path, rank=rank, seed=config.seed, sampler=settings.sampler, steps=settings.steps)
+    if rank == 0 and settings.members > 1 and model.warning:
+        folder.say(f"infer: {model.warning}")
+    return model
+
+
+def _lead(config: Config, folder: RunFolder, every: list[Item], crew: "Crew") -> Summary:
+    """Rank 0: prepares each product, restores it with the other ranks, and writes the outputs."""
     pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(folder)}
-    model = None
 
     def make(item: Item) -> Made:
-        nonlocal model
         records.need(folder, "download", _products(config, pairs[item.name]), own=item.name)
-        model = model or _Model.open(config, folder, ranks.rank)  # not before there is something to do
+        crew.model  # noqa: B018 - what is wrong with it is known before anything is decoded
         work = folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
-        conditions = _prepare(config, folder, pairs[item.name], work)
-        ranks.bcast(str(work))
-        for rank, answer in enumerate(ranks.gather(_share(config, folder, model, work, ranks)) or []):
-            if answer is not None:
-                kind, message = answer
-                raise _KINDS[kind](f"{item.name}, rank {rank}: {message}")
-        outputs = _write(config, folder, item, pairs[item.name], model, conditions, work)
+        _prepare(config, folder, pairs[item.name], work)
+        outputs = _write(config, folder, item, pairs[item.name], crew, crew.restore(item.name, work))
         ask_guards()
         shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
         return outputs, None
 
     return records.work(folder, STAGE, every, make)
-
-
-def _follow(config: Config, folder: RunFolder, ranks: "Communicator") -> Summary:
-    """Ranks above 0: restore their share of every product that rank 0 names."""
-    model = None
-    while (work := ranks.bcast(None)) is not None:
-        model = model or _Model.open(config, folder, ranks.rank)
-        ranks.gather(_share(config, folder, model, Path(work), ranks))
-    return Summary(STAGE)
-
-
-def _share(
-    config: Config, folder: RunFolder, model: "_Model", work: Path, ranks: "Communicator"
-) -> tuple[str, str] | None:
-    """Restores this rank's share. It returns an error instead of raising it, which would deadlock the other ranks."""
-    from cloudjob.restoration import scene
-    from cloudjob.restoration.conditions import SceneConditions
-
-    try:
-        scene.restore_tiles(
-            SceneConditions.load(work),
-            model.restorer,
-            work,
-            size=config.infer.tile,
-            overlap=config.infer.overlap,
-            members=config.infer.members,
-            rank=ranks.rank,
-            ranks=ranks.size,
-            stopped=folder.stop_requested,
-        )
-    except (CloudjobError, OSError) as error:
-        kind = type(error).__name__
-        return (kind if kind in _KINDS else ItemError.__name__), str(error)
-    return None
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The trained network as its checkpoint has it, and the factors on its members' deviation."""
-
-    restorer: "Restorer"
-    sha256: str
-    factors: list[float]
-
-    @classmethod
-    def open(cls, config: Config, folder: RunFolder, rank: int) -> "_Model":
-        import torch
-
-        from cloudjob.diffusion import checkpoint
-        from cloudjob.hpc import launch
-        from cloudjob.restoration.restorer import Restorer
-        from cloudjob.scoring import ensembles
-
-        # One thread and one tile at a time: the bytes must not depend on how many ranks share the tiles.
-        torch.set_num_threads(1)
-        torch.backends.cudnn.deterministic = True
-        gpus = torch.cuda.device_count()
-        launch.check_gpu(bool(gpus))
-        device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
-        settings = config.infer
-        path = settings.checkpoint or checkpoint.newest(folder.checkpoints)
-        recipe, network, calibration = checkpoint.open_network(path, device)
-        restorer = Restorer(recipe, network, seed=config.seed, sampler=settings.sampler, steps=settings.steps)
-        factors = ensembles.factors(calibration, restorer.sampling)
-        if rank == 0 and factors is None and settings.members > 1:
-            folder.say(
-                "infer: WARNING: /uncertainty is the members' bare deviation: the checkpoint was calibrated for "
-                "other steps than {steps} of {sampler}".format(**restorer.sampling)
-            )
-        return cls(restorer, file_sha256(path), factors or [1.0] * 4)
 
 
 def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "SceneConditions":
@@ -196,19 +130,14 @@ def _write(
     folder: RunFolder,
     item: Item,
     pair: dict,
-    model: _Model,
-    conditions: "SceneConditions",
-    work: Path,
+    crew: "Crew",
+    made: "tuple[NDArray, NDArray, NDArray | None]",
 ) -> list[Path]:
-    """Puts the tiles together, and writes the four files."""
-    from cloudjob.restoration import output, scene
+    """Writes the files of a restored scene."""
+    from cloudjob.restoration import output, written
     from cloudjob.sentinel2.product import Product
 
-    settings = config.infer
-    factors = model.factors if settings.members > 1 else None
-    reflectance, reconstructed, uncertainty = scene.put_together(
-        conditions, work, size=settings.tile, overlap=settings.overlap, factors=factors
-    )
+    reflectance, reconstructed, uncertainty = made
     product = Product.open(folder.safe(item.name))
     by_hand = labels.among(item.inputs, [pair[role] for role in _MASKED])
     restored = output.Restored(
@@ -219,27 +148,13 @@ def _write(
         crs=product.crs,
         transform=product.transform,
         sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
-        attributes={
-            "source_products": " ".join([item.name, *(pair[role] for role in _references(config, pair))]),
-            "checkpoint_sha256": model.sha256,
-            "config_sha256": digest(item.config),
-            "seed": config.seed,
-            **model.restorer.sampling,
-            "members": settings.members,
-            "uncertainty_factors": " ".join(f"{factor:.4f}" for factor in model.factors),
-            "cloudjob_version": __version__,
-        }
+        attributes=written.attributes(
+            _products(config, pair),
+            crew.model,
+            config_sha256=digest(item.config),
+            seed=config.seed,
+            members=config.infer.members,
+        )
         | ({"masks_by_hand": " ".join(sorted(by_hand))} if by_hand else {}),
     )
-    files = {}
-    for key, write in (
-        ("h5", output.write_h5),
-        ("tif", output.write_cog),
-        ("png", partial(output.write_png, gain=settings.preview_gain)),
-    ):
-        files[key] = folder.output(item.name, f".{key}")
-        with atomic(files[key]) as temporary:
-            write(temporary, restored)
-    with atomic(folder.output(item.name, ".json")) as temporary:
-        output.write_item(temporary, restored, files)
-    return [*files.values(), folder.output(item.name, ".json")]
+    return written.write(restored, partial(folder.output, item.name), gain=config.infer.preview_gain)

@@ -12,19 +12,15 @@ import pytest
 import torch
 from affine import Affine
 from small_runs import settings
+from untrained import untrained
 
 from cloudjob import __version__
 from cloudjob.config.models import Config
 from cloudjob.diffusion import checkpoint, networks
-from cloudjob.diffusion.average import GAMMAS
-from cloudjob.diffusion.checkpoint import Checkpoint
-from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError, InterruptedJob, ItemError
+from cloudjob.errors import DiskFullError, InputError, InterruptedJob
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.hpc import mpi
-from cloudjob.pixels import BANDS, CLEAR, CLOUD
-from cloudjob.restoration import scene as restoration
-from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.pixels import CLEAR, CLOUD
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -80,25 +76,7 @@ def folder(tmp_path) -> RunFolder:
 @pytest.fixture
 def trained(tmp_path) -> Path:
     """A checkpoint whose ensembles are calibrated for 2 steps."""
-    recipe = Recipe.of("speck", "residual", mean=[0.2] * 4, std=[0.1] * 4)
-    torch.manual_seed(0)
-    weights = recipe.network().state_dict()
-    kept = Checkpoint(
-        seen=8,
-        total=8,
-        skipped=[0, 0],
-        model=weights,
-        averages=dict.fromkeys(GAMMAS, weights),
-        chosen="0.10",
-        calibration={"sampler": "euler", "steps": 2, "factors": [1.0, 2.0, 3.0, 0.5]},
-        optimizer={},
-        config={},
-        recipe=recipe.facts(),
-        bands=list(BANDS),
-        cloudjob_version="0.0.9",
-        key="",
-    )
-    return checkpoint.save(tmp_path / "elsewhere", kept)
+    return untrained(tmp_path / "elsewhere", "speck", steps=2)
 
 
 def chosen(trained: Path, *overrides: str) -> Config:
@@ -150,31 +128,20 @@ def test_what_is_not_downloaded_is_named(folder, trained):
 
 # --- the network -------------------------------------------------------------------------------------------------
 def test_the_network_is_that_of_the_checkpoint(folder, trained):
-    model = infer._Model.open(chosen(trained), folder, 0)
+    model = infer._open_model(chosen(trained), folder, 0)
     assert model.sha256 == file_sha256(trained)
-    assert model.factors == [1.0, 2.0, 3.0, 0.5]
     restorer = model.restorer
     assert (restorer.seed, restorer.sampler, restorer.steps, restorer.low_precision) == (3, "auto", 2, False)
-    assert torch.get_num_threads() == 1
-    assert torch.backends.cudnn.deterministic
     assert folder.said == []
     kept = checkpoint.load(trained)
     _, newer = (checkpoint.save(folder.checkpoints, replace(kept, seen=seen)) for seen in (8, 16))
-    assert infer._Model.open(settings(), folder, 0).sha256 == file_sha256(newer)  # the newest of this run
+    assert infer._open_model(settings(), folder, 0).sha256 == file_sha256(newer)  # the newest of this run
 
 
 @pytest.mark.parametrize(("members", "rank", "warns"), [(3, 0, True), (1, 0, False), (3, 1, False)])
-def test_factors_that_do_not_hold_for_these_steps_are_not_used(folder, trained, members, rank, warns):
-    model = infer._Model.open(chosen(trained, "infer.steps=3", f"infer.members={members}"), folder, rank)
-    assert model.factors == [1.0] * 4
-    assert (
-        folder.said
-        == [
-            "infer: WARNING: /uncertainty is the members' bare deviation: the checkpoint was calibrated for "
-            "other steps than 3 of euler"
-        ]
-        * warns
-    )
+def test_factors_that_do_not_hold_for_these_steps_are_said(folder, trained, members, rank, warns):
+    infer._open_model(chosen(trained, "infer.steps=3", f"infer.members={members}"), folder, rank)
+    assert [line[:43] for line in folder.said] == ["infer: WARNING: /uncertainty is the members"] * warns
 
 
 # --- ranks -------------------------------------------------------------------------------------------------------
@@ -212,44 +179,6 @@ def launched(monkeypatch):
         return ranks
 
     return put
-
-
-@pytest.mark.parametrize(
-    ("error", "answer"),
-    [
-        (None, None),
-        (InterruptedJob("stopped"), ("InterruptedJob", "stopped")),
-        (DiskFullError("no room"), ("DiskFullError", "no room")),
-        (ItemError("broken"), ("ItemError", "broken")),
-        (CorruptFileError("tile.npy", "is damaged"), ("ItemError", "tile.npy: is damaged")),
-        (ConfigError("alpha"), ("ItemError", "alpha")),
-    ],
-)
-def test_what_goes_wrong_on_a_rank_is_its_answer(folder, trained, tmp_path, monkeypatch, error, answer):
-    asked = []
-
-    def restore(conditions, restorer, work, **options):
-        asked.append(options)
-        if error:
-            raise error
-
-    monkeypatch.setattr(restoration, "restore_tiles", restore)
-    monkeypatch.setattr(SceneConditions, "load", lambda work: None)
-    model = infer._Model(None, "", [])
-    ranks = Ranks(None, None, rank=1)
-    assert infer._share(chosen(trained, "infer.members=2"), folder, model, tmp_path, ranks) == answer
-    assert asked == [{"size": 32, "overlap": 8, "members": 2, "rank": 1, "ranks": 3, "stopped": folder.stop_requested}]
-
-
-def test_other_ranks_restore_their_share_of_each_product_that_is_named(folder, trained, monkeypatch, launched):
-    shares = []
-    monkeypatch.setattr(infer, "_share", lambda config, folder, model, work, ranks: shares.append(work) or ("a", "b"))
-    ranks = launched(Ranks(None, rank=1, told=["one", "two", None]))
-    summary = infer.run(chosen(trained), folder)
-    assert shares == [Path("one"), Path("two")]
-    assert ranks.gathered == [("a", "b")] * 2
-    assert (summary.done, summary.failed) == ([], {})
-    assert not folder.output(FIRST, ".h5").exists()
 
 
 # --- a scene -----------------------------------------------------------------------------------------------------
@@ -369,12 +298,12 @@ def test_rank_0_names_each_product_and_sends_the_others_home(folder, trained, da
     infer.run(config, folder)
     alone = [folder.output(name, ".h5").read_bytes() for name in (FIRST, SECOND)]
     folder.force = True
-    model, ranks = infer._Model.open(config, folder, 1), launched(Ranks(None, None))
+    ranks = launched(Ranks(None, None))
 
     def share(work: str) -> None:
         assert len(list(Path(work).glob("tile-*.npy"))) == 0
         for rank in (1, 2):
-            assert infer._share(config, folder, model, Path(work), SimpleNamespace(rank=rank, size=3)) is None
+            assert infer._crew(config, folder, SimpleNamespace(rank=rank, size=3))._share(Path(work)) is None
         shared.append(len(list(Path(work).glob("tile-*.npy"))))
 
     shared, ranks.others = [], share
