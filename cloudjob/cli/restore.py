@@ -37,13 +37,14 @@ def command(arguments: argparse.Namespace) -> int:
     folder = report_to(ResultsFolder(out))
     if not first_rank():
         folder.say, folder.progress = lambda line: None, lambda share, line: None
+    scenes = restore.look(request, folder)
     listen(folder, first=first_rank())
     if first_rank():
         check_writable(folder)
         sweep(folder.root)
         folder.say(f"cloudjob {__version__}: restore to {folder.root}")
     with Entry(folder, "restore") as entry:
-        summary = restore.run(request, folder)
+        summary = restore.run(request, scenes, folder)
         entry.code = ItemError.exit_code if summary.failed else 0
     tell(summary, folder)
     return entry.code

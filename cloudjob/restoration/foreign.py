@@ -4,7 +4,6 @@ What the file does not say is guessed where a guess is safe, and each guess is n
 """
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +15,14 @@ import numpy as np
 import rasterio
 from affine import Affine
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError
 from cloudjob.files import judged
 from cloudjob.pixels import EMPTY_DN
-from cloudjob.restoration import band_choice, sidecar
+from cloudjob.restoration import band_choice, placing, sidecar
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.radiometry import digital_number
 
@@ -114,13 +113,12 @@ class Image:
 @contextmanager
 def _opened(path: Path) -> Iterator[None]:
     """What GDAL says of the file becomes one line; it need not say where its pixels lie."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
+    try:
+        with placing.unplaced():
             yield
-        except RasterioError as error:
-            cause = judged(path, error, "not readable as an image")
-            raise (OwnFileError(str(cause)) if isinstance(cause, CorruptFileError) else cause) from None
+    except RasterioError as error:
+        cause = judged(path, error, "not readable as an image")
+        raise (OwnFileError(str(cause)) if isinstance(cause, CorruptFileError) else cause) from None
 
 
 def _bands(path: Path) -> Iterator[_Found]:

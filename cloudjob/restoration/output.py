@@ -15,6 +15,7 @@ from rasterio.warp import transform
 from cloudjob import footprints
 from cloudjob.files import json_text, reading
 from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
+from cloudjob.restoration import placing
 from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
 from cloudjob.sentinel2.render import encode_png, true_colour
 
@@ -125,7 +126,7 @@ def write_cog(path: Path, scene: Restored) -> None:
         "width": width,
         "nodata": EMPTY_DN,
     }
-    with rasterio.MemoryFile() as memory:
+    with placing.unplaced(), rasterio.MemoryFile() as memory:
         with memory.open(**profile, crs=scene.crs, transform=scene.transform) as target:
             target.write(scene.reflectance)
             target.descriptions = BANDS

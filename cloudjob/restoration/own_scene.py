@@ -5,23 +5,18 @@ pixels give the same bytes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import rasterio
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
 
-from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, ItemError, OwnFileError, SystemTroubleError
-from cloudjob.files import reading
+from cloudjob.errors import ConfigError, DiskFullError, ItemError, SystemTroubleError
 from cloudjob.pixels import CLEAR, EMPTY_DN, NO_DATA
-from cloudjob.restoration import cloud_test, placing
+from cloudjob.restoration import cloud_test, own_mask, placing
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.foreign import Image
-from cloudjob.sentinel2 import decode, foreign_masks, masks, radiometry
+from cloudjob.sentinel2 import decode, masks, radiometry
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.sentinel2.product import Product, read_bands
@@ -128,7 +123,7 @@ class OwnScene:
         for other in found.clear:
             placing.part(other.grid, found.image.grid, name=other.path)
         if mask:
-            _check_mask(mask, options)
+            own_mask.check(mask, found.image.grid, options.values)
         return found
 
     @property
@@ -171,7 +166,7 @@ class OwnScene:
             bands, core, mask = _decoded(self.image, self.options, processes)
             return bands, core, mask
         bands = read_bands(self.image.safe, processes=processes) if self.image.product else _raster(self.image).read()
-        core, note = _own_mask(self.mask, self.image.grid, self.options)
+        core, note = own_mask.read(self.mask, self.image.grid, self.options.values, (bands != EMPTY_DN).all(0))
         if note:
             say(note)
         mask = core.copy() if self.options.grown else grown(core, self.image.grid, self.options.mask_settings)
@@ -251,39 +246,3 @@ def _clear_only(source: Source, target: Grid, options: Options, processes: int) 
         mask = grown(cloud_test.classes(bands), grid, options.mask_settings)
     bands[:, mask != CLEAR] = EMPTY_DN
     return bands if window is None else placing.onto(bands, grid, target)
-
-
-# --- masks of one's own ------------------------------------------------------------------------------------------
-_CURE = f"list it in --mask-values, under clear too, or choose one of {', '.join(foreign_masks.NAMES)}"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[DatasetReader]:
-    if not path.exists():
-        raise ConfigError(f"{path}: no such mask")
-    try:
-        with reading(path, RasterioError, reason="not readable as a mask"), rasterio.open(path) as image:
-            yield image
-    except CorruptFileError as error:
-        raise OwnFileError(str(error)) from None
-
-
-def _check_mask(path: Path, options: Options) -> None:
-    """ConfigError where nobody says what the values of a mask mean, unless one value beside 0 says it."""
-    with _opened(path) as image:
-        values = image.read(1)
-    if options.values is None and values.any() and foreign_masks.by_sight(values) != foreign_masks.BINARY:
-        found = ", ".join(f"{value:g}" for value in np.unique(values)[:20])
-        raise ConfigError(
-            f"{path}: nobody says what its values {found} mean. Say who made it, --mask-values "
-            f"{'|'.join(foreign_masks.NAMES)}, or which is what: --mask-values '{{cloud: [1], shadow: [2]}}'"
-        )
-
-
-def _own_mask(path: Path, grid: Grid, options: Options) -> tuple[np.ndarray, str]:
-    """Mask classes (H, W) on the pixels of an image, and a note where they were resampled."""
-    with _opened(path) as image:
-        placed = image.crs is not None and grid.crs is not None
-    meaning = foreign_masks.BINARY if options.values is None else options.values
-    core, _, note = foreign_masks.read(path, {1: grid}, meaning, placed=placed, cure=_CURE)
-    return core, note

@@ -1,14 +1,18 @@
 """Where the pixels of an image lie: how wide they are, and how those of another date come onto them."""
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 from rasterio.windows import Window, from_bounds
 
 from cloudjob.errors import OwnFileError
-from cloudjob.pixels import EMPTY_DN, NO_DATA
+from cloudjob.pixels import EMPTY_DN
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import WARP_ERRORS, lon_lat
 
@@ -86,9 +90,17 @@ def onto(bands: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     return _resampled(bands, source, target, EMPTY_DN, Resampling.average if finer else Resampling.bilinear)
 
 
-def classes_onto(mask: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """(H, W) uint8 mask classes on the pixels of an image, the nearest of each; NO_DATA where there are none."""
-    return _resampled(mask, source, target, NO_DATA, Resampling.nearest)
+def classes_onto(mask: np.ndarray, source: Grid, target: Grid, *, beyond: int) -> np.ndarray:
+    """(H, W) uint8 mask classes on the pixels of an image, the nearest of each; `beyond` where there are none."""
+    return _resampled(mask, source, target, beyond, Resampling.nearest)
+
+
+@contextmanager
+def unplaced() -> Iterator[None]:
+    """Here a raster need not say where its pixels lie."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def _resampled(array: np.ndarray, source: Grid, target: Grid, empty: int, how: Resampling) -> np.ndarray:

@@ -72,7 +72,8 @@ class Grid(NamedTuple):
         return self.crs == other.crs and self.transform.almost_equals(other.transform, close) and self[2] == other[2]
 
     def __str__(self) -> str:
-        size, corner = f"{self.transform.a} x {-self.transform.e} m", f"({self.transform.c}, {self.transform.f})"
+        unit = "degrees" if self.crs and CRS.from_user_input(self.crs).is_geographic else "m"
+        size, corner = f"{self.transform.a} x {-self.transform.e} {unit}", f"({self.transform.c}, {self.transform.f})"
         return f"{self.shape[0]} x {self.shape[1]} pixels of {size} from {corner} in {self.crs}"
 
 

@@ -59,13 +59,11 @@ def name_of(image: Path) -> str:
     return name
 
 
-def run(request: Request, folder: ResultsFolder) -> Summary:
-    """Restores what is missing. Under MPI every rank calls this; rank 0's summary counts. ConfigError where an image, a
-    clear date or the mask cannot be what it is given for."""
+def run(request: Request, scenes: dict[str, "OwnScene"], folder: ResultsFolder) -> Summary:
+    """Restores what is missing of what `look` found. Under MPI every rank calls this; rank 0's summary counts."""
     from cloudjob.hpc import mpi
 
     settings = _settings(request)
-    scenes = _scenes(request, folder)
     with mpi.communicator() as ranks:
         crew = _crew(request, settings, folder, ranks)
         summary = crew.run(lambda: _lead(request, settings, folder, scenes, crew)) or Summary(STAGE)
@@ -89,10 +87,12 @@ def _options(request: Request) -> "Options":
     return Options(**read, mask_settings=masks.Settings(**dict(MasksConfig())))
 
 
-def _scenes(request: Request, folder: ResultsFolder) -> dict[str, "OwnScene"]:
-    """The images by name, looked at and checked as far as that can be done without decoding them."""
+def look(request: Request, folder: ResultsFolder) -> dict[str, "OwnScene"]:
+    """The images by name, checked as far as that can be done without decoding them; nothing is written. ConfigError
+    where an image, a clear date or the mask cannot be what it is given for."""
     from cloudjob.restoration.own_scene import OwnScene
 
+    _settings(request)
     names: dict[str, Path] = {}
     for image in request.images:
         other = names.setdefault(name_of(image), image)
