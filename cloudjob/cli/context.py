@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from cloudjob import api
 from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
 from cloudjob.files import is_disk_full
@@ -31,19 +32,10 @@ class Context(NamedTuple):
 
 def open_run(arguments: argparse.Namespace) -> Context:
     """Loads the configuration that CONFIG names: a YAML file, or a run folder, which holds its own config.yaml."""
-    from cloudjob.config import source
-
-    path, root = arguments.config, getattr(arguments, "run_dir", None)
-    if path.is_dir():
-        if root and root.resolve() != path.resolve():
-            raise ConfigError(f"{path} is a run folder itself: leave out --run-dir {root}")
-        path, root = path / "config.yaml", path
-    elif not path.exists():
-        raise ConfigError(f"{path}: no such file or run folder")
-    config, origin = source.load(path, overrides(arguments))
-    folder = run_folder(root or Path("runs") / path.stem, arguments)
-    folder.patience = config.leases.patience
-    return Context(config, folder, origin)
+    opened = api.open_run(arguments.config, run_dir=getattr(arguments, "run_dir", None), overrides=overrides(arguments))
+    folder = run_folder(opened.folder.root, arguments)
+    folder.patience = opened.folder.patience
+    return Context(opened.config, folder, opened.source)
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
