@@ -33,13 +33,45 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
     """
 
     def of() -> list[dict]:
-        rows = shown_pairs(folder)
-        if not folder.decisions.exists():
-            raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
-        decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
+        rows, decided = shown_pairs(folder), _decided(folder)
         return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
 
     return folder.once("accepted pairs", of)
+
+
+def unpaired(folder: RunFolder, *, cloudy_range: tuple[float, float], lowest_sun: float) -> list[dict]:
+    """The shown pairs of which the rule rejected the clear date alone, and nobody has said anything: their cloudy
+    products, without clear date and reference. The cloudy date keeps the rules of its own: its share of cloud, and
+    degrees of the sun.
+
+    InputError while nobody has run the stage review.
+    """
+
+    def of() -> list[dict]:
+        rows, decided = shown_pairs(folder), _decided(folder)
+        left = [row for row in rows if not row["accepted"] and (row["pair"], row["version"]) not in decided]
+        low, high = cloudy_range
+        kept = [
+            row for row in left if low <= row["cloudy_cloud"] <= high and _high(row["sun_elevation"][0], lowest_sun)
+        ]
+        return [row | dict.fromkeys(("clear", "reference", "days", "reference_days")) for row in kept]
+
+    return folder.once("unpaired products", of)
+
+
+def _high(sun: float | None, lowest: float) -> bool:
+    return sun is not None and sun >= lowest
+
+
+def _decided(folder: RunFolder) -> dict[tuple[str, str], bool]:
+    """What a person says of pairs, by name and version."""
+
+    def of() -> dict[tuple[str, str], bool]:
+        if not folder.decisions.exists():
+            raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
+        return {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
+
+    return folder.once("decisions", of)
 
 
 def read(path: Path) -> list[dict]:

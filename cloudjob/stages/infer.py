@@ -30,18 +30,26 @@ _MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks ar
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """One item per accepted pair: its cloudy product, restored by the network of this run or of `infer.checkpoint`."""
+    """One item per accepted pair: its cloudy product, restored by the network of this run or of `infer.checkpoint`;
+    where `infer.unpaired`, then one per cloudy product without an acceptable clear date."""
     settings = config.section("infer", "masks")
+    del settings["infer"]["unpaired"]  # it says which items there are
     checkpoint = {"checkpoint": records.checkpoint_digest(folder, config.infer.checkpoint)}
     drifts = cache(partial(records.drifting_digest, folder))  # once a tile
     found = []
-    for pair in decisions.accepted_pairs(folder):
+    for pair in _restored(config, folder):
         inputs = {name: records.output_digest(folder, "download", name) for name in _products(config, pair)}
         drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
         more |= labels.digests(folder, [pair[role] for role in _MASKED if pair[role]])
         found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks")))
     return found
+
+
+def _restored(config: Config, folder: RunFolder) -> list[dict]:
+    """The accepted pairs, and what looks like them of products without a clear date."""
+    alone = decisions.unpaired(folder, **config.pair.of_cloudy()) if config.infer.unpaired else []
+    return [*decisions.accepted_pairs(folder), *alone]
 
 
 def _products(config: Config, pair: dict) -> list[str]:
@@ -90,10 +98,13 @@ def _open_model(config: Config, folder: RunFolder, rank: int) -> "Model":
 
 def _lead(config: Config, folder: RunFolder, every: list[Item], crew: "Crew") -> Summary:
     """Rank 0: prepares each product, restores it with the other ranks, and writes the outputs."""
-    pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(folder)}
+    pairs = {pair["cloudy"]: pair for pair in _restored(config, folder)}
 
     def make(item: Item) -> Made:
         records.need(folder, "download", _products(config, pairs[item.name]), own=item.name)
+        if pairs[item.name]["clear"] is None:
+            why = "; ".join(pairs[item.name]["reasons"])
+            folder.say(f"infer: {item.name} has no acceptable clear date, and is restored from itself alone: {why}")
         crew.model  # noqa: B018 - what is wrong with it is known before anything is decoded
         work = folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
         _prepare(config, folder, pairs[item.name], work)

@@ -181,6 +181,32 @@ def launched(monkeypatch):
     return put
 
 
+# --- products without a clear date -------------------------------------------------------------------------------
+def unpaired(cloudy: str) -> dict:
+    measures = {"accepted": False, "cloudy_cloud": 0.3, "sun_elevation": [25.0, 24.0]}
+    return row(cloudy) | measures | {"reasons": ["clear date has 0.400 cloud, at most 0.05"]}
+
+
+def test_a_product_without_an_acceptable_clear_date_is_an_item_of_itself_alone(folder, trained):
+    write_jsonl(folder.pairs, [unpaired(FIRST), row(SECOND)])
+    one, two = infer.items(chosen(trained), folder)
+    assert (one.name, two.name) == (SECOND, FIRST)
+    own = {FIRST: records.output_digest(folder, "download", FIRST)}
+    assert two.inputs == own | {"checkpoint": file_sha256(trained), "pair": unpaired(FIRST)["version"]}
+    assert "unpaired" not in two.config["infer"]
+    assert [item.name for item in infer.items(chosen(trained, "infer.unpaired=false"), folder)] == [SECOND]
+
+
+def test_it_is_restored_without_a_clear_date_and_that_is_said(folder, trained, dates):
+    write_jsonl(folder.pairs, [unpaired(FIRST)])
+    assert infer.run(chosen(trained, "infer.reference=nearest"), folder).done == [FIRST]
+    assert dates == [f"cloudy={FIRST}.SAFE", "cloudy"]
+    said = f"infer: {FIRST} has no acceptable clear date, and is restored from itself alone: clear date has 0.400 cloud"
+    assert folder.said[0].startswith(said)
+    with h5py.File(folder.output(FIRST, ".h5")) as file:
+        assert file.attrs["source_products"] == FIRST
+
+
 # --- a scene -----------------------------------------------------------------------------------------------------
 class Date(scenes.Scene):
     def matched(self, other: scenes.Scene) -> np.ndarray:
