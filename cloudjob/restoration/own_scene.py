@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cloudjob.errors import ConfigError, DiskFullError, ItemError, SystemTroubleError
-from cloudjob.pixels import CLEAR, EMPTY_DN, NO_DATA
+from cloudjob.pixels import CLEAR, EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration import cloud_test, own_mask, placing
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.foreign import Image
@@ -23,6 +23,7 @@ from cloudjob.sentinel2.product import Product, read_bands
 from cloudjob.sentinel2.scene import Scene, open_masks, open_pair, reduction
 
 _PASSES = timedelta(hours=10.5)  # local solar time of Sentinel-2's orbit, for an image of which the day alone is known
+_DOUBTFUL = 0.7  # share of cloud from which on the rough test is rather wrong
 _OTHER = 1.5  # ratio of pixel sizes from which on the network meets ground that it has not learned
 
 
@@ -147,6 +148,12 @@ class OwnScene:
         if not self.mask and self.image.product and all(self._beside(other) for other in self.clear):
             return self._as_infer(processes)
         bands, core, mask = self._cloudy(processes, say)
+        share = float(np.isin(mask, HIDDEN).sum() / max((mask != NO_DATA).sum(), 1))
+        if share > _DOUBTFUL and not self.mask and self.image.image:
+            say(
+                f"WARNING: {self.image.path.name}: the rough test takes {share:.0%} of it for cloud, as it does with "
+                "snow and bright ground; give a mask of another tool with --mask"
+            )
         references = self._references(bands, mask, processes, say)
         return gathered(bands, mask, core, references, self.image.sun_elevation, self.days)
 

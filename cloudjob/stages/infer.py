@@ -18,12 +18,11 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration.conditions import SceneConditions
     from cloudjob.restoration.crew import Crew
     from cloudjob.restoration.network import Model
+    from cloudjob.restoration.written import Arrays
 
 STAGE = "infer"
 _MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks are read
@@ -136,36 +135,27 @@ def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "Scen
     return SceneConditions.load(work)
 
 
-def _write(
-    config: Config,
-    folder: RunFolder,
-    item: Item,
-    pair: dict,
-    crew: "Crew",
-    made: "tuple[NDArray, NDArray, NDArray | None]",
-) -> list[Path]:
+def _write(config: Config, folder: RunFolder, item: Item, pair: dict, crew: "Crew", made: "Arrays") -> list[Path]:
     """Writes the files of a restored scene."""
-    from cloudjob.restoration import output, written
+    from cloudjob.restoration import written
     from cloudjob.sentinel2.product import Product
 
-    reflectance, reconstructed, uncertainty = made
     product = Product.open(folder.safe(item.name))
     by_hand = labels.among(item.inputs, [pair[role] for role in _MASKED])
-    restored = output.Restored(
-        product=item.name,
-        reflectance=reflectance,
-        reconstructed=reconstructed,
-        uncertainty=uncertainty,
+    attributes = written.attributes(
+        _products(config, pair),
+        crew.model,
+        config_sha256=digest(item.config),
+        seed=config.seed,
+        members=config.infer.members,
+    )
+    return written.write(
+        folder.output(item.name, "").parent,
+        item.name,
+        made,
         crs=product.crs,
         transform=product.transform,
         sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
-        attributes=written.attributes(
-            _products(config, pair),
-            crew.model,
-            config_sha256=digest(item.config),
-            seed=config.seed,
-            members=config.infer.members,
-        )
-        | ({"masks_by_hand": " ".join(sorted(by_hand))} if by_hand else {}),
+        attributes=attributes | ({"masks_by_hand": " ".join(sorted(by_hand))} if by_hand else {}),
+        gain=config.infer.preview_gain,
     )
-    return written.write(restored, partial(folder.output, item.name), gain=config.infer.preview_gain)

@@ -7,7 +7,6 @@ As in `infer`, tiles are shared out over MPI ranks, and a killed command goes on
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,11 @@ from cloudjob.run.folder import ResultsFolder
 from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration.crew import Crew
     from cloudjob.restoration.network import Model
     from cloudjob.restoration.own_scene import Options, OwnScene, Source
+    from cloudjob.restoration.written import Arrays
 
 STAGE = "restore"
 _ENDINGS = (".zip", ".SAFE", ".tif", ".tiff", ".nc", ".h5", ".vrt", ".jp2", ".img")
@@ -172,8 +170,8 @@ def _lead(
             ask_guards()
             for old in folder.tiles.glob(f"{item.name}@*"):
                 shutil.rmtree(old)
-            scene.conditions(processes=machine.cores(), say=folder.say).save(work)
-        outputs = _write(request, settings, folder, item, scene, crew, crew.restore(item.name, work))
+            scene.conditions(processes=machine.cores(), say=lambda line: folder.say(f"restore: {line}")).save(work)
+        outputs = _write(request, folder, item, scene, crew, crew.restore(item.name, work))
         ask_guards()
         shutil.rmtree(work, ignore_errors=True)
         return outputs, None
@@ -192,33 +190,25 @@ def _announce(folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
 
 
 def _write(
-    request: Request,
-    settings: InferConfig,
-    folder: ResultsFolder,
-    item: Item,
-    scene: "OwnScene",
-    crew: "Crew",
-    made: "tuple[NDArray, NDArray, NDArray | None]",
+    request: Request, folder: ResultsFolder, item: Item, scene: "OwnScene", crew: "Crew", made: "Arrays"
 ) -> list[Path]:
-    from cloudjob.restoration import output, written
+    from cloudjob.restoration import written
 
-    reflectance, reconstructed, uncertainty = made
-    grid, when = scene.image.grid, scene.image.acquired
-    restored = output.Restored(
-        product=item.name,
-        reflectance=reflectance,
-        reconstructed=reconstructed,
-        uncertainty=uncertainty,
-        crs=None if grid.crs is None else str(grid.crs),
-        transform=grid.transform,
-        sensing_time=None if when is None else when.isoformat().replace("+00:00", "Z"),
-        attributes=written.attributes(
-            [name_of(path) for path in (scene.image.path, *request.clear)],
-            crew.model,
-            config_sha256=digest(item.config),
-            seed=_SEED,
-            members=settings.members,
-        )
-        | {"cloud_mask": scene.mask_source},
+    image = scene.image
+    attributes = written.attributes(
+        [name_of(path) for path in (image.path, *request.clear)],
+        crew.model,
+        config_sha256=digest(item.config),
+        seed=_SEED,
+        members=request.members,
     )
-    return written.write(restored, partial(folder.output, item.name), gain=_GAIN)
+    return written.write(
+        folder.output(item.name, "").parent,
+        item.name,
+        made,
+        crs=None if image.grid.crs is None else str(image.grid.crs),
+        transform=image.grid.transform,
+        sensing_time=None if image.acquired is None else image.acquired.isoformat().replace("+00:00", "Z"),
+        attributes=attributes | {"cloud_mask": scene.mask_source},
+        gain=_GAIN,
+    )
