@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import rasterio
@@ -58,6 +58,7 @@ class Image:
     path: Path
     layers: tuple[Layer, ...]  # in the order of BANDS
     grid: Grid  # its CRS is None where the file does not say where it lies
+    alpha: Layer | None  # no data where it is 0
     filler: float | None  # what stands for no data in all bands at once, where no band declares any
     acquired: datetime | None  # UTC; of a bare day at midnight
     sun_elevation: float | None  # degrees, where a STAC item beside it says so
@@ -84,14 +85,15 @@ class Image:
             if len({each.grid.shape for each in chosen}) > 1:
                 sizes = ", ".join(f"{each.name} {each.grid.shape[0]} x {each.grid.shape[1]}" for each in chosen)
                 raise ConfigError(f"{path}: its bands have several sizes ({sizes}); bring them to one")
-            seen = _look([each.layer for each in chosen])
+            alpha = next((each.layer for each in found if each.colour == "alpha"), None)
+            seen = _look([each.layer for each in chosen], alpha)
             filler = _filler(seen, chosen, notes)
             seen[seen == filler] = np.nan
             units = _units(path, chosen, told, seen, (scale, offset), notes)
             layers = tuple(each.layer._replace(scale=a, offset=b) for each, (a, b) in zip(chosen, units, strict=True))
             acquired = item.acquired or _acquired(path)
         notes = [f"{path.name}: {note}" for note in notes]
-        return cls(path, layers, chosen[0].grid, filler, acquired, item.sun_elevation, notes)
+        return cls(path, layers, chosen[0].grid, alpha, filler, acquired, item.sun_elevation, notes)
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """(4, h, w) uint16 in our DN convention, EMPTY_DN in all bands where one has no data; all, or a window."""
@@ -102,6 +104,8 @@ class Image:
             for row in range(0, height, _ROWS):
                 part = Window(left, top + row, width, min(_ROWS, height - row))
                 values = np.stack([_values(layer, part) for layer in self.layers])
+                if self.alpha:
+                    values[:, _raw(self.alpha, part) == 0] = np.nan
                 if self.filler is not None:
                     values[:, (values == self.filler).all(0)] = np.nan
                 for dn, band, layer in zip(out[:, row : row + _ROWS], values, self.layers, strict=True):
@@ -162,16 +166,12 @@ def _choice(path: Path, found: list[_Found], bands: str | None, item: sidecar.Si
     raise band_choice.unknown(path, names)
 
 
-def _look(layers: list[Layer]) -> np.ndarray:
-    """(4, h, w) float32, at most some hundred pixels a side: enough to guess by."""
-    seen = []
-    for layer in layers:
-        with rasterio.open(layer.source) as image:
-            shape = tuple(min(side, _LOOK) for side in image.shape)
-            values = image.read(layer.number, out_shape=shape).astype(np.float64)
-            values[image.read_masks(layer.number, out_shape=shape) == 0] = np.nan
-            seen.append(values)
-    return np.stack(seen)
+def _look(layers: list[Layer], alpha: Layer | None) -> np.ndarray:
+    """(4, h, w) float64, NaN without data, at most some hundred pixels a side: enough to guess by."""
+    seen = np.stack([_values(layer, None) for layer in layers])
+    if alpha:
+        seen[:, _raw(alpha, None) == 0] = np.nan
+    return seen
 
 
 def _filler(seen: np.ndarray, chosen: list[_Found], notes: list[str]) -> float | None:
@@ -217,12 +217,23 @@ def _units(
     return [(1e-4, offset or 0.0)] * len(chosen)
 
 
-def _values(layer: Layer, window: Window) -> np.ndarray:
-    """(h, w) float64, NaN without data."""
+def _values(layer: Layer, window: Window | None) -> np.ndarray:
+    """(h, w) float64, NaN without data: of a window, or of all in few pixels."""
     with rasterio.open(layer.source) as image:
-        values = image.read(layer.number, window=window).astype(np.float64)
-        values[image.read_masks(layer.number, window=window) == 0] = np.nan
+        where = _where(image, window)
+        values = image.read(layer.number, **where).astype(np.float64)
+        values[image.read_masks(layer.number, **where) == 0] = np.nan
     return values
+
+
+def _raw(layer: Layer, window: Window | None) -> np.ndarray:
+    """(h, w) the numbers of the file."""
+    with rasterio.open(layer.source) as image:
+        return image.read(layer.number, **_where(image, window))
+
+
+def _where(image: DatasetReader, window: Window | None) -> dict[str, Any]:
+    return {"out_shape": tuple(min(side, _LOOK) for side in image.shape)} if window is None else {"window": window}
 
 
 def _acquired(path: Path) -> datetime | None:

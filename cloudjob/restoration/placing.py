@@ -64,11 +64,15 @@ def part(source: Grid, target: Grid, *, name: object) -> Window | None:
         raise apart from None
     if window is None:  # turned: all of it
         return Window(0, 0, source.shape[1], source.shape[0])
-    top, left = (max(math.floor(start) - _MARGIN, 0) for start in (window.row_off, window.col_off))
-    bottom = min(math.ceil(window.row_off + window.height) + _MARGIN, source.shape[0])
-    right = min(math.ceil(window.col_off + window.width) + _MARGIN, source.shape[1])
-    if bottom - top <= _MARGIN or right - left <= _MARGIN:
-        raise apart
+    spans = []
+    for start, length, side in zip(
+        (window.row_off, window.col_off), (window.height, window.width), source.shape, strict=True
+    ):
+        first, last = math.floor(round(start, 3)), math.ceil(round(start + length, 3))
+        if min(last, side) <= max(first, 0):
+            raise apart
+        spans.append((max(first - _MARGIN, 0), min(last + _MARGIN, side)))
+    (top, bottom), (left, right) = spans
     return Window(left, top, right - left, bottom - top)
 
 

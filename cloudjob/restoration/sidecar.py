@@ -41,7 +41,7 @@ def _read(asset: dict[str, Any], properties: dict[str, Any]) -> Sidecar:
     units = [_unit(band, asset) for band in raster]
     acquired = None
     with suppress(TypeError, ValueError):
-        acquired = datetime.fromisoformat(properties["datetime"]).astimezone(UTC)
+        acquired = datetime.fromisoformat(str(properties.get("datetime"))).astimezone(UTC)
     sun = properties.get("view:sun_elevation")
     return Sidecar(names, units, acquired, float(sun) if isinstance(sun, int | float) else None)
 
