@@ -133,7 +133,7 @@ class OwnScene:
         when = [each.acquired for each in (self.image, *self.clear[:1])]
         if len(when) < 2 or when[0] is None or when[1] is None:
             return None
-        return (when[1] - when[0]).total_seconds() / 86400
+        return round((when[1] - when[0]).total_seconds() / 86400, 3)  # as those of a pair are
 
     @property
     def mask_source(self) -> str:

@@ -28,7 +28,8 @@ def middle(grid: Grid) -> tuple[float, float] | None:
 
 
 def pixel_m(grid: Grid) -> float | None:
-    """Metres of a side of a pixel in the middle of the image, were it square; None where nobody knows."""
+    """Metres of a side of a pixel in the middle of the image, were it square, to two digits, as maps are not truer;
+    None where nobody knows."""
     row, col = grid.shape[0] / 2, grid.shape[1] / 2
     if grid.crs is None:
         return None
@@ -39,7 +40,7 @@ def pixel_m(grid: Grid) -> float | None:
     (lon, lat), *beside = found
     steep = math.cos(math.radians(lat))
     (a, b), (c, d) = ((math.remainder(x - lon, 360) * steep, y - lat) for x, y in beside)
-    return _DEGREE_M * math.sqrt(abs(a * d - b * c)) or None
+    return float(f"{_DEGREE_M * math.sqrt(abs(a * d - b * c)):.2g}") or None
 
 
 def part(source: Grid, target: Grid, *, name: object) -> Window | None:
