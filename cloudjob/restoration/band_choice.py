@@ -15,6 +15,7 @@ _WORDS = {  # between characters that are no letters or digits: nir08 is B8A, an
 _PATTERNS = {band: re.compile(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])") for band, words in _WORDS.items()}
 _COLOURS = {"B04": "red", "B03": "green", "B02": "blue", "B08": "nir"}
 _UNNAMED = ("undefined", "gray")  # colours of the fourth band of a picture of red, green, blue and near infrared
+_TOLD = 24  # bands of an image at most that a message lists; of a series in one file there are many
 _ASK = "say which are red, green, blue and near infrared, by number or name: --bands 4,3,2,8"
 
 
@@ -62,4 +63,6 @@ def unknown(source: object, names: Sequence[str]) -> ConfigError:
 
 def listed(names: Sequence[str]) -> str:
     """The bands of an image for a message: its names with their numbers."""
-    return ", ".join(f"{place + 1}{f' ({name})' if name else ''}" for place, name in enumerate(names)) or "none"
+    told = [f"{place + 1}{f' ({name})' if name else ''}" for place, name in enumerate(names)]
+    more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+    return ", ".join([*told[:_TOLD], *more]) or "none"

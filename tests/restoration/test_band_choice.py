@@ -52,6 +52,11 @@ def test_as_asked(text, places):
     assert band_choice.asked(text, TWELVE, source="x.tif") == places
 
 
+def test_a_message_does_not_list_a_whole_series():
+    assert band_choice.listed(["", "a"]) == "1, 2 (a)"
+    assert band_choice.listed(["x"] * 99).endswith("24 (x), and 75 more")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
