@@ -100,6 +100,8 @@ def restore(
     `members` above 1 draws so many likely grounds: the result is their mean, with their deviation. What is random
     depends on `seed` and on a pixel's row and column.
 
+    `checkpoint`: the file of a trained network, or a run folder, whose newest is taken.
+
     ConfigError where shapes, values or bands do not fit; CorruptFileError for a damaged checkpoint.
     """
     from cloudjob.restoration import own_arrays
@@ -125,9 +127,9 @@ def _restored(work: Path, path: Path, members: int, seed: int) -> "tuple[np.ndar
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration.crew import Crew
     from cloudjob.restoration.network import Model
+    from cloudjob.restoration.trained import checkpoint_at
 
-    if not path.is_file():
-        raise ConfigError(f"checkpoint {path}: no such file")
+    found = checkpoint_at(path)
     try:
         settings = InferConfig(members=members)
     except ValueError:
@@ -135,7 +137,7 @@ def _restored(work: Path, path: Path, members: int, seed: int) -> "tuple[np.ndar
     threads = torch.get_num_threads()
 
     def open_model(rank: int) -> Model:
-        return Model.open(path, rank=rank, seed=seed, sampler=settings.sampler, steps=settings.steps)
+        return Model.open(found, rank=rank, seed=seed, sampler=settings.sampler, steps=settings.steps)
 
     try:
         crew = Crew(Communicator(), open_model, settings.tile, settings.overlap, settings.members)

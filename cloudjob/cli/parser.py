@@ -103,7 +103,7 @@ class Parser:
         restore.add_argument("--scale", type=float, help=text)
         restore.add_argument("--offset", type=float, help="see --scale")
         restore.add_argument("--members", type=int, default=1, help="above 1 the results have an uncertainty")
-        text = "the trained network, e.g. runs/x/train/checkpoints/step-00030000.pt"
+        text = "the trained network: a step-NNNNNNNN.pt, or the run folder that it was trained in"
         restore.add_argument("--checkpoint", type=_path, required=True, help=text)
         restore.add_argument("--out", type=_path, required=True, help="the folder for the results")
 

@@ -14,6 +14,7 @@ from cloudjob.config.models import InferConfig, MasksConfig
 from cloudjob.errors import ConfigError
 from cloudjob.files import ask_guards, digest, file_sha256
 from cloudjob.hpc import machine
+from cloudjob.restoration.trained import checkpoint_at
 from cloudjob.run import records
 from cloudjob.run.folder import ResultsFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -33,7 +34,7 @@ _WRITTEN = (".h5", ".tif", ".png", ".json")
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: images, clear dates of the same ground, a mask of one image, and how their numbers are meant
+    """What is asked for: images, a checkpoint (see `checkpoint_at`), clear dates of the same ground, a mask of one image, and how their numbers are meant
     (see `own_scene.Options`)."""
 
     images: Sequence[Path]
@@ -100,8 +101,7 @@ def look(request: Request, folder: ResultsFolder) -> dict[str, "OwnScene"]:
             )
     if request.mask and len(names) > 1:
         raise ConfigError(f"--mask {request.mask} is the mask of one image: restore {len(names)} images one by one")
-    if not request.checkpoint.is_file():
-        raise ConfigError(f"--checkpoint {request.checkpoint}: no such file")
+    checkpoint_at(request.checkpoint)
     read = [path.resolve() for path in (*request.images, *request.clear, request.mask) if path]
     if over := [path for name in names for end in _WRITTEN if (path := folder.output(name, end).resolve()) in read]:
         raise ConfigError(f"{over[0]} is read here, and would be written over: name another --out")
@@ -115,7 +115,9 @@ def _crew(request: Request, settings: InferConfig, folder: ResultsFolder, ranks:
     def open_model(rank: int) -> "Model":
         from cloudjob.restoration.network import Model
 
-        model = Model.open(request.checkpoint, rank=rank, seed=_SEED, sampler=settings.sampler, steps=settings.steps)
+        model = Model.open(
+            checkpoint_at(request.checkpoint), rank=rank, seed=_SEED, sampler=settings.sampler, steps=settings.steps
+        )
         if rank == 0 and settings.members > 1 and model.warning:
             folder.say(f"restore: {model.warning}")
         return model
@@ -132,7 +134,7 @@ def _items(request: Request, settings: InferConfig, scenes: dict[str, "OwnScene"
     shared = {f"clear {number}": path for number, path in enumerate(request.clear, 1)}
     shared |= {"mask": request.mask} if request.mask else {}
     first = next(iter(scenes.values()))
-    inputs = {"checkpoint": file_sha256(request.checkpoint)}
+    inputs = {"checkpoint": file_sha256(checkpoint_at(request.checkpoint))}
     inputs |= {key: _digest(source) for key, source in zip(shared, first.clear, strict=False)}
     inputs |= {"mask": file_sha256(request.mask)} if request.mask else {}
     return [Item(STAGE, name, config, inputs | {"image": _digest(scene.image)}) for name, scene in scenes.items()]

@@ -239,7 +239,7 @@ MISTAKES = {
     "not there": (["no.tif"], {}, r"no\.tif: no such file or folder"),
     "no product": (["sub"], {}, r"sub/MTD_MSIL2A\.xml: missing"),
     "no image": (["text.tif"], {}, "not readable as an image"),
-    "no checkpoint": (["mine.tif"], {"checkpoint": Path("no.pt")}, r"--checkpoint no\.pt: no such file"),
+    "no checkpoint": (["mine.tif"], {"checkpoint": Path("no.pt")}, r"checkpoint no\.pt: no such file"),
     "members": (["mine.tif"], {"members": 65}, "--members 65: 1 to 64"),
     "bands": (["mine.tif"], {"bands": "1,2,3,7"}, r"mine\.tif has no band 7; it has 1 \(B04\)"),
     "nameless": (["bare.tif"], {}, "does not tell which of its bands are which"),
