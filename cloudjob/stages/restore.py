@@ -34,8 +34,8 @@ _WRITTEN = (".h5", ".tif", ".png", ".json")
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: images, a checkpoint (see `checkpoint_at`), clear dates of the same ground, a mask of one image, and how their numbers are meant
-    (see `own_scene.Options`)."""
+    """What is asked for: images, a checkpoint (see `checkpoint_at`), clear dates of the same ground, a mask of one
+    image, and how their numbers are meant (see `own_scene.Options`)."""
 
     images: Sequence[Path]
     checkpoint: Path
