@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloudjob.errors import ConfigError, InputError
 from cloudjob.files import troubles
+from cloudjob.pages.review import RULE
 from cloudjob.run.folder import RunFolder
 
 _NEEDED = {"pair", "decision", "version"}  # columns
@@ -33,14 +34,15 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
     """
 
     def of() -> list[dict]:
-        rows, decided = shown_pairs(folder), _decided(folder)
+        rows = shown_pairs(folder)
+        decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in _decisions(folder)}
         return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
 
     return folder.once("accepted pairs", of)
 
 
 def unpaired(folder: RunFolder, *, cloudy_range: tuple[float, float], lowest_sun: float) -> list[dict]:
-    """The shown pairs of which the rule rejected the clear date alone, and nobody has said anything: their cloudy
+    """The shown pairs of which the rule rejected the clear date alone, and no person has said anything: their cloudy
     products, without clear date and reference. The cloudy date keeps the rules of its own: its share of cloud, and
     degrees of the sun.
 
@@ -48,8 +50,13 @@ def unpaired(folder: RunFolder, *, cloudy_range: tuple[float, float], lowest_sun
     """
 
     def of() -> list[dict]:
-        rows, decided = shown_pairs(folder), _decided(folder)
-        left = [row for row in rows if not row["accepted"] and (row["pair"], row["version"]) not in decided]
+        by_rule = ("reject", RULE)  # the stage review notes what the rule said, for a person to change
+        told = {
+            (row["pair"], row["version"])
+            for row in _decisions(folder)
+            if (row["decision"], row.get("reviewer")) != by_rule
+        }
+        left = [row for row in shown_pairs(folder) if not row["accepted"] and (row["pair"], row["version"]) not in told]
         low, high = cloudy_range
         kept = [
             row for row in left if low <= row["cloudy_cloud"] <= high and _high(row["sun_elevation"][0], lowest_sun)
@@ -63,13 +70,13 @@ def _high(sun: float | None, lowest: float) -> bool:
     return sun is not None and sun >= lowest
 
 
-def _decided(folder: RunFolder) -> dict[tuple[str, str], bool]:
-    """What a person says of pairs, by name and version."""
+def _decisions(folder: RunFolder) -> list[dict]:
+    """The rows of decisions.csv; InputError while there is none."""
 
-    def of() -> dict[tuple[str, str], bool]:
+    def of() -> list[dict]:
         if not folder.decisions.exists():
             raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
-        return {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
+        return read(folder.decisions)
 
     return folder.once("decisions", of)
 

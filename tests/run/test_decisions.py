@@ -142,5 +142,7 @@ def test_a_product_that_breaks_a_rule_itself_does_not(lonely, changes):
     ("decision", "version", "alone"), [("reject", "v", 0), ("accept", "v", 0), ("reject", "old", 1)]
 )
 def test_what_a_person_has_decided_counts(lonely, decision, version, alone):
-    """One that was accepted is a pair."""
+    """One that was accepted is a pair. What the stage review notes for the rule is no decision."""
     assert len(lonely(lone("a"), decided=f"pair of a,{decision},,me,{version}\n")) == alone
+    by_rule = lonely(lone("a"), decided=f"pair of a,{decision},hazy,rule,{version}\n")
+    assert len(by_rule) == (decision == "reject")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from affine import Affine
+from front_door import copied, good
 from small_runs import settings
 from untrained import untrained
 
@@ -382,3 +383,26 @@ def test_what_was_restored_before_a_stop_is_not_restored_again(folder, trained, 
     assert infer.run(config, folder).done == [FIRST]
     assert len(dates) == opened
     assert [(tile.row, tile.col) for tile in restored] == [(0, 24), (8, 0), (8, 24)]
+
+
+@pytest.mark.slow
+def test_from_pair_on_a_product_without_a_clear_date_goes_through(finished, tmp_path):
+    """Of three tiles one keeps its clear date, and the bands of the others are fetched all the same."""
+    run = RunFolder(copied(finished, tmp_path / "run", until="train"))
+    good("pair", run.root, "--set", "pair.clear_max_unknown=0.001")
+    for stage in ("review", "download"):
+        good(stage, run.root)
+    done = good("infer", run.root)
+    rows = [json.loads(line) for line in run.pairs.read_text().splitlines()]
+    paired = {row["cloudy"] for row in rows if row["accepted"]}
+    alone = {row["cloudy"] for row in rows} - paired
+    assert (len(paired), len(alone)) == (1, 2)
+    assert "infer: 3 done" in done.stderr
+    for name in paired | alone:
+        said = f"infer: {name} has no acceptable clear date, and is restored from itself alone: clear date has 0.00"
+        assert (said in done.stderr) == (name in alone)
+        with h5py.File(run.output(name, ".h5")) as file:
+            assert (file["reconstructed"][...] == 1).any()
+            assert (file.attrs["source_products"] == name) == (name in alone)
+    assert "infer: 0 done, 3 skipped" in good("infer", run.root).stderr
+    assert "evaluate: 1 done" in good("evaluate", run.root).stderr
