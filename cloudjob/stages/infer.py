@@ -32,7 +32,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
     """One item per accepted pair: its cloudy product, restored by the network of this run or of `infer.checkpoint`;
     where `infer.unpaired`, then one per cloudy product without an acceptable clear date."""
     settings = config.section("infer", "masks")
-    del settings["infer"]["unpaired"]  # it says which items there are
+    settings["infer"]["unpaired"] = True  # it says which items there are, and changes none of them
     checkpoint = {"checkpoint": records.checkpoint_digest(folder, config.infer.checkpoint)}
     drifts = cache(partial(records.drifting_digest, folder))  # once a tile
     found = []
@@ -41,7 +41,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
         more |= labels.digests(folder, [pair[role] for role in _MASKED if pair[role]])
-        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks")))
+        found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks", "infer")))
     return found
 
 

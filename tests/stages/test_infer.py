@@ -194,8 +194,8 @@ def test_a_product_without_an_acceptable_clear_date_is_an_item_of_itself_alone(f
     assert (one.name, two.name) == (SECOND, FIRST)
     own = {FIRST: records.output_digest(folder, "download", FIRST)}
     assert two.inputs == own | {"checkpoint": file_sha256(trained), "pair": unpaired(FIRST)["version"]}
-    assert "unpaired" not in two.config["infer"]
-    assert [item.name for item in infer.items(chosen(trained, "infer.unpaired=false"), folder)] == [SECOND]
+    (only,) = infer.items(chosen(trained, "infer.unpaired=false"), folder)
+    assert (only.name, only.config) == (SECOND, one.config)  # what is done stays done
 
 
 def test_it_is_restored_without_a_clear_date_and_that_is_said(folder, trained, dates):
