@@ -1,7 +1,7 @@
 """What can go wrong, each with the exit code that a batch script sees.
 
 0 done (or nothing to do) - 1 a bug - 2 usage or configuration - 3 an input stage has nothing for this -
-4 finished with failed items - 75 interrupted in good order, run the same command again.
+4 finished with failed items - 75 interrupted in good order, 76 a rank was lost: run the same command again.
 Items that a rule rejected, or that are left out, change no exit code.
 """
 
@@ -50,6 +50,10 @@ class CorruptFileError(ItemError):
         return type(self), (self.path, self.reason)
 
 
+class DamagedProductError(ItemError):
+    """A file of a product is not the one that was fetched. It is set aside, or named where it is read where it lies."""
+
+
 class OwnFileError(ConfigError, ItemError):
     """A user's own raster for one product or tile is missing or does not fit. Others go on."""
 
@@ -68,7 +72,7 @@ class LeftOutError(ItemError):
 
 
 class LostRankError(CloudjobError):
-    """A process of a training was killed or hangs, or never came. The checkpoints are whole: run the command again."""
+    """A rank of a job was killed or hangs, or never came. What was finished is whole: run the command again."""
 
     exit_code = 76
 

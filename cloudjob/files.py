@@ -12,15 +12,17 @@ import os
 import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cloudjob.errors import CorruptFileError, DiskFullError, ItemError, SystemTroubleError
+from cloudjob.errors import CloudjobError, CorruptFileError, DiskFullError, ItemError, SystemTroubleError
 
 HOST = os.uname().nodename
 _DIGESTED = json.JSONEncoder(sort_keys=True, default=str)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LITTLE = 2**18  # bytes
 guards: list[Callable[[], None]] = []  # asked before a file gets its final name: one that raises prevents it
 _OF_CONTENT = (errno.ENOENT, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)  # what a broken file's own offsets lead to
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -49,10 +51,12 @@ def atomic(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
         yield temporary
         flush(temporary)
         rename(temporary, path)
-    except OSError as error:
-        if is_disk_full(error):
+    except CloudjobError:
+        raise
+    except Exception as error:
+        if is_disk_full(error) or not _takes_more(path.parent):
             raise disk_full(path) from error
-        if error.filename == str(temporary):  # people know the other name
+        if isinstance(error, OSError) and error.filename == str(temporary):  # people know the other name
             error.filename = str(path)
         raise
     finally:
@@ -123,12 +127,35 @@ def sweep(folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether the error, or one that led to it, is that of a full disk: torch's zip writer reports one of its own."""
+    """Whether the error, or one that led to it, is that of a full disk: torch's zip writer reports one of its own, HDF5
+    the system's words."""
     while error is not None:
         if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _DISK_FULL):
             return True
+        if any(os.strerror(number) in str(error) for number in _DISK_FULL):
+            return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def check_takes(path: Path, size: int) -> None:
+    """DiskFullError unless the disk takes so many bytes beside `path`: HDF5 crashes the process where it cannot write
+    what it notes of itself."""
+    if not _takes_more(path.parent, size):
+        raise disk_full(path)
+
+
+def _takes_more(folder: Path, size: int = _LITTLE) -> bool:
+    """Whether the disk takes a little more. NumPy and GDAL do not tell why they could not write; what they have written
+    still lies there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return not is_disk_full(error)
+    return True
 
 
 def disk_full(path: Path) -> DiskFullError:

@@ -24,10 +24,11 @@ need_gpu
 kinds=$(srun --mpi=list 2>&1 | sed 's/.*: *//; /^MPI/d' | tr ',\n' '  ' | xargs)
 [[ " $kinds " == *" $SITE_MPI "* ]] || die "SITE_MPI=$SITE_MPI: this SLURM has no such kind; it has: $kinds"
 code=0
-# --wait: where one rank is killed, the others would wait for it for ever.
-ranks --mpi="$SITE_MPI" --wait=60 -- "${cloudjob[@]}" infer "$config" --run-dir "$run_dir" "${index[@]}" \
+retry_lost=1
+# --wait: the ranks end each other, but know nothing of one that could not start, or whose node is gone.
+ranks --mpi="$SITE_MPI" --wait=30 -- "${cloudjob[@]}" infer "$config" --run-dir "$run_dir" "${index[@]}" \
     "${arguments[@]}" || code=$?
-if ((code == 1 || code > 75)); then
+if ((code == 1 || code > 76)); then
     echo "cloudjob: if MPI did not start: its library must speak SITE_MPI=$SITE_MPI. MPICH, in the image and in .venv," \
         "speaks pmi2, Open MPI speaks pmix. This SLURM has: $kinds" >&2
 fi

@@ -102,9 +102,9 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def resize(size: int) -> Path:
+    def resize(size: float) -> Path:
         again = ["-o", "remount"] if folder.is_mount() else ["-t", "tmpfs", "tmpfs"]
-        mount = ["mount", *again, "-o", f"size={size}m", folder]
+        mount = ["mount", *again, "-o", f"size={int(size * 1024)}k", folder]
         if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
             pytest.skip("a small tmpfs can be mounted by root alone")
         return folder

@@ -317,16 +317,20 @@ def test_a_truncated_band_is_named_and_fetched_again(run, copy):
     same(run, copy)
 
 
-def test_a_damaged_band_is_set_aside_named_and_fetched_again(run, copy):
+@pytest.mark.parametrize(("stage", "file"), [("shard", "B03_10m"), ("infer", "B03_10m"), ("evaluate", "SCL_20m")])
+def test_a_file_with_a_changed_byte_is_set_aside_named_and_fetched_again(run, copy, stage, file):
+    """It is as long as before, and can still be decoded: to another picture."""
     name = products(copy)[0]
-    band = next((copy / "scenes" / f"{name}.SAFE").rglob("*_B03_10m.jp2"))
-    data = bytearray(band.read_bytes())
-    data[200:-200] = bytes(len(data) - 400)  # of the right length, so that only decoding can tell
-    band.write_bytes(data)
-    forget(copy, "shard")
-    clean_message(call("shard", copy), 4, band.name)
-    assert not band.exists()
-    good("run", copy)
+    path = next((copy / "scenes" / f"{name}.SAFE").rglob(f"*_{file}.jp2"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    forget(copy, stage)
+    clean_message(call(stage, copy), 4, path.name, "set aside")
+    assert not path.exists()
+    fetches = "preview" if file == "SCL_20m" else "download"
+    assert path.name in call("plan", copy).stdout
+    assert f"{fetches}: 1 done" in good("run", copy).stderr
     same(run, copy)
 
 

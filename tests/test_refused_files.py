@@ -32,7 +32,7 @@ def readers(folder: Path) -> dict:
     from cloudjob.files import file_sha256, troubles, write_json, write_jsonl, write_text
     from cloudjob.patches import loader, pairs, shards
     from cloudjob.restoration import output
-    from cloudjob.run import decisions, records
+    from cloudjob.run import decisions, products, records
     from cloudjob.run.folder import RunFolder
     from cloudjob.sentinel2 import decode, masks, product, scene_masks
     from cloudjob.stages import evaluate
@@ -72,6 +72,10 @@ def readers(folder: Path) -> dict:
     write_text(run.decisions, "pair,decision,version\na,accept,1\n")
     records.work(run, "shard", [records.Item("shard", "a", {}, {})], lambda item: ([], None))
 
+    def hashed(path):
+        products._hashed.clear()  # else it is not read
+        return products._sha256(path)
+
     def front(call):
         with troubles():  # as the front door and `records.work` do
             return call()
@@ -81,6 +85,7 @@ def readers(folder: Path) -> dict:
         "tile metadata": ("MTD_TL", lambda: product.Product.open(safe)),
         "manifest": ("manifest.safe", lambda: product.read_manifest(safe / "manifest.safe")),
         "digest": ("B04_10m", lambda: product.check_file(safe, band)),
+        "recorded file": ("B04_10m", lambda: hashed(safe / band.path)),
         "band": ("B04_10m", red.read),
         "reduced band": ("B04_10m", lambda: red.reduced(4)),
         "band by another process": ("B04_10m", lambda: list(decode._side_by_side([red], 96, 1))),
@@ -132,7 +137,7 @@ def test_no_reader_takes_the_systems_refusal_for_damage(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["aside"] == []
     assert found["mute"] == []
-    assert len(found["told"]) == 24 * len(REFUSALS)
+    assert len(found["told"]) == 25 * len(REFUSALS)
     wrong = {}
     for case, (kind, text) in found["told"].items():
         words = os.strerror(getattr(errno, case.split(", ")[-1]))

@@ -26,7 +26,7 @@ from cloudjob.archive.rasters import (
 from cloudjob.archive.safe import write_product
 from cloudjob.archive.synthetic import Acquisition, acquire, overcast
 from cloudjob.errors import ConfigError
-from cloudjob.files import atomic, read_json, write_json
+from cloudjob.files import read_json, write_bytes, write_json
 from cloudjob.names import product_name
 from cloudjob.pixels import EMPTY_DN
 from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
@@ -297,11 +297,10 @@ def _write_raster(path: Path, pixels: np.ndarray, crs: str, transform: Affine, *
     count, height, width = pixels.shape
     storage = {"driver": "GTiff", "compress": "deflate", "predictor": 2, "tiled": True, "bigtiff": "if_safer"}
     form = {"dtype": pixels.dtype, "count": count, "height": height, "width": width, "nodata": nodata}
-    with (
-        atomic(path) as temporary,
-        rasterio.open(temporary, "w", **storage, **form, crs=crs, transform=transform) as image,
-    ):
-        image.write(pixels)
+    with rasterio.MemoryFile() as memory:  # on a full disk GDAL leaves out what comes last, and says nothing
+        with memory.open(**storage, **form, crs=crs, transform=transform) as image:
+            image.write(pixels)
+        write_bytes(path, memory.getbuffer())
 
 
 def _overpass(day: date, lon: float, lat: float) -> datetime:

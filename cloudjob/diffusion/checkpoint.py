@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError
 from cloudjob.files import atomic, check_room, digest, is_disk_full, reading, write_json
+from cloudjob.pixels import BANDS
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +190,22 @@ def load(path: Path) -> Checkpoint:
         raise CorruptFileError(path, f"is not a checkpoint ({error!r})") from None
 
 
+def check_bands(path: Path, found: Checkpoint) -> None:
+    """ConfigError where the network of a checkpoint is for other bands than these pixels have, or was never told their
+    mean and deviation: it would take one band for another."""
+    if found.bands != list(BANDS):
+        raise ConfigError(
+            f"{path}: a checkpoint for the bands {', '.join(found.bands) or '(none)'}; here they are "
+            f"{', '.join(BANDS)}. Take one that was trained on these, in this order"
+        )
+    for name in ("mean", "std"):
+        if len(found.recipe.get(name, BANDS)) != len(BANDS):
+            raise ConfigError(
+                f"{path}: a checkpoint with the {name} of {len(found.recipe[name])} bands in its normalisation; here "
+                f"they are {len(BANDS)}: {', '.join(BANDS)}"
+            )
+
+
 def _load(path: Path) -> dict[str, Any]:
     """What the file holds; weights only, so a checkpoint cannot run code."""
     with reading(path, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError), path.open("rb") as file:
@@ -229,9 +246,11 @@ def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
 def open_network(path: Path, device: torch.device | str) -> tuple[Recipe, nn.Module, dict[str, Any]]:
     """(recipe, network with the weights that were chosen, calibration of its ensembles), ready to restore.
 
-    CorruptFileError where the file is damaged, or holds another network than its recipe makes.
+    CorruptFileError where the file is damaged, or holds another network than its recipe makes; ConfigError where it is
+    for other bands.
     """
     found = load(path)
+    check_bands(path, found)
     try:
         recipe = Recipe.of(**found.recipe)
         network = recipe.network()

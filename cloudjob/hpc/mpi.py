@@ -3,16 +3,19 @@
 Ranks wait asleep: MPI's own calls look for a message all the time, and would keep a core from the rank that works.
 """
 
+import atexit
 import os
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from types import TracebackType
 from typing import Any
 
-from cloudjob.errors import ConfigError
-from cloudjob.hpc import launch, slurm
+from cloudjob.errors import ConfigError, LostRankError
+from cloudjob.hpc import guard, launch, slurm
+from cloudjob.hpc.guard import Guarded
 
 _LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # that of srun, which may lie around the other, last
@@ -24,14 +27,16 @@ class Communicator:
     """`with mpi.communicator() as ranks:` - an error that leaves the block aborts the other ranks too, which would
     otherwise deadlock in the next collective call."""
 
-    def __init__(self, communicator: Any = None):
-        self._communicator = communicator
+    def __init__(self, communicator: Any = None, guarded: Guarded | None = None):
+        self._communicator, self._guarded = communicator, guarded
+        self._watched = False
         self.rank = communicator.Get_rank() if communicator else 0
         self.size = communicator.Get_size() if communicator else 1
 
     def barrier(self) -> None:
-        if self._communicator:
-            _wait(self._communicator.Ibarrier().Test)
+        """Not MPI's own, which aborts where a rank is lost meanwhile."""
+        self.gather(None)
+        self.bcast(None)
 
     def bcast(self, value: Any) -> Any:
         """Rank 0's (small, picklable) value, on every rank."""
@@ -49,10 +54,10 @@ class Communicator:
         return [value, *(self._receive(rank, _UP) for rank in range(1, self.size))]
 
     def _send(self, value: Any, rank: int, tag: int) -> None:
-        _wait(self._communicator.isend(value, rank, tag).Test)
+        self._wait(self._communicator.isend(value, rank, tag).Test)
 
     def _receive(self, rank: int, tag: int) -> Any:
-        _wait(lambda: self._communicator.iprobe(rank, tag))
+        self._wait(lambda: self._communicator.iprobe(rank, tag))
         return self._communicator.recv(source=rank, tag=tag)
 
     def abort(self, code: int = 1) -> None:
@@ -64,21 +69,48 @@ class Communicator:
             self._communicator.Abort(code)
 
     def __enter__(self) -> "Communicator":
+        if self._guarded and self.size > 1:
+            self._meet(self._guarded)
         return self
+
+    def _meet(self, guarded: Guarded) -> None:
+        """Connects the guards of all ranks; where a network does not let them, nobody is watched, and that is said."""
+        address = self.bcast(guarded.lead(self.size) if self.rank == 0 else None)
+        here = self.rank == 0 or guarded.follow(self.rank, self.size, address)
+        alone = [rank for rank, found in enumerate(self.gather(here) or []) if not found]
+        self._watched = self.bcast(not alone)
+        if not self._watched:
+            guarded.leave()
+        if alone:
+            said = f"rank {', '.join(map(str, alone))} cannot reach rank 0 by TCP: a rank that is lost is not noticed"
+            print(f"cloudjob: WARNING: {said}", file=sys.stderr, flush=True)
+
+    def _wait(self, arrived: Callable[[], bool]) -> None:
+        nap, longest = _NAP_S
+        while True:
+            if self._watched and self._guarded and (why := self._guarded.verdict()):
+                atexit.register(os._exit, LostRankError.exit_code)  # MPI would wait for the lost rank
+                self._watched = False
+                raise _said(LostRankError(why))
+            if arrived():
+                return
+            time.sleep(nap)
+            nap = min(2 * nap, longest)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None and error is not None and self.size > 1:
+        if self._watched and self._guarded and kind is None:
+            self._guarded.leave()
+        if kind is not None and error is not None and self.size > 1 and not isinstance(error, LostRankError):
             sys.excepthook(kind, error, traceback)
             self.abort(getattr(error, "exit_code", 1))
 
 
-def _wait(arrived: Callable[[], bool]) -> None:
-    nap, longest = _NAP_S
-    while not arrived():
-        time.sleep(nap)
-        nap = min(2 * nap, longest)
+def _said(error: LostRankError) -> LostRankError:
+    """Marked as said: a guard does."""
+    error.said = True
+    return error
 
 
 def _settle_mpich() -> None:
@@ -93,6 +125,12 @@ def _settle_mpich() -> None:
         os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
+@cache
+def _guarded() -> Guarded:
+    """Once in a process, before MPI knows it: see `guard`."""
+    return guard.enter()
+
+
 def communicator() -> Communicator:
     """The world this process was launched into. mpi4py is imported only under mpiexec or an srun that speaks PMI, and
     where there is more than one rank.
@@ -100,14 +138,15 @@ def communicator() -> Communicator:
     ConfigError where srun started several tasks that MPI does not see: each would do all of the work. What mpiexec
     starts within a step, as in the shell of `srun --pty`, has the step's variables too, which do not count then.
     """
-    communicator = None
+    communicator = guarded = None
     size = next((os.environ[name] for name in _SIZES if name in os.environ), None)
     if any(name in os.environ for name in _LAUNCHED) and size != "1":
         _settle_mpich()
+        guarded = _guarded()
         from mpi4py import MPI
 
         communicator = MPI.COMM_WORLD
-    found = Communicator(communicator)
+    found = Communicator(communicator, guarded)
     launch.check_ranks(found.size)
     task = slurm.task()
     if task and task.size > 1 and found.size == 1:

@@ -45,7 +45,12 @@ class Member:
 
     @classmethod
     def here(cls, rank: int) -> "Member":
-        return cls(rank, socket.gethostname(), os.getpid(), _started(os.getpid()))
+        return cls.of(rank, os.getpid())
+
+    @classmethod
+    def of(cls, rank: int, pid: int) -> "Member":
+        """The rank that is this process of this machine."""
+        return cls(rank, socket.gethostname(), pid, _started(pid))
 
     def kill(self) -> None:
         """Kills the rank's process if it runs on this machine, as it no longer answers."""
@@ -65,9 +70,20 @@ class Verdict:
 
 class Watch:
     """The watch of one rank. `address` is the result of rank 0's `address`, None on rank 0 itself; `code` the exit code
-    for a lost rank; `speaks` whether this rank may print why all end if rank 0 is lost."""
+    for a lost rank; `speaks` whether this rank may print why all end if rank 0 is lost; `member` the process of the
+    rank, where it is another than this."""
 
-    def __init__(self, rank: int, size: int, *, code: int, address: str | None = None, speaks: bool = True):
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        *,
+        code: int,
+        address: str | None = None,
+        speaks: bool = True,
+        member: Member | None = None,
+    ):
+        self.member = member or Member.here(rank)
         self.rank, self.size, self.code, self.speaks = rank, size, code, speaks
         self.verdict: Verdict | None = None
         self.seen = 0  # samples; set by the main thread
@@ -87,7 +103,7 @@ class Watch:
             assert address is not None, "a rank above 0 needs rank 0's address"
             host, port, chief = json.loads(address)
             line = _Line(socket.create_connection((host, port), timeout=SILENCE_S), self._clock)
-            line.send(asdict(Member.here(rank)))
+            line.send(asdict(self.member))
             line.member, self._lines[0] = Member(**chief), line
             self._selector.register(line.socket, selectors.EVENT_READ, line)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -96,7 +112,7 @@ class Watch:
     # --- called by the main thread --------------------------------------------------------------------------------
     def address(self, host: str) -> str:
         """Rank 0: the address at which the other ranks connect to it; `host` is the name of its machine."""
-        return json.dumps([host, self._port, asdict(Member.here(0))])
+        return json.dumps([host, self._port, asdict(self.member)])
 
     def expect(self, member: Member) -> None:
         """Rank 0: a rank is about to connect, and counts as lost if it does not within SILENCE_S."""

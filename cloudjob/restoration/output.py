@@ -13,7 +13,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from cloudjob import footprints
-from cloudjob.files import json_text, reading
+from cloudjob.files import check_takes, json_text, reading
 from cloudjob.pixels import BANDS, EMPTY_DN, NO_DATA, OFFSET, SCALE
 from cloudjob.restoration import placing
 from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED
@@ -22,6 +22,8 @@ from cloudjob.sentinel2.render import encode_png, true_colour
 # STAC asks for a range of time where it is not known; this one begins with Sentinel-2.
 _ANY_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
 FLAGS = {OBSERVED: "observed", RECONSTRUCTED: "reconstructed", BLENDED_EDGE: "blended_edge", NO_DATA: "no_data"}
+
+_NOTES = 2**16  # bytes; more than HDF5 writes when it opens a file
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Restored:
 def write_h5(path: Path, scene: Restored) -> None:
     """HDF5 that is also netCDF-4 with CF-1.10 coordinates: for h5py, xarray (h5netcdf) and GDAL's netCDF driver."""
     height, width = scene.reconstructed.shape
+    check_takes(path, _NOTES)
     with h5py.File(path, "w", libver=("earliest", "v110"), locking=False) as file:
         file.attrs.update({"Conventions": "CF-1.10", "title": f"{scene.product} without clouds", **scene.attributes})
         file.attrs["references"] = scene.attribution
@@ -141,7 +144,9 @@ def write_cog(path: Path, scene: Restored) -> None:
                 "BLOCKSIZE": 512,
                 "OVERVIEW_RESAMPLING": "AVERAGE",
             }
-            rasterio.shutil.copy(source, path, driver="COG", **options)
+            with rasterio.MemoryFile() as whole:  # on a full disk GDAL leaves out what comes last, and says nothing
+                rasterio.shutil.copy(source, whole.name, driver="COG", **options)
+                path.write_bytes(whole.getbuffer())
 
 
 def write_png(path: Path, scene: Restored, *, gain: float) -> None:

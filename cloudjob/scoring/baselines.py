@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
+from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.linalg import spsolve
 from scipy.spatial.distance import cdist
 from skimage.restoration import inpaint_biharmonic
@@ -156,7 +157,7 @@ def _process(
         return np.exp(-apart / 25) + 8 * np.exp(-apart / 100 - cdist(seen, near_spectra, "sqeuclidean") / similar) + 4
 
     left = (cloudy - trend)[:, *near.T].T
-    weights = np.linalg.solve(covariance(near, near_spectra) + np.eye(count), left)
+    weights = cho_solve(cho_factor(covariance(near, near_spectra) + np.eye(count)), left)
     return trend[:, wanted] + (covariance(far, far_spectra) @ weights).T
 
 

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 import rasterio
 
-from cloudjob.files import atomic, write_bytes
+from cloudjob.files import write_bytes
 from cloudjob.pixels import CLASSES, CLEAR, NO_DATA
 from cloudjob.sentinel2 import foreign_masks, masks
 from cloudjob.sentinel2.corrected import corrected, exported
@@ -65,11 +65,13 @@ def export(product: Product, core: np.ndarray, factor: int, folder: Path) -> boo
     form = {"driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": NO_DATA, "compress": "deflate"}
     grid = Grid.of(product, factor)
     form |= {"crs": grid.crs, "transform": grid.transform, "height": grid.shape[0], "width": grid.shape[1]}
-    with atomic(copy) as temporary, rasterio.open(temporary, "w", **form) as image:
-        image.write(core, 1)
-        image.write_colormap(1, {CLEAR: _WHITE} | {value: colour for value, (_, colour) in OUTLINES.items()})
-        image.update_tags(TIFFTAG_IMAGEDESCRIPTION=_MEANING)
-    write_bytes(path, copy.read_bytes())
+    with rasterio.MemoryFile() as memory:  # on a full disk GDAL leaves out what comes last, and says nothing
+        with memory.open(**form) as image:
+            image.write(core, 1)
+            image.write_colormap(1, {CLEAR: _WHITE} | {value: colour for value, (_, colour) in OUTLINES.items()})
+            image.update_tags(TIFFTAG_IMAGEDESCRIPTION=_MEANING)
+        for place in (copy, path):
+            write_bytes(place, memory.getbuffer())
     return True
 
 

@@ -154,6 +154,13 @@ def bands_in_place(product: Product) -> list[Path]:
     return found
 
 
+def members(product: Product, *, bands: bool) -> list[Path]:
+    """The files that are read of a product in an archive: masks and pictures, and the 10 m `bands`."""
+    read = {*_PREVIEW, *(f"{band}_{metres}m" for band in (*BANDS[:3], "B11") for metres in _COARSE[:2])}
+    read |= {f"{band}_10m" for band in BANDS} if bands else set()
+    return [product.folder / product.files[key] for key in sorted(read) if _fetched(product, key)]
+
+
 def _in_place(product: Product, keys: list[str]) -> list[Path]:
     for key in keys:
         if not _fetched(product, key):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -54,9 +55,29 @@ class Preview:
 
     @property
     def nbytes(self) -> int:
-        """The memory that its arrays take."""
-        arrays = (self.core, self.snow, self.rgb, self.scl, self.b11, self.by_hand)
-        return sum(array.nbytes for array in arrays if array is not None)
+        """The memory that its arrays take, with the cells that have been asked for."""
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+
+    # What each comparison with another date asks anew.
+    @cached_property
+    def visible(self) -> np.ndarray:
+        """(h60, w60) float32 mean reflectance of red, green and blue."""
+        return reflectance(self.rgb).mean(0)
+
+    @cached_property
+    def clear_cells(self) -> np.ndarray:
+        """(h60, w60) bool: cells of 60 m that are clear."""
+        return _whole_cells(self, self.core == CLEAR)
+
+    @cached_property
+    def open_cells(self) -> np.ndarray:
+        """(h60, w60) bool: cells of 60 m with nothing hidden."""
+        return _whole_cells(self, masks.any_of(self.core, CLEAR, UNKNOWN))
+
+    @cached_property
+    def snowy_cells(self) -> np.ndarray:
+        """(h60, w60) bool: cells of 60 m with any snow."""
+        return masks.pool(self.snow, 6 // self.factor, np.logical_or)
 
     @classmethod
     def open(cls, product: Product, settings: Settings, *, labels: Path | None = None) -> Self:
@@ -125,7 +146,7 @@ def dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> np.
     lie in a shadow that the classification missed, or the ground is another for a day: nobody can tell."""
     asked = others if _compared(settings) else ()
     darker, _ = _agreed(preview, asked, lambda other: _darker(preview, other, settings))
-    return preview.doubted(_on_grid(darker & _open(preview), preview))
+    return preview.doubted(_on_grid(darker & preview.open_cells, preview))
 
 
 def without_dark(preview: Preview, others: Sequence[Preview], settings: Settings) -> Preview:
@@ -138,8 +159,8 @@ def light(preview: Preview, others: Sequence[Preview]) -> float | None:
     are clear and have snow, or both have none. None where no date has 16 such cells of 60 m."""
     found = []
     for other in others:
-        cells = _alike(preview, other) & _whole_cells(preview, preview.core == CLEAR)
-        here, there = (_visible(date)[cells] for date in (preview, other))
+        cells = _alike(preview, other) & preview.clear_cells
+        here, there = (date.visible[cells] for date in (preview, other))
         known = (there > _SAME) & np.isfinite(here)
         if np.count_nonzero(known) >= _ENOUGH:
             found.append(np.median(np.maximum(here, 0)[known] / there[known]))
@@ -202,7 +223,7 @@ def _brighter(preview: Preview, other: Preview, settings: Settings) -> np.ndarra
     """
     if settings.brighter >= 1:
         return np.zeros(preview.core.shape, bool)
-    cells = _bluer(preview, other, settings) & _open(preview) & _whole_cells(other, other.core == CLEAR)
+    cells = _bluer(preview, other, settings) & preview.open_cells & other.clear_cells
     return preview.doubted(_on_grid(cells, preview))
 
 
@@ -237,7 +258,7 @@ def _darker(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
     suspiciously brighter on the other date may be haze there, and no shadow here. Ground that turns green loses red
     before green, and counts as another ground; so does ground whose snow has gone.
     """
-    cells = _visible(preview) < settings.darker * _visible(other) - _DARKER
+    cells = preview.visible < settings.darker * other.visible - _DARKER
     if preview.b11 is not None and other.b11 is not None:
         cells &= reflectance(preview.b11) < settings.darker * reflectance(other.b11)
     else:
@@ -248,32 +269,21 @@ def _darker(preview: Preview, other: Preview, settings: Settings) -> np.ndarray:
 
 def _as_bright(preview: Preview, others: Sequence[Preview]) -> np.ndarray:
     """(h, w) bool: cells with nothing hidden that the other dates show no brighter, but for a change of light."""
-    least = _ILLUMINATION * _visible(preview)
-    dimmer, asked = _agreed(preview, others, lambda other: least < _visible(other))
-    return _on_grid(asked & ~dimmer & _open(preview), preview)
-
-
-def _open(preview: Preview) -> np.ndarray:
-    """(h60, w60) bool: cells with nothing hidden on this date."""
-    return _whole_cells(preview, masks.any_of(preview.core, CLEAR, UNKNOWN))
+    least = _ILLUMINATION * preview.visible
+    dimmer, asked = _agreed(preview, others, lambda other: least < other.visible)
+    return _on_grid(asked & ~dimmer & preview.open_cells, preview)
 
 
 def _alike(preview: Preview, other: Preview) -> np.ndarray:
     """(h60, w60) bool: cells that are clear on the other date, and have snow on both dates or on none."""
-    snowy, other_snowy = (masks.pool(date.snow, 6 // date.factor, np.logical_or) for date in (preview, other))
-    return _whole_cells(other, other.core == CLEAR) & (snowy == other_snowy)
-
-
-def _visible(preview: Preview) -> np.ndarray:
-    """(h60, w60) mean reflectance of red, green and blue."""
-    return reflectance(preview.rgb).mean(0)
+    return other.clear_cells & (preview.snowy_cells == other.snowy_cells)
 
 
 def _same(preview: Preview, other: Preview, doubtful: np.ndarray) -> np.ndarray:
     """(h, w) bool: cells of 60 m that are clear on the other date and differ from it in no visible band, in the same
     light: the median ratio where this date is clear or `doubtful`, up to the tenth by which light may change. More
     would be the cloud."""
-    cells = _whole_cells(other, other.core == CLEAR)
+    cells = other.clear_cells
     here, there = reflectance(preview.rgb), reflectance(other.rgb)
     alike = cells & _whole_cells(preview, doubtful | (preview.core == CLEAR))
     alike &= ((there > _FLOOR) & np.isfinite(here)).all(0)

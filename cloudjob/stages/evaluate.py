@@ -10,7 +10,7 @@ from cloudjob.config.models import Config, newer
 from cloudjob.files import write_bytes, write_json, write_jsonl
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
-from cloudjob.run import decisions, labels, records
+from cloudjob.run import decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -110,10 +110,13 @@ def _score_scene(config: Config, folder: RunFolder, pair: dict) -> Made:
     records.need(folder, "infer", [product], own=product)
     names = [pair[role] for role in ("cloudy", "clear", "reference") if pair[role]]
     records.need(folder, "download", names, own=product)
-    products = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
+    products.check_output(folder, product)
+    for name in names:
+        products.check(folder, name, truth=name == product)
+    safes = {role: folder.safe(pair[role]) for role in ("cloudy", "clear", "reference") if pair[role]}
     settings = masks.Settings(**dict(config.masks))
     folders = {"labels": folder.labels, "drifting": folder.drifting}
-    load = open_pair(products, settings, **folders, processes=machine.cores())
+    load = open_pair(safes, settings, **folders, processes=machine.cores())
     ground, sensed = _read(folder.truth(product)), _read(folder.sensed(product))
     kind = "ground" if ground is not None else scenes.NO_TRUTH if config.infer.reference == "nearest" else "clear date"
     restored, _ = output.read_h5(folder.output(product, ".h5"))
@@ -260,7 +263,7 @@ def _score_triplets(
 
 
 def _core_of_windows(
-    config: Config, folder: RunFolder, products: dict[str, str], corners: list[tuple[int, int]], mask: "NDArray"
+    config: Config, folder: RunFolder, names: dict[str, str], corners: list[tuple[int, int]], mask: "NDArray"
 ) -> "NDArray":
     """(N, n, n) classes of what lies above the ground in the windows with these upper left pixels, whose masks are
     given: as it is known, or as the products' own masks say; the given masks, grown as they are, where neither lies in
@@ -269,13 +272,14 @@ def _core_of_windows(
 
     from cloudjob.scoring import strata
     from cloudjob.sentinel2 import masks, scene
-    from cloudjob.sentinel2.product import Product
 
-    folders = {role: folder.safe(name) for role, name in products.items()}
-    if (above := _read(folder.seen(products["cloudy"]))) is not None:
+    folders = {role: folder.safe(name) for role, name in names.items()}
+    if folder.seen(names["cloudy"]).exists():
+        products.check(folder, names["cloudy"], bands=False, truth=True)
+    if (above := _read(folder.seen(names["cloudy"]))) is not None:
         whole = strata.core(above)
     elif all(path.exists() for path in folders.values()):
-        opened = {role: Product.open(path) for role, path in folders.items()}
+        opened = {role: products.open_product(folder, name, bands=False) for role, name in names.items()}
         found = scene.open_masks(opened, masks.Settings(**dict(config.masks)), labels=folder.labels)
         whole = found["cloudy"].at_10m("core", opened["cloudy"].shape)
     else:

@@ -13,7 +13,7 @@ from cloudjob.config.models import Config, newer
 from cloudjob.files import ask_guards, digest
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName
-from cloudjob.run import decisions, labels, records
+from cloudjob.run import decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
 
@@ -125,11 +125,13 @@ def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "Scen
         ask_guards()
         for old in work.parent.glob(".work-*"):
             shutil.rmtree(old)
-        products = {role: folder.safe(pair[role]) for role in _MASKED if pair[role]}
+        roles = _references(config, pair)
+        for role in (role for role in _MASKED if pair[role]):
+            products.check(folder, pair[role], bands=role in ("cloudy", *roles))
+        safes = {role: folder.safe(pair[role]) for role in _MASKED if pair[role]}
         settings = masks.Settings(**dict(config.masks))
         folders = {"labels": folder.labels, "drifting": folder.drifting}
-        load = open_pair(products, settings, **folders, processes=machine.cores())
-        roles = _references(config, pair)
+        load = open_pair(safes, settings, **folders, processes=machine.cores())
         days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
         SceneConditions.of(load("cloudy"), map(load, roles), days=days).save(work)
     return SceneConditions.load(work)

@@ -6,11 +6,12 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config, newer
-from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError, RejectedError
+from cloudjob.errors import ConfigError, CorruptFileError, DamagedProductError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.names import ProductName
 from cloudjob.run import labels, records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.products import open_product
 from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ def _raster(config: Config, product: str) -> dict[str, str]:
 def run(config: Config, folder: RunFolder) -> Summary:
     """Measures and judges the candidates of each cloudy product. ConfigError where none of them is acceptable."""
     from cloudjob.sentinel2 import masks, pairing
-    from cloudjob.sentinel2.product import Product
 
     every = items(config, folder)
     unread: dict[str, str] = {}  # clear product -> why its masks cannot be read
@@ -67,7 +67,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
     rules = pairing.Rules(**dict(config.pair))
 
     def opened(name: str) -> "Preview":
-        found = pairing.open_preview(Product.open(folder.safe(name)), settings, labels=folder.labels)
+        found = pairing.open_preview(open_product(folder, name, bands=False), settings, labels=folder.labels)
         if found.note:
             folder.say(f"pair: {found.note}")
         return found
@@ -86,7 +86,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
                     yield preview(name)
             except CorruptFileError as error:
                 unread[name] = records.spoil(folder, "preview", name, error)
-            except OwnFileError as error:
+            except (DamagedProductError, OwnFileError) as error:
                 unread[name] = str(error)
             if name in unread:
                 item.inputs[name] = _preview_digest(folder, name)  # none, until it has been fetched again

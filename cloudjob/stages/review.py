@@ -14,6 +14,7 @@ from cloudjob.pages import review
 from cloudjob.patches.splits import FURTHER
 from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.products import open_product
 from cloudjob.run.records import Item, Made, Summary
 
 STAGE = "review"
@@ -50,7 +51,6 @@ def export_masks(config: Config, folder: RunFolder) -> str:
     that somebody has changed stays as it is."""
     from cloudjob.sentinel2 import masks
     from cloudjob.sentinel2.labels import export
-    from cloudjob.sentinel2.product import Product
     from cloudjob.sentinel2.scene import open_masks
 
     settings = masks.Settings(**dict(config.masks))
@@ -64,7 +64,7 @@ def export_masks(config: Config, folder: RunFolder) -> str:
                 raise InterruptedJob(f"{STAGE}: stopped; run the same command again")
             try:
                 records.need(folder, "preview", dates.values())
-                products = {role: Product.open(folder.safe(name)) for role, name in dates.items()}
+                products = {role: open_product(folder, name, bands=False) for role, name in dates.items()}
                 found = open_masks(products, settings, labels=folder.labels)
             except (InputError, ItemError) as error:
                 folder.say(f"review: no masks of {row['pair']}: {error}")
@@ -113,7 +113,6 @@ def _pictures(config: Config, folder: RunFolder) -> Callable[[Item], Made]:
     """The function that makes the pictures of a pair."""
     from cloudjob.pages import pictures
     from cloudjob.sentinel2 import masks
-    from cloudjob.sentinel2.product import Product
     from cloudjob.sentinel2.scene_masks import Preview
 
     pairs = {row["pair"]: row for row in decisions.shown_pairs(folder)}
@@ -121,7 +120,7 @@ def _pictures(config: Config, folder: RunFolder) -> Callable[[Item], Made]:
 
     @lru_cache(maxsize=2)  # a clear product often serves several pairs, and they follow each other
     def preview(product: str) -> Preview:
-        return Preview.open(Product.open(folder.safe(product)), settings, labels=folder.labels)
+        return Preview.open(open_product(folder, product, bands=False), settings, labels=folder.labels)
 
     def make(item: Item) -> Made:
         products = [pairs[item.name][role] for role in ("cloudy", "clear")]

@@ -15,6 +15,7 @@ from cloudjob.patches import splits
 from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND, REFERENCES
 from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
+from cloudjob.run.products import check, open_product
 from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
@@ -117,7 +118,6 @@ def run(config: Config, folder: RunFolder) -> Summary:
 def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
     from cloudjob.patches import pairs
     from cloudjob.sentinel2 import masks
-    from cloudjob.sentinel2.product import Product
 
     if item.config["drop"]:
         raise RejectedError(item.config["drop"])
@@ -125,7 +125,9 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
     records.need(folder, "download", every_date, own=pair["cloudy"])
     on_the_day = item.config["target"] == GROUND
     dates = _shown(pair, item.config["target"], item.config["without"])
-    products = {role: Product.open(folder.safe(name)) for role, (name, _) in dates.items()}
+    products = {role: open_product(folder, name) for role, (name, _) in dates.items()}
+    if on_the_day:
+        check(folder, pair["cloudy"], truth=True)
     prepared = pairs.prepare(
         products,
         masks.Settings(**dict(config.masks)),

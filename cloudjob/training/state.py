@@ -140,6 +140,7 @@ class State:
         if found is None:
             return None
         path, kept = found
+        checkpoint.check_bands(path, kept)
         refused = self._differs(kept, identity)
         if not refused and self._fitting(kept.model) != {*kept.model, *self.network.state_dict()}:
             refused = (
@@ -184,12 +185,13 @@ class State:
         if not path.is_file():
             raise ConfigError(f"train.init_from: {path} does not exist, or is no file")
         try:
-            given = checkpoint.load(path).weights
+            given = checkpoint.load(path)
         except CorruptFileError as error:  # of the user's choice: it is not ours to set it aside
             raise ConfigError(f"train.init_from: {error}") from None
-        if not self._fitting(given):
+        checkpoint.check_bands(path, given)
+        if not self._fitting(given.weights):
             raise ConfigError(f"train.init_from: no tensor of {path} fits this network ({self.settings.preset})")
-        return given
+        return given.weights
 
     def _take(self, given: dict[str, Tensor], talk: Talk) -> None:
         """Takes the weights of another training where they fit, and says which did not."""

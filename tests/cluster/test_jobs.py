@@ -113,6 +113,31 @@ def test_ranks_meet_whatever_their_memory_holds(cluster):
     assert "mpi/pmi2" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("number", "cause"), [("SIGKILL", "was killed by SIGKILL"), ("SIGSTOP", "stood still for 20 s")]
+)
+def test_a_lost_mpi_rank_ends_a_step_and_is_named(cluster, number, cause):
+    program = (
+        "import os, signal, sys\n"
+        "from cloudjob.cli import dispatch\n"
+        "from cloudjob.hpc import mpi\n"
+        "def work(arguments):\n"
+        "    with mpi.communicator() as ranks:\n"
+        "        ranks.barrier()\n"
+        f"        ranks.rank == 1 and os.kill(os.getpid(), signal.{number})\n"
+        "        ranks.barrier()\n"
+        "dispatch.COMMANDS['model'] = work\n"
+        "sys.exit(dispatch.main(['model', 'tiny']))\n"
+    )
+    python = ("env", "CLOUDJOB_RANKS=2", sys.executable, "-c", program)
+    options = ("--nodes=2", "--ntasks=2", "--mpi=pmi2", "--kill-on-bad-exit=0", "--wait=30")
+    begun = time.monotonic()
+    done = cluster.call("srun", *options, *python, check=False)
+    assert done.returncode == 76, done.stderr
+    assert time.monotonic() - begun < 60
+    assert re.search(rf"cloudjob: rank 1 of 2 on \S+: process \d+ {cause}", done.stderr), done.stderr
+
+
 # --- preemption ------------------------------------------------------------------------------------------------
 DISRUPTIONS = ("USR1", "requeue", "down", "crash")
 

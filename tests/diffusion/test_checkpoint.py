@@ -19,6 +19,7 @@ from cloudjob.diffusion.checkpoint import SCHEMA_VERSION, Checkpoint
 from cloudjob.diffusion.recipe import PROCESSES, Recipe
 from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError
 from cloudjob.files import digest
+from cloudjob.pixels import BANDS
 
 
 def made(seen: int, **others) -> Checkpoint:
@@ -34,7 +35,7 @@ def made(seen: int, **others) -> Checkpoint:
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "config": {"seed": 3, "train": {"lr": 0.1}},
         "recipe": {"preset": "tiny"},
-        "bands": ["B04"],
+        "bands": list(BANDS),
         "cloudjob_version": "0.2",
         "key": "none",
     }
@@ -442,3 +443,20 @@ def test_a_newer_version_is_refused_and_left_alone(tmp_path):
         checkpoint.open_network(path, "cpu")
     assert names(tmp_path) == ["step-00000005.pt"]
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"bands": ["B02", "B03", "B04", "B08"]}, "for the bands B02, B03, B04, B08; here they are B04, B03, B02, B08"),
+        ({"bands": []}, r"for the bands \(none\); here"),
+        (
+            {"recipe": {"mean": [0.1] * 3, "std": [0.1] * 3}},
+            "the mean of 3 bands in its normalisation; here they are 4",
+        ),
+    ],
+)
+def test_a_network_of_other_bands_is_refused_by_name(tmp_path, other, told):
+    path = checkpoint.save(tmp_path, made(8, **other))
+    with pytest.raises(ConfigError, match=rf"{path.name}: a checkpoint .*{told}"):
+        checkpoint.open_network(path, "cpu")

@@ -49,7 +49,8 @@ def cores(monkeypatch):
     """A process that may run on four cores, before torch is imported."""
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
-    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", *launch._WAITING):
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    for name in (*threads, "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", *launch._WAITING):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setitem(os.environ, name, "")  # so that what is set goes back
         monkeypatch.delitem(os.environ, name)
@@ -78,7 +79,15 @@ def test_threads_that_wait_sleep_where_the_cores_are_not_the_jobs_own(cores, giv
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
-def test_once_torch_is_imported_nothing_is_set(cores):
+@pytest.mark.parametrize(("given", "threads"), [(None, "1"), ("3", "3")])
+def test_small_systems_are_solved_by_one_thread_unless_a_user_says_otherwise(cores, given, threads):
+    if given:
+        cores.setenv("OPENBLAS_NUM_THREADS", given)
+    launch.settle_threads()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == threads
+
+
+def test_once_torch_is_imported_nothing_of_openmp_is_set(cores):
     cores.setitem(sys.modules, "torch", sys)
     launch.settle_threads()
     assert "GOMP_SPINCOUNT" not in os.environ

@@ -1,20 +1,23 @@
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from cloudjob.errors import ConfigError, ItemError
+from cloudjob.errors import ConfigError, ItemError, LostRankError
 from cloudjob.hpc import mpi
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason=f"no {MPIEXEC}")
 
 
-def mpiexec(program: str, *, ranks: int = 2) -> subprocess.CompletedProcess:
-    command = [MPIEXEC, "-n", str(ranks), sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def mpiexec(program: str, *arguments: str, ranks: int = 2) -> subprocess.CompletedProcess:
+    command = [MPIEXEC, "-n", str(ranks), sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
 def test_a_world_of_one_needs_no_mpi():
@@ -121,3 +124,61 @@ def test_ranks_that_wait_leave_their_core_to_others():
     )
     assert done.returncode == 0, done.stderr
     assert max(map(float, done.stdout.split())) < 0.5
+
+
+LOST = """
+import os, signal, sys, threading, time
+from cloudjob.cli import dispatch
+from cloudjob.errors import LostRankError
+from cloudjob.hpc import mpi
+lost, number = map(int, sys.argv[1:])
+def work(arguments):
+    with mpi.communicator() as ranks:
+        ranks.barrier()
+        if ranks.rank == lost:
+            sys.stdout.write(f"{os.getpid()} ")
+            sys.stdout.flush()
+            if number == signal.SIGSTOP:  # and woken by nobody
+                os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        ranks.barrier()
+dispatch.COMMANDS["model"] = work
+sys.exit(dispatch.main(["model", "tiny"]))
+"""
+
+
+@pytest.mark.slow
+@needs_mpiexec
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "cause"), [(signal.SIGKILL, "was killed by SIGKILL"), (signal.SIGSTOP, "stood still for 20 s")]
+)
+def test_a_lost_rank_ends_all_and_is_named_once(lost, number, cause):
+    begun = time.monotonic()
+    done = mpiexec(LOST, str(lost), str(int(number)), ranks=3)
+    assert done.returncode == LostRankError.exit_code, done.stderr
+    assert time.monotonic() - begun < 60
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"cloudjob: rank {lost} of 3 on {socket.gethostname()}: process {done.stdout.strip()} {cause}"
+    )
+
+
+@pytest.mark.slow
+@needs_mpiexec
+def test_a_rank_that_stands_still_for_a_while_or_works_for_long_is_not_lost():
+    """Rank 1 is suspended for 5 s; rank 0 holds Python's lock for longer than a rank may be silent."""
+    done = mpiexec(
+        "import ctypes, os, signal, subprocess, sys, time\n"
+        "from cloudjob.hpc import mpi\n"
+        "with mpi.communicator() as ranks:\n"
+        "    ranks.barrier()\n"
+        "    if ranks.rank == 1:\n"
+        "        subprocess.Popen(['sh', '-c', f'sleep 5; kill -CONT {os.getpid()}'])\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    if ranks.rank == 0:\n"
+        "        ctypes.PyDLL(None).sleep(25)\n"
+        "    ranks.barrier()\n"
+        "    sys.stdout.write('well ')\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "well well ", "")

@@ -519,8 +519,10 @@ def test_weights_that_cannot_be_taken_are_a_mistake_and_move_nothing(tmp_path):
     torn.write_bytes(path.read_bytes()[:-100])
     strange = {"weight": torch.ones(1)}
     checkpoint.save(path.parent, replace(kept, averages=dict.fromkeys(kept.averages, strange)))
+    other = checkpoint.save(tmp_path / "other", replace(kept, bands=["B02", "B03", "B04", "B08"]))
     before = sorted(tmp_path.rglob("*"))
     for given, words in (
+        (other, "a checkpoint for the bands B02, B03, B04, B08; here they are B04, B03, B02, B08"),
         (tmp_path / "none.pt", r"train\.init_from: .*none.pt does not exist"),
         (tmp_path, "or is no file"),
         (torn, r"train\.init_from: .*torn.pt: is no whole checkpoint"),
