@@ -88,6 +88,9 @@ def test_mistakes_are_named(trained, tmp_path):
     ):
         with pytest.raises(ConfigError, match=why):
             cloudjob.restore(image, where, **({"checkpoint": trained} | options))
+    other = untrained(tmp_path, bands=("B04", "B03", "B02", "B8A"))
+    with pytest.raises(ConfigError, match="a checkpoint for the bands B04, B03, B02, B8A; here they are B04"):
+        cloudjob.restore(image, where, checkpoint=other)
     (tmp_path / "a.pt").write_bytes(trained.read_bytes()[:-9])
     with pytest.raises(CorruptFileError):
         cloudjob.load_checkpoint(tmp_path / "a.pt")
