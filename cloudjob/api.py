@@ -141,6 +141,7 @@ def _restored(work: Path, path: Path, members: int, seed: int) -> "tuple[np.ndar
 
     try:
         crew = Crew(Communicator(), open_model, settings.tile, settings.overlap, settings.members)
+        crew.model  # noqa: B018 - what is wrong with it is said as it is
         return crew.restore("image", work)
     finally:
         torch.set_num_threads(threads)  # it is the caller's process
