@@ -6,8 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from cloudjob import api
 from cloudjob.cli.progress import Progress, say
 from cloudjob.errors import ConfigError
 from cloudjob.files import is_disk_full
@@ -17,6 +18,8 @@ from cloudjob.run.folder import RunFolder
 if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
     from cloudjob.config.models import Config
     from cloudjob.config.source import Source
+
+Folder = TypeVar("Folder", bound=RunFolder)
 
 
 class Context(NamedTuple):
@@ -29,19 +32,10 @@ class Context(NamedTuple):
 
 def open_run(arguments: argparse.Namespace) -> Context:
     """Loads the configuration that CONFIG names: a YAML file, or a run folder, which holds its own config.yaml."""
-    from cloudjob.config import source
-
-    path, root = arguments.config, getattr(arguments, "run_dir", None)
-    if path.is_dir():
-        if root and root.resolve() != path.resolve():
-            raise ConfigError(f"{path} is a run folder itself: leave out --run-dir {root}")
-        path, root = path / "config.yaml", path
-    elif not path.exists():
-        raise ConfigError(f"{path}: no such file or run folder")
-    config, origin = source.load(path, overrides(arguments))
-    folder = run_folder(root or Path("runs") / path.stem, arguments)
-    folder.patience = config.leases.patience
-    return Context(config, folder, origin)
+    opened = api.open_run(arguments.config, run_dir=getattr(arguments, "run_dir", None), overrides=overrides(arguments))
+    folder = run_folder(opened.folder.root, arguments)
+    folder.patience = opened.folder.patience
+    return Context(opened.config, folder, opened.source)
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
@@ -61,7 +55,11 @@ def run_folder(root: Path, arguments: argparse.Namespace) -> RunFolder:
         tempfile.gettempdir()
     except OSError:  # nowhere; torch asks for it when it is imported
         tempfile.tempdir = str(root.absolute())
-    folder = RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False))
+    return report_to(RunFolder(root, only=getattr(arguments, "only", []), force=getattr(arguments, "force", False)))
+
+
+def report_to(folder: Folder) -> Folder:
+    """The folder, which reports on standard error."""
     folder.say, folder.progress, folder.job = say, Progress(), slurm.job_id()
     return folder
 

@@ -55,11 +55,11 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
         status.print_plan(status.overview(config, folder, stages))
         return 0
     _check(config, folder, stages, arguments)
-    listen(folder, first=_first_rank())
+    listen(folder, first=first_rank())
     _begin(folder, stages, tidy=tidy)
     sign_in(config, folder, stages)
     failed: list[str] = []
-    with Traces(context, arguments, silent=not _first_rank()) as traces, data_space(config, folder, stages) as config:
+    with Traces(context, arguments, silent=not first_rank()) as traces, data_space(config, folder, stages) as config:
         if getattr(arguments, "apply", None):
             for message in stage_module("review").apply(config, folder, arguments.apply):
                 say(message)
@@ -73,7 +73,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
                     raise
                 folder.say(f"cloudjob: {error}")
                 continue
-            _tell(summary, folder)
+            tell(summary, folder)
             failed += [name] if summary.failed else []
             traces.ended(failed=bool(failed))
     if failed:
@@ -94,7 +94,7 @@ def _check(config: "Config", folder: RunFolder, stages: Sequence[str], arguments
 
 def _begin(folder: RunFolder, stages: Sequence[str], *, tidy: bool) -> None:
     """The first rank prints what starts; the others print nothing."""
-    if not _first_rank():
+    if not first_rank():
         folder.say, folder.progress = lambda line: None, lambda share, line: None
         return
     check_writable(folder)
@@ -104,9 +104,10 @@ def _begin(folder: RunFolder, stages: Sequence[str], *, tidy: bool) -> None:
         leases.tidy(folder.leases)
 
 
-def _tell(summary: Summary, folder: RunFolder) -> None:
+def tell(summary: Summary, folder: RunFolder) -> None:
+    """Prints what a stage did, and its result on standard output."""
     folder.say(summary.line())
-    if summary.output and _first_rank():
+    if summary.output and first_rank():
         print(summary.output, flush=True)
     for item, why in summary.rejected.items():
         folder.say(f"  rejected {item}: {why}")
@@ -116,7 +117,7 @@ def _tell(summary: Summary, folder: RunFolder) -> None:
         folder.say(f"  failed {item}: {why}")
 
 
-def _first_rank() -> bool:
+def first_rank() -> bool:
     """Whether this is the only process, or the first of mpiexec, srun or torchrun, which prints and saves for all.
 
     The launcher that was started last counts: its processes still see the variables of a step of srun around it.

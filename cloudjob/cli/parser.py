@@ -24,6 +24,7 @@ BENCHES = ("download", "shard", "read", "train")
 EXAMPLES = """examples:
   cloudjob run configs/demo.yaml                       all stages, on the embedded archive
   cloudjob train runs/demo --set train.epochs=20       one stage of a run folder
+  cloudjob restore my.tif --checkpoint C --out DIR     an image of your own
 To resume, run the same command again: only what is missing is made."""
 _DRY_RUN = "show what would be done, and touch nothing"
 
@@ -46,6 +47,7 @@ class Parser:
         _add_set(self.config, help="override, e.g. train.lr=2e-4")
         self._add_run()
         self._add_stages()
+        self._add_restore()
         self._add_overviews()
         self._add_config()
         self._add_doctor()
@@ -82,6 +84,28 @@ class Parser:
             if name == "shard":
                 text = "print what the shards hold, and make nothing"
                 stage.add_argument("--stats", action="store_true", help=text)
+
+    def _add_restore(self) -> None:
+        restore = self._command("restore", "restore images of your own: any GeoTIFF, COG, netCDF, SAFE folder or .zip")
+        restore.add_argument(
+            "images", metavar="IMAGE", nargs="+", type=_path, help="four bands, reflectance or numbers"
+        )
+        text = "a clear date of the same ground, brought onto the image; again for more, the most wanted first"
+        restore.add_argument("--clear", metavar="IMAGE", action="append", default=[], type=_path, help=text)
+        text = "where the cloud is (default: the scene classification of a SAFE, else a rough test of the four bands)"
+        restore.add_argument("--mask", metavar="IMAGE", type=_path, help=text)
+        text = "who made the mask (omnicloudmask, s2cloudless, binary ...), or which value is what: '{cloud: [1]}'"
+        restore.add_argument("--mask-values", metavar="VALUES", help=text)
+        restore.add_argument("--grown", action="store_true", help="the mask reaches over the edges of clouds already")
+        text = "which are red, green, blue and near infrared, e.g. 4,3,2,8 or names (default: as the file says)"
+        restore.add_argument("--bands", help=text)
+        text = "reflectance = value x scale + offset (default: as the file says)"
+        restore.add_argument("--scale", type=float, help=text)
+        restore.add_argument("--offset", type=float, help="see --scale")
+        restore.add_argument("--members", type=int, default=1, help="above 1 the results have an uncertainty")
+        text = "the trained network: a step-NNNNNNNN.pt, or the run folder that it was trained in"
+        restore.add_argument("--checkpoint", type=_path, required=True, help=text)
+        restore.add_argument("--out", type=_path, required=True, help="the folder for the results")
 
     def _add_overviews(self) -> None:
         for name, text in (

@@ -37,7 +37,7 @@ def items(comparison: Comparison, folder: RunFolder) -> dict[str, Item]:
     for variant in comparison.variants.values():
         settings = variant.config.section("masks", "shard", "train", "infer", "evaluate")
         settings |= {"from": variant.source}
-        younger = newer("masks", "shard")
+        younger = newer("masks", "shard", "infer")
         if variant.like:  # another network of those, another time
             settings |= {
                 name: comparison.variants[name].config.section("masks", "shard", "train") for name in variant.needs

@@ -30,7 +30,7 @@ NEWER: dict[str, dict] = {
     "masks": {"b11": 60, "darker": 0.7},
     "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5, "max_drift": None},
     "shard": {"unmeasured": "reject"},
-    "infer": {"like_source": False},
+    "infer": {"like_source": False, "unpaired": True},
 }
 
 
@@ -108,6 +108,12 @@ class PairConfig(Section):
     )
 
     _range = field_validator("cloudy_range")(lambda pair: ascending(pair, "the lower cloud fraction"))
+
+    def of_cloudy(self) -> dict:
+        """The rules that are about the cloudy date alone, as `decisions.unpaired` takes them."""
+        suns = self.min_sun_elevation
+        lowest = suns.get("cloudy", 5.0) if isinstance(suns, dict) else suns
+        return {"cloudy_range": self.cloudy_range, "lowest_sun": lowest}
 
 
 class ReviewConfig(Section):
@@ -301,6 +307,9 @@ class InferConfig(Section):
         "other",
         description="clear dates that the model is shown: nearest is all of them and the best picture; other leaves "
         "the pair's own clear date out, so that there is something independent to score against",
+    )
+    unpaired: bool = Field(
+        True, description="restore a cloudy product without an acceptable clear date too, from itself alone"
     )
     preview_gain: Annotated[float, Field(gt=0)] = 1.0
     like_source: bool = Field(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloudjob.errors import ConfigError, InputError
 from cloudjob.files import troubles
+from cloudjob.pages.review import RULE
 from cloudjob.run.folder import RunFolder
 
 _NEEDED = {"pair", "decision", "version"}  # columns
@@ -34,12 +35,50 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
 
     def of() -> list[dict]:
         rows = shown_pairs(folder)
-        if not folder.decisions.exists():
-            raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
-        decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in read(folder.decisions)}
+        decided = {(row["pair"], row["version"]): row["decision"] == "accept" for row in _decisions(folder)}
         return [row for row in rows if decided.get((row["pair"], row["version"]), row["accepted"])]
 
     return folder.once("accepted pairs", of)
+
+
+def unpaired(folder: RunFolder, *, cloudy_range: tuple[float, float], lowest_sun: float) -> list[dict]:
+    """The shown pairs of which the rule rejected the clear date alone, and no person has said anything: their cloudy
+    products, without clear date and reference. The cloudy date keeps the rules of its own: its share of cloud, and
+    degrees of the sun.
+
+    InputError while nobody has run the stage review.
+    """
+
+    def of() -> list[dict]:
+        by_rule = ("reject", RULE)  # the stage review notes what the rule said, for a person to change
+        told = {
+            (row["pair"], row["version"])
+            for row in _decisions(folder)
+            if (row["decision"], row.get("reviewer")) != by_rule
+        }
+        left = [row for row in shown_pairs(folder) if not row["accepted"] and (row["pair"], row["version"]) not in told]
+        low, high = cloudy_range
+        kept = [
+            row for row in left if low <= row["cloudy_cloud"] <= high and _high(row["sun_elevation"][0], lowest_sun)
+        ]
+        return [row | dict.fromkeys(("clear", "reference", "days", "reference_days")) for row in kept]
+
+    return folder.once("unpaired products", of)
+
+
+def _high(sun: float | None, lowest: float) -> bool:
+    return sun is not None and sun >= lowest
+
+
+def _decisions(folder: RunFolder) -> list[dict]:
+    """The rows of decisions.csv; InputError while there is none."""
+
+    def of() -> list[dict]:
+        if not folder.decisions.exists():
+            raise InputError(f"{folder.decisions} is not there yet. Run: cloudjob review {folder.quoted}")
+        return read(folder.decisions)
+
+    return folder.once("decisions", of)
 
 
 def read(path: Path) -> list[dict]:

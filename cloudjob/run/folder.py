@@ -175,3 +175,17 @@ class RunFolder:
         except OSError:
             return False
         return True
+
+
+class ResultsFolder(RunFolder):
+    """The folder of results of one's own images: what a run folder keeps beside its results is hidden in it."""
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        hidden = self.root / ".cloudjob"
+        self.leases, self.records = hidden / "leases", hidden / "records"
+        self.history = hidden / "history.jsonl"
+        self.tiles = hidden / "tiles"  # <image>@<digest>: what is decoded and restored of an image that is not done
+
+    def output(self, product: str, suffix: str) -> Path:
+        return self.root / product / f"{product}{suffix}"

@@ -111,11 +111,6 @@ def _moments(members: NDArray, truth: NDArray, pixels: NDArray) -> tuple[NDArray
     return values.mean(0) - target, values.std(0, ddof=1), values, target
 
 
-def factors(calibration: dict, sampling: dict) -> list[float] | None:
-    """The factors of a checkpoint's calibration, or None where it does not hold for this sampler and these steps."""
-    return calibration["factors"] if calibration.items() >= sampling.items() else None
-
-
 def calibrate(restorer: Restorer, batch: Batch, count: int, *, independent: bool = False) -> dict:
     """{"factors", "sampler", "steps"}: the `temperature` of `count` members on a batch of held-out triplets, which have
     a target; and the sampler and steps that it holds for. Of independent members, that of every second."""

@@ -67,11 +67,13 @@ class Grid(NamedTuple):
         return cls(product.crs, transform, (-(-product.shape[0] // factor), -(-product.shape[1] // factor)))
 
     def equals(self, other: "Grid") -> bool:
-        """The same pixels, to a thousandth of a metre."""
-        return self.crs == other.crs and self.transform.almost_equals(other.transform, 1e-3) and self[2] == other[2]
+        """The same pixels, to a ten thousandth of one's width: their CRS may count in metres or degrees."""
+        close = 1e-4 * max(abs(self.transform.a), abs(self.transform.b))
+        return self.crs == other.crs and self.transform.almost_equals(other.transform, close) and self[2] == other[2]
 
     def __str__(self) -> str:
-        size, corner = f"{self.transform.a} x {-self.transform.e} m", f"({self.transform.c}, {self.transform.f})"
+        unit = "degrees" if self.crs and CRS.from_user_input(self.crs).is_geographic else "m"
+        size, corner = f"{self.transform.a} x {-self.transform.e} {unit}", f"({self.transform.c}, {self.transform.f})"
         return f"{self.shape[0]} x {self.shape[1]} pixels of {size} from {corner} in {self.crs}"
 
 

@@ -22,12 +22,12 @@ _CLEAR_SHARE = 0.95  # of the pixels of a chip
 def masks_of_pair(previews: dict[str, Preview], settings: masks.Settings) -> dict[str, SceneMasks]:
     """Masks of the dates of a pair by role (cloudy, clear and any references), each held against the clear date, and
     that against the cloudy one. On what is dark the others vote; the cloudy date, which may be hazy, not alone. What is
-    dark on a date does not tell that another is too bright there."""
+    dark on a date does not tell that another is too bright there. A date without the other stands alone."""
     voters = {role: [name for name in previews if name != role] for role in previews}
     voting = {role: [previews[name] for name in names] for role, names in voters.items() if names != ["cloudy"]}
     lit = {role: without_dark(date, voting.get(role, []), settings) for role, date in previews.items()}
     return {
-        role: revised_masks(date, lit["cloudy" if role == "clear" else "clear"], settings, voting.get(role, []))
+        role: revised_masks(date, lit.get("cloudy" if role == "clear" else "clear"), settings, voting.get(role, []))
         for role, date in previews.items()
     }
 

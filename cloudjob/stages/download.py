@@ -23,10 +23,13 @@ STAGE = "download"
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """One item per product of an accepted pair, including its references."""
+    """One item per product of an accepted pair, including its references, and per product that `infer` restores from
+    itself alone."""
     pairs = decisions.accepted_pairs(folder)
     products = {pair[key] for pair in pairs for key in ("cloudy", "clear", "reference") if pair[key]}
     products |= {each["product"] for pair in pairs for key in FURTHER.values() for each in pair.get(key, [])}
+    if config.infer.unpaired:
+        products |= {row["cloudy"] for row in decisions.unpaired(folder, **config.pair.of_cloudy())}
     return [
         Item(STAGE, name, {}, {"preview": records.output_digest(folder, "preview", name)}) for name in sorted(products)
     ]

@@ -154,7 +154,7 @@ def test_the_launcher_that_was_started_last_says_who_is_first(monkeypatch, envir
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert execute._first_rank() is first
+    assert execute.first_rank() is first
 
 
 def test_a_dry_run_touches_nothing(stages, capsys):

@@ -29,6 +29,10 @@ def test_help_names_every_stage_and_ends_with_how_to_resume(capsys):
         ["search", "a.yaml", "--apply", "d.csv"],
         ["items", "infer", "a.yaml", "--missing", "--failed"],
         ["compare", "a.yaml", "--only", "ours", "--index", "0"],
+        ["restore", "--checkpoint", "c.pt", "--out", "d"],
+        ["restore", "a.tif", "--out", "d"],
+        ["restore", "a.tif", "--checkpoint", "c.pt"],
+        ["restore", "a.tif", "--checkpoint", "c.pt", "--out", "d", "--scale", "x"],
     ],
 )
 def test_usage_mistakes_exit_2(arguments, capsys):

@@ -97,3 +97,52 @@ def test_what_the_system_refuses_is_no_mistake_of_a_person(folder):
     folder.decisions.mkdir(parents=True)
     with pytest.raises(SystemTroubleError, match=r"decisions\.csv: Is a directory"):
         decisions.read(folder.decisions)
+
+
+# --- products without a clear date -------------------------------------------------------------------------------
+RULES = {"cloudy_range": (0.01, 0.9), "lowest_sun": 5.0}
+
+
+def lone(cloudy: str, **changes) -> dict:
+    """A shown pair that the rule rejected for its clear date."""
+    facts = {"pair": f"pair of {cloudy}", "cloudy": cloudy, "clear": "c", "reference": None, "days": 3.0}
+    facts |= {"reference_days": None, "version": "v", "shown": True, "accepted": False, "cloudy_cloud": 0.3}
+    return facts | {"sun_elevation": [20.0, 3.0], "reasons": ["clear date has 0.400 cloud"]} | changes
+
+
+@pytest.fixture
+def lonely(tmp_path):
+    """A function: the products that stand alone of these rows, where a person has decided so."""
+
+    def of(*rows: dict, decided: str = "") -> list[dict]:
+        folder = RunFolder(tmp_path / "alone")
+        write_jsonl(folder.pairs, rows)
+        folder.decisions.parent.mkdir(parents=True, exist_ok=True)
+        folder.decisions.write_text(f"pair,decision,reason,reviewer,version\n{decided}")
+        return decisions.unpaired(folder, **RULES)
+
+    return of
+
+
+def test_a_product_stands_alone_where_the_rule_rejected_its_clear_date(lonely):
+    (found,) = lonely(lone("a"), lone("b", accepted=True), lone("c", shown=False))
+    assert (found["cloudy"], found["version"]) == ("a", "v")
+    assert [found[key] for key in ("clear", "reference", "days", "reference_days")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cloudy_cloud": 0.95}, {"cloudy_cloud": 0.0}, {"sun_elevation": [4.9, 30.0]}, {"sun_elevation": [None, 30.0]}],
+)
+def test_a_product_that_breaks_a_rule_itself_does_not(lonely, changes):
+    assert lonely(lone("a", **changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("decision", "version", "alone"), [("reject", "v", 0), ("accept", "v", 0), ("reject", "old", 1)]
+)
+def test_what_a_person_has_decided_counts(lonely, decision, version, alone):
+    """One that was accepted is a pair. What the stage review notes for the rule is no decision."""
+    assert len(lonely(lone("a"), decided=f"pair of a,{decision},,me,{version}\n")) == alone
+    by_rule = lonely(lone("a"), decided=f"pair of a,{decision},hazy,rule,{version}\n")
+    assert len(by_rule) == (decision == "reject")

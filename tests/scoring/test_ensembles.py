@@ -231,20 +231,6 @@ def test_the_variogram_score_finds_texture_that_is_missing():
     assert 0 < right < smooth * 0.8
 
 
-@pytest.mark.parametrize(
-    ("sampling", "expected"),
-    [
-        ({"sampler": "euler", "steps": 4}, [1.0, 2.0, 3.0, 4.0]),
-        ({"sampler": "euler", "steps": 5}, None),
-        ({"sampler": "heun", "steps": 4}, None),
-    ],
-)
-def test_a_calibration_holds_for_its_sampler_and_steps(sampling, expected):
-    calibration = {"sampler": "euler", "steps": 4, "factors": [1.0, 2.0, 3.0, 4.0]}
-    assert ensembles.factors(calibration, sampling) == expected
-    assert ensembles.factors({}, sampling) is None
-
-
 def test_a_calibration_is_of_what_is_hidden_in_held_out_triplets():
     """Clear pixels, and those without data, are all but in agreement with the truth here, and must not count."""
     rng = np.random.default_rng(0)

@@ -37,6 +37,21 @@ def test_the_names_and_classes_are_those_of_the_configuration():
     assert Settings().values == MasksConfig().values
 
 
+@pytest.mark.parametrize(
+    ("crs", "step", "moved", "same"),
+    [
+        ("EPSG:32633", 10, 0.0009, True),
+        ("EPSG:32633", 10, 1, False),
+        ("EPSG:4326", 9e-5, 1e-9, True),
+        ("EPSG:4326", 9e-5, 4.5e-5, False),  # half a pixel
+    ],
+)
+def test_pixels_are_the_same_whatever_their_crs_counts_in(crs, step, moved, same):
+    one, other = (Grid(crs, Affine(step, 0, left, 0, -step, 50), (60, 80)) for left in (15, 15 + moved))
+    assert one.equals(other) is same
+    assert ("degrees" in str(one)) == (crs == "EPSG:4326")
+
+
 NAMED = {
     "cloudsen12": {0: CLEAR, 1: CLOUD, 2: CIRRUS, 3: SHADOW, 99: NO_DATA},
     "omnicloudmask": {0: CLEAR, 1: CLOUD, 2: CIRRUS, 3: SHADOW, 255: NO_DATA},

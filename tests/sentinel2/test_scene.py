@@ -122,3 +122,9 @@ def test_dates_of_one_place_are_not_shifted_and_a_shifted_one_is_found(pair):
 @pytest.mark.parametrize(("side", "window", "step"), [(10980, 256, 16), (10980, 64, 4), (2048, 256, 4), (192, 64, 1)])
 def test_small_scenes_and_small_windows_are_reduced_less(side, window, step):
     assert scene.reduction((side, side), window=window) == step
+
+
+@pytest.mark.parametrize("role", ["cloudy", "clear"])
+def test_a_date_alone_has_its_own_masks(role):
+    found = scene.masks_of_pair({role: dated(1)}, SETTINGS)
+    assert (found[role].core == CLEAR).all()

@@ -2,8 +2,10 @@
 
 import pytest
 from front_door import call, copied
+from small_runs import settings
 
 from cloudjob.copernicus.sources import Remote
+from cloudjob.files import write_jsonl, write_text
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
@@ -73,3 +75,13 @@ def test_how_much_is_seen_is_an_output_that_is_fetched_again(finished, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "download: 1 done" in done.stderr
     assert seen[0].exists()
+
+
+def test_bands_come_of_a_product_that_is_restored_from_itself_alone(tmp_path):
+    folder = RunFolder(tmp_path)
+    names = {role: PRODUCT.replace("20240303", f"202404{day}") for role, day in (("cloudy", "01"), ("clear", "09"))}
+    row = {"pair": "a", "shown": True, "accepted": False, "version": "v", "reference": None, "reasons": ["hazy"]}
+    write_jsonl(folder.pairs, [row | names | {"cloudy_cloud": 0.3, "sun_elevation": [20.0, 20.0]}])
+    write_text(folder.decisions, "pair,decision,reason,reviewer,version\n")
+    assert [item.name for item in download.items(settings(), folder)] == [names["cloudy"]]
+    assert download.items(settings("infer.unpaired=false"), folder) == []

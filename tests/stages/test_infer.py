@@ -11,20 +11,17 @@ import numpy as np
 import pytest
 import torch
 from affine import Affine
+from front_door import copied, good
 from small_runs import settings
+from untrained import untrained
 
 from cloudjob import __version__
 from cloudjob.config.models import Config
 from cloudjob.diffusion import checkpoint, networks
-from cloudjob.diffusion.average import GAMMAS
-from cloudjob.diffusion.checkpoint import Checkpoint
-from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError, InterruptedJob, ItemError
+from cloudjob.errors import DiskFullError, InputError, InterruptedJob
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.hpc import mpi
 from cloudjob.pixels import BANDS, CLEAR, CLOUD
-from cloudjob.restoration import scene as restoration
-from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -80,25 +77,7 @@ def folder(tmp_path) -> RunFolder:
 @pytest.fixture
 def trained(tmp_path) -> Path:
     """A checkpoint whose ensembles are calibrated for 2 steps."""
-    recipe = Recipe.of("speck", "residual", mean=[0.2] * 4, std=[0.1] * 4)
-    torch.manual_seed(0)
-    weights = recipe.network().state_dict()
-    kept = Checkpoint(
-        seen=8,
-        total=8,
-        skipped=[0, 0],
-        model=weights,
-        averages=dict.fromkeys(GAMMAS, weights),
-        chosen="0.10",
-        calibration={"sampler": "euler", "steps": 2, "factors": [1.0, 2.0, 3.0, 0.5]},
-        optimizer={},
-        config={},
-        recipe=recipe.facts(),
-        bands=list(BANDS),
-        cloudjob_version="0.0.9",
-        key="",
-    )
-    return checkpoint.save(tmp_path / "elsewhere", kept)
+    return untrained(tmp_path / "elsewhere", "speck", steps=2)
 
 
 def chosen(trained: Path, *overrides: str) -> Config:
@@ -150,31 +129,20 @@ def test_what_is_not_downloaded_is_named(folder, trained):
 
 # --- the network -------------------------------------------------------------------------------------------------
 def test_the_network_is_that_of_the_checkpoint(folder, trained):
-    model = infer._Model.open(chosen(trained), folder, 0)
+    model = infer._open_model(chosen(trained), folder, 0)
     assert model.sha256 == file_sha256(trained)
-    assert model.factors == [1.0, 2.0, 3.0, 0.5]
     restorer = model.restorer
     assert (restorer.seed, restorer.sampler, restorer.steps, restorer.low_precision) == (3, "auto", 2, False)
-    assert torch.get_num_threads() == 1
-    assert torch.backends.cudnn.deterministic
     assert folder.said == []
     kept = checkpoint.load(trained)
     _, newer = (checkpoint.save(folder.checkpoints, replace(kept, seen=seen)) for seen in (8, 16))
-    assert infer._Model.open(settings(), folder, 0).sha256 == file_sha256(newer)  # the newest of this run
+    assert infer._open_model(settings(), folder, 0).sha256 == file_sha256(newer)  # the newest of this run
 
 
 @pytest.mark.parametrize(("members", "rank", "warns"), [(3, 0, True), (1, 0, False), (3, 1, False)])
-def test_factors_that_do_not_hold_for_these_steps_are_not_used(folder, trained, members, rank, warns):
-    model = infer._Model.open(chosen(trained, "infer.steps=3", f"infer.members={members}"), folder, rank)
-    assert model.factors == [1.0] * 4
-    assert (
-        folder.said
-        == [
-            "infer: WARNING: /uncertainty is the members' bare deviation: the checkpoint was calibrated for "
-            "other steps than 3 of euler"
-        ]
-        * warns
-    )
+def test_factors_that_do_not_hold_for_these_steps_are_said(folder, trained, members, rank, warns):
+    infer._open_model(chosen(trained, "infer.steps=3", f"infer.members={members}"), folder, rank)
+    assert [line[:43] for line in folder.said] == ["infer: WARNING: /uncertainty is the members"] * warns
 
 
 # --- ranks -------------------------------------------------------------------------------------------------------
@@ -214,42 +182,30 @@ def launched(monkeypatch):
     return put
 
 
-@pytest.mark.parametrize(
-    ("error", "answer"),
-    [
-        (None, None),
-        (InterruptedJob("stopped"), ("InterruptedJob", "stopped")),
-        (DiskFullError("no room"), ("DiskFullError", "no room")),
-        (ItemError("broken"), ("ItemError", "broken")),
-        (CorruptFileError("tile.npy", "is damaged"), ("ItemError", "tile.npy: is damaged")),
-        (ConfigError("alpha"), ("ItemError", "alpha")),
-    ],
-)
-def test_what_goes_wrong_on_a_rank_is_its_answer(folder, trained, tmp_path, monkeypatch, error, answer):
-    asked = []
-
-    def restore(conditions, restorer, work, **options):
-        asked.append(options)
-        if error:
-            raise error
-
-    monkeypatch.setattr(restoration, "restore_tiles", restore)
-    monkeypatch.setattr(SceneConditions, "load", lambda work: None)
-    model = infer._Model(None, "", [])
-    ranks = Ranks(None, None, rank=1)
-    assert infer._share(chosen(trained, "infer.members=2"), folder, model, tmp_path, ranks) == answer
-    assert asked == [{"size": 32, "overlap": 8, "members": 2, "rank": 1, "ranks": 3, "stopped": folder.stop_requested}]
+# --- products without a clear date -------------------------------------------------------------------------------
+def unpaired(cloudy: str) -> dict:
+    measures = {"accepted": False, "cloudy_cloud": 0.3, "sun_elevation": [25.0, 24.0]}
+    return row(cloudy) | measures | {"reasons": ["clear date has 0.400 cloud, at most 0.05"]}
 
 
-def test_other_ranks_restore_their_share_of_each_product_that_is_named(folder, trained, monkeypatch, launched):
-    shares = []
-    monkeypatch.setattr(infer, "_share", lambda config, folder, model, work, ranks: shares.append(work) or ("a", "b"))
-    ranks = launched(Ranks(None, rank=1, told=["one", "two", None]))
-    summary = infer.run(chosen(trained), folder)
-    assert shares == [Path("one"), Path("two")]
-    assert ranks.gathered == [("a", "b")] * 2
-    assert (summary.done, summary.failed) == ([], {})
-    assert not folder.output(FIRST, ".h5").exists()
+def test_a_product_without_an_acceptable_clear_date_is_an_item_of_itself_alone(folder, trained):
+    write_jsonl(folder.pairs, [unpaired(FIRST), row(SECOND)])
+    one, two = infer.items(chosen(trained), folder)
+    assert (one.name, two.name) == (SECOND, FIRST)
+    own = {FIRST: records.output_digest(folder, "download", FIRST)}
+    assert two.inputs == own | {"checkpoint": file_sha256(trained), "pair": unpaired(FIRST)["version"]}
+    (only,) = infer.items(chosen(trained, "infer.unpaired=false"), folder)
+    assert (only.name, only.config) == (SECOND, one.config)  # what is done stays done
+
+
+def test_it_is_restored_without_a_clear_date_and_that_is_said(folder, trained, dates):
+    write_jsonl(folder.pairs, [unpaired(FIRST)])
+    assert infer.run(chosen(trained, "infer.reference=nearest"), folder).done == [FIRST]
+    assert dates == [f"cloudy={FIRST}.SAFE", "cloudy"]
+    said = f"infer: {FIRST} has no acceptable clear date, and is restored from itself alone: clear date has 0.400 cloud"
+    assert folder.said[0].startswith(said)
+    with h5py.File(folder.output(FIRST, ".h5")) as file:
+        assert file.attrs["source_products"] == FIRST
 
 
 # --- a scene -----------------------------------------------------------------------------------------------------
@@ -383,12 +339,12 @@ def test_rank_0_names_each_product_and_sends_the_others_home(folder, trained, da
     infer.run(config, folder)
     alone = [folder.output(name, ".h5").read_bytes() for name in (FIRST, SECOND)]
     folder.force = True
-    model, ranks = infer._Model.open(config, folder, 1), launched(Ranks(None, None))
+    ranks = launched(Ranks(None, None))
 
     def share(work: str) -> None:
         assert len(list(Path(work).glob("tile-*.npy"))) == 0
         for rank in (1, 2):
-            assert infer._share(config, folder, model, Path(work), SimpleNamespace(rank=rank, size=3)) is None
+            assert infer._crew(config, folder, SimpleNamespace(rank=rank, size=3))._share(Path(work)) is None
         shared.append(len(list(Path(work).glob("tile-*.npy"))))
 
     shared, ranks.others = [], share
@@ -441,3 +397,26 @@ def test_what_was_restored_before_a_stop_is_not_restored_again(folder, trained, 
     assert infer.run(config, folder).done == [FIRST]
     assert len(dates) == opened
     assert [(tile.row, tile.col) for tile in restored] == [(0, 24), (8, 0), (8, 24)]
+
+
+@pytest.mark.slow
+def test_from_pair_on_a_product_without_a_clear_date_goes_through(finished, tmp_path):
+    """Of three tiles one keeps its clear date, and the bands of the others are fetched all the same."""
+    run = RunFolder(copied(finished, tmp_path / "run", until="train"))
+    good("pair", run.root, "--set", "pair.clear_max_unknown=0.001")
+    for stage in ("review", "download"):
+        good(stage, run.root)
+    done = good("infer", run.root)
+    rows = [json.loads(line) for line in run.pairs.read_text().splitlines()]
+    paired = {row["cloudy"] for row in rows if row["accepted"]}
+    alone = {row["cloudy"] for row in rows} - paired
+    assert (len(paired), len(alone)) == (1, 2)
+    assert "infer: 3 done" in done.stderr
+    for name in paired | alone:
+        said = f"infer: {name} has no acceptable clear date, and is restored from itself alone: clear date has 0.00"
+        assert (said in done.stderr) == (name in alone)
+        with h5py.File(run.output(name, ".h5")) as file:
+            assert (file["reconstructed"][...] == 1).any()
+            assert (file.attrs["source_products"] == name) == (name in alone)
+    assert "infer: 0 done, 3 skipped" in good("infer", run.root).stderr
+    assert "evaluate: 1 done" in good("evaluate", run.root).stderr

@@ -31,8 +31,9 @@ class NetCDF:
         self._file = h5py.File(path, "w", libver=("earliest", "v110"), locking=False)
         self._file.attrs.update({"Conventions": "CF-1.11", "title": f"{header.name} without clouds"})
         self._file.attrs.update({**header.attributes, "references": header.attribution, "history": header.lineage})
-        mapped = _coordinates(self._file, header)
-        shared = {"coordinates": "time"} | ({"grid_mapping": "spatial_ref"} if mapped else {})
+        _coordinates(self._file, header)
+        shared = {"coordinates": "time"} if header.sensing_time else {}
+        shared |= {"grid_mapping": "spatial_ref"} if header.crs else {}
         self._layers = [
             _layer(
                 self._file,
@@ -78,23 +79,22 @@ class NetCDF:
         self._file.close()
 
 
-def _coordinates(file: h5py.File, header: Header) -> bool:
-    """Writes the axes, the time, and the grid mapping if there is one: whether there is."""
+def _coordinates(file: h5py.File, header: Header) -> None:
+    """Writes the axes, and where they are known the time and the grid mapping."""
     crs = CRS.from_user_input(header.crs) if header.crs else None
     place, (height, width) = header.transform, header.shape
     centres = {"x": place.c + place.a * (np.arange(width) + 0.5), "y": place.f + place.e * (np.arange(height) + 0.5)}
     for name, attributes in grid_mapping.axes(crs).items():
         _scale(file, name, centres[name], attributes)
     _scale(file, "band", np.array(BANDS, dtype=object), {"long_name": "band of Sentinel-2"})
-    when = datetime.fromisoformat(header.sensing_time).timestamp()
-    time = file.create_dataset("time", data=np.float64(when))
-    time.attrs.update({"standard_name": "time", "long_name": "time of sensing", "units": _TIME, "calendar": "standard"})
-    time.attrs["units_metadata"] = "leap_seconds: none"
-    if crs is None:
-        return False
-    grid = file.create_dataset("spatial_ref", data=np.int32(0))
-    grid.attrs.update(grid_mapping.grid_mapping(crs, place))
-    return True
+    if header.sensing_time:
+        when = datetime.fromisoformat(header.sensing_time).timestamp()
+        time = file.create_dataset("time", data=np.float64(when))
+        time.attrs.update({"standard_name": "time", "long_name": "time of sensing", "units": _TIME})
+        time.attrs.update({"calendar": "standard", "units_metadata": "leap_seconds: none"})
+    if crs is not None:
+        grid = file.create_dataset("spatial_ref", data=np.int32(0))
+        grid.attrs.update(grid_mapping.grid_mapping(crs, place))
 
 
 def _scale(file: h5py.File, name: str, values: NDArray, attributes: dict[str, str]) -> None:

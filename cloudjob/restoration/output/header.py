@@ -33,7 +33,7 @@ class Header:
     shape: tuple[int, int]  # rows, columns
     crs: str | None  # "EPSG:32605" or WKT; None where nobody knows
     transform: Affine  # from (column, row) to the CRS, of pixels' corners
-    sensing_time: str  # ISO 8601, UTC
+    sensing_time: str | None  # ISO 8601, UTC; None where nobody knows
     attributes: Mapping[str, str | int | float]  # source_products, checkpoint, configuration, seed, sampler, ...
     uncertainty: bool = False  # whether there is one: the deviation over members
     sources: Mapping[str, str] = field(default_factory=dict)  # links to the products that it was made from, by name
@@ -42,7 +42,7 @@ class Header:
 
     @property
     def attribution(self) -> str:
-        return f"Contains modified {self.origin} {self.sensing_time[:4]}"
+        return f"Contains modified {self.origin} {(self.sensing_time or '')[:4]}".rstrip()
 
     @property
     def lineage(self) -> str:

@@ -18,6 +18,8 @@ COLLECTION = "cloudjob"
 _COMMON_NAMES = dict(zip(BANDS, ("red", "green", "blue", "nir"), strict=True))
 # Of the projection extension the one version with both the new name of the CRS and the old one, which stackstac reads
 _EXTENSIONS = ("projection/v1.2.0", "eo/v2.0.0", "file/v2.1.0", "raster/v2.0.0", "processing/v1.2.0")
+# STAC asks for a range of time where it is not known; this one begins with Sentinel-2.
+_ANY_TIME = {"start_datetime": "2015-06-23T00:00:00Z", "end_datetime": "2099-12-31T23:59:59Z"}
 _LINK = {"type": "application/json"}
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _KINDS = {
@@ -73,6 +75,7 @@ def item(header: Header, files: Mapping[str, File], views: Mapping[str, File]) -
 def _properties(header: Header) -> dict[str, Any]:
     facts = header.attributes
     found: dict[str, Any] = {"datetime": header.sensing_time, "title": f"{header.name} without clouds"}
+    found |= {} if header.sensing_time else _ANY_TIME
     if header.platform:
         found |= {"platform": header.platform, "constellation": "sentinel-2", "instruments": ["msi"]}
     crs = CRS.from_user_input(header.crs) if header.crs else None

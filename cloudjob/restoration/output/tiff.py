@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
 from cloudjob.pixels import EMPTY_DN
+from cloudjob.restoration import placing
 from cloudjob.restoration.output.blocks import SIDE, halved, tiff_block
 from cloudjob.restoration.output.header import Header
 
@@ -189,7 +190,7 @@ def _tags_of_gdal(header: Header) -> dict[int, Tag]:
     layers = header.layers
     size = {"width": 16, "height": 16, "count": len(layers), "dtype": "uint16", "nodata": EMPTY_DN}
     more = {"photometric": "RGB", "crs": header.crs, "transform": header.transform}
-    with rasterio.MemoryFile() as memory:
+    with placing.unplaced(), rasterio.MemoryFile() as memory:
         with memory.open(driver="GTiff", **size, **more) as target:
             target.descriptions = [layer.name for layer in layers]
             target.scales, target.offsets = [each.scale for each in layers], [each.offset for each in layers]

@@ -1,0 +1,124 @@
+"""Where the pixels of an image lie: how wide they are, and how those of another date come onto them."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import array_bounds
+from rasterio.warp import Resampling, reproject, transform_bounds
+from rasterio.windows import Window, from_bounds
+
+from cloudjob.errors import OwnFileError
+from cloudjob.pixels import EMPTY_DN
+from cloudjob.sentinel2.foreign_masks import Grid
+from cloudjob.sentinel2.geometry import WARP_ERRORS, lon_lat
+
+WANTED_M = 10.0  # metres of the pixels that the networks are trained on
+_DEGREE_M = 111_195.0  # of a great circle
+_MARGIN = 4  # pixels around what is read, which the resampling looks at
+
+
+def middle(grid: Grid) -> tuple[float, float] | None:
+    """Longitude and latitude, in degrees, of the middle of the pixels; None where nobody knows."""
+    x, y = grid.transform @ (grid.shape[1] / 2, grid.shape[0] / 2)
+    return None if grid.crs is None else lon_lat(grid.crs, x, y)
+
+
+def pixel_m(grid: Grid) -> float | None:
+    """Metres of a side of a pixel in the middle of the image, were it square, to two digits, as maps are not truer;
+    None where nobody knows."""
+    row, col = grid.shape[0] / 2, grid.shape[1] / 2
+    if grid.crs is None:
+        return None
+    points = [grid.transform @ place for place in ((col, row), (col + 1, row), (col, row + 1))]
+    found = [place for point in points if (place := lon_lat(grid.crs, *point))]
+    if len(found) < len(points):
+        return None
+    (lon, lat), *beside = found
+    steep = math.cos(math.radians(lat))
+    (a, b), (c, d) = ((math.remainder(x - lon, 360) * steep, y - lat) for x, y in beside)
+    return float(f"{_DEGREE_M * math.sqrt(abs(a * d - b * c)):.2g}") or None
+
+
+def part(source: Grid, target: Grid, *, name: object) -> Window | None:
+    """The rows and columns of another date that lie on the pixels of an image; None where both have the same pixels.
+
+    OwnFileError where they share no ground. Where one of them does not say where it lies, they must have one size.
+    """
+    if source.crs is None or target.crs is None:
+        if source.shape == target.shape:
+            return None
+        raise OwnFileError(
+            f"{name}: {source.shape[0]} x {source.shape[1]} pixels, the image has {target.shape[0]} x "
+            f"{target.shape[1]}, and one of them does not say where it lies: cut both to the same pixels"
+        )
+    if source.equals(target):
+        return None
+    apart = OwnFileError(f"{name} shows other ground than the image: it has {source}, the image {target}")
+    try:
+        box = transform_bounds(target.crs, source.crs, *array_bounds(*target.shape, target.transform))
+        window = from_bounds(*box, transform=source.transform) if not source.transform.b else None
+    except (*WARP_ERRORS, ValueError):
+        raise apart from None
+    if window is None:  # turned: all of it
+        return Window(0, 0, source.shape[1], source.shape[0])
+    spans = []
+    for start, length, side in zip(
+        (window.row_off, window.col_off), (window.height, window.width), source.shape, strict=True
+    ):
+        first, last = math.floor(round(start, 3)), math.ceil(round(start + length, 3))
+        if min(last, side) <= max(first, 0):
+            raise apart
+        spans.append((max(first - _MARGIN, 0), min(last + _MARGIN, side)))
+    (top, bottom), (left, right) = spans
+    return Window(left, top, right - left, bottom - top)
+
+
+def within(grid: Grid, window: Window) -> Grid:
+    """The pixels of a window."""
+    corner = grid.transform @ (window.col_off, window.row_off)
+    transform = grid.transform
+    moved = type(transform)(transform.a, transform.b, corner[0], transform.d, transform.e, corner[1])
+    return Grid(grid.crs, moved, (int(window.height), int(window.width)))
+
+
+def onto(bands: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    """(4, H, W) uint16 DN of another date on the pixels of an image, EMPTY_DN where it has none.
+
+    Bilinear between pixels; means over areas where its pixels are much smaller.
+    """
+    here, there = pixel_m(source), pixel_m(target)
+    finer = here is not None and there is not None and 1.5 * here < there
+    return _resampled(bands, source, target, EMPTY_DN, Resampling.average if finer else Resampling.bilinear)
+
+
+def classes_onto(mask: np.ndarray, source: Grid, target: Grid, *, beyond: int) -> np.ndarray:
+    """(H, W) uint8 mask classes on the pixels of an image, the nearest of each; `beyond` where there are none."""
+    return _resampled(mask, source, target, beyond, Resampling.nearest)
+
+
+@contextmanager
+def unplaced() -> Iterator[None]:
+    """Here a raster need not say where its pixels lie."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def _resampled(array: np.ndarray, source: Grid, target: Grid, empty: int, how: Resampling) -> np.ndarray:
+    out = np.full((*array.shape[:-2], *target.shape), empty, array.dtype)
+    reproject(
+        array,
+        out,
+        src_transform=source.transform,
+        src_crs=source.crs,
+        src_nodata=empty,
+        dst_transform=target.transform,
+        dst_crs=target.crs,
+        dst_nodata=empty,
+        resampling=how,
+    )
+    return out
