@@ -40,9 +40,10 @@ COMMANDS: dict[str, Command] = {
     "compare": _command("tools", "compare"),
     "model": _command("tools", "model"),
     "archive": _command("archive", "command"),
+    "import": _command("public", "command"),
 }
 _LOOKERS = ("plan", "status", "items", "config")  # they make nothing
-_MAKERS = ("run", *STAGES, "compare", "archive")  # their results are files; what they print is beside them
+_MAKERS = ("run", *STAGES, "compare", "archive", "import")  # their results are files; what they print is beside them
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -146,7 +146,7 @@ def _triplets(config: Config, folder: RunFolder) -> list[Item]:
         inputs = model | {"shard": entry["sha256"]}
         if entry["pair"] in cloudy:  # what lies above the ground comes beside the product
             inputs["cloudy"] = records.output_digest(folder, "download", cloudy[entry["pair"]])
-        found.append(Item(STAGE, entry["pair"], settings | {"triplets": share}, inputs))
+        found.append(Item(STAGE, entry["pair"], settings | {"triplets": share}, inputs, newer=newer("evaluate")))
     return found
 
 
@@ -250,7 +250,7 @@ def _score_triplets(
         known={
             "product": pair["products"]["cloudy"],
             "pair": item.name,
-            "place": ProductName.parse(pair["products"]["cloudy"]).tile,
+            "place": entry.get("place") or ProductName.parse(pair["products"]["cloudy"]).tile,
             "split": entry["split"],
             "truth": entry["target"],
         },
