@@ -255,6 +255,7 @@ def _score_triplets(
             "truth": entry["target"],
         },
         sensed=_windows(folder.sensed(pair["products"]["cloudy"]), corners, arrays["mask"].shape[-1]),
+        protocol=config.evaluate.protocol,
     )
     return [_picture(config, folder, item.name, found.shown)], found.result()
 
@@ -295,7 +296,7 @@ def _finish(
     facts: dict[str, Any],
 ) -> Summary:
     """Writes the rows and the summary, and outputs the table of the headline split."""
-    from cloudjob.scoring import strata
+    from cloudjob.scoring import protocols, strata
     from cloudjob.scoring.tables import DEFINITIONS, METHODS, judged, table
 
     write_jsonl(folder.scores, rows)
@@ -303,6 +304,8 @@ def _finish(
     document |= {"methods": METHODS | more_methods} | judged(facts["scores"][headline], facts["differences"])
     write_json(folder.evaluation, document | {"headline_split": headline} | facts)
     summary.output = f"{table(facts['scores'][headline], headline)}\n{document['verdict']}"
+    if published := facts.get("published"):
+        summary.output += f"\n\n{protocols.table(published)}\n{protocols.SEN12MSCR}"
     return summary
 
 

@@ -48,22 +48,26 @@ def find(folder: Path) -> Found:
 
 
 def load(sample: Sample, rules: Rules) -> Triplet | None:
-    """The least hidden date is the target; cloudy is the nearest one to it with as much cloud as the rules want, and
-    the references are the dates nearest to that with little hidden. None where there are no such two dates."""
+    """Of the dates with as much cloud as the rules want and those with as little hidden as a target may have, the two
+    nearest in time; the references are the dates nearest to the cloudy one with little hidden. None without such two.
+    """
     dates = [by_name(path, l1c_masks.BANDS_NEEDED, rules.window) for path in sample.files]
     usual = np.nanmedian([np.nan_to_num(l1c_masks.infrared(each)) for each in dates], axis=0)
     cores = [l1c_masks.classes(each, usual) for each in dates]
     hidden = [hidden_share(core) if not (core == l1c_masks.NO_DATA).any() else 1.0 for core in cores]
-    target = int(np.argmin(hidden))
     low, high = rules.cloud
-    cloudy = [n for n, core in enumerate(cores) if low <= cloud_share(core) <= high and n != target]
-    if hidden[target] > rules.target_cloud or not cloudy:
-        return None
+    cloudy = [n for n, core in enumerate(cores) if low <= cloud_share(core) <= high]
+    targets = [n for n, share in enumerate(hidden) if share <= rules.target_cloud]
 
     def away(one: int, other: int) -> int:
         return (sample.days[other] - sample.days[one]).days
 
-    chosen = min(cloudy, key=lambda n: abs(away(target, n)))
+    couples = [
+        (abs(away(one, other)), hidden[other], one, other) for one in cloudy for other in targets if one != other
+    ]
+    if not couples:
+        return None
+    *_, chosen, target = min(couples)
     others = [n for n, share in enumerate(hidden) if n not in (chosen, target) and share <= rules.clear_cloud]
     near = [n for n in others if abs(away(chosen, n)) <= rules.reference_days]
     near = sorted(near, key=lambda n: abs(away(chosen, n)))[: rules.references]
