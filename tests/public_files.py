@@ -12,7 +12,7 @@ from cloudjob.patches.public.samples import THIRTEEN, Rules
 SIZE = 32
 RULES = Rules(SIZE, cloud=(0.05, 0.95), target_cloud=0.01, clear_cloud=0.05, references=3, reference_days=60)
 GROUND, CLOUD = 800, 6000  # DN of all thirteen bands, but for B10
-CLOUDY_ROWS = 16
+CLOUDY_ROWS, SHADOWED_ROWS = 16, 8
 
 
 def thirteen(seed: int, cloud: int = 0, dark: int = 0) -> np.ndarray:
@@ -33,8 +33,8 @@ def write(path: Path, image: np.ndarray) -> None:
 
 
 def pair(folder: Path, season: str, region: str, patch: int, seed: int = 0) -> None:
-    """A pair of SEN12MS-CR."""
-    for kind, image in (("s2_cloudy", thirteen(seed, CLOUDY_ROWS)), ("s2", thirteen(seed + 1))):
+    """A pair of SEN12MS-CR, its cloudy image with shadow in the south."""
+    for kind, image in (("s2_cloudy", thirteen(seed, CLOUDY_ROWS, SHADOWED_ROWS)), ("s2", thirteen(seed + 1))):
         write(folder / f"{season}_{kind}" / f"{kind}_{region}" / f"{season}_{kind}_{region}_p{patch}.tif", image)
 
 
@@ -46,8 +46,8 @@ def series(folder: Path, season: str, region: str, patch: int, dates: dict[str, 
 
 
 def allclear(folder: Path, split: str, roi: str, days: list[str], target: str, *, share: str = "100") -> None:
-    """A list of one sample of AllClear, and its files: floats, cloud in the north of the dates, and none in the target.
-    Images are larger than what is read of them, and have gaps around."""
+    """A list of one sample of AllClear, and its files: floats, cloud in the north of the dates and in a column of the
+    target. Images are larger than what is read of them, and have gaps around."""
     entry: dict = {"roi": [roi, [1.0, 2.0]], "s2_toa": [], "s1": []}
     for number, day in enumerate([*days, target]):
         year, month, date = (int(part) for part in day.split("-"))
@@ -58,6 +58,7 @@ def allclear(folder: Path, split: str, roi: str, days: list[str], target: str, *
         masks = np.zeros((5, SIZE + 4, SIZE + 4))
         masks[1, 2 : 2 + CLOUDY_ROWS * cloudy] = 1
         masks[4, -6:] = cloudy
+        masks[1, :, 2] = 1
         write(folder / "data" / inside, image)
         write(folder / "data" / inside.replace("s2_toa", "cld_shdw"), masks)
         row = [f"{day} 10:00:00", f"/scratch/allclear/dataset_v3/{inside}"]

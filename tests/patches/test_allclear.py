@@ -7,7 +7,7 @@ from public_files import CLOUDY_ROWS, RULES, SIZE
 
 from cloudjob.errors import CorruptFileError
 from cloudjob.patches.public import allclear
-from cloudjob.pixels import CLEAR, CLOUD, EMPTY_DN, SHADOW
+from cloudjob.pixels import CLEAR, CLOUD, EMPTY_DN, NO_DATA, SHADOW
 
 DAYS = ["2022-01-05", "2022-02-11", "2022-03-01"]
 
@@ -27,7 +27,8 @@ def test_the_date_nearest_to_the_target_is_restored_and_the_others_are_reference
     assert triplet.clear_days == -7
     assert list(triplet.reference_days) == [-18, -55]
     expected = np.select([np.arange(SIZE) < CLOUDY_ROWS, np.arange(SIZE) >= SIZE - 4], [CLOUD, SHADOW], CLEAR)
-    np.testing.assert_array_equal(triplet.core, expected[:, None].repeat(SIZE, 1))
+    np.testing.assert_array_equal(triplet.core[:, 1:], expected[:, None].repeat(SIZE - 1, 1))
+    assert (triplet.core[:, 0] == NO_DATA).all()  # hidden in the target
     for reference in triplet.references:
         np.testing.assert_array_equal(reference == EMPTY_DN, np.broadcast_to(triplet.core != CLEAR, reference.shape))
 
