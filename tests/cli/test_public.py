@@ -4,6 +4,7 @@ import json
 
 import public_files
 import pytest
+from front_door import good
 from public_files import SIZE
 
 from cloudjob.cli.dispatch import main
@@ -98,3 +99,22 @@ def test_held_out_triplets_are_scored_in_the_published_protocol(run, capsys):
     assert summary["published"]["mean_fill"]["psnr"] > summary["published"]["cloudy"]["psnr"]
     row = json.loads((run / "evaluation" / "scores.jsonl").read_text().splitlines()[0])
     assert row["place"] == "ROIs1158_106"
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_on_one_data_set_and_goes_on_with_another(data, tmp_path):
+    """The first has no other date, the second two references."""
+    for patch in range(3):
+        public_files.sen2mtc(tmp_path / "mtc", "train", "T09WWP_R071", patch)
+    public_files.sen2mtc(tmp_path / "mtc", "test", "T12TUR_R027", 12)
+    small = [*SMALL, "--set", "train.preset=tiny", "--set", "train.process=regression"]
+    small += ["--set", "train.samples=4", "--set", "train.batch_size=2", "--set", "evaluate.triplets=1"]
+    start, on = tmp_path / "start", tmp_path / "on"
+    good("import", "sen12mscr", data, "--out", start, *small)
+    good("train", start)
+    assert "ours" in good("evaluate", start).stdout.partition("protocol sen12mscr")[2]
+    weights = max((start / "train" / "checkpoints").glob("step-*.pt"))
+    good("import", "sen2mtc", tmp_path / "mtc", "--out", on, *small)
+    good("train", on, "--init-from", weights)
+    assert "similar_2_dates" in good("evaluate", on).stdout
+    good("report", on)
