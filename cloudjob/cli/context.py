@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -20,6 +21,9 @@ if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
     from cloudjob.config.source import Source
 
 Folder = TypeVar("Folder", bound=RunFolder)
+
+
+_PUBLIC = ("shard", "train", "evaluate", "report")  # the stages of a run on a public data set
 
 
 class Context(NamedTuple):
@@ -62,6 +66,18 @@ def report_to(folder: Folder) -> Folder:
     """The folder, which reports on standard error."""
     folder.say, folder.progress, folder.job = say, Progress(), slurm.job_id()
     return folder
+
+
+def stages_of(config: "Config", stages: Sequence[str]) -> list[str]:
+    """Those of these stages that a run has; ConfigError where it has none of them. What comes of a public data set is
+    neither searched for nor restored as scenes."""
+    kept = [stage for stage in stages if config.public is None or stage in _PUBLIC]
+    if not kept:
+        raise ConfigError(
+            f"{', '.join(stages)}: this run has the triplets of a public data set, and so the stages "
+            f"{', '.join(_PUBLIC)} alone"
+        )
+    return kept
 
 
 def check_writable(folder: RunFolder) -> None:

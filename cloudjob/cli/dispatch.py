@@ -40,10 +40,12 @@ COMMANDS: dict[str, Command] = {
     "compare": _command("tools", "compare"),
     "model": _command("tools", "model"),
     "archive": _command("archive", "command"),
+    "import": _command("public", "command"),
     "restore": _command("restore", "command"),
 }
 _LOOKERS = ("plan", "status", "items", "config")  # they make nothing
-_MAKERS = ("run", *STAGES, "compare", "archive", "restore")  # their results are files; what they print is beside them
+# Their results are files; what they print is beside them.
+_MAKERS = ("run", *STAGES, "compare", "archive", "import", "restore")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cloudjob import __version__, leases
 from cloudjob.cli import status
 from cloudjob.cli.archive import data_space, sign_in
-from cloudjob.cli.context import check_writable, open_run, stage_module
+from cloudjob.cli.context import check_writable, open_run, stage_module, stages_of
 from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
 from cloudjob.cli.stopping import listen
@@ -50,6 +50,7 @@ def _execute(stages: Sequence[str], arguments: argparse.Namespace, *, tidy: bool
     """
     context = open_run(arguments)
     config, folder, _ = context
+    stages = stages_of(config, stages)
     if arguments.dry_run:
         folder.kept = {}
         status.print_plan(status.overview(config, folder, stages))

@@ -21,6 +21,7 @@ STAGES = {
     "report": "one self-contained page about the run",
 }
 BENCHES = ("download", "shard", "read", "train")
+PUBLIC = ("sen12mscr", "sen12mscr-ts", "allclear", "sen2mtc")
 EXAMPLES = """examples:
   cloudjob run configs/demo.yaml                       all stages, on the embedded archive
   cloudjob train runs/demo --set train.epochs=20       one stage of a run folder
@@ -55,6 +56,7 @@ class Parser:
         self._add_compare()
         self._add_model()
         self._add_archive()
+        self._add_import()
 
     def _command(
         self, name: str, text: str, parents: Sequence[argparse.ArgumentParser] = ()
@@ -175,6 +177,14 @@ class Parser:
         serve.add_argument("--seed", type=int, default=0, help="of the faults: who meets which")
         text = "append a line of JSON for each request"
         serve.add_argument("--journal", type=_path, metavar="FILE", help=text)
+
+    def _add_import(self) -> None:
+        text = "make shards of a public data set, as it is published, to train and score on"
+        public = self._command("import", text)
+        public.add_argument("kind", metavar="KIND", choices=PUBLIC, help=", ".join(PUBLIC))
+        public.add_argument("folder", metavar="FOLDER", type=_path, help="where the data set lies")
+        public.add_argument("--out", metavar="DIR", type=_path, required=True, help="the run folder of its shards")
+        _add_set(public, help="override, e.g. pair.references=1")
 
 
 def _path(text: str) -> Path:

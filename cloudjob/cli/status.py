@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudjob import leases
 from cloudjob.cli import story
-from cloudjob.cli.context import open_run, stage_module
+from cloudjob.cli.context import open_run, stage_module, stages_of
 from cloudjob.cli.parser import STAGES
 from cloudjob.errors import DamagedInputError, InputError, ItemError
 from cloudjob.run import records
@@ -28,7 +28,7 @@ _WANTED: dict[str, Callable[[dict], bool]] = {  # option of `items` -> whether i
 def plan(arguments: argparse.Namespace) -> int:
     """cloudjob plan: what would run, and why."""
     config, folder = _look(arguments)
-    rows = overview(config, folder, STAGES)
+    rows = overview(config, folder, stages_of(config, list(STAGES)))
     if arguments.json:
         print(json.dumps({"run": str(folder.root), "stages": rows}, indent=1))
     else:
@@ -41,7 +41,7 @@ def status(arguments: argparse.Namespace) -> int:
     from cloudjob.hpc import queue
 
     config, folder = _look(arguments)
-    rows = overview(config, folder, STAGES)
+    rows = overview(config, folder, stages_of(config, list(STAGES)))
     training, jobs, held = _training(folder), queue.unfinished(folder.jobs), leases.held(folder.leases)
     if arguments.json:
         document = {"run": str(folder.root), "stages": rows, "training": training, "leases": held}
@@ -60,6 +60,7 @@ def items(arguments: argparse.Namespace) -> int:
     """cloudjob items: the items of a stage with their indices, either all or those still to do; with the reason those
     that are left out."""
     config, folder = _look(arguments)
+    stages_of(config, [arguments.stage])
     wanted = next((_WANTED[name] for name in _WANTED if getattr(arguments, name)), None)
     chosen = []
     for index, item in enumerate(stage_module(arguments.stage).items(config, folder)):

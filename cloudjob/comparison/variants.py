@@ -76,6 +76,8 @@ def load(path: Path) -> Comparison:
     common = [f"train.samples={data['samples']}"] if "samples" in data else []
     common += _as_set(data.get("common") or {})
     config, common = _resolved(base, common, path.parent)
+    if config.public:
+        raise ConfigError(f"{base}: the triplets of a public data set are not compared; run and evaluate each variant")
     given = {str(name): overrides or {} for name, overrides in data["variants"].items()}
     variants = {}
     for name in given:

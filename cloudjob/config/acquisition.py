@@ -62,6 +62,13 @@ class CopernicusConfig(Section):
         return self
 
 
+class PublicConfig(Section):
+    """A public data set whose triplets are the run's, in the place of the Data Space (docs/public-data.md)."""
+
+    kind: Literal["sen12mscr", "sen12mscr-ts", "allclear", "sen2mtc"] = Field(description="which one")
+    folder: ConfiguredPath = Field(description="where it lies, as it is published")
+
+
 class Query(Section):
     """One catalogue query: first and last day (both inclusive) and the range of the catalogue's cloud cover."""
 

@@ -1,10 +1,11 @@
 """What may be configured: one pydantic model per stage, each key with its default, its limits and what it means."""
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from cloudjob.config.acquisition import CopernicusConfig, SearchConfig
+from cloudjob.config.acquisition import CopernicusConfig, PublicConfig, SearchConfig
 from cloudjob.config.archive import ArchiveConfig
 from cloudjob.config.fields import (
     ConfiguredPath,
@@ -31,6 +32,7 @@ NEWER: dict[str, dict] = {
     "pair": {"min_days": 0.0, "references": 1, "min_light": 0.5, "max_drift": None},
     "shard": {"unmeasured": "reject"},
     "infer": {"like_source": False, "unpaired": True},
+    "evaluate": {"protocol": "own"},
 }
 
 
@@ -336,6 +338,15 @@ class EvaluateConfig(Section):
     steps: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
         [1], description="sampling steps that one member is scored with, beside infer.steps"
     )
+    protocol: Literal["own", "sen12mscr"] = Field(
+        "own", description="of triplets; sen12mscr: also as the tables published on SEN12MS-CR are made"
+    )
+
+    @model_validator(mode="after")
+    def _of_triplets(self) -> Self:
+        if self.protocol != "own" and self.of != "triplets":
+            raise ValueError(f"protocol {self.protocol} is one of triplets: it needs of triplets")
+        return self
 
 
 class LeasesConfig(Section):
@@ -351,16 +362,33 @@ class Config(Section):
 
     seed: int = 0
     archive: ArchiveConfig | None = None
+    public: PublicConfig | None = None
     copernicus: CopernicusConfig = CopernicusConfig()
-    search: SearchConfig
+    search: SearchConfig = Field(None, validate_default=True)  # type: ignore[assignment]  # None of public data alone
     masks: MasksConfig = MasksConfig()
     pair: PairConfig = PairConfig()
     review: ReviewConfig = ReviewConfig()
     shard: ShardConfig = ShardConfig()
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), validate_default=True)
     leases: LeasesConfig = LeasesConfig()
+
+    @field_validator("search", mode="wrap")
+    @classmethod
+    def _searched(cls, search: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> SearchConfig | None:
+        if search is None and info.data.get("public"):
+            return None
+        if search is None and "public" in info.data:  # else that section is the mistake
+            raise PydanticCustomError("missing", "Field required")
+        return handler(search)
+
+    @field_validator("evaluate")
+    @classmethod
+    def _without_scenes(cls, evaluate: EvaluateConfig, info: ValidationInfo) -> EvaluateConfig:
+        if info.data.get("public") and evaluate.of == "scenes":
+            raise ValueError("a public data set has no scenes: set evaluate.of to triplets")
+        return evaluate
 
     @field_validator("infer")
     @classmethod

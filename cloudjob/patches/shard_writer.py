@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -49,6 +49,7 @@ class Writer:
         self.pair, self.attributes = pair, attributes
         self.result: dict = {}
         self._places: list[tuple[int, int, float]] = []
+        self._days: list[Mapping[str, float]] = []
         self._checksums: list[int] = []
         self._sums = np.zeros((3, len(BANDS)), np.int64)
 
@@ -63,9 +64,19 @@ class Writer:
             )
         return self
 
-    def add(self, *, row: int, col: int, cloud_fraction: float, **images: np.ndarray) -> None:
+    def add(
+        self,
+        days: Mapping[str, float] | None = None,
+        /,
+        *,
+        row: int,
+        col: int,
+        cloud_fraction: float,
+        **images: np.ndarray,
+    ) -> None:
         """Adds a triplet: cloudy, clear, its references (4, n, n) uint16 DN and mask (n, n) uint8 classes, maybe views
-        of a whole scene. row and col are the upper left pixel of the window.
+        of a whole scene. row and col are the upper left pixel of the window. `days`, of triplets with dates of their
+        own: clear_days, reference_days, ..., NaN those that are not given.
         """
         number, checksum = len(self._places), 0
         if number == self.capacity:
@@ -81,6 +92,7 @@ class Writer:
             checksum = zlib.crc32(array.data, checksum)
         self._checksums.append(checksum)
         self._places.append((row, col, cloud_fraction))
+        self._days += [] if days is None else [days]
         self._sums += _sums(images["clear"])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -110,6 +122,9 @@ class Writer:
         row, col, fraction = zip(*self._places, strict=True) if count else ((), (), ())
         columns = {"row": row, "col": col, "pair": np.zeros(count), "cloud_fraction": fraction}
         columns |= {name: np.full(count, days) for name, days in zip(DAYS, self.reference_days, strict=False)}
+        if self._days:
+            own = ("clear_days", *DAYS[: len(self.reference_days)])
+            columns |= {name: [each.get(name, np.nan) for each in self._days] for name in own}
         for name, values in columns.items():
             file[name] = np.asarray(values, COLUMNS[name])
         facts: dict[str, Any] = {

@@ -27,7 +27,9 @@ SCHEMA_VERSION = 2  # the newest that is read; 1 knows no reference but the firs
 COMPRESSIONS = ("none", "zstd", "gzip")
 _ZSTD = 32015  # the number of the filter, as registered with the HDF Group
 DAYS = tuple(f"{name}_days" for name in REFERENCES)
-COLUMNS = {"row": "i4", "col": "i4", "pair": "i4", "cloud_fraction": "f4"} | dict.fromkeys(DAYS, "f4")
+_OPTIONAL = (*DAYS, "clear_days")  # columns that a file may lack
+COLUMNS = {"row": "i4", "col": "i4", "pair": "i4", "cloud_fraction": "f4"} | dict.fromkeys(_OPTIONAL, "f4")
+EACH = "of each triplet"  # `days` of a pair whose triplets have dates of their own: they are in the columns
 SCALARS = ("sun_elevation", "reference_days", "clear_days")  # float32, one number per triplet
 _NUMBERS = (*SCALARS, *DAYS[1:])  # those of the further references too, where they are asked for
 DAMAGE = (OSError, LookupError, ValueError, TypeError, RuntimeError)  # what h5py raises over a broken file
@@ -105,7 +107,7 @@ def check(path: Path, sha256: str) -> None:
 def columns(path: Path) -> dict:
     """row, col, pair, cloud_fraction and, for each reference that there is, its days: (N,) each; and `attributes`."""
     with _named(path), h5py.File(path, "r", locking=False) as file:
-        found = {name: file[name][:] for name in COLUMNS if name in file or name not in DAYS}
+        found = {name: file[name][:] for name in COLUMNS if name in file or name not in _OPTIONAL}
         attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in file.attrs.items()}
         return found | {"attributes": attributes}
 
@@ -172,7 +174,7 @@ class ShardSet:
         row = position - self._ends[number] + shard.count
         for name, buffer in buffers.items():
             if name in _NUMBERS:
-                buffer[slot] = shard.scalars[name]
+                buffer[slot] = shard.numbers(name)[row]
             else:
                 shard.read(name, row, buffer[slot])
 
@@ -197,17 +199,14 @@ class Filler:
         self.shards, self.buffers = shards, buffers
         images = {name: buffer for name, buffer in buffers.items() if name not in _NUMBERS}
         stay = len(shards.files) <= shards.room
-        scalars, places = [], []
+        places = []
+        numbers: dict[str, list[np.ndarray]] = {name: [] for name in _NUMBERS if name in buffers}
         for number in range(len(shards.files)):
             file = shards._shard(number)
-            scalars.append(file.scalars)
+            for name, found in numbers.items():
+                found.append(file.numbers(name))
             places.append(file.at_once(tuple(images)) if stay else np.full((2, file.count), -1))
-        counts = [count for _, count in shards.files]
-        self._scalars = {
-            name: np.repeat(np.array([each[name] for each in scalars], "f4"), counts)
-            for name in _NUMBERS
-            if name in buffers
-        }
+        self._scalars = {name: np.concatenate(found) for name, found in numbers.items()}
         self._places = np.concatenate(places, axis=1)
         self._views = [
             [memoryview(image).cast("B") for image in triplet] for triplet in zip(*images.values(), strict=True)
@@ -247,7 +246,10 @@ class ShardFile:
             version = self._hdf5.attrs["schema_version"]
             if not 1 <= version <= SCHEMA_VERSION:
                 raise CorruptFileError(path, f"schema_version is {version}, this cloudjob reads 1 to {SCHEMA_VERSION}")
-            self.scalars = scalars(json.loads(self._hdf5.attrs["pairs"])[0])
+            facts = json.loads(self._hdf5.attrs["pairs"])[0]
+            self.scalars: dict[str, float | np.ndarray] = {**scalars(facts)}
+            if facts.get("days") == EACH:
+                self.scalars |= {name: self._column(name) for name in _OPTIONAL if name in self._hdf5}
             self.references = sum(name in self._hdf5 for name in REFERENCES)
             arrays = layout(window, references=self.references)
             self.names = tuple(arrays)
@@ -255,6 +257,16 @@ class ShardFile:
                 self._locate(name, shape, dtype)
             if not self._filtered:
                 self._hdf5.close()
+
+    def _column(self, name: str) -> np.ndarray:
+        found = self._hdf5[name][:]
+        if found.shape != (self.count,):
+            raise CorruptFileError(self.path, f"/{name} is {found.shape}, expected {(self.count,)}")
+        return found
+
+    def numbers(self, name: str) -> np.ndarray:
+        """(count,) float32: one of SCALARS and DAYS of each triplet."""
+        return np.broadcast_to(np.asarray(self.scalars[name], "f4"), self.count)
 
     def _locate(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         data = self._hdf5[name]

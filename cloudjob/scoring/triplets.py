@@ -13,7 +13,7 @@ from cloudjob.patches.shards import DAYS
 from cloudjob.patches.splits import REFERENCES
 from cloudjob.pixels import EMPTY_DN, HIDDEN
 from cloudjob.restoration.restorer import Restorer
-from cloudjob.scoring import methods, metrics, strata
+from cloudjob.scoring import methods, metrics, protocols, strata
 from cloudjob.scoring.tables import NOISE, best_first, finite
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
@@ -27,11 +27,15 @@ class PairScores:
     rows: list[list[dict]]  # of each triplet one per method and region
     changed_clear_pixels: int
     ensemble: list[dict] | None  # of each triplet by stratum; None where not two members are independent
+    published: (
+        list[dict] | None
+    )  # of each triplet by method, in the protocol of published tables; None if not asked for
     shown: list[tuple[NDArray, ...]]  # lines of a picture, images (4, n, n) uint16 DN beside each other
 
     def result(self) -> dict[str, Any]:
         """As plain JSON; `pool` takes it."""
         plain: dict[str, Any] = {"rows": self.rows, "changed_clear_pixels": self.changed_clear_pixels}
+        plain |= {} if self.published is None else {"published": finite(self.published)}
         return plain if self.ensemble is None else plain | {"ensemble": finite(self.ensemble)}
 
 
@@ -48,6 +52,7 @@ def score_pair(
     factors: list[float],
     known: dict[str, Any],
     sensed: NDArray | None = None,
+    protocol: str = "own",
 ) -> PairScores:
     """Restores triplets of a pair by all methods, and scores these against the clear image.
 
@@ -57,7 +62,7 @@ def score_pair(
     of its triplets in the pair: the noise of a triplet is that of `noise_key` + its place. `pair` are the facts of the
     shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over.
     The model is shown the first reference alone. `sensed` (N, 4, H, W) uint16 DN is the clear image with the sensor's
-    noise, where that is known.
+    noise, where that is known. `protocol` asks for scores as published ones too, see `protocols`.
     """
     images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", *REFERENCES) if name in arrays}
     truth, mask = images.pop("clear"), arrays["mask"]
@@ -84,12 +89,13 @@ def score_pair(
         facts = known | {"triplet": places[i], "cloud": hidden[i].mean()}
         facts |= {name: arrays[name][i] for name in ("sun_elevation", *DAYS) if name in arrays}
         rows.append([finite(facts | row) for row in triplet])
+    published = None if protocol == "own" else protocols.scores(found, truth)
     changed = 0 if restorer is None else (digital_number(found["ours"]) != arrays["cloudy"]).any(1)[~hidden].sum()
     ensemble = None
     if every is not None and len(independent := every[::2]) > 1:  # the others are their antithetic twins
         ensemble = methods.score_members(independent, truth, mask, core, factors)
     shown = [digital_number(each[:4]) for each in (*(found[name] for name in _SHOWN if name in found), truth)]
-    return PairScores(rows, int(changed), ensemble, list(zip(*shown, strict=True)))
+    return PairScores(rows, int(changed), ensemble, published, list(zip(*shown, strict=True)))
 
 
 def as_it_is(dn: NDArray, pair: dict[str, Any]) -> NDArray:
@@ -131,7 +137,12 @@ def pool(results: list[dict]) -> dict:
                 pooled = {"triplets": len(chosen)} | metrics.pool(chosen)
                 kept = ("triplets", "pixels", "psnr", "ssim", "mae", "high_pass_ratio")
                 groups.setdefault(name, {})[method] = finite({measure: pooled[measure] for measure in kept})
-    return {"scores": scores, "groups": groups, "differences": _differences(results, scores), **_ensemble(results)}
+    return {
+        "scores": scores,
+        "groups": groups,
+        "differences": _differences(results, scores),
+        **_ensemble(results),
+    } | _published(results)
 
 
 def _sums(results: list[dict], on: str, *methods: str) -> NDArray:
@@ -173,6 +184,12 @@ def _ensemble(results: list[dict]) -> dict:
         if parts := [triplet[on] for triplet in triplets if on in triplet]:
             found[on] = finite(_pooled_ensemble(parts))
     return {"ensemble": found} if found else {}
+
+
+def _published(results: list[dict]) -> dict:
+    """Method -> mean scores in the protocol of published tables, where that was asked for."""
+    images = [image for result in results for image in result.get("published", [])]
+    return {"published": finite(protocols.mean(images))} if images else {}
 
 
 def _pooled_ensemble(parts: list[dict]) -> dict:

@@ -150,7 +150,7 @@ def _triplets(config: Config, folder: RunFolder) -> list[Item]:
         inputs = model | {"shard": entry["sha256"]}
         if entry["pair"] in cloudy:  # what lies above the ground comes beside the product
             inputs["cloudy"] = records.output_digest(folder, "download", cloudy[entry["pair"]])
-        found.append(Item(STAGE, entry["pair"], settings | {"triplets": share}, inputs))
+        found.append(Item(STAGE, entry["pair"], settings | {"triplets": share}, inputs, newer=newer("evaluate")))
     return found
 
 
@@ -254,11 +254,12 @@ def _score_triplets(
         known={
             "product": pair["products"]["cloudy"],
             "pair": item.name,
-            "place": ProductName.parse(pair["products"]["cloudy"]).tile,
+            "place": entry.get("place") or ProductName.parse(pair["products"]["cloudy"]).tile,
             "split": entry["split"],
             "truth": entry["target"],
         },
         sensed=_windows(folder.sensed(pair["products"]["cloudy"]), corners, arrays["mask"].shape[-1]),
+        protocol=config.evaluate.protocol,
     )
     return [_picture(config, folder, item.name, found.shown)], found.result()
 
@@ -300,7 +301,7 @@ def _finish(
     facts: dict[str, Any],
 ) -> Summary:
     """Writes the rows and the summary, and outputs the table of the headline split."""
-    from cloudjob.scoring import strata
+    from cloudjob.scoring import protocols, strata
     from cloudjob.scoring.tables import DEFINITIONS, METHODS, judged, table
 
     write_jsonl(folder.scores, rows)
@@ -308,6 +309,8 @@ def _finish(
     document |= {"methods": METHODS | more_methods} | judged(facts["scores"][headline], facts["differences"])
     write_json(folder.evaluation, document | {"headline_split": headline} | facts)
     summary.output = f"{table(facts['scores'][headline], headline)}\n{document['verdict']}"
+    if published := facts.get("published"):
+        summary.output += f"\n\n{protocols.table(published)}\n{protocols.SEN12MSCR}"
     return summary
 
 

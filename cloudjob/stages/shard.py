@@ -1,13 +1,14 @@
 """shard: measures accepted pairs, cuts them into triplets, one HDF5 shard per pair, and writes shards/index.json."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from cloudjob import __version__
+from cloudjob.config.acquisition import PublicConfig
 from cloudjob.config.models import Config, newer
-from cloudjob.errors import ConfigError, InterruptedJob, RejectedError
+from cloudjob.errors import ConfigError, DamagedInputError, InterruptedJob, RejectedError
 from cloudjob.files import atomic, digest, file_sha256, write_json
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName, tile_of_pair
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     from cloudjob.patches.pairs import PreparedPair
+    from cloudjob.patches.public.imports import Part
     from cloudjob.sentinel2.product import Product
 
 STAGE = "shard"
@@ -30,7 +32,10 @@ _INDEX_VERSION = 1  # of shards/index.json
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
-    """One item per accepted pair: its split, the ground and acquisitions that it leaves to other splits, its target."""
+    """One item per accepted pair: its split, the ground and acquisitions that it leaves to other splits, its target.
+    Of a public data set, one per region or part of one."""
+    if public := config.public:
+        return _public_items(config, public, folder.once("public", lambda: _parts(public)))
     pairs = decisions.accepted_pairs(folder)
     grouped: list[dict] = [{"pair": pair["pair"], "tile": tile_of_pair(pair["pair"])} for pair in pairs]
     assigned = splits.assign(grouped, seed=config.seed, **dict(config.shard.split))
@@ -59,6 +64,37 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         more = group["truth"] | drifts(group["tile"]) | {"pair": pair["version"]}
         found.append(Item(STAGE, pair["pair"], settings | place, inputs | more, newer=newer("shard", "masks")))
     return found
+
+
+_USED = {  # by the triplets of a public data set
+    "masks": ("cloud_m", "shadow_m", "cirrus_m"),
+    "shard": ("window", "cloud", "target_max_cloud", "compression"),
+    "pair": ("references", "reference_max_days", "clear_max_cloud"),
+}
+
+
+def _public_items(config: Config, public: PublicConfig, parts: "dict[str, Part]") -> list[Item]:
+    settings = config.section(*_USED)
+    used = {section: {key: settings[section][key] for key in keys} for section, keys in _USED.items()}
+    found = []
+    for number, part in enumerate(parts.values()):
+        place = {"data_set": public.kind, "split": part.split, "number": number, "target": CLEAR_DATE}
+        files = [[path.name for path in sample.files] for sample in part.samples]
+        found.append(Item(STAGE, part.name, used | place, {"files": digest(files)}))
+    return found
+
+
+def _parts(public: PublicConfig, say: Callable[[str], None] = lambda line: None) -> "dict[str, Part]":
+    """The parts of a public data set, by name; what is left of it is said."""
+    from cloudjob.patches.public import imports
+
+    try:
+        found, notes = imports.parts(public.kind, public.folder)
+    except ConfigError as error:  # who reads the shards can do without
+        raise DamagedInputError(str(error)) from None
+    for note in notes:
+        say(f"{public.kind}: {note}")
+    return {part.name: part for part in found}
 
 
 def _truth(folder: RunFolder, product: str) -> dict[str, str]:
@@ -96,23 +132,71 @@ def run(config: Config, folder: RunFolder) -> Summary:
     from cloudjob.patches import shards
 
     shards.filters(config.shard.compression)  # a missing library is an error now, not after the first pair
+    if config.public:
+        return _run_public(config, config.public, folder)
     every = items(config, folder)
     pairs = {pair["pair"]: pair for pair in decisions.accepted_pairs(folder)}
     if unknown := set(config.shard.split.test_tiles) - {tile_of_pair(pair) for pair in pairs}:
         folder.say(f"shard.split.test_tiles: no accepted pair is of {', '.join(sorted(unknown))}")
 
     summary = records.work(folder, STAGE, every, lambda item: _make(config, folder, item, pairs[item.name]))
+    return _indexed(config, folder, summary, every, lambda made: _unpaired(folder) | _without(every, made, pairs))
+
+
+def _without(every: list[Item], made: list[Item], pairs: dict[str, dict]) -> set[str]:
+    return {pairs[item.name]["cloudy"] for item in every if item not in made}
+
+
+def _run_public(config: Config, public: PublicConfig, folder: RunFolder) -> Summary:
+    """The same of a public data set."""
+    parts = _parts(public, folder.say)
+    every = _public_items(config, public, parts)
+    summary = records.work(folder, STAGE, every, lambda item: _make_public(config, folder, item, parts[item.name]))
+    return _indexed(config, folder, summary, every, lambda made: set())
+
+
+def _indexed(
+    config: Config, folder: RunFolder, summary: Summary, every: list[Item], lacks: Callable[[list[Item]], set[str]]
+) -> Summary:
+    """Writes the index of what is made, and tells of it."""
     made: list[Item] | None = None
     while made != (now := records.settled(folder, every)):  # another task may have ended meanwhile
         made = now
-        lacking = {pairs[item.name]["cloudy"] for item in every if item not in made} | _unpaired(folder)
+        lacking = lacks(made)
         counts = _write_index(config, folder, every, made, lacking)
     if not sum(counts.values()):
-        if not lacking:
+        if not lacking and not summary.failed:
             raise ConfigError("shard: no pair gives a triplet; loosen shard.cloud, or add tiles and dates")
         return summary
     summary.note = ", ".join(f"{count} {split}" for split, count in counts.items()) + " triplets"
     return summary
+
+
+def _make_public(config: Config, folder: RunFolder, item: Item, part: "Part") -> Made:
+    from cloudjob.patches.public import imports, samples
+    from cloudjob.sentinel2 import masks
+
+    path, kind = folder.shard(item.config["split"], item.config["number"]), item.config["data_set"]
+    rules = samples.Rules(
+        window=config.shard.window,
+        cloud=config.shard.cloud,
+        target_cloud=config.shard.target_max_cloud,
+        clear_cloud=config.pair.clear_max_cloud,
+        references=config.pair.references,
+        reference_days=config.pair.reference_max_days,
+    )
+    with atomic(path) as temporary:
+        result = imports.write(
+            temporary,
+            kind,
+            part,
+            rules,
+            masks.Settings(**dict(config.masks)),
+            compression=config.shard.compression,
+            attributes={"config_sha256": digest(item.config), "cloudjob_version": __version__, "settings": item.config},
+            stopped=folder.stop_requested,
+        )
+    return [path], result | {"level": imports.KINDS[kind].level, "place": part.region}
 
 
 def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
@@ -243,6 +327,7 @@ def _write_index(
             entry = {"file": name.removeprefix("shards/"), "count": record["result"]["count"], **kept}
             references = record["result"].get("references", 1)
             entry |= {"references": references} if references > 1 else {}
+            entry |= {key: record["result"][key] for key in ("level", "place") if key in record["result"]}
             files.append(entry | {"split": split, "pair": item.name, "target": item.config["target"]})
             parts[split].append(record["result"])
     counts = {split: sum(part["count"] for part in found) for split, found in parts.items()}
@@ -259,7 +344,7 @@ def _write_index(
         "files": files,
         "normalisation": normalisation(parts["train"]) if parts["train"] else None,
         "split": {
-            **config.shard.split.model_dump(exclude_none=True),
+            **({"by": "published"} if config.public else config.shard.split.model_dump(exclude_none=True)),
             "seed": config.seed,
             "pairs": {item.name: item.config["split"] for item in every},
         },

@@ -73,6 +73,16 @@ def _say_lacking(folder: RunFolder, index: dict) -> None:
             folder.say(f"train: {came} of them have one by now; to train on them too: {again}")
 
 
+def _one_level(index: dict) -> None:
+    """ConfigError where reflectance at the top of the atmosphere and at the surface would be trained on together."""
+    levels = sorted({entry.get("level", "L2A") for entry in index["files"]})
+    if len(levels) > 1:
+        raise ConfigError(
+            f"train: the shards are of several levels ({', '.join(levels)}), which are not the same quantity. Train on "
+            "one of them, then start from its weights on the other: cloudjob train CONFIG --init-from CHECKPOINT"
+        )
+
+
 def run(config: Config, folder: RunFolder) -> Summary:
     """Trains, or resumes the training of this run folder. Every rank calls this; rank 0's summary counts."""
     (item,) = items(config, folder)
@@ -82,6 +92,7 @@ def run(config: Config, folder: RunFolder) -> Summary:
         raise InputError(f"train: no triplet to train on is made yet. Run: cloudjob run {folder.quoted} --until shard")
     if index["normalisation"] is None:
         raise ConfigError("train: no triplet to train on; loosen shard.cloud or shard.split, or add tiles and dates")
+    _one_level(index)
     records.require(folder, "shard", [entry["pair"] for entry in index["files"]], reader=STAGE)
     if records.wanted(folder, [item]) and not folder.force and records.why(folder, item) is None:
         return Summary(STAGE, skipped=[item.name])

@@ -32,6 +32,12 @@ def test_the_shipped_comparisons_are_good(name):
     assert {"ours", "regression"} <= set(variants.load(CONFIGS / f"{name}.yaml").variants)
 
 
+def test_a_public_data_set_is_no_base(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("public: {kind: allclear, folder: .}\nevaluate: {of: triplets}\n")
+    assert "not compared" in mistakes(tmp_path, {"ours": None}, base=str(base))[0]
+
+
 @pytest.mark.parametrize("name", ["real", "real-l1c"])
 def test_the_real_benchmark_needs_no_training(monkeypatch, name):
     monkeypatch.setenv("CLOUDJOB_REAL", "/series")

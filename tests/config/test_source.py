@@ -68,6 +68,9 @@ def test_all_mistakes_are_told_at_once_with_line_and_nearest_key(tmp_path):
         (GOOD.replace("end: 2024-03-30", "end: 2024-02-30"), "search.clear.end"),
         (GOOD.replace("[5, 50]", "[50, 5]"), "must not be above"),
         ("search: {}\n", "is missing and has no default"),
+        ("seed: 1\n", "search: is missing and has no default"),
+        ("public: {kind: allclear, folder: .}\n", "set evaluate.of to triplets"),
+        (GOOD + "evaluate: {protocol: sen12mscr}\n", "it needs of triplets"),
     ],
 )
 def test_broken_files(tmp_path, text, word):
