@@ -1,10 +1,11 @@
-"""infer: restores the ground under the clouds of every cloudy product; tiles are distributed over MPI ranks.
+"""infer: restores the ground under the clouds of every cloudy product, all of it shared out over MPI ranks.
 
-MPI carries the names of products and the ranks' answers, never pixels: inputs and restored tiles lie as .npy files in
-a hidden folder beside the outputs, from which a killed job also resumes.
+MPI carries the names of products and the ranks' answers, never pixels: what ranks make lies as .npy files in a hidden
+folder beside the outputs, from which a killed job also resumes.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -12,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from cloudjob import __version__
 from cloudjob.config.models import Config, newer
-from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
+from cloudjob.errors import CloudjobError
 from cloudjob.files import ask_guards, atomic, digest, file_sha256
-from cloudjob.hpc import machine
 from cloudjob.names import ProductName
 from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
@@ -22,12 +22,19 @@ from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
     from cloudjob.hpc.mpi import Communicator
-    from cloudjob.restoration.conditions import SceneConditions
+    from cloudjob.restoration.dates import Dates
     from cloudjob.restoration.restorer import Restorer
+    from cloudjob.restoration.team import Team, Unit
 
 STAGE = "infer"
 _MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks are read
-_KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}  # what a rank may answer with
+_SHARES = {  # of a scene that its phases take, from and until
+    "decoding": (0.0, 0.2),
+    "matching": (0.2, 0.22),
+    "first guess": (0.22, 0.25),
+    "tiles": (0.25, 0.9),
+    "blending": (0.9, 0.95),
+}
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -64,10 +71,11 @@ def run(config: Config, folder: RunFolder) -> Summary:
         records.require(folder, "train", ["run"], reader=STAGE)
     failure = None
     with mpi.communicator() as ranks:
+        worker = _Worker(config, folder, ranks)
         if ranks.rank:
-            return _follow(config, folder, ranks)
+            return worker.follow()
         try:
-            summary = _lead(config, folder, every, ranks)
+            summary = worker.lead(every)
         except CloudjobError as error:
             failure = error  # raised only after the bcast, which ends the ranks that wait for a name
         ranks.bcast(None)
@@ -77,62 +85,100 @@ def run(config: Config, folder: RunFolder) -> Summary:
     return summary
 
 
-def _lead(config: Config, folder: RunFolder, every: list[Item], ranks: "Communicator") -> Summary:
-    """Rank 0: prepares each product, restores its share with the others, and writes the outputs."""
-    pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(folder)}
-    model = None
+class _Worker:
+    """One rank: all of them prepare, restore and blend each scene together; rank 0 then writes its outputs."""
 
-    def make(item: Item) -> Made:
-        nonlocal model
-        records.need(folder, "download", _products(config, pairs[item.name]), own=item.name)
-        model = model or _Model.open(config, folder, ranks.rank)  # not before there is something to do
-        work = folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
-        conditions = _prepare(config, folder, pairs[item.name], work)
-        ranks.bcast(str(work))
-        for rank, answer in enumerate(ranks.gather(_share(config, folder, model, work, ranks)) or []):
-            if answer is not None:
-                kind, message = answer
-                raise _KINDS[kind](f"{item.name}, rank {rank}: {message}")
-        outputs = _write(config, folder, item, pairs[item.name], model, conditions, work)
-        ask_guards()
-        shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
-        return outputs, None
+    def __init__(self, config: Config, folder: RunFolder, ranks: "Communicator"):
+        from cloudjob.hpc.placement import Place
 
-    return records.work(folder, STAGE, every, make)
+        self.config, self.folder, self.ranks = config, folder, ranks
+        self.place = Place.of(ranks)
+        self._model: _Model | None = None
+
+    @property
+    def model(self) -> "_Model":
+        """Not opened before there is something to do."""
+        self._model = self._model or _Model.open(self.config, self.folder, self.ranks.rank, self.place.local_rank)
+        return self._model
+
+    def lead(self, every: list[Item]) -> Summary:
+        """Rank 0: names each product to the others."""
+        pairs = {pair["cloudy"]: pair for pair in decisions.accepted_pairs(self.folder)}
+        names = [item.name for item in records.wanted(self.folder, every)]
+
+        def make(item: Item) -> Made:
+            pair = pairs[item.name]
+            records.need(self.folder, "download", _products(self.config, pair), own=item.name)
+            assert self.model  # what is wrong with the checkpoint is said before the others begin
+            work = self.folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
+            team = self._team(work, names.index(item.name), names)
+            if not work.exists():
+                for old in work.parent.glob(".work-*"):
+                    shutil.rmtree(old)
+            team.begin()
+            self.ranks.bcast({"pair": pair, "work": str(work)})
+            self._restore(team, pair)
+            with team.timed("writing"):
+                outputs = _write(self.config, self.folder, item, pair, self.model, work)
+            ask_guards()
+            shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
+            return outputs, {"ranks": team.figures()}
+
+        return records.work(self.folder, STAGE, every, make)
+
+    def follow(self) -> Summary:
+        """Ranks above 0: take part in every product that rank 0 names."""
+        while told := self.ranks.bcast(None):
+            team = self._team(Path(told["work"]))
+            try:
+                self._restore(team, told["pair"])
+            except CloudjobError:  # rank 0 has it too, and says it
+                continue
+            team.figures()
+        return Summary(STAGE)
+
+    def _team(self, work: Path, number: int = 0, names: Sequence[str] = ()) -> "Team":
+        from cloudjob.restoration.team import Team
+
+        def progress(phase: str, share: float) -> None:
+            begin, end = _SHARES[phase]
+            past = (number + begin + share * (end - begin)) / len(names)
+            self.folder.progress(past, f"{STAGE}: {number} of {len(names)} ({names[number]}: {phase} {share:.0%})")
+
+        ranks, threads = self.ranks, self.place.cores
+        return Team(work, ranks, threads=threads, stopped=lambda: self.folder.stop_requested(), progress=progress)
+
+    def _open(self) -> list["Unit"]:
+        """No work, but for the network: an error of one rank is then one of all."""
+        assert self.model
+        return []
+
+    def _restore(self, team: "Team", pair: dict) -> None:
+        """On every rank: the restored scene lies in the working folder."""
+        from cloudjob.restoration import dates, scene
+
+        settings = self.config.infer
+        layout = scene.Layout(settings.tile, settings.overlap, settings.members)
+        team.do("opening", self._open)
+        dates.make_conditions(team, lambda: _dates(self.config, self.folder, pair))
+        factors = self.model.factors if settings.members > 1 else None
+        scene.restore(team, self.model.restorer, layout, factors=factors)
 
 
-def _follow(config: Config, folder: RunFolder, ranks: "Communicator") -> Summary:
-    """Ranks above 0: restore their share of every product that rank 0 names."""
-    model = None
-    while (work := ranks.bcast(None)) is not None:
-        model = model or _Model.open(config, folder, ranks.rank)
-        ranks.gather(_share(config, folder, model, Path(work), ranks))
-    return Summary(STAGE)
+def _dates(config: Config, folder: RunFolder, pair: dict) -> "Dates":
+    from cloudjob.restoration.dates import Dates
+    from cloudjob.sentinel2 import masks
+    from cloudjob.sentinel2.product import Product
 
-
-def _share(
-    config: Config, folder: RunFolder, model: "_Model", work: Path, ranks: "Communicator"
-) -> tuple[str, str] | None:
-    """Restores this rank's share. It returns an error instead of raising it, which would deadlock the other ranks."""
-    from cloudjob.restoration import scene
-    from cloudjob.restoration.conditions import SceneConditions
-
-    try:
-        scene.restore_tiles(
-            SceneConditions.load(work),
-            model.restorer,
-            work,
-            size=config.infer.tile,
-            overlap=config.infer.overlap,
-            members=config.infer.members,
-            rank=ranks.rank,
-            ranks=ranks.size,
-            stopped=folder.stop_requested,
-        )
-    except (CloudjobError, OSError) as error:
-        kind = type(error).__name__
-        return (kind if kind in _KINDS else ItemError.__name__), str(error)
-    return None
+    roles = _references(config, pair)
+    return Dates(
+        {role: Product.open(folder.safe(pair[role])) for role in _MASKED if pair[role]},
+        shown=tuple(roles),
+        days=pair["days" if roles[0] == "clear" else "reference_days"] if roles else None,
+        masks=masks.Settings(**dict(config.masks)),
+        labels=folder.labels,
+        drifting=folder.drifting,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +190,7 @@ class _Model:
     factors: list[float]
 
     @classmethod
-    def open(cls, config: Config, folder: RunFolder, rank: int) -> "_Model":
+    def open(cls, config: Config, folder: RunFolder, rank: int, local_rank: int) -> "_Model":
         import torch
 
         from cloudjob.diffusion import checkpoint
@@ -152,16 +198,19 @@ class _Model:
         from cloudjob.restoration.restorer import Restorer
         from cloudjob.scoring import ensembles
 
-        # One thread and one tile at a time: the bytes must not depend on how many ranks share the tiles.
+        # One thread, and always as many tiles at a time: bytes must not depend on how many ranks share the tiles.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         gpus = torch.cuda.device_count()
         launch.check_gpu(bool(gpus))
-        device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
+        device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
         settings = config.infer
         path = settings.checkpoint or checkpoint.newest(folder.checkpoints)
         recipe, network, calibration = checkpoint.open_network(path, device)
         restorer = Restorer(recipe, network, seed=config.seed, sampler=settings.sampler, steps=settings.steps)
+        if gpus:
+            torch.cuda.set_device(device)
+            restorer.quicken()
         factors = ensembles.factors(calibration, restorer.sampling)
         if rank == 0 and factors is None and settings.members > 1:
             folder.say(
@@ -171,44 +220,20 @@ class _Model:
         return cls(restorer, file_sha256(path), factors or [1.0] * 4)
 
 
-def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "SceneConditions":
-    """Decodes bands and masks of a product once, and leaves them in its working folder for all ranks."""
-    from cloudjob.restoration.conditions import SceneConditions
-    from cloudjob.sentinel2 import masks
-    from cloudjob.sentinel2.scene import open_pair
-
-    if not SceneConditions.saved(work):
-        ask_guards()
-        for old in work.parent.glob(".work-*"):
-            shutil.rmtree(old)
-        products = {role: folder.safe(pair[role]) for role in _MASKED if pair[role]}
-        settings = masks.Settings(**dict(config.masks))
-        folders = {"labels": folder.labels, "drifting": folder.drifting}
-        load = open_pair(products, settings, **folders, processes=machine.cores())
-        roles = _references(config, pair)
-        days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
-        SceneConditions.of(load("cloudy"), map(load, roles), days=days).save(work)
-    return SceneConditions.load(work)
-
-
 def _write(
     config: Config,
     folder: RunFolder,
     item: Item,
     pair: dict,
     model: _Model,
-    conditions: "SceneConditions",
     work: Path,
 ) -> list[Path]:
-    """Puts the tiles together, and writes the four files."""
+    """Writes the four files."""
     from cloudjob.restoration import output, scene
     from cloudjob.sentinel2.product import Product
 
     settings = config.infer
-    factors = model.factors if settings.members > 1 else None
-    reflectance, reconstructed, uncertainty = scene.put_together(
-        conditions, work, size=settings.tile, overlap=settings.overlap, factors=factors
-    )
+    reflectance, reconstructed, uncertainty = scene.restored(work)
     product = Product.open(folder.safe(item.name))
     by_hand = labels.among(item.inputs, [pair[role] for role in _MASKED])
     restored = output.Restored(
