@@ -288,7 +288,9 @@ class InferConfig(Section):
         None, description="a checkpoint from elsewhere; default: the newest of this run"
     )
     tile: Annotated[int, Field(ge=32, multiple_of=8)] = 256
-    overlap: Annotated[int, Field(ge=0)] = 64
+    overlap: Annotated[int, Field(ge=0)] = Field(
+        32, description="pixels that tiles have in common with their neighbours, over which they are blended"
+    )
     sampler: Literal["auto", "euler", "heun", "dpm_solver_2m", "ancestral"] = Field(
         "auto", description="auto: euler, and ancestral for ddpm"
     )

@@ -133,12 +133,17 @@ class Recipe:
         if continued:
             conditions = conditions.anchored(conditions.first_guess(*continued))
         if isinstance(self.process, Corrective):
-            return self.process.guessed(network, conditions, limits=self.norm.limits())
+            return self.process.guessed(network, conditions, limits=self._limits(batch.cloudy))
         return conditions
+
+    def _limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The physical range, on the device of `like`."""
+        low, high = self.norm.limits()
+        return low.to(like.device), high.to(like.device)
 
     def draw(self, network: nn.Module, told: Conditions, *, noise: Noise, steps: int, sampler: str = "auto") -> Tensor:
         """A sample of the ground's reflectance (N, 4, H, W) from what `told` returned."""
-        limits = None if self.preset == "notebook-2025" else self.norm.limits()
+        limits = None if self.preset == "notebook-2025" else self._limits(told.cloudy)
         sampling = self.sampling(sampler, steps)
         process: Any = self.process  # only a Ddpm may go without limits, and only it has the notebook's preset
         return self.norm.inverse(process.sample(network, told, noise=noise, limits=limits, **sampling))

@@ -12,7 +12,7 @@ from cloudjob.diffusion.batch import pinned
 from cloudjob.files import atomic, read_json, write_json
 from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration.placed import release
-from cloudjob.restoration.tiles import Tile, tiles
+from cloudjob.restoration.tiles import Tile, own_parts
 from cloudjob.sentinel2.masks import any_of
 from cloudjob.sentinel2.scene import Scene
 
@@ -63,9 +63,10 @@ class SceneConditions:
         return cls(**arrays, **read_json(folder / NUMBERS))
 
     def cloudy_tiles(self, *, size: int, overlap: int) -> list[Tile]:
-        """The tiles of the scene that have anything hidden."""
-        every = tiles(self.mask.shape, size=size, overlap=overlap)
-        return [tile for tile in every if any_of(self.mask[tile.slices], *HIDDEN).any()]
+        """The tiles of the scene that have anything hidden in their own part: what another has at its edge alone is
+        better seen by its neighbour."""
+        every = own_parts(self.mask.shape, size=size, overlap=overlap)
+        return [tile for tile, own in every if any_of(self.mask[own], *HIDDEN).any()]
 
     def arrays(self, places: Sequence[Tile], *, pin: bool = False) -> dict[str, NDArray]:
         """What `Batch.of` takes, a sample a tile; beyond the scene there are no data. `pin` puts images into memory

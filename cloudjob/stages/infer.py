@@ -109,7 +109,6 @@ class _Worker:
         def make(item: Item) -> Made:
             pair = pairs[item.name]
             records.need(self.folder, "download", _products(self.config, pair), own=item.name)
-            assert self.model  # what is wrong with the checkpoint is said before the others begin
             work = self.folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
             team = self._team(work, names.index(item.name), names)
             if not work.exists():
@@ -120,9 +119,10 @@ class _Worker:
             self._restore(team, pair)
             with team.timed("writing"):
                 outputs = _write(self.config, self.folder, item, pair, self.model, work)
+            tiles = len(list(work.glob("tile-*.npy")))
             ask_guards()
             shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
-            return outputs, {"ranks": team.figures()}
+            return outputs, {"tiles": tiles, "ranks": team.figures()}
 
         return records.work(self.folder, STAGE, every, make)
 
@@ -149,7 +149,7 @@ class _Worker:
         return Team(work, ranks, threads=threads, stopped=lambda: self.folder.stop_requested(), progress=progress)
 
     def _open(self) -> list["Unit"]:
-        """No work, but for the network: an error of one rank is then one of all."""
+        """No work, but for the network, which all ranks open at once: an error of one is then one of all."""
         assert self.model
         return []
 

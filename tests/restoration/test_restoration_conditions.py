@@ -113,6 +113,15 @@ def test_only_tiles_with_something_hidden_are_restored():
     assert found == [Tile(0, 0, 32, 32), Tile(32, 64, 32, 32), Tile(32, 96, 32, 32)]
 
 
+def test_what_a_tile_has_at_its_edge_alone_is_left_to_its_neighbour():
+    mask = np.zeros((32, 80), np.uint8)
+    mask[10:20, 26:28] = CLOUD
+    given = SceneConditions(np.zeros((4, 32, 80)), mask, mask, None, 1.0, None)
+    assert [tile.col for tile in given.cloudy_tiles(size=32, overlap=8)] == [0]
+    mask[10, 28] = CLOUD
+    assert [tile.col for tile in given.cloudy_tiles(size=32, overlap=8)] == [0, 24]
+
+
 def test_tiles_overlap_as_it_was_asked_for():
     mask = np.full((32, 80), CLOUD, np.uint8)
     found = SceneConditions(np.zeros((4, 32, 80)), mask, mask, None, 1.0, None).cloudy_tiles(size=32, overlap=8)

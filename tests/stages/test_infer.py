@@ -194,7 +194,7 @@ class Bands:
     def save(self, folder: Path, dates: Dates) -> None:
         self.asked.append(dates)
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-        mask[5:20, 5:30] = CLOUD
+        mask[5:25, 5:30] = CLOUD
         cloudy = np.full((4, HEIGHT, WIDTH), 9000, np.uint16)
         cloudy[:, mask == CLEAR] = 3000
         reference = np.full_like(cloudy, 4000) if dates.shown else None
@@ -245,7 +245,7 @@ def test_a_scene_is_restored_and_written_in_four_files(folder, trained, bands):
         image, flags, spread = (file[name][...] for name in ("reflectance", "reconstructed", "uncertainty"))
         facts = dict(file.attrs)
     inside = np.zeros((HEIGHT, WIDTH), bool)
-    inside[5:20, 5:30] = True
+    inside[5:25, 5:30] = True
     assert (flags == np.where(inside, 1, 0)).all()
     assert (image[:, ~inside] == 3000).all()
     assert (image[:, inside] != 9000).any()
