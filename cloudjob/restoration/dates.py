@@ -48,12 +48,12 @@ class Dates:
 def make_conditions(team: Team, dates: Callable[[], Dates], *, check: Callable[[], list[Unit]] = list) -> None:
     """Leaves the conditions of the scene in the team's folder, for `SceneConditions.load`. `dates` is asked on each
     rank. `check` lists units that are made beside the decoding, as checks of the files are."""
-    team.do("decoding", lambda: [*check(), *_decoding(team.folder, dates())], threads=None)
+    team.do("decoding", lambda: [*check(), *_decoding(team, dates())], threads=None)
     team.do("matching", lambda: _matching(team.folder, dates()), threads=None)
 
 
-def _decoding(folder: Path, dates: Dates) -> list[Unit]:
-    units = []
+def _decoding(team: Team, dates: Dates) -> list[Unit]:
+    folder, units = team.folder, []
     for role in ("cloudy", *dates.shown):
         whole = _bands(folder, role, dates.shape)
         for number, band in enumerate(bands_of(dates.products[role])):
@@ -61,7 +61,7 @@ def _decoding(folder: Path, dates: Dates) -> list[Unit]:
             for top in range(0, dates.shape[0], max(_ROWS // high * high, high)):
                 part = slice(top, top + max(_ROWS // high * high, high))
                 units.append(Unit(f"{role}-{BANDS[number]}-{top:05d}", partial(_decode, band, part, whole, number)))
-    survey = Unit("survey", lambda: _survey(folder, dates), weight=_SURVEY * dates.shape[0] / _ROWS)
+    survey = Unit("survey", lambda: _survey(team, dates), weight=_SURVEY * dates.shape[0] / _ROWS)
     return [survey, *units]
 
 
@@ -75,18 +75,20 @@ def _decode(band: Band, rows: slice, whole: Placed, number: int) -> None:
     whole.flush()
 
 
-def _survey(folder: Path, dates: Dates) -> None:
+def _survey(team: Team, dates: Dates) -> None:
     """The masks of the dates, and the lines that match the clear ones to the cloudy one."""
-    found = open_masks(dates.products, dates.masks, labels=dates.labels, drifting=dates.drifting)
-    roles = ("cloudy", *dates.shown)
+    folder, roles = team.folder, ("cloudy", *dates.shown)
+    found = open_masks(dates.products, dates.masks, labels=dates.labels, drifting=dates.drifting, look=team.look)
     for role in roles:
         with atomic(folder / f"masks-{role}.npy") as temporary:
             np.save(temporary, np.stack([found[role].core, found[role].mask]))
     lines = {}
     if dates.shown:
-        step = reduction(dates.shape)
-        cloudy, *others = (ReducedScene.open(dates.products[role], found[role], step) for role in roles)
-        lines = {role: fit(other, cloudy).lines for role, other in zip(dates.shown, others, strict=True)}
+        reduced = {}
+        for role in roles:
+            team.look()
+            reduced[role] = ReducedScene.open(dates.products[role], found[role], reduction(dates.shape))
+        lines = {role: fit(reduced[role], reduced["cloudy"]).lines for role in dates.shown}
     factors = {role: found[role].factor for role in roles}
     write_json(folder / "survey.json", {"factors": factors, "lines": lines})
 

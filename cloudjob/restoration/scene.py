@@ -189,10 +189,12 @@ def restored(folder: Path) -> tuple[NDArray, NDArray, NDArray | None]:
     return reflectance, reconstructed, uncertainty
 
 
-def stripes(folder: Path, *, rows: int = 512) -> Iterator[tuple[int, NDArray, NDArray, NDArray | None]]:
-    """(top, reflectance (4, r, W), reconstructed (r, W), uncertainty (4, r, W) or None) from north to south."""
-    reflectance, reconstructed, uncertainty = restored(folder)
+def stripes(team: Team, *, rows: int = 512) -> Iterator[tuple[int, NDArray, NDArray, NDArray | None]]:
+    """(top, reflectance (4, r, W), reconstructed (r, W), uncertainty (4, r, W) or None) from north to south.
+    InterruptedJob on a wish to stop."""
+    reflectance, reconstructed, uncertainty = restored(team.folder)
     for top in range(0, len(reconstructed), rows):
+        team.look()
         here = np.s_[..., top : top + rows, :]
         spread = None if uncertainty is None else np.array(uncertainty[here])
         yield top, np.array(reflectance[here]), np.array(reconstructed[here]), spread

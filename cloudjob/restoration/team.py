@@ -64,6 +64,11 @@ class Team:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _OVER).unlink(missing_ok=True)
 
+    def look(self) -> None:
+        """InterruptedJob where somebody wants to stop: asked before each unit, and within long ones."""
+        if self.stopped():
+            raise InterruptedJob("stopped; finished tiles are kept, run the same command again")
+
     def do(self, phase: str, plan: Callable[[], Sequence[Unit]], *, threads: int | None = 1) -> None:
         """Makes what is left of a phase, and returns once every rank has made its share of it.
 
@@ -97,8 +102,7 @@ class Team:
             return
 
         def make(unit: Unit) -> None:
-            if self.stopped():
-                raise InterruptedJob("stopped; finished tiles are kept, run the same command again")
+            self.look()
             if (self.folder / _OVER).exists():
                 raise _OtherRankError("another rank ended before its time; run the same command again")
             unit.make()
@@ -134,12 +138,15 @@ class Team:
         if verdict:
             raise _named(*verdict)
 
-    def figures(self) -> list[dict[str, Any]] | None:
-        """Of every rank, on rank 0: {"seconds": by phase, "peak_bytes": the most memory it has taken so far}."""
+    def figures(self) -> dict[str, Any]:
+        """Of this rank: {"seconds": by phase, "peak_bytes": the most memory it has taken so far}."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         rounded = {phase: {k: round(v, 2) for k, v in spent.items()} for phase, spent in self.seconds.items()}
-        mine = {"seconds": rounded, "peak_bytes": peak}
-        return self.ranks.gather(mine) if self.ranks else [mine]
+        return {"seconds": rounded, "peak_bytes": peak}
+
+    def all_figures(self) -> list[dict[str, Any]] | None:
+        """Those of every rank, on rank 0: asked on all of them, before anything that may go wrong on one alone."""
+        return self.ranks.gather(self.figures()) if self.ranks else [self.figures()]
 
 
 def shared_out(units: Iterable[Unit], ranks: int) -> list[list[Unit]]:

@@ -116,13 +116,13 @@ class _Worker:
                     shutil.rmtree(old)
             team.begin()
             self.ranks.bcast({"pair": pair, "work": str(work)})
-            self._restore(team, pair)
+            _, *others = self._restore(team, pair) or []
             with team.timed("writing"):
                 outputs = _write(self.config, self.folder, item, pair, self.model, work)
             tiles = len(list(work.glob("tile-*.npy")))
             ask_guards()
             shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
-            return outputs, {"tiles": tiles, "ranks": team.figures()}
+            return outputs, {"tiles": tiles, "ranks": [team.figures(), *others]}
 
         return records.work(self.folder, STAGE, every, make)
 
@@ -134,7 +134,6 @@ class _Worker:
                 self._restore(team, told["pair"])
             except CloudjobError:  # rank 0 has it too, and says it
                 continue
-            team.figures()
         return Summary(STAGE)
 
     def _team(self, work: Path, number: int = 0, names: Sequence[str] = ()) -> "Team":
@@ -153,8 +152,8 @@ class _Worker:
         assert self.model
         return []
 
-    def _restore(self, team: "Team", pair: dict) -> None:
-        """On every rank: the restored scene lies in the working folder."""
+    def _restore(self, team: "Team", pair: dict) -> list[dict] | None:
+        """On every rank: the restored scene lies in the working folder. Figures of all ranks, on rank 0."""
         from cloudjob.restoration import dates, scene
 
         settings = self.config.infer
@@ -163,6 +162,7 @@ class _Worker:
         dates.make_conditions(team, lambda: _dates(self.config, self.folder, pair))
         factors = self.model.factors if settings.members > 1 else None
         scene.restore(team, self.model.restorer, layout, factors=factors)
+        return team.all_figures()
 
 
 def _dates(config: Config, folder: RunFolder, pair: dict) -> "Dates":

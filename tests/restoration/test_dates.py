@@ -97,6 +97,18 @@ def test_each_row_of_tiles_is_decoded_once_over_all_ranks_and_stops(pair, tmp_pa
     assert len(asked) == len(set(asked)) == 2 * 4 * 3
 
 
+def test_a_wish_to_stop_is_heard_while_the_dates_are_measured(pair, tmp_path, monkeypatch):
+    asked = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) == 3  # not before the unit, nor after the first date
+
+    with pytest.raises(InterruptedJob):
+        dates._survey(Team(tmp_path, stopped=stopped), opened(pair, ("clear",)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_checks_are_made_beside_the_decoding_and_a_broken_file_is_named_to_all(pair, tmp_path):
     path = pair["clear"] / "band.jp2"
 

@@ -176,13 +176,15 @@ def test_a_scene_without_cloud_comes_back_as_it_was(tmp_path):
 def test_the_restored_scene_is_read_by_stripes(conditions, tmp_path):
     painted(conditions, tmp_path)
     whole = together(conditions, tmp_path, [1.0] * 4)
-    found = list(stripes(tmp_path, rows=16))
+    found = list(stripes(Team(tmp_path), rows=16))
     assert [top for top, *_ in found] == [0, 16, 32]
     for number, array in enumerate(whole, 1):
         np.testing.assert_array_equal(np.concatenate([stripe[number] for stripe in found], -2), array)
     painted(conditions, tmp_path / "one", members=1)
     together(conditions, tmp_path / "one", None)
-    assert next(stripes(tmp_path / "one"))[3] is None
+    assert next(stripes(Team(tmp_path / "one")))[3] is None
+    with pytest.raises(InterruptedJob):
+        next(stripes(Team(tmp_path, stopped=lambda: True)))
 
 
 @pytest.mark.slow

@@ -150,10 +150,10 @@ def test_figures_are_those_of_every_rank(tmp_path):
     def work(ranks):
         team = Team(tmp_path, ranks)
         team.do("some", lambda: [Unit(str(number), list) for number in range(3)])
-        return team.figures()
+        return team.all_figures()
 
     one, other = together(2, work)
     assert other is None
     assert [list(rank["seconds"]) for rank in one] == [["some"]] * 2
     assert all(rank["peak_bytes"] > 2**20 for rank in one)
-    assert Team(tmp_path).figures()[0]["seconds"] == {}
+    assert Team(tmp_path).all_figures()[0]["seconds"] == {}

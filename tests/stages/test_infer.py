@@ -355,6 +355,22 @@ def test_a_product_that_a_rank_cannot_restore_has_failed_and_the_others_go_on(fo
     monkeypatch.undo()
 
 
+def test_what_cannot_be_written_has_failed_and_the_ranks_go_on_with_the_next_scene(folder, run_on, monkeypatch):
+    write, named = infer._write, []
+
+    def once(config, folder, item, *rest):
+        named.append(item.name)
+        if len(named) == 1:
+            raise ItemError("the disk is strange")
+        return write(config, folder, item, *rest)
+
+    monkeypatch.setattr(infer, "_write", once)
+    lead, other = run_on(2)
+    assert (lead.failed, lead.done) == ({FIRST: "the disk is strange"}, [SECOND])
+    assert not isinstance(other, Exception)
+    assert run_on(2)[0].done == [FIRST]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_wish_to_stop_on_any_rank_ends_all_and_what_was_made_is_kept(folder, run_on, bands, monkeypatch, rank):
     restored, restore = [], Restorer.tiles
