@@ -59,7 +59,7 @@ def make_guess(team: Team, restorer: Restorer) -> None:
         tops = range(0, cells.shape[1] * guess.CELL, guess.ROWS)
         return [Unit(f"{top:05d}", partial(make, top)) for top in tops]
 
-    team.do("first guess", plan, threads=None)
+    team.do("first guess", plan, threads=team.few)
 
 
 def restore_tiles(team: Team, restorer: Restorer, layout: Layout) -> None:
@@ -132,7 +132,7 @@ def put_together(team: Team, layout: Layout, *, factors: Sequence[float] | None)
         units = [tops[first : first + _STRIPES] for first in range(0, len(tops), _STRIPES)]
         return [Unit(f"{some[0]:05d}", partial(make, some)) for some in units]
 
-    team.do("blending", plan, threads=None)
+    team.do("blending", plan, threads=team.few)
 
 
 def _compose(

@@ -19,6 +19,7 @@ from cloudjob.files import trouble, write_bytes
 if TYPE_CHECKING:
     from cloudjob.hpc.mpi import Communicator
 
+_FEW = 6
 _OVER = "over"  # this file in the working folder says that a rank has ended before its time
 
 
@@ -40,7 +41,7 @@ class Unit:
 class Team:
     """One rank of those that make the scene of a working folder; alone where there are no `ranks`.
 
-    `threads` work side by side in phases that allow it. `progress` is told, on rank 0, the phase and the share of it
+    `threads` may work side by side. `progress` is told, on rank 0, the phase and the share of it
     that is done. `seconds` has what each phase took of this rank: {"cpu_s", "wall_s"}.
     """
 
@@ -50,6 +51,11 @@ class Team:
     stopped: Callable[[], bool] = lambda: False
     progress: Callable[[str, float], object] = lambda phase, share: None
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def few(self) -> int:
+        """Threads for units that take 100 MB each."""
+        return min(self.threads, _FEW)
 
     @property
     def rank(self) -> int:
@@ -69,8 +75,8 @@ class Team:
         if self.stopped():
             raise InterruptedJob("stopped; finished tiles are kept, run the same command again")
 
-    def do(self, phase: str, plan: Callable[[], Sequence[Unit]], *, threads: int | None = 1) -> None:
-        """Makes what is left of a phase, and returns once every rank has made its share of it.
+    def do(self, phase: str, plan: Callable[[], Sequence[Unit]], *, threads: int = 1) -> None:
+        """Makes what is left of a phase, and returns once every rank has made its share of it, in so many threads.
 
         `plan` lists the units, the same on every rank. What goes wrong on one rank, every rank raises: on rank 0 the
         error itself, with the rank's number.
@@ -78,7 +84,7 @@ class Team:
         problem: CloudjobError | None = None
         with self.timed(phase):
             try:
-                self._make(phase, plan(), threads or self.threads)
+                self._make(phase, plan(), threads)
             except CloudjobError as error:
                 problem = error
             except OSError as error:

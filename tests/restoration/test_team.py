@@ -33,7 +33,7 @@ def test_all_is_made_once_and_not_again(tmp_path, size, threads):
 
     def work(ranks):
         team = Team(tmp_path, ranks, threads=threads)
-        team.do("first", plan, threads=None)
+        team.do("first", plan, threads=threads)
         team.do("second", plan)
         return sorted(team.seconds)
 
@@ -129,7 +129,7 @@ def test_who_works_ends_soon_after_another_rank_has_ended(tmp_path, threads):
         team.do(
             "some",
             lambda: [Unit(str(number), lambda number=number: unit(number)) for number in range(40)],
-            threads=None,
+            threads=threads,
         )
 
     assert all(isinstance(each, InterruptedJob) for each in together(2, work))
