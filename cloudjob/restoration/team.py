@@ -4,22 +4,25 @@ All ranks call the same functions in the same order. What a rank has made is mar
 scene that was stopped goes on from there, by however many ranks. Between ranks go errors and marks, never pixels.
 """
 
+import contextlib
+import os
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloudjob.errors import CloudjobError, CorruptFileError, InterruptedJob
-from cloudjob.files import trouble, write_bytes
+from cloudjob.files import HOST, trouble, write_bytes
 
 if TYPE_CHECKING:
     from cloudjob.hpc.mpi import Communicator
 
 _FEW = 6
+_NAME = "name"  # of the folder: another one at the same place has another
 _OVER = "over"  # this file in the working folder says that a rank has ended before its time
 
 
@@ -67,7 +70,8 @@ class Team:
 
     def begin(self) -> None:
         """Rank 0, before it calls the others to the scene: the folder is there, and last time's end is forgotten."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / _NAME).exists():
+            write_bytes(self.folder / _NAME, os.urandom(8).hex().encode())
         (self.folder / _OVER).unlink(missing_ok=True)
 
     def look(self) -> None:
@@ -93,7 +97,7 @@ class Team:
                 self._end_early()
             self._agree(problem)
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Counts what the block takes among the `seconds` of a phase."""
         begun, cpu = time.monotonic(), time.process_time()
@@ -111,13 +115,31 @@ class Team:
             self.look()
             if (self.folder / _OVER).exists():
                 raise _OtherRankError("another rank ended before its time; run the same command again")
+            folder = self._folder_now()
             unit.make()
             if not unit.files:
+                if self._folder_now() != folder:
+                    raise InterruptedJob("another job has made this scene meanwhile; run the same command again")
                 write_bytes(self._mark(phase, unit), b"")
 
         for done, _ in enumerate(_in_turn(make, mine, threads), 1):
             if self.rank == 0:
                 self.progress(phase, done / len(mine))
+
+    def _folder_now(self) -> bytes:
+        """What tells the folder from another one at the same place: a rank whose job lost its lease may come late, and
+        must not mark there what it has written into the folder that was."""
+        try:
+            return (self.folder / _NAME).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def discard(self) -> None:
+        """Removes the folder; at once, so that nothing ever goes on from half of it."""
+        aside = self.folder.parent / f".tmp-{os.getpid()}-{os.urandom(5).hex()}@{HOST}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _is_done(self, phase: str, unit: Unit) -> bool:
         return all(path.exists() for path in unit.files or (self._mark(phase, unit),))

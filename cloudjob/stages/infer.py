@@ -4,7 +4,6 @@ MPI carries the names of products and the ranks' answers, never pixels: what ran
 folder beside the outputs, from which a killed job also resumes.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -113,7 +112,7 @@ class _Worker:
             team = self._team(work, names.index(item.name), names)
             if not work.exists():
                 for old in work.parent.glob(".work-*"):
-                    shutil.rmtree(old)
+                    self._team(old).discard()
             team.begin()
             self.ranks.bcast({"pair": pair, "work": str(work)})
             _, *others = self._restore(team, pair) or []
@@ -121,7 +120,7 @@ class _Worker:
                 outputs = _write(self.config, self.folder, item, pair, self.model, work)
             tiles = len(list(work.glob("tile-*.npy")))
             ask_guards()
-            shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
+            team.discard()
             return outputs, {"tiles": tiles, "ranks": [team.figures(), *others]}
 
         return records.work(self.folder, STAGE, every, make)

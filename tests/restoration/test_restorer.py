@@ -170,6 +170,23 @@ def test_what_a_tile_becomes_depends_on_no_other_tile(group):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_a_gpu_is_given_what_it_is_fast_at(monkeypatch, units):
+    """Bfloat16 only where it has units for it; layers compiled for one size, so that bits follow from that alone."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: units)
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append(options))
+    recipe = Recipe.of("tiny", "corrective", mean=MEAN, std=STD)
+    made = Restorer(recipe, recipe.network(), seed=0, sampler="auto", steps=2)
+    assert made.at_once == 1
+    with torch._dynamo.config.patch(suppress_errors=False):
+        made.quicken()
+        assert torch._dynamo.config.suppress_errors
+    assert made.low_precision is units
+    assert asked == [{"dynamic": False}]
+    assert made.network.mean.stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 # --- with a network ----------------------------------------------------------------------------------------------
 def test_a_regression_has_one_member():
     for process, single in (("regression", True), ("residual", False), ("corrective", False), ("ddpm", False)):

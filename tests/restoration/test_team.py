@@ -1,5 +1,6 @@
 """A team of ranks: each unit made once, by whom it falls to; what goes wrong on one is known to all."""
 
+import os
 import time
 
 import pytest
@@ -138,6 +139,40 @@ def test_who_works_ends_soon_after_another_rank_has_ended(tmp_path, threads):
     team.begin()
     team.do("some", lambda: [Unit(str(number), lambda number=number: unit(number)) for number in range(40)])
     assert sorted(made) == list(range(40))
+
+
+def test_a_rank_that_comes_late_marks_nothing_in_a_folder_that_is_another(tmp_path):
+    """Whose job lost its lease: another one has made the scene, removed the folder, and may have begun anew."""
+    work = tmp_path / "work"
+    late = Team(work)
+    late.begin()
+    for begun_anew in (True, False):
+
+        def meanwhile(begun_anew=begun_anew) -> None:
+            Team(work).discard()
+            if begun_anew:
+                Team(work).begin()
+
+        with pytest.raises(InterruptedJob, match="another job has made this scene"):
+            late.do("some", lambda meanwhile=meanwhile: [Unit("0", meanwhile)])
+        assert not (work / "done").exists()
+        (work / "over").unlink()
+
+
+def test_a_folder_is_removed_at_once(tmp_path, monkeypatch):
+    """Killed in the midst of it, nothing is left that somebody goes on from."""
+    team = Team(tmp_path / "work")
+    team.begin()
+    team.do("some", lambda: [Unit("0", list)])
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # killed before
+    team.discard()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(f".tmp-{os.getpid()}-")
+    monkeypatch.undo()
+    team.discard()  # gone already
+    team.begin()
+    team.discard()
+    assert list(tmp_path.iterdir()) == [left]
 
 
 def test_rank_0_tells_its_progress(tmp_path):

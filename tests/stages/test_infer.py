@@ -380,7 +380,7 @@ def test_a_wish_to_stop_on_any_rank_ends_all_and_what_was_made_is_kept(folder, r
         return restore(self, batch, places, *rest, **options)
 
     monkeypatch.setattr(Restorer, "tiles", spy)
-    found = run_on(2, stopped={rank: lambda: len(restored) >= 2})
+    found = run_on(2, stopped={rank: lambda: len(restored) >= 1})
     assert isinstance(found[0], InterruptedJob)
     assert not isinstance(found[1], Exception)  # rank 0 says it
     (work,) = folder.output(FIRST, "").parent.glob(".work-*")
