@@ -4,6 +4,7 @@ As `Conditions.anchor` has it, but continued from all of the scene, so that neig
 surroundings. A cell is 4 pixels wide; pixels are interpolated from them where they are wanted.
 """
 
+from collections.abc import Iterator
 from functools import reduce
 
 import numpy as np
@@ -36,19 +37,22 @@ def stripe(conditions: SceneConditions, top: int, norm: Normalisation) -> NDArra
     first, last = max(top - _REACH, 0), min(top + ROWS + _REACH, height)
     found = [_pooled(conditions, row) for row in range(first, last, _COARSEST)]
     sums, counts = (torch.from_numpy(np.concatenate(parts, -2)) for parts in zip(*found, strict=True))
+    del found
     mean, std = (torch.tensor(values)[:, None, None] for values in (norm.mean, norm.std))
     shift = sums[: len(BANDS)] * SCALE / std
     around = (sums[len(BANDS) :] * SCALE + counts[1:] * (OFFSET - mean)) / std
+    del sums
+    here = slice((top - first) // CELL, (min(top + ROWS, height) - first) // CELL)
     parts = [
-        continued(_levels(values[None] / CELL**2, known[None, None] / CELL**2))[0]
+        continued(_levels(values[None] / CELL**2, known[None, None] / CELL**2))[0, :, here]
         for values, known in ((shift, counts[0]), (around, counts[1]))
     ]
-    here = slice((top - first) // CELL, (min(top + ROWS, height) - first) // CELL)
-    return torch.cat(parts)[:, here].numpy()
+    return torch.cat(parts).numpy()
 
 
-def _levels(mean: Tensor, share: Tensor) -> list[list[Tensor]]:
-    return [[F.avg_pool2d(x, cell // CELL) for x in (mean, share)] for cell in CELLS]
+def _levels(mean: Tensor, share: Tensor) -> Iterator[list[Tensor]]:
+    for cell in CELLS:
+        yield [F.avg_pool2d(x, cell // CELL) for x in (mean, share)]
 
 
 def _pooled(conditions: SceneConditions, top: int) -> tuple[NDArray, NDArray]:
@@ -56,6 +60,7 @@ def _pooled(conditions: SceneConditions, top: int) -> tuple[NDArray, NDArray]:
     are known, with and without need of a reference (2, r, w) float32. All of them are whole numbers."""
     rows = slice(top, top + _COARSEST)
     cloudy, reference = conditions.cloudy[:, rows], conditions.reference
+    conditions.release()
     clear = (conditions.mask[rows] == CLEAR) & (cloudy != EMPTY_DN).all(0)
     other = np.zeros_like(cloudy) if reference is None else reference[:, rows]
     both = clear & (other != EMPTY_DN).all(0)
