@@ -121,10 +121,12 @@ def restore(
 
 def _restored(work: Path, path: Path, members: int, seed: int) -> "tuple[np.ndarray, np.ndarray, np.ndarray | None]":
     """The scene whose conditions lie in a folder, by this process alone, with the settings of `cloudjob restore`."""
+    import numpy as np
     import torch
 
     from cloudjob.config.models import InferConfig
     from cloudjob.hpc.mpi import Communicator
+    from cloudjob.restoration import scene
     from cloudjob.restoration.crew import Crew
     from cloudjob.restoration.network import Model
     from cloudjob.restoration.trained import checkpoint_at
@@ -136,12 +138,13 @@ def _restored(work: Path, path: Path, members: int, seed: int) -> "tuple[np.ndar
         raise ConfigError(f"members = {members}: 1 to 64 are possible") from None
     threads = torch.get_num_threads()
 
-    def open_model(rank: int) -> Model:
-        return Model.open(found, rank=rank, seed=seed, sampler=settings.sampler, steps=settings.steps)
+    def open_model(rank: int, local_rank: int) -> Model:
+        return Model.open(found, local_rank=local_rank, seed=seed, sampler=settings.sampler, steps=settings.steps)
 
     try:
         crew = Crew(Communicator(), open_model, settings.tile, settings.overlap, settings.members)
-        crew.model  # noqa: B018 - what is wrong with it is said as it is
-        return crew.restore("image", work)
+        crew.restore(crew.team(work))
+        reflectance, flags, spread = scene.restored(work)  # mapped from files that go
+        return np.array(reflectance), np.array(flags), None if spread is None else np.array(spread)
     finally:
         torch.set_num_threads(threads)  # it is the caller's process

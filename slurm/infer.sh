@@ -1,5 +1,5 @@
 #!/bin/bash
-# Restores one scene per task of an array, its tiles shared out over MPI ranks, one per GPU:
+# Restores one scene per task of an array, all of it but the writing shared out over MPI ranks, one per GPU:
 #   slurm/infer.sh [options of sbatch] [CONFIG or run folder] [--set KEY=VALUE]     sizes the array itself
 #   sbatch --array=0-12%4 slurm/infer.sh ...                                        only these scenes, four at a time
 #   sbatch slurm/infer.sh ...                                                       all scenes in one task

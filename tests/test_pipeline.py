@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -251,6 +252,36 @@ def test_two_ranks_stop_together_and_fail_together(copy):
     band.write_bytes(bytes(len(band.read_bytes())))
     done = call("infer", copy, "--set", "infer.steps=1", launcher=launcher)
     clean_message(done, 4, band.name)
+
+
+@needs_mpiexec
+def test_ranks_killed_twice_leave_what_others_go_on_from_to_the_same_bytes(run, copy):
+    """Three ranks while they decode and match, two while they restore tiles; one process alone ends it."""
+    forget(copy, "infer")
+    for ranks, mark in ((3, ".work-*/done/decoding-cloudy-B02-*"), (2, ".work-*/tile-*.npy")):
+        command = [str(MPIEXEC), "-n", str(ranks), *CLOUDJOB, "infer", str(copy)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda mark=mark: list(copy.rglob(mark)), process)
+        for pid in reversed(tree(process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+    kept = list(copy.rglob(".work-*/done/*"))
+    assert kept
+    good("infer", copy)
+    for name in products(run):
+        for suffix in ("h5", "tif", "json", "png"):
+            file = Path("outputs") / name / f"{name}.{suffix}"
+            assert (run / file).read_bytes() == (copy / file).read_bytes()
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all below it."""
+    try:
+        tasks = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return [pid, *(below for children in tasks for child in children for below in tree(int(child)))]
 
 
 def last_product(run: Path) -> str:

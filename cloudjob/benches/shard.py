@@ -55,15 +55,16 @@ def run(folder: Path, *, size: int = 10980, say: Callable[[str], None] = print) 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def make_pair(archive: Path, size: int) -> None:
+def make_pair(archive: Path, size: int, *, cloud: float = 0.25, every: int = 12) -> None:
     """Makes two products of one tile: a smaller synthetic place repeated, each pixel with noise of its own. Clouds lie
-    over a twelfth of the cloudy one, so that about as many windows are selected as the notebook found in a pair."""
+    over every twelfth place of the cloudy one, unless another number is given, so that about as many windows are
+    selected as the notebook found in a pair."""
     archive.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(2) as pool:
-        list(pool.map(_make_product, [archive] * 2, [CLOUDY, CLEAR], [0.25, 0.0], [size] * 2))
+        list(pool.map(_make_product, [archive] * 2, [CLOUDY, CLEAR], [cloud, 0.0], [size] * 2, [every] * 2))
 
 
-def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> None:
+def _make_product(archive: Path, when: datetime, cloud: float, size: int, every: int) -> None:
     from affine import Affine
 
     from cloudjob.archive.safe import write_product
@@ -75,7 +76,7 @@ def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> Non
         acquire(tile=TILE, when=when, size=min(size, _PLACE), seed=11, cloud=share) for share in (0.0, cloud)
     )
     images = {
-        name: _repeat(getattr(clear, name), getattr(cloudy, name), -(-size // pixel))
+        name: _repeat(getattr(clear, name), getattr(cloudy, name), -(-size // pixel), every)
         for name, pixel in (("bands", 1), ("scl", 2), ("cloud_probability", 2), ("snow_probability", 2), ("b11", 6))
     }
     rng = np.random.default_rng(int(when.timestamp()))
@@ -97,13 +98,13 @@ def _make_product(archive: Path, when: datetime, cloud: float, size: int) -> Non
     )
 
 
-def _repeat(clear: np.ndarray, cloudy: np.ndarray, size: int) -> np.ndarray:
-    """The clear image repeated southwards and eastwards to `size` x `size` pixels, the cloudy one on every twelfth."""
+def _repeat(clear: np.ndarray, cloudy: np.ndarray, size: int, every: int) -> np.ndarray:
+    """The clear image repeated southwards and eastwards to `size` x `size` pixels, at times the cloudy one."""
     side = clear.shape[-1]
     out = np.empty((*clear.shape[:-2], size, size), clear.dtype)
     for number, (row, col) in enumerate((r, c) for r in range(0, size, side) for c in range(0, size, side)):
         part = out[..., row : row + side, col : col + side]
-        part[:] = (clear if number % 12 else cloudy)[..., : part.shape[-2], : part.shape[-1]]
+        part[:] = (clear if number % every else cloudy)[..., : part.shape[-2], : part.shape[-1]]
     return out
 
 
@@ -121,20 +122,20 @@ def fetch(work: Path, size: int) -> Path:
         "shard": {"window": window, "stride": window // 4},
     }
     (work / "bench.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-    _cloudjob("run", work / "bench.yaml", "--run-dir", work / "run", "--until", "download")
+    cloudjob("run", work / "bench.yaml", "--run-dir", work / "run", "--until", "download")
     return work / "run"
 
 
 def shard_stage(run_folder: Path) -> dict:
     """CPU seconds, wall seconds, peak memory and triplets of `cloudjob shard`, its worker processes included."""
-    figures = _cloudjob("shard", run_folder)
+    figures = cloudjob("shard", run_folder)
     index = json.loads((run_folder / "shards" / "index.json").read_text(encoding="utf-8"))
     return figures | {"triplets": sum(index["counts"].values()), "bytes": sum(f["size"] for f in index["files"])}
 
 
 def decode_alone(run_folder: Path) -> dict:
     """The same figures for reading every file of the pair that `shard` reads, once, and doing nothing with it."""
-    return _measured([sys.executable, "-c", _DECODE, *map(str, sorted((run_folder / "scenes").glob("*.SAFE")))])
+    return measured([sys.executable, "-c", _DECODE, *map(str, sorted((run_folder / "scenes").glob("*.SAFE")))])
 
 
 _DECODE = """
@@ -152,11 +153,12 @@ if __name__ == "__main__":
 """
 
 
-def _cloudjob(*arguments: object) -> dict:
-    return _measured([sys.executable, "-m", "cloudjob", *map(str, arguments)])
+def cloudjob(*arguments: object) -> dict:
+    """Figures of `cloudjob` with these arguments: see `measured`."""
+    return measured([sys.executable, "-m", "cloudjob", *map(str, arguments)])
 
 
-def _measured(command: list[str]) -> dict:
+def measured(command: list[str]) -> dict:
     """CPU and wall seconds and peak memory (proportional set size of the whole tree, GiB) of a command."""
     begun, before = time.monotonic(), os.times()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8")

@@ -20,7 +20,7 @@ STAGES = {
     "evaluate": "score the outputs against the truth or the clear date, beside baselines",
     "report": "one self-contained page about the run",
 }
-BENCHES = ("download", "shard", "read", "train")
+BENCHES = ("download", "shard", "read", "train", "infer")
 PUBLIC = ("sen12mscr", "sen12mscr-ts", "allclear", "sen2mtc")
 EXAMPLES = """examples:
   cloudjob run configs/demo.yaml                       all stages, on the embedded archive
@@ -144,6 +144,8 @@ class Parser:
         bench.add_argument("what", choices=BENCHES)
         text = "disk to measure (default: the temporary folder)"
         bench.add_argument("--dir", type=_path, help=text)
+        text = "rows and columns of the scene of shard (default: 10980) and infer (5490)"
+        bench.add_argument("--size", type=int, metavar="PIXELS", help=text)
         bench.add_argument("--json", action="store_true")
 
     def _add_compare(self) -> None:

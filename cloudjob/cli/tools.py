@@ -61,8 +61,15 @@ def bench(arguments: argparse.Namespace) -> int:
         place = arguments.dir or Path(tempfile.gettempdir())
     if not place.is_dir():
         raise ConfigError(f"--dir {place}: no such folder")
+    sized = {} if arguments.size is None else {"size": arguments.size}
+    if sized and arguments.what not in ("shard", "infer"):
+        raise ConfigError(f"--size: bench {arguments.what} has no scene")
+    if sized and (arguments.size < 720 or arguments.size % 18):
+        raise ConfigError(
+            f"--size {arguments.size}: a multiple of 18, from 720 on, as pixels of 60 m and tiles want it"
+        )
     module = importlib.import_module(f"cloudjob.benches.{arguments.what}")
-    found = module.run(place, say=say)
+    found = module.run(place, say=say, **sized)
     if arguments.json:
         print(json.dumps(found, indent=1))
     elif hasattr(module, "table"):

@@ -1,5 +1,6 @@
 """What the network is told: a batch in normalised units, its channels in one table, and the anchor of the residual."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -13,7 +14,7 @@ from cloudjob.pixels import BANDS, CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOW
 
 BAND_COUNT = len(BANDS)
 
-_CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
+CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
 _DAYS, _ELEVATION = 15.0, 30.0  # days and degrees that count as 1
 
 
@@ -95,22 +96,24 @@ class Conditions:
         """First guess of the ground (N, 4, H, W): the cloudy image where it is clear; elsewhere the reference, shifted
         to agree with it in the clear surroundings; without one, the surroundings continued (far from any: 0)."""
         clear = self.mask == CLEAR
-        shifted = self.reference + _fill(self.cloudy - self.reference, clear & self.present)
-        return torch.where(clear, self.cloudy, torch.where(self.present, shifted, _fill(self.cloudy, clear)))
+        return self.first_guess(_fill(self.cloudy - self.reference, clear & self.present), _fill(self.cloudy, clear))
 
-    def within(self, margin: int) -> Self:
-        """Without the outermost `margin` pixels, whose part in the anchor remains: neighbouring tiles that see each
-        other's pixels continue the same surroundings."""
-        inner = slice(margin, -margin or None)
-        images = ("cloudy", "mask", "reference", "present")
-        cut = replace(self, **{name: getattr(self, name)[..., inner, inner] for name in images})
-        return cut.anchored(self.anchor[..., inner, inner])
+    def first_guess(self, shift: Tensor, around: Tensor) -> Tensor:
+        """The first guess where `shift`, from the reference to the cloudy date, and what lies `around` clouds are known
+        already, each continued under the clouds (N, 4, H, W)."""
+        hidden = torch.where(self.present, self.reference + shift, around)
+        return torch.where(self.mask == CLEAR, self.cloudy, hidden)
 
     def anchored(self, anchor: Tensor) -> Self:
         """With another first guess."""
         other = replace(self)
         other.__dict__["anchor"] = anchor  # where cached_property keeps its value
         return other
+
+    def samples(self, numbers: list[int]) -> Self:
+        """These samples alone, in this order; one may be asked for several times."""
+        fields = {name: value[numbers] for name, value in vars(self).items() if name != "anchor"}
+        return replace(self, **fields).anchored(self.anchor[numbers])
 
     def choose(self, clear: float, reference: float, nothing: float) -> Tensor:
         """(N, 1, H, W): one of three numbers, by what the anchor is at a pixel."""
@@ -147,12 +150,18 @@ CONDITION_CHANNELS = sum(width for width, _ in CHANNELS.values())
 
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:
-    """Smooth continuation of the known values (N, C, H, W) into the rest, 0 far from any: means of ever smaller cells,
-    each drawn to those of the coarser level where few of its pixels are known (pull-push, Gortler et al. 1996)."""
+    """Smooth continuation of the known values (N, C, H, W) into the rest, 0 far from any."""
     values, weight = values * known, known.float()
-    guess = values.new_zeros(*values.shape[:2], 1, 1)
-    for cell in _CELLS:
-        mean, share = (F.avg_pool2d(x, cell, ceil_mode=True) for x in (values, weight))
-        prior = F.interpolate(guess, size=mean.shape[-2:], mode="bilinear")
+    levels = ([F.avg_pool2d(x, cell, ceil_mode=True) for x in (values, weight)] for cell in CELLS)
+    return F.interpolate(continued(levels), size=values.shape[-2:], mode="bilinear")
+
+
+def continued(levels: Iterable[Sequence[Tensor]]) -> Tensor:
+    """(N, C, h, w) of the last of `levels`: means of ever smaller cells, each drawn to those of the coarser level where
+    few of its pixels are known (pull-push, Gortler et al. 1996). A level has the mean over a cell's pixels of the
+    values, 0 where unknown, (N, C, h, w), and the share that is known (N, 1, h, w)."""
+    guess = torch.zeros(1, 1, 1, 1)
+    for mean, share in levels:
+        prior = F.interpolate(guess.to(mean).expand(*mean.shape[:2], -1, -1), size=mean.shape[-2:], mode="bilinear")
         guess = (mean + _PRIOR * prior) / (share + _PRIOR)
-    return F.interpolate(guess, size=values.shape[-2:], mode="bilinear")
+    return guess

@@ -177,9 +177,9 @@ class Corrective(Residual):
         guessed = conditions.anchored(regression.place(mean.prediction.detach(), conditions))
         return [mean, *super().loss_terms(network, clean, guessed, seed=seed, indices=indices)]
 
-    def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **options: Any) -> Tensor:
-        guess = Regression(self.spread).sample(network, conditions, limits=limits)
-        return super().sample(network, conditions.anchored(guess), limits=limits, **options)
+    def guessed(self, network: nn.Module, conditions: Conditions, *, limits: Limits) -> Conditions:
+        """The conditions with the regression for first guess, from which `sample` goes on."""
+        return conditions.anchored(Regression(self.spread).sample(network, conditions, limits=limits))
 
 
 def measure_drift(clean: Tensor, conditions: Conditions, valid: Tensor, spread: Spread) -> tuple[float, float]:

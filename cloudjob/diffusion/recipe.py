@@ -121,23 +121,29 @@ class Recipe:
             total = total + losses.weighted_mse(part.prediction, part.target, weights * part.weight)
         return total
 
-    def restore(
-        self,
-        network: nn.Module,
-        batch: Batch,
-        *,
-        noise: Noise,
-        steps: int,
-        sampler: str = "auto",
-        margin: int = 0,
-    ) -> Tensor:
-        """A sample of the ground's reflectance (N, 4, H, W), given what the batch tells.
+    def restore(self, network: nn.Module, batch: Batch, *, noise: Noise, steps: int, sampler: str = "auto") -> Tensor:
+        """A sample of the ground's reflectance (N, 4, H, W), given what the batch tells."""
+        return self.draw(network, self.told(network, batch), noise=noise, steps=steps, sampler=sampler)
 
-        The images may be larger than what is restored, by `margin` pixels on each side: the surroundings of a tile.
-        """
-        conditions = Conditions.of(batch, norm=self.norm).within(margin)
-        limits = None if self.preset == "notebook-2025" else self.norm.limits()
+    def told(self, network: nn.Module, batch: Batch, *, continued: tuple[Tensor, Tensor] | None = None) -> Conditions:
+        """What the batch tells, with all that the members of an ensemble have in common: the first guess, from what was
+        `continued` of more surroundings than the batch holds where that is given (see `Conditions.first_guess`), and
+        that of the process's regression where it has one."""
+        conditions = Conditions.of(batch, norm=self.norm)
+        if continued:
+            conditions = conditions.anchored(conditions.first_guess(*continued))
+        if isinstance(self.process, Corrective):
+            return self.process.guessed(network, conditions, limits=self._limits(batch.cloudy))
+        return conditions
+
+    def _limits(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The physical range, on the device of `like`."""
+        low, high = self.norm.limits()
+        return low.to(like.device), high.to(like.device)
+
+    def draw(self, network: nn.Module, told: Conditions, *, noise: Noise, steps: int, sampler: str = "auto") -> Tensor:
+        """A sample of the ground's reflectance (N, 4, H, W) from what `told` returned."""
+        limits = None if self.preset == "notebook-2025" else self._limits(told.cloudy)
         sampling = self.sampling(sampler, steps)
         process: Any = self.process  # only a Ddpm may go without limits, and only it has the notebook's preset
-        clean = process.sample(network, conditions, noise=noise, limits=limits, **sampling)
-        return self.norm.inverse(clean)
+        return self.norm.inverse(process.sample(network, told, noise=noise, limits=limits, **sampling))

@@ -1,20 +1,22 @@
 """The conditions of a scene: all that its restoration is given, as arrays of the whole scene, and cut to tiles."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.batch import pinned
 from cloudjob.files import atomic, read_json, write_json
 from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA
-from cloudjob.restoration.tiles import Tile, tiles
+from cloudjob.restoration.placed import release
+from cloudjob.restoration.tiles import Tile, own_parts
+from cloudjob.sentinel2.masks import any_of
 from cloudjob.sentinel2.scene import Scene
 
+NUMBERS = "numbers.json"
 _ARRAYS = ("cloudy", "core", "reference", "mask")  # in the order they are saved: the mask says that all are there
 
 
@@ -33,19 +35,14 @@ class SceneConditions:
     def of(cls, cloudy: Scene, references: Iterable[Scene], *, days: float | None) -> Self:
         """From the scenes of a place, opened one after the other: the cloudy date, and clear dates, the most wanted
         first. A later date stands in where an earlier one is not clear."""
-        reference = None
-        for other in references:
-            bands = other.clear_only(cloudy.matched(other))
-            if reference is None:
-                reference = bands
-            else:
-                reference[reference == EMPTY_DN] = bands[reference == EMPTY_DN]
+        shown = [other.clear_only(cloudy.matched(other)) for other in references]
+        reference = first_known(shown) if shown else None
         return cls(cloudy.bands, cloudy.mask, cloudy.core, reference, cloudy.product.sun_elevation, days)
 
     def save(self, folder: Path) -> None:
         """As .npy files that all ranks map; `load` finds them once all are there."""
         numbers = {"sun_elevation": self.sun_elevation, "reference_days": self.reference_days}
-        write_json(folder / "numbers.json", numbers)
+        write_json(folder / NUMBERS, numbers)
         for name in _ARRAYS:
             if (array := getattr(self, name)) is not None:
                 with atomic(folder / f"{name}.npy") as temporary:
@@ -54,7 +51,7 @@ class SceneConditions:
     @staticmethod
     def saved(folder: Path) -> bool:
         """Whether a whole save lies in the folder."""
-        return all((folder / name).exists() for name in ("numbers.json", f"{_ARRAYS[-1]}.npy"))
+        return all((folder / name).exists() for name in (NUMBERS, f"{_ARRAYS[-1]}.npy"))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -63,30 +60,48 @@ class SceneConditions:
         arrays: dict[str, Any] = {
             name: np.load(path, mmap_mode="r") if path.exists() else None for name, path in paths.items()
         }
-        return cls(**arrays, **read_json(folder / "numbers.json"))
+        return cls(**arrays, **read_json(folder / NUMBERS))
 
     def cloudy_tiles(self, *, size: int, overlap: int) -> list[Tile]:
-        """The tiles of the scene that have anything hidden."""
-        every = tiles(self.mask.shape, size=size, overlap=overlap)
-        return [tile for tile in every if np.isin(self.mask[tile.slices], HIDDEN).any()]
+        """The tiles of the scene that have anything hidden in their own part: what another has at its edge alone is
+        better seen by its neighbour."""
+        every = own_parts(self.mask.shape, size=size, overlap=overlap)
+        return [tile for tile, own in every if any_of(self.mask[own], *HIDDEN).any()]
 
-    def batch(self, tile: Tile, *, margin: int, device: torch.device | str) -> Batch:
-        """One sample: the tile with `margin` pixels around it; beyond the scene there are no data."""
+    def arrays(self, places: Sequence[Tile], *, pin: bool = False) -> dict[str, NDArray]:
+        """What `Batch.of` takes, a sample a tile; beyond the scene there are no data. `pin` puts images into memory
+        that a GPU reads by itself: keep them until it is done."""
         sun, days = (np.nan if each is None else each for each in (self.sun_elevation, self.reference_days))
-        arrays: dict[str, NDArray] = {
-            "cloudy": _cut(self.cloudy, tile, margin, EMPTY_DN)[None],
-            "mask": _cut(self.mask, tile, margin, NO_DATA)[None],
-            "sun_elevation": np.array([sun], np.float32),
-            "reference_days": np.array([days], np.float32),
+        found: dict[str, NDArray] = {
+            "sun_elevation": np.full(len(places), sun, np.float32),
+            "reference_days": np.full(len(places), days, np.float32),
         }
-        if self.reference is not None:
-            arrays["reference"] = _cut(self.reference, tile, margin, EMPTY_DN)[None]
-        return Batch.of(arrays, device)
+        for name, fill in (("cloudy", EMPTY_DN), ("mask", NO_DATA), ("reference", EMPTY_DN)):
+            if (array := getattr(self, name)) is None:
+                continue
+            shape = (len(places), *array.shape[:-2], places[0].height, places[0].width)
+            images = pinned(shape, array.dtype) if pin else np.empty(shape, array.dtype)
+            for image, tile in zip(images, places, strict=True):
+                _cut(array, tile, fill, out=image)
+            found[name] = images
+        return found
+
+    def release(self) -> None:
+        """Gives back the memory that mapped pages take, until they are read again."""
+        release(self.cloudy, self.mask, self.core, self.reference)
 
 
-def _cut(array: NDArray, tile: Tile, margin: int, fill: int) -> NDArray:
-    (top, bottom), (left, right) = ((part.start - margin, part.stop + margin) for part in tile.slices)
-    height, width = array.shape[-2:]
-    part = array[..., max(top, 0) : bottom, max(left, 0) : right]
-    beyond = [(max(-top, 0), max(bottom - height, 0)), (max(-left, 0), max(right - width, 0))]
-    return np.pad(part, [(0, 0)] * (part.ndim - 2) + beyond, constant_values=fill)
+def first_known(dates: Sequence[NDArray]) -> NDArray:
+    """Of the same pixels on several dates, those of the first; where it has no data, of the next one that has."""
+    out = dates[0]
+    for other in dates[1:]:
+        out = np.where(out == EMPTY_DN, other, out)
+    return out
+
+
+def _cut(array: NDArray, tile: Tile, fill: int, *, out: NDArray) -> None:
+    part = array[..., *tile.slices]
+    height, width = part.shape[-2:]
+    out[..., height:, :] = fill
+    out[..., :height, width:] = fill
+    out[..., :height, :width] = part

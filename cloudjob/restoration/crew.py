@@ -1,47 +1,66 @@
-"""The ranks that restore scenes together: rank 0 leads, and each restores its share of a scene's tiles.
+"""The ranks that restore scenes one after the other: rank 0 leads, and all of them share the units of each scene.
 
-MPI carries the names of working folders and the ranks' answers, never pixels: those lie in the folders.
+MPI carries what a scene is made of, in names, and the ranks' answers, never pixels: those lie in working folders.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob, ItemError
+from cloudjob.errors import CloudjobError
 from cloudjob.hpc.mpi import Communicator
+from cloudjob.hpc.placement import Place
+from cloudjob.restoration.team import Team, Unit
 
 if TYPE_CHECKING:  # torch, which nobody waits for where there is nothing to do
-    from numpy.typing import NDArray
-
     from cloudjob.restoration.network import Model
 
 T = TypeVar("T")
-_KINDS = {kind.__name__: kind for kind in (InterruptedJob, DiskFullError, ItemError)}  # what a rank may answer with
+Progress = Callable[[str, float], object]
+_SHARES = {  # of a scene that its phases take, from and until
+    "checking": (0.0, 0.01),
+    "decoding": (0.01, 0.2),
+    "matching": (0.2, 0.22),
+    "first guess": (0.22, 0.25),
+    "tiles": (0.25, 0.9),
+    "blending": (0.9, 0.95),
+}
 
 
 @dataclass(frozen=True)
 class Crew:
-    """This process among its `ranks`. `open_model` gives the network of a rank, not before there is work for it; tiles
-    of `size` pixels overlap by `overlap`, and have so many `members`."""
+    """This process among its `ranks`; made on all of them at once. `open_model` gives the network of a rank and a local
+    rank, not before there is work for it. `prepare` leaves, by all ranks, the conditions of a scene in the team's
+    folder, as rank 0 has told what they are made of. Tiles of `size` pixels overlap by `overlap`, and have so many
+    `members`."""
 
     ranks: Communicator
-    open_model: "Callable[[int], Model]"
+    open_model: "Callable[[int, int], Model]"
     size: int
     overlap: int
     members: int
+    prepare: Callable[[Team, Any], object] = lambda team, told: None
     stopped: Callable[[], bool] = lambda: False
+    place: Place = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", Place.of(self.ranks))
 
     @cached_property
     def model(self) -> "Model":
-        return self.open_model(self.ranks.rank)
+        return self.open_model(self.ranks.rank, self.place.local_rank)
 
     def run(self, lead: Callable[[], T]) -> T | None:
         """What `lead`, which calls `restore`, returns on rank 0; the others help until it ends, and get None."""
         if self.ranks.rank:
-            while (work := self.ranks.bcast(None)) is not None:
-                self.ranks.gather(self._share(Path(work)))
+            while (named := self.ranks.bcast(None)) is not None:
+                folder, told = named
+                try:
+                    self._make(self.team(Path(folder)), told)
+                except CloudjobError:  # rank 0 has it too, and says it
+                    continue
             return None
         failure = None
         try:
@@ -53,39 +72,39 @@ class Crew:
             raise failure
         return found
 
-    def restore(self, name: str, work: Path) -> "tuple[NDArray, NDArray, NDArray | None]":
-        """On rank 0: the scene whose conditions are saved in the folder `work`, as `scene.put_together` gives it. What
-        goes wrong on a rank is raised."""
-        from cloudjob.restoration import scene
-        from cloudjob.restoration.conditions import SceneConditions
+    def team(self, folder: Path, progress: Progress = lambda phase, share: None) -> Team:
+        """This rank among those that make the scene of a working folder."""
+        return Team(folder, self.ranks, threads=self.place.cores, stopped=self.stopped, progress=progress)
 
-        self.ranks.bcast(str(work))
-        for rank, answer in enumerate(self.ranks.gather(self._share(work)) or []):
-            if answer is not None:
-                kind, message = answer
-                raise _KINDS[kind](f"{name}, rank {rank}: {message}")
+    def restore(self, team: Team, told: Any = None) -> list[dict]:
+        """On rank 0: makes a scene, which then lies in the team's folder (`scene.stripes`). The figures of the ranks.
+        What goes wrong on a rank is raised."""
+        team.begin()
+        self.ranks.bcast((str(team.folder), told))
+        return self._make(team, told) or []
+
+    def _make(self, team: Team, told: Any) -> list[dict] | None:
+        from cloudjob.restoration import scene
+
+        team.do("opening", self._open)
+        self.prepare(team, told)
         factors = self.model.factors if self.members > 1 else None
-        conditions = SceneConditions.load(work)
-        return scene.put_together(conditions, work, size=self.size, overlap=self.overlap, factors=factors)
+        layout = scene.Layout(self.size, self.overlap, self.members)
+        scene.restore(team, self.model.restorer, layout, factors=factors)
+        return team.all_figures()
 
-    def _share(self, work: Path) -> tuple[str, str] | None:
-        """Restores this rank's tiles. It returns an error instead of raising it, which would deadlock the others."""
-        from cloudjob.restoration import scene
-        from cloudjob.restoration.conditions import SceneConditions
+    def _open(self) -> list[Unit]:
+        """No work, but for the network, which all ranks open at once: an error of one is then one of all."""
+        assert self.model
+        return []
 
-        try:
-            scene.restore_tiles(
-                SceneConditions.load(work),
-                self.model.restorer,
-                work,
-                size=self.size,
-                overlap=self.overlap,
-                members=self.members,
-                rank=self.ranks.rank,
-                ranks=self.ranks.size,
-                stopped=self.stopped,
-            )
-        except (CloudjobError, OSError) as error:
-            kind = type(error).__name__
-            return (kind if kind in _KINDS else ItemError.__name__), str(error)
-        return None
+
+def within(say: Callable[[float, str], object], name: str, number: int, count: int) -> Progress:
+    """Tells `say` how far all `count` scenes are, and in words what is done of this one."""
+
+    def progress(phase: str, share: float) -> None:
+        begin, end = _SHARES[phase]
+        past = (number + begin + share * (end - begin)) / count
+        say(past, f"{number} of {count} ({name}: {phase} {share:.0%})")
+
+    return progress

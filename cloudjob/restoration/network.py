@@ -22,16 +22,19 @@ class Model:
     calibrated: bool  # whether the factors hold for these steps; else they are 1
 
     @classmethod
-    def open(cls, path: Path, *, rank: int, seed: int, sampler: str, steps: int) -> Self:
-        """On this rank's GPU, or on the CPU. CorruptFileError for a damaged checkpoint."""
-        # One thread and one tile at a time: the bytes must not depend on how many ranks share the tiles.
+    def open(cls, path: Path, *, local_rank: int, seed: int, sampler: str, steps: int) -> Self:
+        """On the GPU of this rank among those of its node, or on the CPU. CorruptFileError for a damaged checkpoint."""
+        # One thread, and always as many tiles at a time: bytes must not depend on how many ranks share the tiles.
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         gpus = torch.cuda.device_count()
         launch.check_gpu(bool(gpus))
-        device = torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
+        device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
         recipe, network, calibration = checkpoint.open_network(path, device)
         restorer = Restorer(recipe, network, seed=seed, sampler=sampler, steps=steps)
+        if gpus:
+            torch.cuda.set_device(device)
+            restorer.quicken()
         factors = _factors(calibration, restorer.sampling)
         return cls(restorer, file_sha256(path), factors or [1.0] * 4, factors is not None)
 

@@ -1,6 +1,7 @@
 """The tiles that a scene is restored by: where they lie on its pixel grid, and their weights in the blend."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,6 +29,21 @@ def tiles(shape: tuple[int, int], *, size: int, overlap: int) -> list[Tile]:
     leaves a scene that is at least `size` wide.
     """
     return [Tile(r, c, size, size) for r in _starts(shape[0], size, overlap) for c in _starts(shape[1], size, overlap)]
+
+
+def own_parts(shape: tuple[int, int], *, size: int, overlap: int) -> list[tuple[Tile, tuple[slice, slice]]]:
+    """The same tiles, each with the rows and columns of the scene of which it has more around than any other tile: its
+    own part, up to the middle of what it has in common with a neighbour. Parts neither overlap nor leave gaps."""
+    rows, cols = (_parts(length, size, overlap) for length in shape)
+    return [(Tile(r, c, size, size), (high, wide)) for r, high in rows for c, wide in cols]
+
+
+def _parts(length: int, size: int, overlap: int) -> list[tuple[int, slice]]:
+    starts = _starts(length, size, overlap)
+    middles = [(before + size + after) // 2 for before, after in pairwise(starts)]
+    return [
+        (start, slice(*ends)) for start, ends in zip(starts, pairwise([0, *middles, max(length, size)]), strict=True)
+    ]
 
 
 def _starts(length: int, size: int, overlap: int) -> list[int]:

@@ -10,7 +10,7 @@ from cloudjob.hpc import machine
 from cloudjob.restoration import output
 from cloudjob.restoration.network import Model
 
-Arrays = tuple[NDArray, NDArray, NDArray | None]  # reflectance, reconstructed, uncertainty: see `scene.put_together`
+Stripe = tuple[int, NDArray, NDArray, NDArray | None]  # see `scene.stripes`
 
 
 def attributes(
@@ -29,9 +29,9 @@ def attributes(
     }
 
 
-def write(stem: Path, header: output.Header, made: Arrays, *, gain: float) -> dict[Path, str]:
+def write(stem: Path, header: output.Header, stripes: Iterable[Stripe], *, gain: float) -> dict[Path, str]:
     """Writes the files named `stem` and a suffix: their paths, and their SHA-256. `gain` is that of the picture."""
-    reflectance, flags, spread = made
     with output.Writer(stem, header, gain=gain, threads=machine.cores()) as writer:
-        writer.rows(0, reflectance, flags, spread)
+        for stripe in stripes:
+            writer.rows(*stripe)
     return writer.files

@@ -35,6 +35,11 @@ class Kept:
     sha256: str  # of an archive, the fingerprint of all of its members (see `zipped`)
     members: tuple[Path, ...] = ()  # of an archive: those that are read
 
+    @property
+    def state(self) -> str:
+        """Changes when the file does, as far as the system knows."""
+        return "-".join(map(str, _as_it_is(self.path.stat()))) if self.path.exists() else "missing"
+
     def wrong(self) -> str | None:
         """What is wrong with the file; None where it is the recorded one. SystemTroubleError where the system refuses
         it."""

@@ -91,6 +91,11 @@ class Band:
             _fill(out[None], image, top, left)
         return self._convert(out)
 
+    def tile_rows(self) -> int:
+        """The rows of its tiles, each of which can only be decoded whole."""
+        with self._open() as image:
+            return image.block_shapes[0][0]
+
     def reduced(self, step: int) -> np.ndarray:
         """The resolution level of 1/step; where the file has none, the means of the pixels of its coarsest level that
         divides `step` (of small images, of all pixels)."""

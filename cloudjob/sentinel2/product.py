@@ -179,7 +179,7 @@ def stripes(products: list[Product], *, rows: int = 1024, processes: int = 1) ->
     if len(shapes) > 1:
         names = ", ".join(f"{product.name.name} {product.shape}" for product in products)
         raise ItemError(f"products of different size cannot be read side by side: {names}")
-    bands = [_band(product, band) for product in products for band in BANDS]
+    bands = [band for product in products for band in bands_of(product)]
     for top, pixels in decode.stripes(bands, rows=rows, processes=processes):
         yield top, pixels.reshape(len(products), len(BANDS), *pixels.shape[1:])
 
@@ -201,7 +201,7 @@ def read_reduced(product: Product, step: int) -> np.ndarray:
     """
     if step not in _STEPS:
         raise ValueError(f"step {step}, expected one of {_STEPS}")
-    return np.stack([_band(product, band).reduced(step) for band in BANDS])
+    return np.stack([band.reduced(step) for band in bands_of(product)])
 
 
 def read_scl(product: Product) -> np.ndarray:
@@ -257,6 +257,11 @@ def _at_60m(product: Product, band: str) -> np.ndarray | None:
         if _fetched(product, f"{band}_{metres}m"):
             return _band(product, band, resolution=metres).reduced(60 // metres)
     return None
+
+
+def bands_of(product: Product) -> list[decode.Band]:
+    """The files of the 10 m bands, in the order of BANDS."""
+    return [_band(product, band) for band in BANDS]
 
 
 def _band(product: Product, band: str, *, resolution: int = 10) -> decode.Band:

@@ -82,11 +82,15 @@ def open_masks(
     *,
     labels: Path | None = None,
     drifting: Path | None = None,
+    look: Callable[[], object] = lambda: None,
 ) -> dict[str, SceneMasks]:
     """The masks of a pair's products by role (see `masks_of_pair`), from their small files, or as a person corrected
     them in the folder `labels`; those of the clear dates leave out what drifts, by the rasters of the folder `drifting`
-    (see `still`)."""
-    previews = {role: Preview.open(product, settings, labels=labels) for role, product in products.items()}
+    (see `still`). `look` is called after each date that was read: it may end this by an error."""
+    previews = {}
+    for role, product in products.items():
+        previews[role] = Preview.open(product, settings, labels=labels)
+        look()
     found = masks_of_pair(previews, settings)
     return {role: each if role == "cloudy" else still(each, products[role], drifting) for role, each in found.items()}
 

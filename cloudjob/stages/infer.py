@@ -1,7 +1,7 @@
-"""infer: restores the ground under the clouds of every cloudy product; tiles are distributed over MPI ranks.
+"""infer: restores the ground under the clouds of every cloudy product, all of it shared out over MPI ranks.
 
-MPI carries the names of products and the ranks' answers, never pixels: inputs and restored tiles lie as .npy files in
-a hidden folder beside the outputs, from which a killed job also resumes.
+MPI carries the names of products and the ranks' answers, never pixels: what ranks make lies as .npy files in a hidden
+folder beside the outputs, from which a killed job also resumes.
 """
 
 import shutil
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from cloudjob.config.models import Config, newer
 from cloudjob.files import ask_guards, digest, file_sha256
-from cloudjob.hpc import machine
 from cloudjob.names import ProductName
 from cloudjob.run import collection, decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
@@ -19,10 +18,10 @@ from cloudjob.run.records import Item, Made, Summary
 
 if TYPE_CHECKING:
     from cloudjob.hpc.mpi import Communicator
-    from cloudjob.restoration.conditions import SceneConditions
     from cloudjob.restoration.crew import Crew
+    from cloudjob.restoration.dates import Dates
     from cloudjob.restoration.network import Model
-    from cloudjob.restoration.written import Arrays
+    from cloudjob.restoration.team import Team, Unit
     from cloudjob.sentinel2.product import Product
 
 STAGE = "infer"
@@ -81,68 +80,101 @@ def run(config: Config, folder: RunFolder) -> Summary:
 def _crew(config: Config, folder: RunFolder, ranks: "Communicator") -> "Crew":
     from cloudjob.restoration.crew import Crew
 
+    def prepare(team: "Team", pair: dict) -> None:
+        from cloudjob.restoration import dates
+
+        team.do("checking", lambda: _checks(config, folder, pair))
+        dates.make_conditions(team, lambda: _dates(config, folder, pair))
+
     settings = config.infer
-    tiles = {"size": settings.tile, "overlap": settings.overlap, "members": settings.members}
-    return Crew(ranks, partial(_open_model, config, folder), **tiles, stopped=folder.stop_requested)
+    return Crew(
+        ranks,
+        partial(_open_model, config, folder),
+        size=settings.tile,
+        overlap=settings.overlap,
+        members=settings.members,
+        prepare=prepare,
+        stopped=folder.stop_requested,
+    )
 
 
-def _open_model(config: Config, folder: RunFolder, rank: int) -> "Model":
+def _open_model(config: Config, folder: RunFolder, rank: int, local_rank: int) -> "Model":
     from cloudjob.diffusion import checkpoint
     from cloudjob.restoration.network import Model
 
     settings = config.infer
     path = settings.checkpoint or checkpoint.newest(folder.checkpoints)
-    model = Model.open(path, rank=rank, seed=config.seed, sampler=settings.sampler, steps=settings.steps)
+    model = Model.open(path, local_rank=local_rank, seed=config.seed, sampler=settings.sampler, steps=settings.steps)
     if rank == 0 and settings.members > 1 and model.warning:
         folder.say(f"infer: {model.warning}")
     return model
 
 
 def _lead(config: Config, folder: RunFolder, every: list[Item], crew: "Crew") -> Summary:
-    """Rank 0: prepares each product, restores it with the other ranks, and writes the outputs."""
+    """Rank 0: restores each product with the other ranks, and writes the outputs."""
+    from cloudjob.restoration.crew import within
+
     pairs = {pair["cloudy"]: pair for pair in _restored(config, folder)}
+    names = [item.name for item in records.wanted(folder, every)]
 
     def make(item: Item) -> Made:
-        records.need(folder, "download", _products(config, pairs[item.name]), own=item.name)
-        if pairs[item.name]["clear"] is None:
-            why = "; ".join(pairs[item.name]["reasons"])
+        pair, number = pairs[item.name], names.index(item.name)
+        records.need(folder, "download", _products(config, pair), own=item.name)
+        if pair["clear"] is None:
+            why = "; ".join(pair["reasons"])
             folder.say(f"infer: {item.name} has no acceptable clear date, and is restored from itself alone: {why}")
-        crew.model  # noqa: B018 - what is wrong with it is known before anything is decoded
         work = folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
-        _prepare(config, folder, pairs[item.name], work)
-        outputs = _write(config, folder, item, pairs[item.name], crew, crew.restore(item.name, work))
+        tell = partial(_tell, folder)
+        team = crew.team(work, within(tell, item.name, number, len(names)))
+        if not work.exists():
+            for old in work.parent.glob(".work-*"):
+                crew.team(old).discard()
+        _, *others = crew.restore(team, pair)
+        with team.timed("writing"):
+            outputs = _write(config, folder, item, pair, crew, team)
+        tiles = len(list(work.glob("tile-*.npy")))
         ask_guards()
-        shutil.rmtree(work, ignore_errors=True)  # a rank of a job that lost its lease may still write there
-        return outputs, None
+        team.discard()
+        return outputs, {"tiles": tiles, "ranks": [team.figures(), *others]}
 
     return records.work(folder, STAGE, every, make)
 
 
-def _prepare(config: Config, folder: RunFolder, pair: dict, work: Path) -> "SceneConditions":
-    """Decodes bands and masks of a product once, and leaves them in its working folder for all ranks."""
-    from cloudjob.restoration.conditions import SceneConditions
+def _tell(folder: RunFolder, share: float, words: str) -> None:
+    folder.progress(share, f"{STAGE}: {words}")
+
+
+def _checks(config: Config, folder: RunFolder, pair: dict) -> list["Unit"]:
+    """A unit for each file that is read: it is the recorded one, or is set aside. One that is another file by now is
+    another unit."""
+    from cloudjob.restoration.team import Unit
+
+    shown = _products(config, pair)
+    names = [pair[role] for role in _MASKED if pair[role]]
+    files = dict.fromkeys(file for name in names for file in products.kept(folder, name, bands=name in shown))
+    check = partial(products.check_files, folder)
+    return [Unit(f"{number}-{file.state}", partial(check, [file])) for number, file in enumerate(files)]
+
+
+def _dates(config: Config, folder: RunFolder, pair: dict) -> "Dates":
+    from cloudjob.restoration.dates import Dates
     from cloudjob.sentinel2 import masks
-    from cloudjob.sentinel2.scene import open_pair
+    from cloudjob.sentinel2.product import Product
 
-    if not SceneConditions.saved(work):
-        ask_guards()
-        for old in work.parent.glob(".work-*"):
-            shutil.rmtree(old)
-        roles = _references(config, pair)
-        for role in (role for role in _MASKED if pair[role]):
-            products.check(folder, pair[role], bands=role in ("cloudy", *roles))
-        safes = {role: folder.safe(pair[role]) for role in _MASKED if pair[role]}
-        settings = masks.Settings(**dict(config.masks))
-        folders = {"labels": folder.labels, "drifting": folder.drifting}
-        load = open_pair(safes, settings, **folders, processes=machine.cores())
-        days = pair["days" if roles[0] == "clear" else "reference_days"] if roles else None
-        SceneConditions.of(load("cloudy"), map(load, roles), days=days).save(work)
-    return SceneConditions.load(work)
+    roles = _references(config, pair)
+    return Dates(
+        {role: Product.open(folder.safe(pair[role])) for role in _MASKED if pair[role]},
+        shown=tuple(roles),
+        days=pair["days" if roles[0] == "clear" else "reference_days"] if roles else None,
+        masks=masks.Settings(**dict(config.masks)),
+        labels=folder.labels,
+        drifting=folder.drifting,
+    )
 
 
-def _write(config: Config, folder: RunFolder, item: Item, pair: dict, crew: "Crew", made: "Arrays") -> dict[Path, str]:
+def _write(config: Config, folder: RunFolder, item: Item, pair: dict, crew: "Crew", team: "Team") -> dict[Path, str]:
     """Writes the files of a restored scene: their paths, and the digests of their content."""
-    from cloudjob.restoration import output, written
+    from cloudjob.restoration import output, scene, written
     from cloudjob.sentinel2.product import Product
 
     product = Product.open(folder.safe(item.name))
@@ -153,7 +185,7 @@ def _write(config: Config, folder: RunFolder, item: Item, pair: dict, crew: "Cre
     )
     header = output.Header(
         name=item.name,
-        shape=made[1].shape,
+        shape=scene.shape(team.folder),
         crs=product.crs,
         transform=product.transform,
         sensing_time=product.sensing_time.isoformat().replace("+00:00", "Z"),
@@ -162,7 +194,7 @@ def _write(config: Config, folder: RunFolder, item: Item, pair: dict, crew: "Cre
         sources={name: output.data_space(name) for name in sources},
         collection="../collection.json",
     )
-    files = written.write(folder.output(item.name, ""), header, made, gain=config.infer.preview_gain)
+    files = written.write(folder.output(item.name, ""), header, scene.stripes(team), gain=config.infer.preview_gain)
     return files | _like_source(config, folder, item.name, product)
 
 

@@ -4,7 +4,6 @@ As in `infer`, tiles are shared out over MPI ranks, and a killed command goes on
 `.cloudjob` below the folder of the results.
 """
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from cloudjob.restoration.crew import Crew
     from cloudjob.restoration.network import Model
     from cloudjob.restoration.own_scene import Options, OwnScene, Source
-    from cloudjob.restoration.written import Arrays
+    from cloudjob.restoration.team import Team
 
 STAGE = "restore"
 _ENDINGS = (".zip", ".SAFE", ".tif", ".tiff", ".nc", ".h5", ".vrt", ".jp2", ".img")
@@ -112,18 +111,23 @@ def look(request: Request, folder: ResultsFolder) -> dict[str, "OwnScene"]:
 def _crew(request: Request, settings: InferConfig, folder: ResultsFolder, ranks: "Communicator") -> "Crew":
     from cloudjob.restoration.crew import Crew
 
-    def open_model(rank: int) -> "Model":
+    def open_model(rank: int, local_rank: int) -> "Model":
         from cloudjob.restoration.network import Model
 
-        model = Model.open(
-            checkpoint_at(request.checkpoint), rank=rank, seed=_SEED, sampler=settings.sampler, steps=settings.steps
-        )
+        path = checkpoint_at(request.checkpoint)
+        model = Model.open(path, local_rank=local_rank, seed=_SEED, sampler=settings.sampler, steps=settings.steps)
         if rank == 0 and settings.members > 1 and model.warning:
             folder.say(f"restore: {model.warning}")
         return model
 
-    tiles = {"size": settings.tile, "overlap": settings.overlap, "members": settings.members}
-    return Crew(ranks, open_model, **tiles, stopped=folder.stop_requested)
+    return Crew(
+        ranks,
+        open_model,
+        size=settings.tile,
+        overlap=settings.overlap,
+        members=settings.members,
+        stopped=folder.stop_requested,
+    )
 
 
 def _items(request: Request, settings: InferConfig, scenes: dict[str, "OwnScene"]) -> list[Item]:
@@ -160,22 +164,29 @@ def _lead(
 ) -> Summary:
     """Rank 0: prepares each image, restores it with the other ranks, and writes the outputs."""
     from cloudjob.restoration.conditions import SceneConditions
+    from cloudjob.restoration.crew import within
 
     items = _items(request, settings, scenes)
+    names = [item.name for item in records.wanted(folder, items)]
+
+    def tell(share: float, words: str) -> None:
+        folder.progress(share, f"{STAGE}: {words}")
 
     def make(item: Item) -> Made:
         scene = scenes[item.name]
         _announce(folder, item, scene)
         crew.model  # noqa: B018 - what is wrong with it is known before anything is decoded
         work = folder.tiles / f"{item.name}@{digest([item.config, item.inputs])[:8]}"
+        team = crew.team(work, within(tell, item.name, names.index(item.name), len(names)))
         if not SceneConditions.saved(work):
             ask_guards()
             for old in folder.tiles.glob(f"{item.name}@*"):
-                shutil.rmtree(old)
+                crew.team(old).discard()
             scene.conditions(processes=machine.cores(), say=lambda line: folder.say(f"restore: {line}")).save(work)
-        outputs = _write(request, folder, item, scene, crew, crew.restore(item.name, work))
+        crew.restore(team)
+        outputs = _write(request, folder, item, scene, crew, team)
         ask_guards()
-        shutil.rmtree(work, ignore_errors=True)
+        team.discard()
         return outputs, None
 
     return records.work(folder, STAGE, items, make)
@@ -192,10 +203,11 @@ def _announce(folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
 
 
 def _write(
-    request: Request, folder: ResultsFolder, item: Item, scene: "OwnScene", crew: "Crew", made: "Arrays"
+    request: Request, folder: ResultsFolder, item: Item, scene: "OwnScene", crew: "Crew", team: "Team"
 ) -> dict[Path, str]:
     """Writes the files of a restored image: their paths, and the digests of their content."""
     from cloudjob.restoration import output, written
+    from cloudjob.restoration.scene import stripes
 
     image = scene.image
     attributes = written.attributes(
@@ -214,4 +226,4 @@ def _write(
         attributes=attributes | {"cloud_mask": scene.mask_source},
         uncertainty=request.members > 1,
     )
-    return written.write(folder.output(item.name, ""), header, made, gain=_GAIN)
+    return written.write(folder.output(item.name, ""), header, stripes(team), gain=_GAIN)

@@ -77,6 +77,23 @@ def test_figures_of_a_bench_as_text_as_its_own_table_and_as_json(tmp_path, monke
     assert main(["bench", "read", "--dir", str(tmp_path / "none")]) == 2
 
 
+def test_the_size_of_a_scene_is_for_benches_that_have_one(tmp_path, monkeypatch, capsys):
+    real, fake = importlib.import_module, ModuleType("fake")
+    fake.run = lambda folder, say, size=1: {"figures": {"size": size}}
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name: fake if name.startswith("cloudjob.benches.") else real(name)
+    )
+    assert main(["bench", "infer", "--dir", str(tmp_path), "--size", "1440"]) == 0
+    assert capsys.readouterr().out.split() == ["figures:", "size", "1440"]
+    for arguments, said in (
+        (["read", "--size", "1440"], "--size: bench read has no scene"),
+        (["infer", "--size", "1000"], "--size 1000: a multiple of 18"),
+        (["shard", "--size", "360"], "--size 360: a multiple of 18, from 720 on"),
+    ):
+        assert main(["bench", *arguments, "--dir", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_comparison_without_its_data_waits_for_them_and_touches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["compare", str(CONFIGS / "comparison.yaml"), "--dry-run"]) == 0

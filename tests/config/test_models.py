@@ -42,7 +42,7 @@ def test_products_to_exclude_are_names_with_or_without_safe():
     ("section", "key", "good", "bad"),
     [
         ("infer", "overlap", [0, 128], [-1, 129]),  # at most half of the tile of 256
-        ("infer", "tile", [128, 264], [120, 260]),
+        ("infer", "tile", [64, 264], [56, 260]),
         ("infer", "steps", [1, 1000], [0, 1001]),
         ("infer", "members", [1, 64], [0, 65]),
         ("train", "betas", [[0, 0], [0.999, 0.9]], [[1, 0.9], [0.9, 1], [-0.1, 0.9], [0.9, -0.1], [0.9]]),

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from batches import batch
+from torch.nn import functional
 
-from cloudjob.diffusion.conditions import CHANNELS, CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
+from cloudjob.diffusion.conditions import CELLS, CHANNELS, CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
+from cloudjob.diffusion.conditions import continued as continued_cells
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 NORM = Normalisation(mean=(0.1, 0.2, 0.3, 0.4), std=(0.1, 0.2, 0.1, 0.2))
@@ -110,21 +112,29 @@ def test_another_first_guess_takes_the_place_of_the_own_one():
     assert not torch.equal(conditions.anchor, guess)
 
 
-@pytest.mark.parametrize("margin", [0, 3])
-def test_within_a_margin_all_images_are_cut_and_the_surroundings_keep_their_part(margin):
+def test_samples_are_taken_with_all_that_is_known_of_them():
     torch.manual_seed(0)
-    image, reference = torch.rand(2, 2, 4, 12, 16)
-    mask = torch.zeros(2, 12, 16, dtype=torch.uint8)
-    mask[:, 3:-3, 3:-3] = CLOUD  # within the margin nothing is clear
-    reference[1, :, 5, 5] = torch.nan
-    numbers = {name: torch.rand(2) for name in ("sun_elevation", "reference_days", "target_days")}
-    whole = given(image, mask, reference, **numbers)
-    cut = whole.within(margin)
-    assert cut.anchor.shape == (2, 4, 12 - 2 * margin, 16 - 2 * margin)
-    inner = slice(margin, 12 - margin), slice(margin, 16 - margin)
-    for name in ("cloudy", "mask", "reference", "present", "anchor"):
-        assert torch.equal(getattr(cut, name), getattr(whole, name)[..., *inner]), name
-    assert torch.equal(cut.channels(), whole.channels()[..., *inner])
+    image, reference = torch.rand(2, 3, 4, 8, 8)
+    mask = torch.randint(0, 5, (3, 8, 8), dtype=torch.uint8)
+    numbers = {name: torch.rand(3) for name in ("sun_elevation", "reference_days", "target_days")}
+    whole = given(image, mask, reference, **numbers).anchored(torch.rand(3, 4, 8, 8))
+    taken = whole.samples([2, 0, 2])
+    assert torch.equal(taken.channels(), whole.channels()[[2, 0, 2]])
+    assert torch.equal(taken.anchor, whole.anchor[[2, 0, 2]])
+
+
+def test_values_are_continued_from_the_cells_as_from_the_pixels():
+    """From sums over the finest cells alone, where the image is made of whole coarsest cells."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 4, 128, 192)
+    mask = torch.where(torch.rand(1, 128, 192) < 0.7, CLOUD, CLEAR).to(torch.uint8)
+    conditions = given(image, mask)
+    known = (conditions.mask == CLEAR).float()
+    cells = [functional.avg_pool2d(x, 4) for x in (conditions.cloudy * known, known)]
+    levels = [[functional.avg_pool2d(x, cell // 4) for x in cells] for cell in CELLS]
+    fine = functional.interpolate(continued_cells(levels), scale_factor=4.0, mode="bilinear")
+    hidden = (conditions.mask != CLEAR).expand_as(fine)
+    assert torch.allclose(fine[hidden], conditions.anchor[hidden], atol=1e-4)
 
 
 # --- what the network is told --------------------------------------------------------------------------------------

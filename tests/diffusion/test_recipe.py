@@ -15,6 +15,7 @@ from cloudjob.diffusion.networks import MeanAndDetail, NotebookUNet
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.recipe import PROCESSES, Recipe
 from cloudjob.errors import ConfigError
+from cloudjob.pixels import CLEAR
 
 OPTIONS = {"residual": {"alpha": 1.0}, "ddpm": {"prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}}
 LOSS = {"clear_weight": 0.2, "drop_reference": 0.3, "drop_mask": 0.1, "synthetic_clouds": 0.5, "other_ground": 0.5}
@@ -223,19 +224,17 @@ class Sampled:
         return conditions.anchor
 
 
-@pytest.mark.parametrize("margin", [0, 3])
 @pytest.mark.parametrize("preset", ["tiny", "notebook-2025"])
-def test_a_restoration_is_told_the_batch_and_comes_back_as_reflectance(batch, preset, margin):
+def test_a_restoration_is_told_the_batch_and_comes_back_as_reflectance(batch, preset):
     """Within the physical range, but for the notebook's."""
     norm = NOTEBOOK_2025 if preset == "notebook-2025" else NORM
     recipe = Recipe(preset, Sampled([]), norm)
-    options = {"steps": 6, "sampler": "heun"} | ({"margin": margin} if margin else {})
-    found = recipe.restore("the network", batch, noise=normal_noise, **options)
+    found = recipe.restore("the network", batch, noise=normal_noise, steps=6, sampler="heun")
     ((network, conditions, asked),) = recipe.process.heard
-    whole = Conditions.of(batch, norm=norm).within(margin)
+    whole = Conditions.of(batch, norm=norm)
     assert network == "the network"
     assert torch.equal(conditions.channels(), whole.channels())
-    assert found.shape == (4, 4, 16 - 2 * margin, 16 - 2 * margin)
+    assert found.shape == (4, 4, 16, 16)
     assert torch.equal(found, norm.inverse(whole.anchor))
     limits = asked.pop("limits")
     assert asked == {"noise": normal_noise, "steps": 6, "sampler": "heun"}
@@ -243,6 +242,33 @@ def test_a_restoration_is_told_the_batch_and_comes_back_as_reflectance(batch, pr
         assert limits is None
     else:
         assert [limit.tolist() for limit in limits] == [limit.tolist() for limit in NORM.limits()]
+
+
+def test_what_was_continued_of_more_surroundings_makes_the_first_guess(batch):
+    recipe = Recipe("tiny", Sampled([]), NORM)
+    shift, around = torch.randn(2, *batch.cloudy.shape)
+    plain = Conditions.of(batch, norm=NORM)
+    told = recipe.told("the network", batch, continued=(shift, around))
+    assert torch.equal(told.anchor, plain.first_guess(shift, around))
+    hidden = (plain.mask != CLEAR).expand_as(shift)
+    assert torch.equal(told.anchor[~hidden], plain.cloudy[~hidden])
+    assert torch.equal(told.anchor[hidden & ~plain.present], around[hidden & ~plain.present])
+    assert torch.equal(told.anchor[hidden & plain.present], (plain.reference + shift)[hidden & plain.present])
+
+
+def test_the_regression_of_a_corrective_is_computed_once_for_all_that_is_drawn(batch):
+    """Members differ by their noise alone: one regression, then a pass per member and step."""
+    recipe, asked = Recipe("tiny", Corrective(), NORM), []
+
+    def network(x, level, channels):
+        asked.append(x is None)
+        return torch.zeros(len(channels), 4, *channels.shape[-2:])
+
+    told = recipe.told(network, batch)
+    drawn = [recipe.draw(network, told, noise=lambda step, k=k: k + normal_noise(step), steps=3) for k in range(3)]
+    assert asked == [True] + [False] * 9
+    assert torch.equal(drawn[0], recipe.restore(network, batch, noise=normal_noise, steps=3))
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -7,9 +7,11 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, HIDDEN, NO_DATA, SHADOW, UNKNOWN
-from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED, compose, mosaic
+from cloudjob.restoration import blend
+from cloudjob.restoration.blend import BLENDED_EDGE, OBSERVED, RECONSTRUCTED, Feather, mosaic
 from cloudjob.restoration.tiles import Tile, tiles
 from cloudjob.scoring.metrics import seam_index
 from cloudjob.sentinel2 import masks
@@ -113,7 +115,31 @@ def test_mean_and_deviation_are_those_of_the_members(tmp_path):
     np.testing.assert_allclose(spread, np.broadcast_to(profile, (4, 64, 96)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("height", [1, 37, 100])
+def test_a_stripe_is_as_of_the_whole(tmp_path, height):
+    shape, rng = (100, 75), np.random.default_rng(2)
+    places = tiles(shape, size=64, overlap=32)
+    parts = saved(tmp_path, places, rng.integers(0, 60000, (len(places), 3, 4, 64, 64)).astype(np.uint16))
+    whole = mosaic(parts, shape=shape, overlap=32, spread=True)
+    stripes = [
+        mosaic(parts, shape=shape, overlap=32, spread=True, rows=slice(top, top + height))
+        for top in range(0, 100, height)
+    ]
+    for number, image in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([stripe[number] for stripe in stripes], 1), image)
+
+
 # --- compose -----------------------------------------------------------------------------------------------------
+def compose(cloudy, restored, *, mask, core):
+    """A whole scene, stripe by stripe."""
+    feather = Feather(mask, core)
+    parts = [
+        feather.compose(top, cloudy[:, top : top + blend.ROWS], restored[:, top : top + blend.ROWS])
+        for top in feather.tops
+    ]
+    return np.concatenate([image for image, _ in parts], 1), np.concatenate([flags for _, flags in parts])
+
+
 ROW = {"mask": [0, 0, 1, 1, 1, 1, 1, 0, 0], "core": [0, 0, 0, 0, 1, 0, 0, 0, 0]}
 
 
@@ -181,6 +207,52 @@ def test_distances_are_those_of_the_plane():
         depth, outward = (np.hypot(*(others - (row, col)).T).min() for others in (outside, solid))
         assert abs(out[0, row, col] - (1000 + 10000 * depth / (depth + outward))) <= 0.51
         assert flags[row, col] == (RECONSTRUCTED if outward == 0 else BLENDED_EDGE)
+
+
+def reference_compose(cloudy, restored, mask, core):
+    """The whole scene at once, by scipy's transforms of all of it."""
+    inside = np.isin(mask, HIDDEN)
+    solid = np.isin(core, HIDDEN) & inside
+    depth = distance_transform_edt(inside)
+    outward = distance_transform_edt(~solid) if solid.any() else np.full(mask.shape, np.inf)
+    alpha = np.where(solid, 1, depth / (depth + outward)).astype(np.float32)
+    blended = cloudy + alpha * (restored.clip(1, 65535) - cloudy)
+    out = np.where(inside, np.maximum(np.rint(blended), 1), cloudy).astype(np.uint16)
+    flags = np.where(inside, np.where(alpha >= 1, RECONSTRUCTED, BLENDED_EDGE), OBSERVED).astype(np.uint8)
+    return out, np.where(mask == NO_DATA, np.uint8(NO_DATA), flags)
+
+
+@examples(40)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 80),
+    st.integers(1, 90),
+    st.sampled_from([1, 3, 12, 60]),
+    st.sampled_from([0.001, 0.02, 0.3]),
+    st.sampled_from([1, 7, 32, 128]),
+)
+def test_by_stripes_it_is_what_distances_over_the_whole_scene_give(seed, height, width, radius, share, rows):
+    """Whatever the stripes' height, however far the mask reaches beyond its core, and across its closed holes."""
+    rng = np.random.default_rng(seed)
+    core = np.where(rng.random((height, width)) < share, CLOUD, CLEAR).astype(np.uint8)
+    mask = core.copy()
+    mask[masks.dilate(core == CLOUD, radius)] = CLOUD
+    mask[rng.random(mask.shape) < 0.01] = NO_DATA
+    mask[rng.integers(height), rng.integers(width)] = CLEAR  # scipy knows no distance to nothing
+    cloudy = rng.integers(0, 65536, (4, height, width)).astype(np.uint16)
+    restored = rng.uniform(-500, 70000, cloudy.shape).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blend, "ROWS", rows)
+        patch.setattr(blend, "_COLUMNS", 32)
+        image, flags = compose(cloudy, restored, mask=mask, core=core)
+    expected = reference_compose(cloudy, restored, mask, core)
+    np.testing.assert_array_equal(image, expected[0])
+    np.testing.assert_array_equal(flags, expected[1])
+
+
+def test_where_all_is_hidden_the_core_alone_says_how_much():
+    assert line(1000, 4000, mask=[1] * 5, core=[0, 0, 1, 0, 0]) == ([4000] * 5, [1] * 5)
+    assert line(1000, 4000, mask=[1] * 5, core=[0] * 5) == ([1000] * 5, [2] * 5)
 
 
 @examples(30)

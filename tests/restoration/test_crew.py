@@ -1,116 +1,110 @@
-"""Ranks that restore together: rank 0 leads, the others help until it ends, what goes wrong on one is told."""
+"""Ranks that restore scenes together: rank 0 leads, all take part in each scene, what goes wrong on one is told."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from worlds import together
 
-from cloudjob.errors import ConfigError, CorruptFileError, DiskFullError, InputError, InterruptedJob, ItemError
+from cloudjob.errors import DiskFullError, InputError, InterruptedJob, ItemError
+from cloudjob.hpc.mpi import Communicator
 from cloudjob.restoration import scene
-from cloudjob.restoration.conditions import SceneConditions
-from cloudjob.restoration.crew import Crew
+from cloudjob.restoration.crew import Crew, within
 
-
-class Ranks:
-    """This rank of several: what it is told, and what it tells."""
-
-    def __init__(self, rank: int, size: int, *, told=(), answers=()):
-        self.rank, self.size, self.told, self.answers = rank, size, iter(told), list(answers)
-        self.sent, self.gathered = [], []
-
-    def bcast(self, value):
-        self.sent.append(value)
-        return next(self.told) if self.rank else value
-
-    def gather(self, value):
-        self.gathered.append(value)
-        return None if self.rank else [value, *self.answers]
-
-
-def crew(ranks, **options):
-    model = SimpleNamespace(restorer="restorer", factors=[1.0, 2.0, 3.0, 4.0])
-    return Crew(ranks, lambda rank: model, **({"size": 32, "overlap": 8, "members": 2} | options))
+FACTORS = [1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list:
-    """What the tiles are restored with."""
+def made(monkeypatch) -> list:
+    """What each rank makes scenes with, in place of making them: (rank, folder, layout, factors)."""
     found = []
-    monkeypatch.setattr(scene, "restore_tiles", lambda *given, **options: found.append((given, options)))
-    monkeypatch.setattr(SceneConditions, "load", lambda work: f"conditions of {work}")
+
+    def restore(team, restorer, layout, *, factors):
+        found.append((team.rank, team.folder.name, layout, factors))
+
+    monkeypatch.setattr(scene, "restore", restore)
     return found
 
 
-@pytest.mark.parametrize(
-    ("error", "answer"),
-    [
-        (None, None),
-        (InterruptedJob("stopped"), ("InterruptedJob", "stopped")),
-        (DiskFullError("no room"), ("DiskFullError", "no room")),
-        (ItemError("broken"), ("ItemError", "broken")),
-        (CorruptFileError("tile.npy", "is damaged"), ("ItemError", "tile.npy: is damaged")),
-        (ConfigError("alpha"), ("ItemError", "alpha")),
-        (PermissionError("no"), ("ItemError", "no")),
-    ],
-)
-def test_what_goes_wrong_on_a_rank_is_its_answer(asked, monkeypatch, error, answer):
-    def stopped():
-        return False
+def crew(ranks, opened=None, **options):
+    def open_model(rank, local_rank):
+        (opened if opened is not None else []).append((rank, local_rank))
+        return SimpleNamespace(restorer="restorer", factors=FACTORS)
 
-    def restore(*given, **options):
-        asked.append((given, options))
-        if error:
-            raise error
-
-    monkeypatch.setattr(scene, "restore_tiles", restore)
-    assert crew(Ranks(1, 3), stopped=stopped)._share(Path("work")) == answer
-    ((given, options),) = asked
-    assert given == ("conditions of work", "restorer", Path("work"))
-    assert options == {"size": 32, "overlap": 8, "members": 2, "rank": 1, "ranks": 3, "stopped": stopped}
+    return Crew(ranks, open_model, **({"size": 32, "overlap": 8, "members": 2} | options))
 
 
-def test_other_ranks_restore_their_share_of_each_scene_that_is_named(asked):
-    ranks = Ranks(1, 2, told=["one", "two", None])
-    assert crew(ranks).run(lambda: pytest.fail("rank 1 does not lead")) is None
-    assert [given[2] for given, _ in asked] == [Path("one"), Path("two")]
-    assert ranks.gathered == [None, None]
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_all_ranks_prepare_and_make_each_scene_that_rank_0_names(tmp_path, made, size):
+    prepared = []
+
+    def work(rank):
+        led = crew(rank, prepare=lambda team, told: prepared.append((team.rank, team.folder.name, told)))
+
+        def lead():
+            return [len(led.restore(led.team(tmp_path / name), {"pair": name})) for name in ("one", "two")]
+
+        return led.run(lead)
+
+    assert together(size, work) == [[size, size], *[None] * (size - 1)]
+    every = [(rank, name) for name in ("one", "two") for rank in range(size)]
+    assert sorted(prepared) == sorted((rank, name, {"pair": name}) for rank, name in every)
+    assert sorted(made) == sorted((rank, name, scene.Layout(32, 8, 2), FACTORS) for rank, name in every)
 
 
-@pytest.mark.parametrize(("members", "factors"), [(1, None), (2, [1.0, 2.0, 3.0, 4.0])])
-def test_rank_0_names_the_scene_and_puts_it_together(asked, monkeypatch, members, factors):
-    def put(conditions, work, **options):
-        return conditions, work, options
-
-    monkeypatch.setattr(scene, "put_together", put)
-    ranks = Ranks(0, 3, answers=[None, None])
-    led = crew(ranks, members=members)
-    found = led.run(lambda: led.restore("name", Path("work")))
-    assert found == ("conditions of work", Path("work"), {"size": 32, "overlap": 8, "factors": factors})
-    assert ranks.sent == ["work", None]  # and home
+def test_one_member_has_no_factors(tmp_path, made):
+    alone = crew(Communicator(), members=1)
+    alone.restore(alone.team(tmp_path / "one"))
+    assert made == [(0, "one", scene.Layout(32, 8, 1), None)]
 
 
 @pytest.mark.parametrize("kind", [InterruptedJob, DiskFullError, ItemError])
-def test_what_a_rank_answers_is_raised_once_all_have_gone_home(asked, kind):
-    ranks = Ranks(0, 3, answers=[None, (kind.__name__, "enough")])
-    led = crew(ranks)
-    with pytest.raises(kind, match=r"^name, rank 2: enough$"):
-        led.run(lambda: led.restore("name", Path("work")))
-    assert ranks.sent == ["work", None]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_goes_wrong_on_a_rank_is_raised_once_all_have_gone_home(tmp_path, made, kind, rank):
+    def prepare(team, told):
+        def plan():
+            if team.rank == rank:
+                raise kind("it is broken")
+            return []
+
+        team.do("decoding", plan)
+
+    def work(ranks):
+        led = crew(ranks, prepare=prepare)
+        return led.run(lambda: led.restore(led.team(tmp_path / "one")))
+
+    lead, other = together(2, work)
+    assert (type(lead), str(lead)) == (kind, "it is broken" if rank == 0 else "rank 1: it is broken")
+    assert other is None
+    assert made == []
 
 
-def test_an_error_of_the_lead_sends_the_others_home(asked):
-    ranks = Ranks(0, 2)
-
+def test_an_error_of_the_lead_sends_the_others_home(made):
     def lead():
-        raise InputError("nothing there")
+        raise InputError("nothing to do")
 
-    with pytest.raises(InputError):
-        crew(ranks).run(lead)
-    assert ranks.sent == [None]
+    first, other = together(2, lambda ranks: crew(ranks).run(lead))
+    assert (type(first), str(first)) == (InputError, "nothing to do")
+    assert other is None
 
 
-def test_the_network_is_not_opened_before_there_is_work():
+def test_the_network_is_opened_once_and_not_before_there_is_work(tmp_path, made):
     opened = []
-    led = Crew(Ranks(1, 2, told=[None]), opened.append, size=32, overlap=8, members=1)
-    led.run(lambda: None)
+
+    def work(rank):
+        led = crew(rank, opened)
+        led.run(lambda: assert_none(opened))
+        return led.run(lambda: [led.restore(led.team(tmp_path / name)) for name in ("one", "two")])
+
+    together(2, work)
+    assert sorted(opened) == [(0, 0), (1, 1)]  # both of one node
+
+
+def assert_none(opened):
     assert opened == []
+
+
+def test_progress_counts_scenes_and_their_phases():
+    told = []
+    progress = within(lambda share, words: told.append((share, words)), "NAME", 1, 4)
+    progress("tiles", 0.5)
+    assert told == [((1 + 0.25 + 0.65 / 2) / 4, "1 of 4 (NAME: tiles 50%)")]

@@ -21,7 +21,7 @@ def kept(tmp_path_factory):
 
 
 def test_it_restores_with_one_thread_what_the_checkpoint_holds(kept):
-    model = network.Model.open(kept, rank=3, seed=7, sampler="auto", steps=2)
+    model = network.Model.open(kept, local_rank=3, seed=7, sampler="auto", steps=2)
     assert model.sha256 == file_sha256(kept)
     assert (model.factors, model.calibrated, model.warning) == ([1.0, 2.0, 3.0, 0.5], True, "")
     restorer = model.restorer
@@ -31,7 +31,7 @@ def test_it_restores_with_one_thread_what_the_checkpoint_holds(kept):
 
 
 def test_factors_that_do_not_hold_for_these_steps_are_not_used(kept):
-    model = network.Model.open(kept, rank=0, seed=7, sampler="auto", steps=3)
+    model = network.Model.open(kept, local_rank=0, seed=7, sampler="auto", steps=3)
     assert (model.factors, model.calibrated) == ([1.0] * 4, False)
     assert model.warning == (
         "WARNING: /uncertainty is the members' bare deviation: the checkpoint was calibrated for "

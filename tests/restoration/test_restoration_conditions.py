@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cloudjob.diffusion.conditions import Conditions, Normalisation
+from cloudjob.diffusion.batch import Batch
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.restoration import conditions
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.tiles import Tile
 from cloudjob.sentinel2.scene import Scene
-
-NORM = Normalisation(mean=(0.2,) * 4, std=(0.1,) * 4)
 
 
 class Date(Scene):
@@ -115,77 +113,55 @@ def test_only_tiles_with_something_hidden_are_restored():
     assert found == [Tile(0, 0, 32, 32), Tile(32, 64, 32, 32), Tile(32, 96, 32, 32)]
 
 
+def test_what_a_tile_has_at_its_edge_alone_is_left_to_its_neighbour():
+    mask = np.zeros((32, 80), np.uint8)
+    mask[10:20, 26:28] = CLOUD
+    given = SceneConditions(np.zeros((4, 32, 80)), mask, mask, None, 1.0, None)
+    assert [tile.col for tile in given.cloudy_tiles(size=32, overlap=8)] == [0]
+    mask[10, 28] = CLOUD
+    assert [tile.col for tile in given.cloudy_tiles(size=32, overlap=8)] == [0, 24]
+
+
 def test_tiles_overlap_as_it_was_asked_for():
     mask = np.full((32, 80), CLOUD, np.uint8)
     found = SceneConditions(np.zeros((4, 32, 80)), mask, mask, None, 1.0, None).cloudy_tiles(size=32, overlap=8)
     assert [tile.col for tile in found] == [0, 24, 48]
 
 
-# --- batch -------------------------------------------------------------------------------------------------------
-def window(array: np.ndarray, tile: Tile, margin: int, fill: int) -> np.ndarray:
+# --- what a tile is told -----------------------------------------------------------------------------------------
+def window(array: np.ndarray, tile: Tile, fill: int) -> np.ndarray:
     """The same cut, by padding all of the scene."""
-    far = 100
-    padded = np.pad(array, [(0, 0)] * (array.ndim - 2) + [(far, far)] * 2, constant_values=fill)
-    rows = slice(far + tile.row - margin, far + tile.row + tile.height + margin)
-    cols = slice(far + tile.col - margin, far + tile.col + tile.width + margin)
-    return padded[..., rows, cols]
+    padded = np.pad(array, [(0, 0)] * (array.ndim - 2) + [(0, 100)] * 2, constant_values=fill)
+    return padded[..., *tile.slices]
 
 
-def reflectance(dn: np.ndarray) -> np.ndarray:
-    return np.where(dn == 0, np.nan, dn / 10000 - 0.1)
+PLACES = [Tile(0, 0, 32, 32), Tile(8, 18, 32, 32), Tile(20, 30, 32, 32)]  # the last one hangs over the scene
 
 
-@pytest.mark.parametrize("margin", [0, 5, 32])
-@pytest.mark.parametrize("tile", [Tile(0, 0, 32, 32), Tile(8, 18, 32, 32), Tile(4, 7, 16, 24), Tile(20, 30, 32, 32)])
-def test_a_tile_is_told_of_itself_and_of_its_surroundings(tile, margin):
-    """The last one hangs over the scene, as the only tile of a small scene does."""
+def test_a_tile_is_told_of_itself():
     given = scene()
-    batch = given.batch(tile, margin=margin, device="cpu")
-    assert len(batch) == 1
-    np.testing.assert_allclose(batch.cloudy[0], reflectance(window(given.cloudy, tile, margin, 0)), atol=1e-6)
-    np.testing.assert_allclose(batch.references[0, 0], reflectance(window(given.reference, tile, margin, 0)), atol=1e-6)
-    np.testing.assert_array_equal(batch.mask[0], window(given.mask, tile, margin, NO_DATA))
+    told = given.arrays(PLACES)
+    for number, tile in enumerate(PLACES):
+        for name, fill in (("cloudy", 0), ("reference", 0), ("mask", NO_DATA)):
+            np.testing.assert_array_equal(told[name][number], window(getattr(given, name), tile, fill))
+    batch = Batch.of(told)
     assert batch.mask.dtype == torch.uint8
-    assert batch.references.shape[:2] == (1, 1)
-    assert batch.reference_days.tolist() == [[-4.5]]
-    assert batch.sun_elevation.tolist() == [27.25]
-    assert batch.target_days.tolist() == [0]  # the ground of the cloudy day is asked for
+    assert batch.references.shape == (3, 1, 4, 32, 32)
+    assert batch.reference_days.tolist() == [[-4.5]] * 3
+    assert batch.sun_elevation.tolist() == [27.25] * 3
+    assert batch.target_days.tolist() == [0] * 3  # the ground of the cloudy day is asked for
     assert batch.target is None
     assert batch.donor is None
 
 
 def test_a_tile_without_another_date_is_told_of_none():
-    batch = scene(reference=False, days=None).batch(Tile(0, 0, 32, 32), margin=4, device="cpu")
-    assert batch.references.shape == (1, 0, 4, 40, 40)
+    batch = Batch.of(scene(reference=False, days=None).arrays(PLACES[:1]))
+    assert batch.references.shape == (1, 0, 4, 32, 32)
     assert batch.reference_days.shape == (1, 0)
 
 
-def test_a_sun_that_nobody_knows_is_told_as_unknown():
-    dark = replace(scene(), sun_elevation=None).batch(Tile(0, 0, 16, 16), margin=0, device="cpu")
+def test_what_nobody_knows_is_told_as_unknown():
+    dark = Batch.of(replace(scene(days=None), sun_elevation=None).arrays(PLACES[:1]))
     assert dark.sun_elevation.isnan().all()
-
-
-def test_a_reference_of_unknown_age_is_told_without_its_days():
-    batch = scene(days=None).batch(Tile(0, 0, 32, 32), margin=0, device="cpu")
-    assert batch.references.shape[1] == 1
-    assert batch.reference_days.isnan().tolist() == [[True]]
-
-
-def test_neighbouring_tiles_continue_the_same_surroundings():
-    """Thanks to the margin alone: their first guess of the ground under one cloud is the same where they overlap."""
-    rng = np.random.default_rng(0)
-    row, col = np.mgrid[:128, :192]
-    ground = (3000 + 20 * col + 10 * row + rng.integers(0, 300, (128, 192))).astype(np.uint16)
-    mask = np.where((np.hypot(row - 60, col - 96) < 50), CLOUD, CLEAR).astype(np.uint8)
-    cloudy = np.where(mask == CLOUD, 9000, ground)[None].repeat(4, 0).astype(np.uint16)
-    given = SceneConditions(cloudy, mask, mask, None, 30.0, None)
-
-    def apart(margin: int) -> float:
-        left, right = (
-            Conditions.of(given.batch(tile, margin=margin, device="cpu"), norm=NORM).within(margin).anchor
-            for tile in (Tile(0, 0, 128, 128), Tile(0, 64, 128, 128))
-        )
-        return float((left[..., 64:] - right[..., :64]).abs().max())
-
-    assert apart(128) < 1e-4
-    assert apart(0) > 0.1
+    assert dark.references.shape[1] == 1
+    assert dark.reference_days.isnan().tolist() == [[True]]

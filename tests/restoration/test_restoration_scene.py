@@ -1,31 +1,44 @@
 """A whole scene: every tile restored once by some rank, put together, with an uncertainty where something changed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from worlds import together as together_on
 
+from cloudjob.diffusion.conditions import Normalisation
+from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import InterruptedJob
 from cloudjob.pixels import CLEAR, CLOUD, NO_DATA
 from cloudjob.restoration.conditions import SceneConditions
-from cloudjob.restoration.scene import put_together, restore_tiles
+from cloudjob.restoration.restorer import Restorer
+from cloudjob.restoration.scene import Layout, make_guess, put_together, restore, restore_tiles, restored, stripes
+from cloudjob.restoration.team import Team
 from cloudjob.restoration.tiles import Tile
 
-SIZE = {"size": 32, "overlap": 8}
+NORM = Normalisation(mean=(0.2,) * 4, std=(0.1,) * 4)
 
 
 class Painter:
     """Restores each tile with a number of its own: 0.01 for each column it begins at, 0.2 for each member."""
 
-    device = torch.device("cpu")
+    device, at_once, recipe = torch.device("cpu"), 1, SimpleNamespace(norm=NORM)
 
     def __init__(self):
-        self.tiles: list[tuple[Tile, int]] = []
+        self.asked: list[list[Tile]] = []
 
-    def tile(self, batch, tile: Tile, member: int, *, margin: int):
-        assert batch.cloudy.shape == (1, 4, tile.height + 2 * margin, tile.width + 2 * margin)
-        self.tiles.append((tile, member))
-        self.margin = margin
-        return np.full((1, 4, tile.height, tile.width), 0.01 * tile.col + 0.2 * member, np.float32)
+    def tiles(self, batch, places: list[Tile], members: int, *, cells, group: int):
+        height, width = places[0].height, places[0].width
+        assert batch.cloudy.shape == (len(places), 4, height, width)
+        assert cells.shape == (len(places), 8, -(-height // 4) + 3, -(-width // 4) + 3)
+        self.asked.append(places)
+        self.group = group
+        found = [[self.value(tile, member) for member in range(members)] for tile in places]
+        return torch.tensor(found)[..., None, None, None].expand(-1, -1, 4, height, width)
+
+    def value(self, tile: Tile, member: int) -> float:
+        return 0.01 * tile.col + 0.2 * member
 
 
 @pytest.fixture
@@ -39,19 +52,25 @@ def conditions() -> SceneConditions:
     return SceneConditions(cloudy, mask, core, None, 30.0, None)
 
 
-def restore(conditions, folder, **options) -> Painter:
-    painter = Painter()
-    restore_tiles(conditions, painter, folder, **(SIZE | {"members": 2} | options))
+def painted(conditions, folder, painter=None, *, size=32, members=2, **options) -> Painter:
+    painter = painter or Painter()
+    conditions.save(folder)
+    team = Team(folder, **options)
+    team.begin()
+    make_guess(team, painter)
+    restore_tiles(team, painter, Layout(size, 8, members))
     return painter
 
 
+def together(conditions, folder, factors):
+    put_together(Team(folder), Layout(32, 8), factors=factors)
+    return restored(folder)
+
+
 def test_a_file_holds_all_members_of_a_tile_as_digital_numbers(conditions, tmp_path):
-    painter = restore(conditions, tmp_path)
-    assert [tile.col for tile, _ in painter.tiles] == [col for col in (0, 24, 48) * 2 for _ in range(2)]
-    assert [tile.row for tile, _ in painter.tiles] == [0] * 6 + [8] * 6
-    assert [member for _, member in painter.tiles] == [0, 1] * 6
-    assert painter.margin == 32  # as far as the next tile
-    names = {path.name for path in tmp_path.iterdir()}
+    painter = painted(conditions, tmp_path)
+    assert [(tile.row, tile.col) for (tile,) in painter.asked] == [(row, col) for row in (0, 8) for col in (0, 24, 48)]
+    names = {path.name for path in tmp_path.glob("tile-*")}
     assert names == {f"tile-0000{row}-000{col:02d}.npy" for row in (0, 8) for col in (0, 24, 48)}
     found = np.load(tmp_path / "tile-00008-00024.npy")
     assert found.shape == (2, 4, 32, 32)
@@ -59,33 +78,51 @@ def test_a_file_holds_all_members_of_a_tile_as_digital_numbers(conditions, tmp_p
     assert [np.unique(member).tolist() for member in found] == [[3400], [5400]]  # 0.24 and 0.44 of reflectance
 
 
-def test_ranks_share_the_tiles_out(conditions, tmp_path):
-    ranks = [restore(conditions, tmp_path, rank=rank, ranks=4, members=1) for rank in range(4)]
-    starts = [[(tile.row, tile.col) for tile, _ in painter.tiles] for painter in ranks]
-    assert starts == [[(0, 0), (8, 24)], [(0, 24), (8, 48)], [(0, 48)], [(8, 0)]]
+@pytest.mark.parametrize(
+    ("at_once", "size", "members", "group", "tiles"),
+    [
+        (1, 32, 2, 1, 1),
+        (16, 32, 1, 16, 16),
+        (1, 256, 2, 1, 1),
+        (1, 512, 4, 1, 1),
+        (16, 256, 1, 16, 16),
+        (16, 256, 3, 16, 5),
+        (16, 512, 1, 4, 4),
+        (16, 1024, 4, 1, 1),
+        (16, 256, 64, 16, 1),
+    ],
+)
+def test_a_network_is_always_given_as_much(conditions, tmp_path, at_once, size, members, group, tiles):
+    """Samples of about the same area, of as many tiles at a time, of which the last one may be repeated."""
+    painter = Painter()
+    painter.at_once = at_once
+    painted(conditions, tmp_path, painter, size=size, members=members)
+    assert painter.group == group
+    assert {len(places) for places in painter.asked} == {tiles}
 
 
 def test_what_is_finished_is_kept(conditions, tmp_path):
     np.save(tmp_path / "tile-00000-00024.npy", np.zeros((2, 4, 32, 32), np.uint16))
-    painter = restore(conditions, tmp_path)
-    assert Tile(0, 24, 32, 32) not in {tile for tile, _ in painter.tiles}
-    assert len(painter.tiles) == 10
+    painter = painted(conditions, tmp_path)
+    assert [Tile(0, 24, 32, 32)] not in painter.asked
+    assert len(painter.asked) == 5
     assert not np.load(tmp_path / "tile-00000-00024.npy").any()
 
 
 def test_a_wish_to_stop_ends_it_between_two_tiles(conditions, tmp_path):
-    answers = iter([False, False, True])
+    painter = Painter()
     with pytest.raises(InterruptedJob, match="finished tiles are kept"):
-        restore(conditions, tmp_path, stopped=lambda: next(answers))
-    assert len(list(tmp_path.iterdir())) == 2
-    restore(conditions, tmp_path)
-    restore(conditions, tmp_path, stopped=lambda: True)  # nothing is left to do
+        painted(conditions, tmp_path, painter, stopped=lambda: len(painter.asked) == 2)
+    assert len(list(tmp_path.glob("tile-*"))) == 2
+    painted(conditions, tmp_path)
+    again = painted(conditions, tmp_path, stopped=lambda: True)  # nothing is left to do
+    assert again.asked == []
 
 
 def test_put_together_it_is_a_scene_with_an_uncertainty_where_something_changed(conditions, tmp_path):
-    restore(conditions, tmp_path)
+    painted(conditions, tmp_path)
     factors = [1.0, 2.0, 0.5, 3.0]
-    image, flags, uncertainty = put_together(conditions, tmp_path, **SIZE, factors=factors)
+    image, flags, uncertainty = together(conditions, tmp_path, factors)
     clear = conditions.mask == CLEAR
     assert (image.shape, image.dtype) == ((4, 40, 80), np.uint16)
     assert (image[:, clear] == 7000).all()
@@ -104,8 +141,8 @@ def test_put_together_it_is_a_scene_with_an_uncertainty_where_something_changed(
 
 
 def test_one_member_has_no_uncertainty(conditions, tmp_path):
-    restore(conditions, tmp_path, members=1)
-    image, _, uncertainty = put_together(conditions, tmp_path, **SIZE, factors=None)
+    painted(conditions, tmp_path, members=1)
+    image, _, uncertainty = together(conditions, tmp_path, None)
     assert uncertainty is None
     assert image[0, 20, 70] == 5800
 
@@ -114,14 +151,13 @@ def test_no_pixel_leaves_the_valid_range(conditions, tmp_path):
     """However far off the network is; nan is no data, which 0 is as a file of a tile has it, and never in a scene."""
 
     class Mad(Painter):
-        def tile(self, batch, tile, member, *, margin):
-            wild = {0: -1e6, 24: 1e6, 48: np.nan}[tile.col]
-            return np.full((1, 4, tile.height, tile.width), wild, np.float32)
+        def value(self, tile, member):
+            return {0: -1e6, 24: 1e6, 48: np.nan}[tile.col]
 
-    restore_tiles(conditions, Mad(), tmp_path, **SIZE, members=1)
+    painted(conditions, tmp_path, Mad(), members=1)
     values = [np.unique(np.load(tmp_path / f"tile-00000-000{col:02d}.npy")).tolist() for col in (0, 24, 48)]
     assert values == [[1], [65535], [0]]
-    image, *_ = put_together(conditions, tmp_path, **SIZE, factors=None)
+    image, *_ = together(conditions, tmp_path, None)
     assert image.min() == 1
     assert [image[0, 20, col] for col in (10, 40, 70)] == [1, 65535, 1]
 
@@ -130,8 +166,60 @@ def test_a_scene_without_cloud_comes_back_as_it_was(tmp_path):
     cloudy = np.random.default_rng(0).integers(0, 65536, (4, 40, 80)).astype(np.uint16)
     mask = np.zeros((40, 80), np.uint8)
     given = SceneConditions(cloudy, mask, mask, None, 30.0, None)
-    assert restore(given, tmp_path).tiles == []
-    image, flags, uncertainty = put_together(given, tmp_path, **SIZE, factors=[1.0] * 4)
+    assert painted(given, tmp_path).asked == []
+    image, flags, uncertainty = together(given, tmp_path, [1.0] * 4)
     np.testing.assert_array_equal(image, cloudy)
     assert not flags.any()
     assert not uncertainty.any()
+
+
+def test_the_restored_scene_is_read_by_stripes(conditions, tmp_path):
+    painted(conditions, tmp_path)
+    whole = together(conditions, tmp_path, [1.0] * 4)
+    found = list(stripes(Team(tmp_path), rows=16))
+    assert [top for top, *_ in found] == [0, 16, 32]
+    for number, array in enumerate(whole, 1):
+        np.testing.assert_array_equal(np.concatenate([stripe[number] for stripe in found], -2), array)
+    painted(conditions, tmp_path / "one", members=1)
+    together(conditions, tmp_path / "one", None)
+    assert next(stripes(Team(tmp_path / "one")))[3] is None
+    with pytest.raises(InterruptedJob):
+        next(stripes(Team(tmp_path, stopped=lambda: True)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["corrective", "residual", "regression", "ddpm-residual"])
+def test_a_scene_comes_out_the_same_by_however_many_ranks(tmp_path, process):
+    """The bytes of all that is written, with a real network; and where ranks stop and others go on."""
+    rng, threads = np.random.default_rng(0), torch.get_num_threads()
+    torch.set_num_threads(1)
+    mask = np.where(rng.random((5, 6)) < 0.5, CLOUD, CLEAR).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    cloudy, reference = rng.integers(0, 9000, (2, 4, *mask.shape)).astype(np.uint16)
+    given = SceneConditions(cloudy, mask, mask, reference, 30.0, 5.0)
+    recipe = Recipe.of("tiny", process, mean=[0.2] * 4, std=[0.1] * 4)
+    torch.manual_seed(0)
+    made = Restorer(recipe, recipe.network().eval(), seed=3, sampler="euler", steps=2)
+
+    def bytes_of(folder, size: int, *, stop_after: int | None = None) -> dict[str, bytes]:
+        given.save(folder)
+        for attempt in range(1 if stop_after is None else 4):
+            left = [stop_after if attempt < 3 and stop_after is not None else 10**6]
+
+            def stopped(left=left) -> bool:
+                left[0] -= 1
+                return left[0] < 0
+
+            def work(ranks, stopped=stopped):
+                restore(Team(folder, ranks, stopped=stopped), made, Layout(32, 8, 2), factors=[1.0] * 4)
+
+            (folder / "over").unlink(missing_ok=True)
+            found = together_on(size + attempt, work)
+            assert {type(each) for each in found} <= {type(None), InterruptedJob}, found
+        assert found == [None] * len(found)
+        return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+
+    whole = bytes_of(tmp_path / "1", 1)
+    assert {"guess.npy", "restored.npy", "reconstructed.npy", "uncertainty.npy"} < set(whole)
+    assert bytes_of(tmp_path / "3", 3) == whole
+    assert bytes_of(tmp_path / "stopped", 1, stop_after=4) == whole
+    torch.set_num_threads(threads)

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudjob.restoration.tiles import Tile, taper, tiles
+from cloudjob.restoration.tiles import Tile, own_parts, taper, tiles
 
 
 def places(shape: tuple[int, int], size: int, overlap: int) -> list[tuple[int, int]]:
@@ -80,3 +81,18 @@ def test_weights_are_positive_and_those_of_neighbours_sum_to_one(size, overlap):
             total[row : row + size, col : col + size] += weights
     inner = slice(overlap, len(total) - overlap)
     np.testing.assert_allclose(total[inner, inner], 1, rtol=1e-6)
+
+
+@examples(60)
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([32, 64, 96]), st.sampled_from([0, 1, 8, 15, 16]))
+def test_each_pixel_is_of_one_tiles_own_part_and_well_within_it(height, width, size, overlap):
+    """Half of the overlap away from its edges, but for those of the scene."""
+    owners = np.zeros((height, width), int)
+    found = own_parts((height, width), size=size, overlap=overlap)
+    assert [tile for tile, _ in found] == tiles((height, width), size=size, overlap=overlap)
+    for tile, own in found:
+        owners[own] += 1
+        for part, inner, length in zip(tile.slices, own, (height, width), strict=True):
+            assert inner.start == 0 or inner.start - part.start >= overlap // 2
+            assert inner.stop >= length or part.stop - inner.stop >= overlap // 2
+    assert (owners == 1).all()

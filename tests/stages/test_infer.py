@@ -1,6 +1,7 @@
 """infer in this process: its inputs, the dates that are shown, what ranks answer each other, what is written."""
 
 import json
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,20 +15,25 @@ from affine import Affine
 from front_door import copied, good
 from small_runs import settings
 from untrained import untrained
+from worlds import together
 
 from cloudjob import __version__
 from cloudjob.config.models import Config
 from cloudjob.diffusion import checkpoint, networks
-from cloudjob.errors import DiskFullError, InputError, InterruptedJob
+from cloudjob.errors import ConfigError, InputError, InterruptedJob, ItemError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.hpc import mpi
 from cloudjob.pixels import BANDS, CLEAR, CLOUD
+from cloudjob.restoration import dates
+from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.dates import Dates
 from cloudjob.restoration.restorer import Restorer
+from cloudjob.restoration.team import Unit
+from cloudjob.restoration.tiles import Tile
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item
 from cloudjob.sentinel2 import product as products
-from cloudjob.sentinel2 import scene as scenes
 from cloudjob.stages import infer
 
 FIRST = "S2B_MSIL2A_20240310T222035_N0510_R122_T05WPS_20240311T012735"
@@ -129,149 +135,76 @@ def test_what_is_not_downloaded_is_named(folder, trained):
 
 # --- the network -------------------------------------------------------------------------------------------------
 def test_the_network_is_that_of_the_checkpoint(folder, trained):
-    model = infer._open_model(chosen(trained), folder, 0)
+    model = infer._open_model(chosen(trained), folder, 0, 0)
     assert model.sha256 == file_sha256(trained)
     restorer = model.restorer
     assert (restorer.seed, restorer.sampler, restorer.steps, restorer.low_precision) == (3, "auto", 2, False)
     assert folder.said == []
     kept = checkpoint.load(trained)
     _, newer = (checkpoint.save(folder.checkpoints, replace(kept, seen=seen)) for seen in (8, 16))
-    assert infer._open_model(settings(), folder, 0).sha256 == file_sha256(newer)  # the newest of this run
+    assert infer._open_model(settings(), folder, 0, 0).sha256 == file_sha256(newer)  # the newest of this run
 
 
 @pytest.mark.parametrize(("members", "rank", "warns"), [(3, 0, True), (1, 0, False), (3, 1, False)])
 def test_factors_that_do_not_hold_for_these_steps_are_said(folder, trained, members, rank, warns):
-    infer._open_model(chosen(trained, "infer.steps=3", f"infer.members={members}"), folder, rank)
+    infer._open_model(chosen(trained, "infer.steps=3", f"infer.members={members}"), folder, rank, 0)
     assert [line[:43] for line in folder.said] == ["infer: WARNING: /uncertainty is the members"] * warns
 
 
-# --- ranks -------------------------------------------------------------------------------------------------------
-class Ranks:
-    """Rank 0 of several: what it told the others, and what they answer to each product."""
-
-    def __init__(self, *answers: tuple[str, str] | None, rank: int = 0, told: list | None = None):
-        self.answers, self.rank, self.size = answers, rank, 1 + len(answers)
-        self.sent, self.gathered, self.told = [], [], iter(told or [])
-        self.others = lambda work: None  # what they do when a product is named
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def bcast(self, value):
-        self.sent.append(value)
-        if value is not None:
-            self.others(value)
-        return next(self.told) if self.rank else value
-
-    def gather(self, value):
-        self.gathered.append(value)
-        return None if self.rank else [value, *self.answers]
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """A function: this process is among these ranks."""
-
-    def put(ranks: Ranks) -> Ranks:
-        monkeypatch.setattr(mpi, "communicator", lambda: ranks)
-        return ranks
-
-    return put
-
-
-# --- products without a clear date -------------------------------------------------------------------------------
-def unpaired(cloudy: str) -> dict:
-    measures = {"accepted": False, "cloudy_cloud": 0.3, "sun_elevation": [25.0, 24.0]}
-    return row(cloudy) | measures | {"reasons": ["clear date has 0.400 cloud, at most 0.05"]}
-
-
-def test_a_product_without_an_acceptable_clear_date_is_an_item_of_itself_alone(folder, trained):
-    write_jsonl(folder.pairs, [unpaired(FIRST), row(SECOND)])
-    one, two = infer.items(chosen(trained), folder)
-    assert (one.name, two.name) == (SECOND, FIRST)
-    own = {FIRST: records.output_digest(folder, "download", FIRST)}
-    assert two.inputs == own | {"checkpoint": file_sha256(trained), "pair": unpaired(FIRST)["version"]}
-    (only,) = infer.items(chosen(trained, "infer.unpaired=false"), folder)
-    assert (only.name, only.config) == (SECOND, one.config)  # what is done stays done
-
-
-def test_it_is_restored_without_a_clear_date_and_that_is_said(folder, trained, dates):
-    write_jsonl(folder.pairs, [unpaired(FIRST)])
-    assert infer.run(chosen(trained, "infer.reference=nearest"), folder).done == [FIRST]
-    assert dates == [f"cloudy={FIRST}.SAFE", "cloudy"]
-    said = f"infer: {FIRST} has no acceptable clear date, and is restored from itself alone: clear date has 0.400 cloud"
-    assert folder.said[0].startswith(said)
-    with h5py.File(folder.output(FIRST, ".h5")) as file:
-        assert file.attrs["source_products"] == FIRST
-
-
 # --- a scene -----------------------------------------------------------------------------------------------------
-class Date(scenes.Scene):
-    def matched(self, other: scenes.Scene) -> np.ndarray:
-        return other.bands
+class Bands:
+    """Conditions in place of those of products on the disk, left by one rank; what was asked for, in order."""
+
+    def __init__(self):
+        self.asked: list[Dates] = []
+
+    def __call__(self, team, dates):
+        team.do("decoding", lambda: [Unit("all", lambda: self.save(team.folder, dates()))])
+
+    def save(self, folder: Path, dates: Dates) -> None:
+        self.asked.append(dates)
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[5:25, 5:30] = CLOUD
+        cloudy = np.full((4, HEIGHT, WIDTH), 9000, np.uint16)
+        cloudy[:, mask == CLEAR] = 3000
+        reference = np.full_like(cloudy, 4000) if dates.shown else None
+        SceneConditions(cloudy, mask, mask, reference, 25.0, dates.days).save(folder)
 
 
 @pytest.fixture
-def dates(monkeypatch) -> list[str]:
-    """Scenes in place of those on the disk; the roles that were opened, in order."""
-    opened: list[str] = []
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[5:20, 5:30] = CLOUD
-    values = {"cloudy": 9000, "clear": 3000, "reference": 4000}
-
-    def open_pair(safes, masks, *, labels, drifting, processes):
-        assert (labels.name, drifting.name) == ("masks", "drifting")
-
-        def load(role: str) -> Date:
-            opened.append(role)
-            here = mask if role == "cloudy" else np.full_like(mask, CLEAR)
-            bands = np.full((4, HEIGHT, WIDTH), values[role], np.uint16)
-            if role == "cloudy":
-                bands[:, here == CLEAR] = 3000
-            return Date(SimpleNamespace(sun_elevation=25.0), None, bands, here, here)
-
-        opened.append(" ".join(f"{role}={path.name}" for role, path in safes.items()))
-        return load
-
+def bands(monkeypatch) -> Bands:
     sensed = SimpleNamespace(
         crs="EPSG:32605",
         transform=Affine(10, 0, 600000, 0, -10, 7900020),
         sensing_time=datetime(2024, 3, 10, 22, 20, 35, tzinfo=UTC),
     )
-    monkeypatch.setattr(scenes, "open_pair", open_pair)
-    monkeypatch.setattr(products.Product, "open", lambda path: sensed)
-    return opened
+    monkeypatch.setattr(products.Product, "open", lambda path: SimpleNamespace(folder=path, **vars(sensed)))
+    made = Bands()
+    monkeypatch.setattr(dates, "make_conditions", made)
+    return made
 
 
 @pytest.mark.parametrize(
-    ("reference", "pair", "roles", "days", "value"),
+    ("reference", "pair", "shown", "days"),
     [
-        ("nearest", row(FIRST), ["cloudy", "clear", "reference"], -6.0, 3000),
-        ("other", row(FIRST), ["cloudy", "reference"], 10.0, 4000),
-        ("none", row(FIRST), ["cloudy"], None, None),
-        ("other", row(FIRST, reference=None), ["cloudy"], None, None),
+        ("nearest", row(FIRST), ("clear", "reference"), -6.0),
+        ("other", row(FIRST), ("reference",), 10.0),
+        ("none", row(FIRST), (), None),
+        ("other", row(FIRST, reference=None), (), None),
     ],
 )
-def test_a_product_is_prepared_once_with_the_dates_that_are_shown(
-    folder, trained, dates, tmp_path, reference, pair, roles, days, value
-):
-    config, work = chosen(trained, f"infer.reference={reference}"), tmp_path / "outputs" / ".work-now"
-    (tmp_path / "outputs" / ".work-before").mkdir(parents=True)
-    found = infer._prepare(config, folder, pair, work)
-    assert not (tmp_path / "outputs" / ".work-before").exists()
+def test_all_dates_of_a_pair_vote_on_masks_and_some_are_shown(folder, trained, bands, reference, pair, shown, days):
+    found = infer._dates(chosen(trained, f"infer.reference={reference}", "masks.cloud_m=70"), folder, pair)
     named = {"cloudy": FIRST, "clear": NEAR} | ({"reference": FAR} if pair["reference"] else {})
-    assert dates == [" ".join(f"{role}={name}.SAFE" for role, name in named.items()), *roles]
-    assert (found.reference_days, found.sun_elevation) == (days, 25.0)
-    assert value is None if found.reference is None else (found.reference == value).all()
-    again = infer._prepare(config, folder, pair, work)
-    assert len(dates) == 1 + len(roles)
-    np.testing.assert_array_equal(again.cloudy, found.cloudy)
+    assert {role: product.folder for role, product in found.products.items()} == {
+        role: folder.safe(name) for role, name in named.items()
+    }
+    assert (found.shown, found.days) == (shown, days)
+    assert found.masks.cloud_m == 70
+    assert (found.labels, found.drifting) == (folder.labels, folder.drifting)
 
 
-def test_a_scene_is_restored_and_written_in_all_its_files(folder, trained, dates):
+def test_a_scene_is_restored_and_written_in_all_its_files(folder, trained, bands):
     config = chosen(trained, "infer.members=2", "infer.reference=nearest")
     summary = infer.run(config, folder)
     assert summary.done == [FIRST, SECOND]
@@ -284,7 +217,7 @@ def test_a_scene_is_restored_and_written_in_all_its_files(folder, trained, dates
         image, flags, spread = (file[name][...] for name in ("reflectance", "reconstructed", "uncertainty"))
         facts = dict(file.attrs)
     inside = np.zeros((HEIGHT, WIDTH), bool)
-    inside[5:20, 5:30] = True
+    inside[5:25, 5:30] = True
     assert (flags == np.where(inside, 1, 0)).all()
     assert (image[:, ~inside] == 3000).all()
     assert (image[:, inside] != 9000).any()
@@ -305,15 +238,20 @@ def test_a_scene_is_restored_and_written_in_all_its_files(folder, trained, dates
     item = json.loads(folder.output(FIRST, ".json").read_text())
     assert item["properties"]["datetime"] == "2024-03-10T22:20:35Z"
     assert [link["href"].rpartition("/")[2] for link in item["links"][:3]] == [FIRST, NEAR, FAR]
-    kept = records.record(folder, "infer", FIRST)["outputs"]
+    made = records.record(folder, "infer", FIRST)
+    kept = made["outputs"]
     assert len(kept) == len(suffixes)
     assert all(file_sha256(folder.root / name) == facts["sha256"] for name, facts in kept.items())
+    (figures,) = made["result"]["ranks"]
+    phases = ["opening", "checking", "decoding", "first guess", "tiles", "blending", "writing"]
+    assert list(figures["seconds"]) == phases
+    assert figures["peak_bytes"] > 2**20
     collection = json.loads((folder.outputs / "collection.json").read_text())
     assert [link["rel"] for link in collection["links"]] == ["root", "item", "item"]
     assert infer.run(config, folder).skipped == [FIRST, SECOND]
 
 
-def test_one_member_has_no_uncertainty(folder, trained, dates):
+def test_one_member_has_no_uncertainty(folder, trained, bands):
     folder.only = [FIRST]
     infer.run(chosen(trained), folder)
     with h5py.File(folder.output(FIRST, ".h5")) as file:
@@ -324,7 +262,7 @@ def test_one_member_has_no_uncertainty(folder, trained, dates):
     assert not folder.output(SECOND, ".h5").exists()
 
 
-def test_bands_as_the_source_had_them_go_with_the_scene_that_they_were_of(folder, trained, dates):
+def test_bands_as_the_source_had_them_go_with_the_scene_that_they_were_of(folder, trained, bands):
     folder.only = [FIRST]
     old = folder.output(FIRST, ".SAFE") / "GRANULE" / "old_B04_10m.jp2"
     old.parent.mkdir(parents=True)
@@ -333,70 +271,151 @@ def test_bands_as_the_source_had_them_go_with_the_scene_that_they_were_of(folder
     assert not folder.output(FIRST, ".SAFE").exists()
 
 
-def test_rank_0_names_each_product_and_sends_the_others_home(folder, trained, dates, launched):
-    """What comes out is what comes out of one rank."""
-    config = chosen(trained)
-    infer.run(config, folder)
-    alone = [folder.output(name, ".h5").read_bytes() for name in (FIRST, SECOND)]
+def test_progress_within_a_scene_is_told(folder, trained, bands):
+    told = []
+    folder.progress = lambda *now: told.append(now)
+    infer.run(chosen(trained), folder)
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert told[0] == (0.0025, f"infer: 0 of 2 ({FIRST}: checking 50%)")
+    assert (0.1, f"infer: 0 of 2 ({FIRST}: decoding 100%)") in told
+    assert (0.25 + 0.65 / 4) / 2 in shares  # the first of four tiles of the first of two scenes
+    assert told[-1] == (1.0, f"infer: 2 of 2 ({SECOND})")
+
+
+# --- ranks -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def run_on(folder, trained, bands, monkeypatch):
+    """A function: what `infer.run` returns, or raises, on each of some ranks; each has a wish to stop of its own."""
+
+    def run(size: int, *overrides: str, stopped: dict | None = None) -> list:
+        here = threading.local()
+
+        def work(rank):
+            here.ranks = rank
+            mine = RunFolder(folder.root, only=folder.only, force=folder.force and rank.rank == 0)
+            mine.stop_requested = (stopped or {}).get(rank.rank, lambda: False)
+            return infer.run(chosen(trained, *overrides), mine)
+
+        monkeypatch.setattr(mpi, "communicator", lambda: here.ranks)
+        return together(size, work)
+
+    return run
+
+
+def outputs(folder: RunFolder) -> dict[str, bytes]:
+    """Of both products: all that was written, but the records."""
+    return {
+        path.name: path.read_bytes() for name in (FIRST, SECOND) for path in folder.output(name, "").parent.iterdir()
+    }
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_what_comes_out_is_the_same_by_however_many_ranks(folder, run_on, bands, ranks):
+    (alone,) = run_on(1, "infer.members=2")
+    assert (alone.done, alone.note) == ([FIRST, SECOND], "1 rank")
+    expected = outputs(folder)
+    assert len(expected) == 2 * (len(BANDS) * 2 + 6)
     folder.force = True
-    ranks = launched(Ranks(None, None))
-
-    def share(work: str) -> None:
-        assert len(list(Path(work).glob("tile-*.npy"))) == 0
-        for rank in (1, 2):
-            assert infer._crew(config, folder, SimpleNamespace(rank=rank, size=3))._share(Path(work)) is None
-        shared.append(len(list(Path(work).glob("tile-*.npy"))))
-
-    shared, ranks.others = [], share
-    summary = infer.run(config, folder)
-    assert summary.note == "3 ranks"
-    assert shared == [2, 2]  # of four tiles, of which rank 0 takes the first and the last
-    *works, end = ranks.sent
-    assert end is None
-    assert [Path(work).parent for work in works] == [folder.output(name, "").parent for name in (FIRST, SECOND)]
-    assert all(Path(work).name.startswith(".work-") and not Path(work).exists() for work in works)
-    assert ranks.gathered == [None, None]
-    assert [folder.output(name, ".h5").read_bytes() for name in (FIRST, SECOND)] == alone
+    lead, *others = run_on(ranks, "infer.members=2")
+    assert (lead.done, lead.note) == ([FIRST, SECOND], f"{ranks} ranks")
+    assert all((each.done, each.failed) == ([], {}) for each in others)
+    assert outputs(folder) == expected
+    assert len(bands.asked) == 4  # each scene once, by one of the ranks
+    figures = records.record(folder, "infer", FIRST)["result"]["ranks"]
+    assert len(figures) == ranks
 
 
-def test_a_product_that_a_rank_cannot_restore_has_failed_and_the_others_go_on(folder, trained, dates, launched):
-    ranks = launched(Ranks(None, ("ItemError", "tile 3 is broken")))
-    summary = infer.run(chosen(trained), folder)
-    assert summary.failed == {name: f"{name}, rank 2: tile 3 is broken" for name in (FIRST, SECOND)}
-    assert ranks.sent[-1] is None
-    assert len(ranks.sent) == 3
+def test_a_product_that_a_rank_cannot_restore_has_failed_and_the_others_go_on(folder, run_on, monkeypatch):
+    restore = Restorer.tiles
+
+    def tiles(self, batch, places, *rest, **options):
+        if places[0] == Tile(0, 24, 32, 32):
+            raise ItemError("tile 2 is broken")
+        return restore(self, batch, places, *rest, **options)
+
+    monkeypatch.setattr(Restorer, "tiles", tiles)
+    lead, other = run_on(2)
+    assert lead.failed == dict.fromkeys((FIRST, SECOND), "rank 1: tile 2 is broken")
+    assert other.failed == {}
+    monkeypatch.undo()
 
 
-@pytest.mark.parametrize("kind", [InterruptedJob, DiskFullError])
-def test_a_wish_to_stop_or_a_full_disk_of_a_rank_ends_all(folder, trained, dates, launched, kind):
-    ranks = launched(Ranks((kind.__name__, "enough")))
-    with pytest.raises(kind, match=f"{FIRST}, rank 1: enough"):
-        infer.run(chosen(trained), folder)
-    assert len(ranks.sent) == 2
-    assert ranks.sent[-1] is None  # they wait for a name
+def test_what_cannot_be_written_has_failed_and_the_ranks_go_on_with_the_next_scene(folder, run_on, monkeypatch):
+    write, named = infer._write, []
+
+    def once(config, folder, item, *rest):
+        named.append(item.name)
+        if len(named) == 1:
+            raise ItemError("the disk is strange")
+        return write(config, folder, item, *rest)
+
+    monkeypatch.setattr(infer, "_write", once)
+    lead, other = run_on(2)
+    assert (lead.failed, lead.done) == ({FIRST: "the disk is strange"}, [SECOND])
+    assert not isinstance(other, Exception)
+    assert run_on(2)[0].done == [FIRST]
 
 
-def test_what_was_restored_before_a_stop_is_not_restored_again(folder, trained, dates, monkeypatch):
-    config = chosen(trained)
-    asked = iter([False, False, True])
-    folder.stop_requested = lambda: next(asked)
-    with pytest.raises(InterruptedJob, match="finished tiles are kept"):
-        infer.run(config, folder)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_wish_to_stop_on_any_rank_ends_all_and_what_was_made_is_kept(folder, run_on, bands, monkeypatch, rank):
+    restored, restore = [], Restorer.tiles
+
+    def spy(self, batch, places, *rest, **options):
+        restored.extend((tile.row, tile.col) for tile in places)
+        return restore(self, batch, places, *rest, **options)
+
+    monkeypatch.setattr(Restorer, "tiles", spy)
+    found = run_on(2, stopped={rank: lambda: len(restored) >= 1})
+    assert isinstance(found[0], InterruptedJob)
+    assert not isinstance(found[1], Exception)  # rank 0 says it
     (work,) = folder.output(FIRST, "").parent.glob(".work-*")
-    assert [path.name for path in work.glob("tile-*.npy")] == ["tile-00000-00000.npy"]
-    folder.stop_requested = lambda: False
-    restored, restore = [], Restorer.tile
-
-    def spy(self, batch, tile, member, **options):
-        restored.append(tile)
-        return restore(self, batch, tile, member, **options)
-
-    monkeypatch.setattr(Restorer, "tile", spy)
-    opened = len(dates)
+    assert len(list(work.glob("tile-*.npy"))) == len(restored) < 4
     folder.only = [FIRST]
-    assert infer.run(config, folder).done == [FIRST]
-    assert len(dates) == opened
-    assert [(tile.row, tile.col) for tile in restored] == [(0, 24), (8, 0), (8, 24)]
+    assert run_on(3)[0].done == [FIRST]
+    assert sorted(restored) == [(row, col) for row in (0, 8) for col in (0, 24)]
+    assert len(bands.asked) == 1
+    assert not work.exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_said_once_and_nobody_waits(folder, trained, run_on):
+    trained.write_bytes(b"no checkpoint")
+    lead, other = run_on(2)
+    assert isinstance(lead, ItemError | ConfigError) or lead.failed
+    assert not isinstance(other, Exception)
+
+
+def test_what_an_earlier_attempt_with_other_inputs_left_is_removed(folder, trained, bands):
+    old = folder.output(FIRST, "").parent / ".work-before"
+    old.mkdir(parents=True)
+    infer.run(chosen(trained), folder)
+    assert not old.exists()
+
+
+# --- products without a clear date -------------------------------------------------------------------------------
+def unpaired(cloudy: str) -> dict:
+    measures = {"accepted": False, "cloudy_cloud": 0.3, "sun_elevation": [25.0, 24.0]}
+    return row(cloudy) | measures | {"reasons": ["clear date has 0.400 cloud, at most 0.05"]}
+
+
+def test_a_product_without_an_acceptable_clear_date_is_an_item_of_itself_alone(folder, trained):
+    write_jsonl(folder.pairs, [unpaired(FIRST), row(SECOND)])
+    one, two = infer.items(chosen(trained), folder)
+    assert (one.name, two.name) == (SECOND, FIRST)
+    own = {FIRST: records.output_digest(folder, "download", FIRST)}
+    assert two.inputs == own | {"checkpoint": file_sha256(trained), "pair": unpaired(FIRST)["version"]}
+    (only,) = infer.items(chosen(trained, "infer.unpaired=false"), folder)
+    assert (only.name, only.config) == (SECOND, one.config)  # what is done stays done
+
+
+def test_it_is_restored_without_a_clear_date_and_that_is_said(folder, trained, bands):
+    write_jsonl(folder.pairs, [unpaired(FIRST)])
+    assert infer.run(chosen(trained, "infer.reference=nearest"), folder).done == [FIRST]
+    assert [asked.shown for asked in bands.asked] == [()]
+    said = f"infer: {FIRST} has no acceptable clear date, and is restored from itself alone: clear date has 0.400 cloud"
+    assert folder.said[0].startswith(said)
+    with h5py.File(folder.output(FIRST, ".h5")) as file:
+        assert file.attrs["source_products"] == FIRST
 
 
 @pytest.mark.slow
