@@ -46,6 +46,7 @@ def test_the_files_and_their_digests(tmp_path):
     assert all(file_sha256(tmp_path / PRODUCT / name) == digest for name, digest in found.items())
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.lists(st.integers(1, 600), min_size=1), st.integers(1, 3))
 def test_bytes_depend_on_the_pixels_alone(tmp_path_factory, stripes, threads):
@@ -133,3 +134,9 @@ def test_the_preview_is_true_colour_of_at_most_1024_pixels_a_side(tmp_path, shap
             writer.rows(top, scene.reflectance[:, top : top + 100], scene.reconstructed[top : top + 100])
     shown = np.asarray(Image.open(io.BytesIO(file(tmp_path / "a", ".png").read_bytes())))
     np.testing.assert_array_equal(shown, true_colour(scene.reflectance, gain=1.5)[::step, ::step])
+
+
+def test_stripes_give_the_bytes_of_the_whole(tmp_path):
+    scene = pixels(530, 16)
+    once, again = (scene_files.write(tmp_path / str(rows), scene, rows=rows) for rows in (530, 100))
+    assert contents(once.parent) == contents(again.parent)
