@@ -117,6 +117,16 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     scene_files.write(tmp_path, scene)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 6, 10, 14, 16])
+def test_wherever_a_real_disk_is_full_it_is_said_and_nothing_stays(disk, size):
+    scene, folder = pixels(900, 700, uncertainty=False), disk(size)
+    with pytest.raises(DiskFullError, match=PRODUCT):
+        scene_files.write(folder, scene)
+    assert not list((folder / PRODUCT).iterdir())
+    assert len(list(scene_files.write(disk(40), scene).parent.iterdir())) == 10
+
+
 def test_views_of_members_that_are_no_more_go(tmp_path):
     scene_files.write(tmp_path, pixels(8, 9))
     stem = scene_files.write(tmp_path, pixels(8, 9, uncertainty=False))
