@@ -33,6 +33,13 @@ def test_utm_has_all_parameters_of_appendix_f():
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("code", CODES[:-1])  # the text of the last, in grads, loses digits
+def test_the_same_is_said_of_a_crs_wherever_it_comes_from(code):
+    """By its code, from a file: bytes must not depend on what PROJ was asked before."""
+    crs = CRS.from_epsg(code)
+    assert grid_mapping(CRS.from_wkt(crs.to_wkt()), PLACE) == grid_mapping(crs, PLACE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
 def test_what_pyproj_says_of_a_crs_is_said(code):

@@ -11,6 +11,7 @@ import scene_files
 from scene_files import file, pixels
 
 from cloudjob.archive.make import make_synthetic
+from cloudjob.errors import DiskFullError
 from cloudjob.restoration.output import like_source
 from cloudjob.sentinel2.product import Product, read_bands
 
@@ -65,6 +66,16 @@ def test_numbers_are_those_of_the_sources_baseline(source, tmp_path):
     for path, band in zip(bands, expected, strict=True):
         with rasterio.open(path) as image:
             np.testing.assert_array_equal(image.read(1), band)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said(source, tmp_path, disk):
+    product = Product.open(source)
+    tif = file(scene_files.write(tmp_path, pixels(SIZE, SIZE, uncertainty=False)), ".tif")
+    large = replace(product, shape=(2000, 2000))  # more than there is room for
+    with pytest.raises(DiskFullError, match="1 MiB free"):
+        like_source.write(tif, large, disk(1) / "out")
+    assert not list(disk(1).rglob("*.jp2"))
 
 
 def test_what_is_no_safe_product_is_said(source, tmp_path):

@@ -46,6 +46,7 @@ def test_the_files_and_their_digests(tmp_path):
     assert all(file_sha256(tmp_path / PRODUCT / name) == digest for name, digest in found.items())
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.lists(st.integers(1, 600), min_size=1), st.integers(1, 3))
 def test_bytes_depend_on_the_pixels_alone(tmp_path_factory, stripes, threads):
@@ -116,6 +117,16 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     scene_files.write(tmp_path, scene)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 6, 10, 14, 16])
+def test_wherever_a_real_disk_is_full_it_is_said_and_nothing_stays(disk, size):
+    scene, folder = pixels(900, 700, uncertainty=False), disk(size)
+    with pytest.raises(DiskFullError, match=PRODUCT):
+        scene_files.write(folder, scene)
+    assert not list((folder / PRODUCT).iterdir())
+    assert len(list(scene_files.write(disk(40), scene).parent.iterdir())) == 10
+
+
 def test_views_of_members_that_are_no_more_go(tmp_path):
     scene_files.write(tmp_path, pixels(8, 9))
     stem = scene_files.write(tmp_path, pixels(8, 9, uncertainty=False))
@@ -133,3 +144,9 @@ def test_the_preview_is_true_colour_of_at_most_1024_pixels_a_side(tmp_path, shap
             writer.rows(top, scene.reflectance[:, top : top + 100], scene.reconstructed[top : top + 100])
     shown = np.asarray(Image.open(io.BytesIO(file(tmp_path / "a", ".png").read_bytes())))
     np.testing.assert_array_equal(shown, true_colour(scene.reflectance, gain=1.5)[::step, ::step])
+
+
+def test_stripes_give_the_bytes_of_the_whole(tmp_path):
+    scene = pixels(530, 16)
+    once, again = (scene_files.write(tmp_path / str(rows), scene, rows=rows) for rows in (530, 100))
+    assert contents(once.parent) == contents(again.parent)

@@ -68,8 +68,9 @@ def grid_mapping(crs: CRS, transform: Affine) -> dict[str, Any]:
 
     A projection that CF does not name has no `grid_mapping_name`: its WKT tells all.
     """
-    told = crs.to_dict(projjson=True)
     wkt = crs.to_wkt()
+    # By way of the text: of a CRS by its code PROJ now tells a datum, now an ensemble of them, as its cache has it.
+    told = CRS.from_wkt(wkt).to_dict(projjson=True)
     found: dict[str, Any] = {"crs_wkt": wkt, "spatial_ref": wkt}
     found["GeoTransform"] = " ".join(map(repr, transform.to_gdal()))
     if told.get("type") == "BoundCRS":  # of an old WKT with TOWGS84

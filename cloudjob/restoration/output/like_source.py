@@ -1,13 +1,18 @@
 """A restored scene shaped as its source: the 10 m bands as JPEG 2000 in the folders of a SAFE product, for tools that
 read Sentinel-2 as ESA packs it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError  # what GDAL reports has no other common name
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from cloudjob.files import atomic, write_bytes
+from cloudjob.errors import ItemError
+from cloudjob.files import atomic, check_room, disk_full, free, write_bytes
 from cloudjob.pixels import BANDS
 from cloudjob.restoration.output.blocks import SIDE
 from cloudjob.sentinel2 import zipped
@@ -36,9 +41,23 @@ def write(tif: Path, source: Product, folder: Path) -> list[Path]:
         write_bytes(found[-1], zipped.read_bytes(source.folder / name))
     for number, band in enumerate(BANDS, 1):
         found.append(folder / source.files[f"{band}_10m"])
-        with atomic(found[-1]) as temporary:
+        with _writing(found[-1], source.shape), atomic(found[-1]) as temporary:
             _write_band(tif, number, temporary, offset=source.offsets[band])
     return found
+
+
+@contextmanager
+def _writing(path: Path, shape: tuple[int, int]) -> Iterator[None]:
+    """Tells a full disk, which GDAL hides, from what else it may not write."""
+    needed = 2 * 2 * shape[0] * shape[1]  # bytes, of the image that is not compressed, and of that which hardly is
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_room(path.parent, needed, path.name, "make room and run the same command again")
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        if (free(path.parent) or 0) < needed:
+            raise disk_full(path) from error
+        raise ItemError(f"{path}: cannot be written ({error})") from error
 
 
 def _write_band(tif: Path, number: int, path: Path, *, offset: int) -> None:

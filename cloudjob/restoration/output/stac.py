@@ -86,7 +86,7 @@ def _properties(header: Header) -> dict[str, Any]:
     if authority and authority[0] == "EPSG":
         found["proj:epsg"] = int(authority[1])
     if crs is not None and authority is None:
-        found["proj:wkt2"] = crs.to_wkt(version="WKT2_2019")
+        found["proj:wkt2"] = CRS.from_wkt(crs.to_wkt()).to_wkt(version="WKT2_2019")  # see `grid_mapping`
     return found | {
         "processing:software": {"cloudjob": str(facts["cloudjob_version"])},
         "processing:level": "L3",

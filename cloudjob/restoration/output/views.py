@@ -54,7 +54,7 @@ def _place(header: Header) -> str:
 
 def _axes(crs: CRS) -> str:
     """Which axes of the CRS columns and rows go along: its authority may have latitude, or northing, first."""
-    told = crs.to_dict(projjson=True)
+    told = CRS.from_wkt(crs.to_wkt()).to_dict(projjson=True)
     told = told.get("source_crs", told)  # of one with TOWGS84
     first = told["coordinate_system"]["axis"][0]["name"].lower()
     return "2,1" if "latitude" in first or "northing" in first else "1,2"
