@@ -310,6 +310,7 @@ def outputs(folder: RunFolder) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_what_comes_out_is_the_same_by_however_many_ranks(folder, run_on, bands, ranks):
     (alone,) = run_on(1, "infer.members=2")
@@ -341,6 +342,7 @@ def test_a_product_that_a_rank_cannot_restore_has_failed_and_the_others_go_on(fo
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_has_failed_and_the_ranks_go_on_with_the_next_scene(folder, run_on, monkeypatch):
     write, named = infer._write, []
 
