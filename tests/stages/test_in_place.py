@@ -60,6 +60,7 @@ def run(tmp_path, site, monkeypatch):
     """Runs a stage on the site's product; the summary, and the run folder."""
     pair = {"cloudy": NAME, "clear": NAME, "reference": None}
     monkeypatch.setattr(decisions, "accepted_pairs", lambda folder: [pair])
+    monkeypatch.setattr(decisions, "unpaired", lambda folder, **rules: [])
     folder = RunFolder(tmp_path / "run")
     folder.root.mkdir()
     write_jsonl(folder.scenes, [{"product": NAME, "id": "1", "size": 10**9}])
