@@ -1,0 +1,285 @@
+"""First guess of the ground under clouds: what clear pixels nearby, and alike on other dates, tell of the hidden ones.
+
+A Gaussian process over space and spectrum (Rasmussen & Williams 2006, eq. 2.25 and 2.26) of the cloudy date less the
+mean of the other dates. In units of its noise its covariance is 4 exp(-d / 100 - s^2 / 2 h^2) + 50 x x' + 2.5: d is the
+distance in pixels, s that of all bands x of all R other dates (reflectance), h = 0.06 sqrt(R). So it is also a linear
+regression on the other dates.
+
+Each block of 64 x 64 pixels has a process of its own, which is told 384 of the clear pixels around it. Which pixels
+these are depends on their row and column in the scene and on what is hidden around them, so that neighbours share
+most, and a window gives what the scene gives, but for what lies within `REACH` of its edges. Blocks are blended over 16
+pixels. Where some of the dates have no data, a process is made of the others; without any, it varies over space alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cloudjob.diffusion import noise
+
+REACH = 240  # pixels: nothing farther away has a say, but where there is no clear pixel so near
+
+_BLOCK, _BLEND, _NEAR, _FAR = 64, 8, 32, 128  # pixels: of a block, and around it
+_CELL = 8  # pixels: of each such cell one pixel is told where it is far from the block
+_POINTS, _JUDGES = 384, 128  # clear pixels that a block is told; those of them that its error is judged by
+_AFTER = 100.0  # more than ranks differ by
+_SIMILAR, _DISTANCE = 0.06, 100.0  # reflectance, pixels
+_LOCAL, _SLOPE, _LEVEL = 4.0, 50.0, 2.5  # of the covariance
+_UNIT, _UNIT_WEIGHT = 0.02, 4.0  # reflectance: what the noise is before anything is known, and for how many pixels
+_RINGS = ((1, 1.0), (1, 1.0), (2, 1.5), (4, 3.0), (8, 6.0), (16, 12.0))  # pixels: width, how much farther it is
+
+
+def similar(
+    cloudy: Tensor, references: Tensor, known: Tensor, *, origin: tuple[int, int] = (0, 0), seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(guess, deviation) of the ground, each as `cloudy` (N, C, H, W): floating-point reflectance, NaN without data.
+
+    references: (N, R, C, H, W) other dates, normalised to the cloudy one; R may be 0, and any of them may lack data.
+    known: (N, H, W) bool, where the cloudy date shows the ground: these pixels come back as they are, with a deviation
+    of 0. origin: row and column in the scene of the first pixel. The deviation is that of the ground from the guess.
+    Where nothing is known, the guess is the mean of the references. NaN where no date has data.
+    """
+    scene = _Scene.of(cloudy, references, known, origin=origin, seed=seed)
+    for pattern in scene.pattern[scene.wanted].unique().tolist():
+        for problems in scene.problems(pattern):
+            _solve(scene, problems)
+    return scene.result(cloudy)
+
+
+@dataclass(frozen=True)
+class _Problems:
+    """Blocks that do not overlap, whose wanted pixels have data on the same dates. Pixels are numbered through."""
+
+    corner: Tensor  # (G, 2) row and column of the first pixel
+    dates: Tensor  # (R,) bool
+    points: Tensor  # (G, M) the pixels that are told, the soonest first
+    told: Tensor  # (G, M) bool: there may be fewer
+    wanted: Tensor  # (G, P) the pixels that are asked for
+    asked: Tensor  # (G, P) bool: there may be fewer
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Images on a grid of whole blocks, with `_FAR` pixels of nothing around them."""
+
+    cloudy: Tensor  # (N, H, W, C), 0 without data
+    references: Tensor  # (N, H, W, R, C), 0 without data
+    pattern: Tensor  # (N, H, W) int, bit r: reference r has data
+    known: Tensor  # (N, H, W) bool
+    wanted: Tensor  # (N, H, W) bool
+    rank: Tensor  # (N, H, W) the lower, the sooner it is told
+    total: Tensor  # (N, H, W, 2 C + 1) sums over blocks: weighted guess, weighted variance, weight
+    within: tuple[slice, slice]  # where the images are
+
+    @classmethod
+    def of(cls, cloudy: Tensor, references: Tensor, known: Tensor, *, origin: tuple[int, int], seed: int) -> Self:
+        bands, *size = cloudy.shape[1:]
+        before = [first % _BLOCK + _FAR for first in origin]
+        after = [-(first + length) % _BLOCK + _FAR for first, length in zip(origin, size, strict=True)]
+        edge = (before[1], after[1], before[0], after[0])
+        present, seen = references.isfinite().all(2), cloudy.isfinite().all(1)
+        pattern = (present * _bits(references.shape[1], cloudy)[:, None, None]).sum(1)
+        known, wanted = known & seen, ~(known & seen) & (seen | (pattern > 0))
+        known, wanted, pattern = (F.pad(each, edge) for each in (known, wanted, pattern))
+        others = F.pad(references.masked_fill(~present[:, :, None], 0), edge)
+        starts = [first - more for first, more in zip(origin, before, strict=True)]
+        rows, cols = (range(at, at + length) for at, length in zip(starts, known.shape[1:], strict=True))
+        drawn = noise.uniform_field(seed, rows=rows, cols=cols, device=cloudy.device).to(cloudy.dtype)
+        return cls(
+            cloudy=F.pad(cloudy.nan_to_num(0), edge).permute(0, 2, 3, 1).contiguous(),
+            references=others.permute(0, 3, 4, 1, 2).contiguous(),
+            pattern=pattern,
+            known=known,
+            wanted=wanted,
+            rank=drawn.log() + 2 * (3 + _distance(wanted, cloudy)).log(),
+            total=cloudy.new_zeros(*known.shape, 2 * bands + 1),
+            within=(slice(before[0], before[0] + size[0]), slice(before[1], before[1] + size[1])),
+        )
+
+    def problems(self, pattern: int) -> Iterator[_Problems]:
+        """The blocks that have wanted pixels of the pattern, in chunks of about as many pixels that fit the memory."""
+        wanted = self.wanted & (self.pattern == pattern)
+        rank = self.rank.masked_fill(~self.known | (self.pattern & pattern != pattern), torch.inf)
+        cells, blocks = _sparse(rank, _CELL), _sparse(rank, _BLOCK)
+        share = F.avg_pool2d(wanted[:, None].to(rank.dtype), _BLOCK + 2 * _BLEND, _BLOCK, _BLEND)[:, 0]
+        around = _FAR // _BLOCK
+        place = share[:, around:-around, around:-around].nonzero() + share.new_tensor([0, around, around]).long()
+        share = share[tuple(place.T)]
+        colour = place[:, 1] % 2 * 2 + place[:, 2] % 2  # those of one do not overlap: their sums have one order
+        order = (2 * colour - share).argsort(stable=True)
+        dates = pattern & _bits(self.references.shape[3], rank) > 0
+        for part in _chunks(colour[order].tolist(), share[order].tolist(), max(1, _budget(rank) // _POINTS**2)):
+            here = place[order[part]]
+            points, told = _told(here, rank, cells, blocks)
+            pixels = _windows(here, wanted.shape, _BLOCK, _BLEND).flatten(1)
+            yield _Problems(here[:, 1:] * _BLOCK, dates, points, told, *_listed(pixels, wanted.flatten()[pixels]))
+
+    def result(self, cloudy: Tensor) -> tuple[Tensor, Tensor]:
+        known, total = (each[:, *self.within] for each in (self.known, self.total))
+        guess, variance = (total[..., :-1] / total[..., -1:]).permute(0, 3, 1, 2).chunk(2, 1)
+        return torch.where(known[:, None], cloudy, guess), variance.sqrt().masked_fill(known[:, None], 0)
+
+
+def _bits(count: int, like: Tensor) -> Tensor:
+    return 2 ** torch.arange(count, device=like.device)
+
+
+def _budget(like: Tensor) -> int:
+    """How many numbers a matrix may have: of a CPU, what its cache holds."""
+    return 2**27 if like.is_cuda else 2**19
+
+
+def _distance(wanted: Tensor, like: Tensor) -> Tensor:
+    """(N, H, W) about how far the nearest wanted pixel is, the longer way of rows and columns; at most 24.5 pixels."""
+    near = wanted[:, None].to(like.dtype)
+    distance = torch.zeros_like(near)
+    for width, farther in _RINGS:
+        distance += (1 - near) * farther
+        near = F.max_pool2d(F.pad(near, [width] * 4), 3, 1, dilation=width)
+    return distance[:, 0]
+
+
+def _sparse(rank: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(N, H / size, W / size): in each cell the lowest rank, and the pixel that has it."""
+    samples, height, width = rank.shape
+    cells = rank.view(samples, height // size, size, width // size, size).transpose(2, 3).flatten(3)
+    lowest, at = cells.min(-1)
+    number = torch.arange(rank.numel(), device=rank.device).view(rank.shape)
+    first = number[:, ::size, ::size]
+    return lowest, first + at // size * width + at % size
+
+
+def _windows(place: Tensor, shape: torch.Size, size: int, margin: int) -> Tensor:
+    """(G, size + 2 margin, the same) the pixels of blocks of that size and of a margin around them. place: (G, 3)."""
+    side = torch.arange(-margin, size + margin, device=place.device)
+    sample, row, col = place[:, :, None].unbind(1)
+    rows, cols = row * size + side, col * size + side
+    return ((sample * shape[1] + rows)[:, :, None] * shape[2]) + cols[:, None]
+
+
+def _listed(pixels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """(G, P) those of the pixels (G, n) that are chosen, P at most in a row, and whether there is one."""
+    count = chosen.sum(1)
+    row, at = chosen.nonzero(as_tuple=True)
+    column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    there = torch.arange(int(count.max()), device=row.device) < count[:, None]
+    listed = torch.zeros_like(there, dtype=torch.int64)
+    listed[row, column] = pixels[row, at]
+    return listed, there
+
+
+def _chunks(colour: list[int], share: list[float], most: int) -> Iterator[slice]:
+    """Runs of at most so many blocks of one colour, none of which is asked for much less than the first."""
+    start = 0
+    while start < len(colour):
+        stop = start + 1
+        alike = (colour[start], 0.75 * share[start])
+        while stop < min(len(colour), start + most) and colour[stop] == alike[0] and share[stop] >= alike[1]:
+            stop += 1
+        yield slice(start, stop)
+        start = stop
+
+
+def _told(
+    place: Tensor, rank: Tensor, cells: tuple[Tensor, Tensor], blocks: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(G, M) the pixels that blocks are told, and whether there is one: of those nearby the ones of the lowest rank; if
+    they are too few, of cells farther off, the nearer ones the likelier; if there is none, of all the image."""
+    near = _windows(place, rank.shape, _BLOCK, _NEAR).flatten(1)
+    share = _BLOCK // _CELL
+    far = _windows(place, cells[0].shape, share, _FAR // _CELL)
+    side = torch.arange(far.shape[1], device=rank.device) - _FAR // _CELL
+    apart = _CELL * torch.maximum(-side, side - share + 1).clamp(min=0).to(rank.dtype)
+    apart = torch.hypot(apart[:, None], apart)
+    far_rank = cells[0].flatten()[far] + 2 * (3 + apart).log() + _AFTER
+    inner = slice((_FAR - _NEAR) // _CELL, -(_FAR - _NEAR) // _CELL)
+    far_rank[:, inner, inner] = torch.inf
+    ranks = torch.cat([rank.flatten()[near], far_rank.flatten(1)], 1)
+    pixels = torch.cat([near, cells[1].flatten()[far.flatten(1)]], 1)
+    found, chosen = ranks.topk(_POINTS, largest=False)
+    points, told = pixels.gather(1, chosen), found.isfinite()
+    lost = ~told.any(1)
+    if lost.any():
+        at = place[lost]
+        row, col = (torch.arange(n, device=rank.device) for n in blocks[0].shape[1:])
+        apart = torch.hypot((row - at[:, 1:2])[:, :, None].to(rank.dtype), (col - at[:, 2:])[:, None].to(rank.dtype))
+        ranks = (blocks[0][at[:, 0]] + 2 * (1 + apart).log()).flatten(1)
+        found, chosen = ranks.topk(min(_POINTS, ranks.shape[1]), largest=False)
+        points[lost, : found.shape[1]] = blocks[1][at[:, 0]].flatten(1).gather(1, chosen)
+        told[lost, : found.shape[1]] = found.isfinite()
+    return points, told
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the processes know about n pixels."""
+
+    place: Tensor  # (G, n, 2) row and column from the block's first pixel on
+    spectrum: Tensor  # (G, n, F) all bands of all dates
+    mean: Tensor  # (G, n, C) of the dates
+
+    @classmethod
+    def of(cls, scene: _Scene, problems: _Problems, pixels: Tensor) -> Self:
+        height, width = scene.known.shape[1:]
+        place = torch.stack([pixels // width % height, pixels % width], -1) - problems.corner[:, None]
+        dates = scene.references.flatten(0, 2)[pixels][:, :, problems.dates]
+        return cls(place.to(dates.dtype), dates.flatten(2), dates.sum(2) / max(1, dates.shape[2]))
+
+    def less(self, centre: Tensor) -> Self:
+        return replace(self, spectrum=self.spectrum - centre)
+
+    def local(self, other: Self) -> Tensor:
+        """(G, n, m) the part of the covariance that falls off with distance."""
+        dates = max(1, self.spectrum.shape[2] // self.mean.shape[2])
+        mine, others = (each.spectrum / (_SIMILAR * dates**0.5) for each in (self, other))
+        own = [(each.square().sum(-1, keepdim=True) / -2, torch.ones_like(each[:, :, :1])) for each in (mine, others)]
+        unlike = torch.cat([mine, *own[0]], -1) @ torch.cat([others, *own[1][::-1]], -1).mT  # -s^2 / 2 h^2
+        return (
+            unlike.clamp_(max=0).sub_(torch.cdist(self.place / _DISTANCE, other.place / _DISTANCE)).exp_().mul_(_LOCAL)
+        )
+
+
+def _solve(scene: _Scene, problems: _Problems) -> None:
+    """Adds what the processes say of the pixels that are asked for."""
+    told = problems.told[:, :, None].to(scene.rank.dtype)
+    count = told.sum(1, keepdim=True)
+    points = _Seen.of(scene, problems, problems.points)
+    left = scene.cloudy.flatten(0, 2)[problems.points] - points.mean
+    centre, level = ((each * told).sum(1, keepdim=True) / count.clamp(min=1) for each in (points.spectrum, left))
+    points, left = points.less(centre), (left - level) * told
+    covariance = (points.local(points) + _wide(points, points)) * told * told.mT
+    covariance.diagonal(dim1=1, dim2=2).add_(1)  # the noise; pixels that are not told are this alone
+    factor = torch.linalg.cholesky(covariance)
+    weights = torch.cholesky_solve(left, factor)
+    unit = ((left * weights).sum(1, keepdim=True) + _UNIT_WEIGHT * _UNIT**2) / (count + _UNIT_WEIGHT)
+    slopes, level = _SLOPE * points.spectrum.mT @ weights, level + _LEVEL * weights.sum(1, keepdim=True)
+    judges = replace(points, **{name: getattr(points, name)[:, :_JUDGES] for name in ("place", "spectrum", "mean")})
+    identity = torch.eye(_JUDGES, dtype=told.dtype, device=told.device).expand(len(told), -1, -1)
+    whiten = torch.linalg.solve_triangular(factor[:, :_JUDGES, :_JUDGES], identity, upper=False).mT * told[:, :_JUDGES]
+    answered = problems.asked & (problems.told.any(1, keepdim=True) | problems.dates.any())
+    step = max(64, _budget(told) // told[:, :, 0].numel())
+    for pixels, asked in zip(problems.wanted.split(step, 1), answered.split(step, 1), strict=True):
+        seen = _Seen.of(scene, problems, pixels).less(centre)
+        local = seen.local(points)
+        guess = seen.mean + level + seen.spectrum @ slopes + local @ weights
+        explained = ((local[:, :, :_JUDGES] + _wide(seen, judges)) @ whiten).square().sum(-1, keepdim=True)
+        prior = _LOCAL + _LEVEL + _SLOPE * seen.spectrum.square().sum(-1, keepdim=True)
+        variance = ((prior - explained).clamp(min=0) + 1) * unit
+        share = _share(seen.place)
+        values = torch.cat([guess * share, variance * share, share], -1)
+        scene.total.flatten(0, 2)[pixels[asked]] += values[asked]
+
+
+def _wide(one: _Seen, other: _Seen) -> Tensor:
+    """(G, n, m) the part of the covariance that does not fall off: of slopes, and of a level."""
+    return _SLOPE * one.spectrum @ other.spectrum.mT + _LEVEL
+
+
+def _share(place: Tensor) -> Tensor:
+    """(G, n, 1) of a block in the blend: 1 in its inside, falling linearly where it overlaps with its neighbours."""
+    inside = torch.minimum(place, _BLOCK - 1 - place) + _BLEND + 0.5
+    return (inside / (2 * _BLEND)).clamp(max=1).prod(-1, keepdim=True)
