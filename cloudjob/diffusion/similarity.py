@@ -7,7 +7,7 @@ regression on the other dates.
 
 Each block of 64 x 64 pixels has a process of its own, which is told 384 of the clear pixels around it. Which pixels
 these are depends on their row and column in the scene and on what is hidden around them, so that neighbours share
-most, and a window gives what the scene gives, but for what lies within `REACH` of its edges. Blocks are blended over 16
+most, and a window gives what the scene gives, but for what lies within `REACH` of its edges. Blocks are blended over 8
 pixels. Where some of the dates have no data, a process is made of the others; without any, it varies over space alone.
 """
 
@@ -23,14 +23,22 @@ from cloudjob.diffusion import noise
 
 REACH = 240  # pixels: nothing farther away has a say, but where there is no clear pixel so near
 
-_BLOCK, _BLEND, _NEAR, _FAR = 64, 8, 32, 128  # pixels: of a block, and around it
+_BLOCK, _BLEND, _NEAR, _FAR = 64, 4, 32, 128  # pixels: of a block, and around it
 _CELL = 8  # pixels: of each such cell one pixel is told where it is far from the block
-_POINTS, _JUDGES = 384, 128  # clear pixels that a block is told; those of them that its error is judged by
+_POINTS, _JUDGES = 320, 96  # clear pixels that a block is told; those of them that its error is judged by
 _AFTER = 100.0  # more than ranks differ by
 _SIMILAR, _DISTANCE = 0.06, 100.0  # reflectance, pixels
 _LOCAL, _SLOPE, _LEVEL = 4.0, 50.0, 2.5  # of the covariance
 _UNIT, _UNIT_WEIGHT = 0.02, 4.0  # reflectance: what the noise is before anything is known, and for how many pixels
-_RINGS = ((1, 1.0), (1, 1.0), (2, 1.5), (4, 3.0), (8, 6.0), (16, 12.0))  # pixels: width, how much farther it is
+_RINGS = (
+    (1, 1.0),
+    (1, 1.0),
+    (2, 1.5),
+    (4, 3.0),
+    (8, 6.0),
+    (16, 12.0),
+    (0, 24.0),
+)  # pixels: width, how much farther it is
 
 
 def similar(
@@ -119,9 +127,10 @@ class _Scene:
             yield _Problems(here[:, 1:] * _BLOCK, dates, points, told, *_listed(pixels, wanted.flatten()[pixels]))
 
     def result(self, cloudy: Tensor) -> tuple[Tensor, Tensor]:
-        known, total = (each[:, *self.within] for each in (self.known, self.total))
-        guess, variance = (total[..., :-1] / total[..., -1:]).permute(0, 3, 1, 2).chunk(2, 1)
-        return torch.where(known[:, None], cloudy, guess), variance.sqrt().masked_fill(known[:, None], 0)
+        known, total = (each[:, *self.within] for each in (self.known[..., None], self.total))
+        weight = total[..., -1:].masked_fill(known, 1)  # no data anywhere: 0 / 0 is NaN
+        guess, variance = (total[..., :-1] / weight).permute(0, 3, 1, 2).chunk(2, 1)
+        return torch.where(known[..., 0][:, None], cloudy, guess), variance.sqrt()
 
 
 def _bits(count: int, like: Tensor) -> Tensor:
@@ -134,13 +143,22 @@ def _budget(like: Tensor) -> int:
 
 
 def _distance(wanted: Tensor, like: Tensor) -> Tensor:
-    """(N, H, W) about how far the nearest wanted pixel is, the longer way of rows and columns; at most 24.5 pixels."""
-    near = wanted[:, None].to(like.dtype)
-    distance = torch.zeros_like(near)
+    """(N, H, W) about how far the nearest wanted pixel is, the longer way of rows and columns; at most 48.5 pixels."""
+    distance = torch.zeros(wanted.shape, dtype=like.dtype, device=like.device)
     for width, farther in _RINGS:
-        distance += (1 - near) * farther
-        near = F.max_pool2d(F.pad(near, [width] * 4), 3, 1, dilation=width)
-    return distance[:, 0]
+        distance += torch.where(wanted, 0, farther)
+        for along in (1, 2):
+            wanted = _spread(wanted, along, width)
+    return distance
+
+
+def _spread(chosen: Tensor, along: int, width: int) -> Tensor:
+    """The pixels, and those that are so far from one of them along a dimension."""
+    spread = chosen.clone()
+    length = chosen.shape[along] - width
+    for start, other in ((0, width), (width, 0)):
+        spread.narrow(along, start, length).logical_or_(chosen.narrow(along, other, length))
+    return spread
 
 
 def _sparse(rank: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -232,15 +250,13 @@ class _Seen:
     def less(self, centre: Tensor) -> Self:
         return replace(self, spectrum=self.spectrum - centre)
 
-    def local(self, other: Self) -> Tensor:
-        """(G, n, m) the part of the covariance that falls off with distance."""
+    def alike(self, *, told: bool) -> tuple[Tensor, Tensor]:
+        """What `_local` compares: (G, n, F + 2), products of which with those of the told are -s^2 / 2 h^2; places."""
         dates = max(1, self.spectrum.shape[2] // self.mean.shape[2])
-        mine, others = (each.spectrum / (_SIMILAR * dates**0.5) for each in (self, other))
-        own = [(each.square().sum(-1, keepdim=True) / -2, torch.ones_like(each[:, :, :1])) for each in (mine, others)]
-        unlike = torch.cat([mine, *own[0]], -1) @ torch.cat([others, *own[1][::-1]], -1).mT  # -s^2 / 2 h^2
-        return (
-            unlike.clamp_(max=0).sub_(torch.cdist(self.place / _DISTANCE, other.place / _DISTANCE)).exp_().mul_(_LOCAL)
-        )
+        scaled = self.spectrum / (_SIMILAR * dates**0.5)
+        half = scaled.square().sum(-1, keepdim=True) / -2
+        ones = torch.ones_like(half)
+        return torch.cat([scaled, *((ones, half) if told else (half, ones))], -1), self.place / _DISTANCE
 
 
 def _solve(scene: _Scene, problems: _Problems) -> None:
@@ -251,32 +267,39 @@ def _solve(scene: _Scene, problems: _Problems) -> None:
     left = scene.cloudy.flatten(0, 2)[problems.points] - points.mean
     centre, level = ((each * told).sum(1, keepdim=True) / count.clamp(min=1) for each in (points.spectrum, left))
     points, left = points.less(centre), (left - level) * told
-    covariance = (points.local(points) + _wide(points, points)) * told * told.mT
+    key, slopes = points.alike(told=True), _SLOPE * points.spectrum
+    covariance = _LOCAL * _local(points.alike(told=False), key) + slopes @ points.spectrum.mT + _LEVEL
+    covariance *= told * told.mT
     covariance.diagonal(dim1=1, dim2=2).add_(1)  # the noise; pixels that are not told are this alone
     factor = torch.linalg.cholesky(covariance)
     weights = torch.cholesky_solve(left, factor)
     unit = ((left * weights).sum(1, keepdim=True) + _UNIT_WEIGHT * _UNIT**2) / (count + _UNIT_WEIGHT)
-    slopes, level = _SLOPE * points.spectrum.mT @ weights, level + _LEVEL * weights.sum(1, keepdim=True)
-    judges = replace(points, **{name: getattr(points, name)[:, :_JUDGES] for name in ("place", "spectrum", "mean")})
     identity = torch.eye(_JUDGES, dtype=told.dtype, device=told.device).expand(len(told), -1, -1)
-    whiten = torch.linalg.solve_triangular(factor[:, :_JUDGES, :_JUDGES], identity, upper=False).mT * told[:, :_JUDGES]
+    whiten = torch.linalg.solve_triangular(factor[:, :_JUDGES, :_JUDGES], identity, upper=False).mT
+    whiten = whiten * told[:, :_JUDGES]
+
+    seen = _Seen.of(scene, problems, problems.wanted).less(centre)
+    guess = seen.mean + level + _LEVEL * weights.sum(1, keepdim=True) + seen.spectrum @ (slopes.mT @ weights)
+    explained = seen.spectrum @ (slopes[:, :_JUDGES].mT @ whiten) + _LEVEL * whiten.sum(1, keepdim=True)
+    variance = 1 + _LOCAL + _LEVEL + _SLOPE * seen.spectrum.square().sum(-1, keepdim=True)
+    weights, whiten = _LOCAL * weights.mT.contiguous(), _LOCAL * whiten
+    alike = seen.alike(told=False)
+    step = max(64, _budget(told) // told.numel())
+    for start in range(0, problems.wanted.shape[1], step):
+        part = slice(start, start + step)
+        local = _local(tuple(each[:, part] for each in alike), key)
+        guess[:, part] += local @ weights.mT
+        whitened = torch.baddbmm(explained[:, part], local[:, :, :_JUDGES], whiten)
+        variance[:, part] -= whitened.square_().sum(-1, keepdim=True)
+    share = _share(seen.place)
+    values = torch.cat([guess * share, variance.clamp(min=1) * unit * share, share], -1)
     answered = problems.asked & (problems.told.any(1, keepdim=True) | problems.dates.any())
-    step = max(64, _budget(told) // told[:, :, 0].numel())
-    for pixels, asked in zip(problems.wanted.split(step, 1), answered.split(step, 1), strict=True):
-        seen = _Seen.of(scene, problems, pixels).less(centre)
-        local = seen.local(points)
-        guess = seen.mean + level + seen.spectrum @ slopes + local @ weights
-        explained = ((local[:, :, :_JUDGES] + _wide(seen, judges)) @ whiten).square().sum(-1, keepdim=True)
-        prior = _LOCAL + _LEVEL + _SLOPE * seen.spectrum.square().sum(-1, keepdim=True)
-        variance = ((prior - explained).clamp(min=0) + 1) * unit
-        share = _share(seen.place)
-        values = torch.cat([guess * share, variance * share, share], -1)
-        scene.total.flatten(0, 2)[pixels[asked]] += values[asked]
+    scene.total.flatten(0, 2)[problems.wanted[answered]] += values[answered]
 
 
-def _wide(one: _Seen, other: _Seen) -> Tensor:
-    """(G, n, m) the part of the covariance that does not fall off: of slopes, and of a level."""
-    return _SLOPE * one.spectrum @ other.spectrum.mT + _LEVEL
+def _local(alike: tuple[Tensor, ...], told: tuple[Tensor, Tensor]) -> Tensor:
+    """(G, n, M) the part of the covariance that falls off with distance."""
+    return (alike[0] @ told[0].mT).sub_(torch.cdist(alike[1], told[1])).exp_()
 
 
 def _share(place: Tensor) -> Tensor:
