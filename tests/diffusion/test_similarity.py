@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from cloudjob.diffusion import similarity
 from cloudjob.diffusion.similarity import REACH, similar
 from cloudjob.scoring import baselines
 
@@ -198,3 +199,35 @@ def test_whatever_is_known(seed, dates, clear, lack, shift):
     torch.testing.assert_close(brighter, guess + shift, equal_nan=True, atol=1e-6, rtol=0)
     turned, _ = similar(truth.flip(1), references.flip(2), known)
     torch.testing.assert_close(turned.flip(1), guess, equal_nan=True, atol=1e-6, rtol=0)
+
+
+def test_the_shares_of_neighbouring_blocks_add_up_to_one():
+    side = torch.arange(-4.0, 68)
+    place = torch.cartesian_prod(side, side)
+    share = similarity._share(place).view(72, 72)
+    assert (share > 0).all()
+    assert share.sum() == pytest.approx(64**2)
+    assert (share[:, :8] + share[:, 64:] == share[:, 36:37]).all()
+    assert (share[4:-4, 8:-8] + torch.cat([share[-4:, 8:-8], torch.zeros(56, 56), share[:4, 8:-8]]) == 1).all()
+
+
+def test_who_is_told_is_near_or_else_one_of_a_cell():
+    rank = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 320, 320)))
+    near = slice(128 - 32, 192 + 32)
+    few = torch.zeros(128, 128, dtype=torch.bool)
+    few[::40, 3::40] = True
+    rank[0, near, near] = (rank[0, near, near] + 50).masked_fill(~few, torch.inf)
+    points, told = similarity._told(
+        torch.tensor([[0, 2, 2]]), rank, similarity._sparse(rank, 8), similarity._sparse(rank, 64)
+    )
+    assert told.all()
+    row, col = points[0] // 320, points[0] % 320
+    within = (row >= 96) & (row < 224) & (col >= 96) & (col < 224)
+    count = int(few.sum())
+    assert within[:count].all()
+    assert not within[count:].any()
+    assert rank[0, row, col][:count].diff().min() > 0
+    cells = rank[0].view(40, 8, 40, 8).amin((1, 3))
+    assert torch.equal(rank[0, row, col][count:], cells[row // 8, col // 8][count:])
+    apart = torch.maximum((row - 159.5).abs(), (col - 159.5).abs())[count:]
+    assert (apart < 112).sum() > 1.5 * len(apart) * (224**2 - 128**2) / (320**2 - 128**2)
