@@ -30,32 +30,33 @@ _AFTER = 100.0  # more than ranks differ by
 _SIMILAR, _DISTANCE = 0.06, 100.0  # reflectance, pixels
 _LOCAL, _SLOPE, _LEVEL = 4.0, 50.0, 2.5  # of the covariance
 _UNIT, _UNIT_WEIGHT = 0.02, 4.0  # reflectance: what the noise is before anything is known, and for how many pixels
-_RINGS = (
-    (1, 1.0),
-    (1, 1.0),
-    (2, 1.5),
-    (4, 3.0),
-    (8, 6.0),
-    (16, 12.0),
-    (0, 24.0),
-)  # pixels: width, how much farther it is
+# Rings around what is wanted: their width in pixels, and how much farther than the ring before the next one is.
+_RINGS = ((1, 1.0), (1, 1.0), (2, 1.5), (4, 3.0), (8, 6.0), (16, 12.0), (0, 24.0))
 
 
 def similar(
-    cloudy: Tensor, references: Tensor, known: Tensor, *, origin: tuple[int, int] = (0, 0), seed: int = 0
+    cloudy: Tensor,
+    references: Tensor,
+    known: Tensor,
+    *,
+    margin: int = 0,
+    origin: tuple[int, int] = (0, 0),
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """(guess, deviation) of the ground, each as `cloudy` (N, C, H, W): floating-point reflectance, NaN without data.
+    """(guess, deviation) of the ground, each as `cloudy` (N, C, H, W) but for the outermost `margin` pixels, which are
+    only seen: a window with a margin of `REACH` gives what the scene gives.
 
-    references: (N, R, C, H, W) other dates, normalised to the cloudy one; R may be 0, and any of them may lack data.
-    known: (N, H, W) bool, where the cloudy date shows the ground: these pixels come back as they are, with a deviation
-    of 0. origin: row and column in the scene of the first pixel. The deviation is that of the ground from the guess.
-    Where nothing is known, the guess is the mean of the references. NaN where no date has data.
+    cloudy: floating-point reflectance, NaN without data. references: (N, R, C, H, W) other dates, normalised to the
+    cloudy one; R may be 0, and any of them may lack data. known: (N, H, W) bool, where the cloudy date shows the
+    ground: these pixels come back as they are, with a deviation of 0. origin: row and column in the scene of the first
+    pixel. The deviation is that of the ground from the guess. Where nothing is known, the guess is the mean of the
+    references. NaN where no date has data.
     """
-    scene = _Scene.of(cloudy, references, known, origin=origin, seed=seed)
+    scene = _Scene.of(cloudy, references, known, margin=margin, origin=origin, seed=seed)
     for pattern in scene.pattern[scene.wanted].unique().tolist():
         for problems in scene.problems(pattern):
             _solve(scene, problems)
-    return scene.result(cloudy)
+    return scene.result(cloudy, margin)
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ class _Scene:
     references: Tensor  # (N, H, W, R, C), 0 without data
     pattern: Tensor  # (N, H, W) int, bit r: reference r has data
     known: Tensor  # (N, H, W) bool
-    wanted: Tensor  # (N, H, W) bool
+    wanted: Tensor  # (N, H, W) bool: hidden, and asked for
     rank: Tensor  # (N, H, W) the lower, the sooner it is told
     total: Tensor  # (N, H, W, 2 C + 1) sums over blocks: weighted guess, weighted variance, weight
-    within: tuple[slice, slice]  # where the images are
+    within: tuple[slice, ...]  # rows and columns that are asked for
 
     @classmethod
-    def of(cls, cloudy: Tensor, references: Tensor, known: Tensor, *, origin: tuple[int, int], seed: int) -> Self:
+    def of(
+        cls, cloudy: Tensor, references: Tensor, known: Tensor, *, margin: int, origin: tuple[int, int], seed: int
+    ) -> Self:
         bands, *size = cloudy.shape[1:]
         before = [first % _BLOCK + _FAR for first in origin]
         after = [-(first + length) % _BLOCK + _FAR for first, length in zip(origin, size, strict=True)]
@@ -97,15 +100,18 @@ class _Scene:
         starts = [first - more for first, more in zip(origin, before, strict=True)]
         rows, cols = (range(at, at + length) for at, length in zip(starts, known.shape[1:], strict=True))
         drawn = noise.uniform_field(seed, rows=rows, cols=cols, device=cloudy.device).to(cloudy.dtype)
+        within = tuple(slice(more + margin, more + n - margin) for more, n in zip(before, size, strict=True))
+        asked = torch.zeros_like(wanted)
+        asked[:, *within] = wanted[:, *within]
         return cls(
             cloudy=F.pad(cloudy.nan_to_num(0), edge).permute(0, 2, 3, 1).contiguous(),
             references=others.permute(0, 3, 4, 1, 2).contiguous(),
             pattern=pattern,
             known=known,
-            wanted=wanted,
+            wanted=asked,
             rank=drawn.log() + 2 * (3 + _distance(wanted, cloudy)).log(),
             total=cloudy.new_zeros(*known.shape, 2 * bands + 1),
-            within=(slice(before[0], before[0] + size[0]), slice(before[1], before[1] + size[1])),
+            within=within,
         )
 
     def problems(self, pattern: int) -> Iterator[_Problems]:
@@ -126,7 +132,8 @@ class _Scene:
             pixels = _windows(here, wanted.shape, _BLOCK, _BLEND).flatten(1)
             yield _Problems(here[:, 1:] * _BLOCK, dates, points, told, *_listed(pixels, wanted.flatten()[pixels]))
 
-    def result(self, cloudy: Tensor) -> tuple[Tensor, Tensor]:
+    def result(self, cloudy: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+        cloudy = cloudy[:, :, margin : cloudy.shape[2] - margin, margin : cloudy.shape[3] - margin]
         known, total = (each[:, *self.within] for each in (self.known[..., None], self.total))
         weight = total[..., -1:].masked_fill(known, 1)  # no data anywhere: 0 / 0 is NaN
         guess, variance = (total[..., :-1] / weight).permute(0, 3, 1, 2).chunk(2, 1)

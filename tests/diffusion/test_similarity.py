@@ -72,17 +72,18 @@ def test_it_is_no_worse_than_the_process_over_similar_pixels_of_the_baselines(da
     assert rmse(guess, truth, ~known) < 10 ** (0.2 / 20) * rmse(torch.from_numpy(other)[None], truth, ~known)
 
 
-def test_a_window_gives_what_the_scene_gives():
-    truth, references, known = ground((70, 720), 1, clear=0.95)
+def test_a_window_with_a_margin_gives_what_the_scene_gives():
+    truth, references, known = ground((REACH * 2 + 70, 720), 1, clear=0.95)
+    known[:, : REACH + 10], known[:, REACH + 60 :] = True, True  # in the margin
     row, col, first, last = 1000, 333, 300, 400
+    inner = slice(REACH, -REACH)
     scene = similar(truth.float(), references.float(), known, origin=(row, col))
     cut = slice(first - REACH, last + REACH)
-    window = similar(
-        truth[..., cut].float(), references[..., cut].float(), known[..., cut], origin=(row, col + first - REACH)
-    )
-    assert not known[..., first:last].all()
+    given = truth[..., cut].float(), references[..., cut].float(), known[..., cut]
+    window = similar(*given, margin=REACH, origin=(row, col + first - REACH))
+    assert not known[..., inner, first:last].all()
     for whole, part in zip(scene, window, strict=True):
-        torch.testing.assert_close(part[..., REACH:-REACH], whole[..., first:last], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part, whole[..., inner, first:last], rtol=1e-4, atol=1e-5)
 
 
 def test_the_seed_and_the_place_in_the_scene_decide_who_is_told():
