@@ -52,11 +52,12 @@ def similar(
     pixel. The deviation is that of the ground from the guess. Where nothing is known, the guess is the mean of the
     references. NaN where no date has data.
     """
-    scene = _Scene.of(cloudy, references, known, margin=margin, origin=origin, seed=seed)
-    for pattern in scene.pattern[scene.wanted].unique().tolist():
-        for problems in scene.problems(pattern):
-            _solve(scene, problems)
-    return scene.result(cloudy, margin)
+    with torch.no_grad(), torch.autocast(cloudy.device.type, enabled=False):  # products in bfloat16 are too coarse
+        scene = _Scene.of(cloudy, references, known, margin=margin, origin=origin, seed=seed)
+        for pattern in scene.pattern[scene.wanted].unique().tolist():
+            for problems in scene.problems(pattern):
+                _solve(scene, problems)
+        return scene.result(cloudy, margin)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,15 @@ def test_single_precision_is_enough():
         torch.testing.assert_close(other.double(), one, rtol=1e-3, atol=1e-4)
 
 
+def test_low_precision_around_it_changes_nothing():
+    truth, references, known = ground((40, 40), 1)
+    given = truth.float(), references.float(), known
+    expected = similar(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = similar(*given)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_the_deviation_is_that_of_the_error():
     for seed in range(3):
         truth, references, known = ground((64, 64), 1, seed=seed)
