@@ -5,10 +5,11 @@ mean of the other dates. In units of its noise its covariance is 4 exp(-d / 100 
 distance in pixels, s that of all bands x of all R other dates (reflectance), h = 0.06 sqrt(R). So it is also a linear
 regression on the other dates.
 
-Each block of 64 x 64 pixels has a process of its own, which is told 384 of the clear pixels around it. Which pixels
-these are depends on their row and column in the scene and on what is hidden around them, so that neighbours share
-most, and a window gives what the scene gives, but for what lies within `REACH` of its edges. Blocks are blended over 8
-pixels. Where some of the dates have no data, a process is made of the others; without any, it varies over space alone.
+Each block of 64 x 64 pixels has a process of its own, which is told 320 of the clear pixels around it; what it does not
+know of a pixel is judged by 96 of them, in units of the noise that the block shows. Which pixels these are depends on
+their row and column in the scene and on what is hidden around them, so that neighbours share most, and a window gives
+what the scene gives, but for what lies within `REACH` of its edges. Blocks are blended over 8 pixels. Where some of the
+dates have no data, a process is made of the others; without any, it varies over space alone.
 """
 
 from collections.abc import Iterator
