@@ -73,6 +73,13 @@ def field(
     return -drawn if member % 2 else drawn
 
 
+def uniform_field(seed: int, *, rows: range, cols: range, device: torch.device | str = "cpu") -> Tensor:
+    """A window of a scene's uniform numbers in (0, 1): float32 (rows, cols), keyed as `field`."""
+    row = _mix(_key(seed, "uniform") + torch.arange(rows.start, rows.stop) * _signed(_GAMMA)).to(device)
+    col = torch.arange(cols.start, cols.stop, device=device) * _signed(_GAMMA)
+    return (((_mix(row[:, None] + col) >> 41) & (2**23 - 1)).float() + 0.5) / 2**23
+
+
 def normals(seed: int, indices: list[int], use: str, *, like: Tensor) -> Tensor:
     """Standard normal noise of the shape and device of `like` (N, bands, H, W), sample i a function of indices[i]."""
     keys = _key(seed, use, torch.tensor(indices))

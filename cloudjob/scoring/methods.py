@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.similarity import similar
 from cloudjob.pixels import CLEAR, HIDDEN
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.scoring import baselines, ensembles, metrics, strata
@@ -80,6 +82,19 @@ def from_more_dates(
             fill = baselines.similar_pixels(cloudy[i], dates, mask[i] == CLEAR, seed=numbers[i])
             first[i] = np.where(np.isin(mask[i], HIDDEN), fill, cloudy[i])
         found[f"similar_{count}_dates"] = first
+    return found
+
+
+def by_similarity(cloudy: NDArray, references: NDArray, mask: NDArray) -> dict[str, NDArray]:
+    """What similarity in space and spectrum to the first one, two, ... of the references (N, R, 4, H, W) gives: the
+    process of `similar_pixels` at the cost of a scene. NaN where pixels are hidden of which the first has no data."""
+    found = {}
+    hidden = np.isin(mask, HIDDEN)[:, None]
+    present = np.isfinite(references[:, :1]).all((1, 2))[:, None]
+    for count in range(1, references.shape[1] + 1):
+        given = (torch.from_numpy(each) for each in (cloudy, references[:, :count], mask == CLEAR))
+        guess = np.where(present, similar(*given)[0].numpy(), np.float32(np.nan))
+        found["similarity" if count == 1 else f"similarity_{count}_dates"] = np.where(hidden, guess, cloudy)
     return found
 
 

@@ -22,6 +22,9 @@ METHODS = {
     "similar_and_seen": "that, with the detail that thin cloud lets through",
     "similar_2_dates": "similar pixels of two clear dates, of one where there is no other",
     "similar_3_dates": "similar pixels of three clear dates, of fewer where there are not so many",
+    "similarity": "as similar pixels, at the cost of a scene: first guess by similarity in space and spectrum",
+    "similarity_2_dates": "that of two clear dates, of one where there is no other",
+    "similarity_3_dates": "that of three clear dates, of fewer where there are not so many",
     NOISE: "the ground with the sensor's noise alone: what a date without clouds would score",
     "other_matched": "the next clear date, each band radiometrically normalised to the cloudy date",
 }

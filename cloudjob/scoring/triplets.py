@@ -81,6 +81,7 @@ def score_pair(
         found |= methods.from_another_date(images["cloudy"], images["reference"], mask, numbers)
         references = np.stack([images[name] for name in REFERENCES if name in images], 1)
         found |= methods.from_more_dates(images["cloudy"], references, mask, numbers, found["similar_pixels"])
+        found |= methods.by_similarity(images["cloudy"], references, mask)
     if sensed is not None:
         found[NOISE] = reflectance(sensed)
     hidden = np.isin(mask, HIDDEN)

@@ -108,3 +108,13 @@ def test_uniforms_fill_the_interval():
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.04
     other = noise.uniforms(0, list(range(20_000)), "share").numpy()
     assert abs(np.corrcoef(draws, other)[0, 1]) < 0.04
+
+
+def test_uniform_numbers_of_a_scene_belong_to_its_pixels():
+    whole = noise.uniform_field(5, rows=range(-20, 80), cols=range(-3, 97))
+    assert torch.equal(noise.uniform_field(5, rows=range(10, 30), cols=range(40, 60)), whole[30:50, 43:63])
+    assert not torch.equal(noise.uniform_field(6, rows=range(-20, 80), cols=range(-3, 97)), whole)
+    assert 0 < whole.min() < 0.001 < 0.999 < whole.max() < 1
+    assert whole.histc(10, 0, 1).sub(1000).abs().max() < 150
+    neighbours = torch.stack([whole[:-1, :-1], whole[1:, :-1], whole[:-1, 1:]]).flatten(1)
+    assert (neighbours.corrcoef() - torch.eye(3)).abs().max() < 0.05

@@ -7,6 +7,7 @@ import torch
 from restored import Known
 
 from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.similarity import similar
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.scoring import baselines, methods
 
@@ -278,3 +279,23 @@ def test_of_a_triplet_without_anything_hidden_no_members_are_scored(core):
     truth = np.full((COUNT, 4, SIZE, SIZE), 0.5, np.float32)
     clear = np.zeros_like(core)
     assert methods.score_members(np.stack([truth, truth]), truth, clear, core, [1.0] * 4) == [{}, {}, {}]
+
+
+def test_by_similarity_is_the_first_guess_of_the_first_dates_where_something_is_hidden():
+    rng = np.random.default_rng(1)
+    cloudy, *dates = rng.uniform(0.1, 0.5, (4, 2, 4, 16, 16)).astype("f4")
+    references = np.stack(dates, 1)
+    references[1, 1:] = np.nan
+    references[0, 0, 2, 4:6] = np.nan  # some rows of the first
+    mask = np.full((2, 16, 16), CLEAR, np.uint8)
+    mask[:, 3:9, 4:12], mask[:, 12:] = CLOUD, UNKNOWN
+    found = methods.by_similarity(cloudy, references, mask)
+    assert list(found) == ["similarity", "similarity_2_dates", "similarity_3_dates"]
+    for count, image in enumerate(found.values(), 1):
+        given = (torch.from_numpy(each) for each in (cloudy, references[:, :count], mask == CLEAR))
+        hidden, expected = (mask == CLOUD)[:, None], similar(*given)[0].numpy()
+        expected[0, :, 4:6] = np.nan
+        assert np.array_equal(image, np.where(hidden, expected, cloudy), equal_nan=True)
+    assert not np.array_equal(found["similarity"][0], found["similarity_2_dates"][0], equal_nan=True)
+    assert np.array_equal(found["similarity"][1], found["similarity_3_dates"][1])
+    assert methods.by_similarity(cloudy, references[:, :0], mask) == {}

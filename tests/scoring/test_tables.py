@@ -185,9 +185,9 @@ def test_every_method_is_explained_and_all_kinds_of_pixels_are_defined():
     strata = ("thick", "veil", "shadow", "rim", "cloud", "clear", "all")
     assert all(f" {on}: " in tables.DEFINITIONS for on in strata)
     assert next(iter(tables.METHODS)) == "ours"
-    assert len(set(tables.METHODS.values())) == len(tables.METHODS) == 17
+    assert len(set(tables.METHODS.values())) == len(tables.METHODS) == 20
     assert {"first_guess", "poisson", "similar_pixels", "similar_and_seen"} < set(tables.METHODS)
-    assert {"similar_2_dates", "similar_3_dates"} < set(tables._FILLS)
+    assert {"similar_2_dates", "similar_3_dates", "similarity", "similarity_3_dates"} < set(tables._FILLS)
 
 
 def test_the_noise_of_the_sensor_heads_the_table_and_is_no_fill():

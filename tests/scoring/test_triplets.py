@@ -119,7 +119,7 @@ def restored() -> dict[str, np.ndarray]:
 
 
 OURS = ["ours", "ours_member", "ours_without_reference", "ours_member_without_reference", "ours_2_steps"]
-FILLS = ["first_guess", "poisson", "similar_pixels", "similar_and_seen"]
+FILLS = ["first_guess", "poisson", "similar_pixels", "similar_and_seen", "similarity"]
 
 
 def test_all_methods_are_scored_against_the_clear_image_on_the_same_pixels(scored):
@@ -133,6 +133,7 @@ def test_all_methods_are_scored_against_the_clear_image_on_the_same_pixels(score
     }
     images |= restored() | methods.one_date(cloudy, given["mask"])
     images |= methods.from_another_date(cloudy, reference, given["mask"], [1004, 1009, 1030])
+    images |= methods.by_similarity(cloudy, reference[:, None], given["mask"])
     order = [*OURS, "cloudy", "mean_fill", "smooth_fill", "nearest_matched", "nearest_clear", *FILLS]
     assert list(dict.fromkeys(row["method"] for row in pair.rows[0])) == order
     common = np.logical_and.reduce([np.isfinite(image).all(1) for image in images.values()])
@@ -280,7 +281,7 @@ def test_further_dates_are_for_the_fills_alone(scored):
         of = {name: [row for row in triplet if row["method"] == name] for name in ("similar_pixels", "similar_2_dates")}
         assert {row["reference2_days"] for row in triplet} == {[-8, None, None][number]}
         plain = [{key: value for key, value in row.items() if key != "reference2_days"} for row in triplet]
-        assert [row for row in plain if row["method"] != "similar_2_dates"] == before
+        assert [row for row in plain if not row["method"].endswith("_2_dates")] == before
         assert len(of["similar_2_dates"]) == len(of["similar_pixels"]) > 0
         if number:
             assert of["similar_2_dates"] == [row | {"method": "similar_2_dates"} for row in of["similar_pixels"]]
