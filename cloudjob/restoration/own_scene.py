@@ -15,12 +15,14 @@ from cloudjob.errors import ConfigError, DiskFullError, ItemError, SystemTrouble
 from cloudjob.pixels import CLEAR, EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration import cloud_test, own_mask, placing
 from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.dates import Dates, make_conditions
 from cloudjob.restoration.foreign import Image
+from cloudjob.restoration.team import Team, Unit
 from cloudjob.sentinel2 import decode, masks, radiometry
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.sentinel2.product import Product, read_bands
-from cloudjob.sentinel2.scene import Scene, open_masks, open_pair, reduction
+from cloudjob.sentinel2.scene import Scene, open_masks, reduction
 
 _PASSES = timedelta(hours=10.5)  # local solar time of Sentinel-2's orbit, for an image of which the day alone is known
 _DOUBTFUL = 0.7  # share of cloud from which on the rough test is rather wrong
@@ -128,6 +130,11 @@ class OwnScene:
         return found
 
     @property
+    def products(self) -> list[Product]:
+        """Those of its images that are Sentinel-2 products, the image first."""
+        return [each.product for each in (self.image, *self.clear) if each.product]
+
+    @property
     def days(self) -> float | None:
         """Signed days from the image to its first clear date; None where one of them is not known."""
         when = [each.acquired for each in (self.image, *self.clear[:1])]
@@ -143,10 +150,26 @@ class OwnScene:
             return f"{self.mask.name}, {grown}"
         return "the scene classification of the product" if self.image.product else cloud_test.SAID
 
-    def conditions(self, *, processes: int = 1, say: Callable[[str], None] = lambda line: None) -> SceneConditions:
-        """Decodes everything, and brings it together."""
+    def make(self, team: Team, *, processes: int = 1, say: Callable[[str], None] = lambda line: None) -> None:
+        """Leaves the conditions of the scene in the team's folder; called on every rank."""
         if not self.mask and self.image.product and all(self._beside(other) for other in self.clear):
-            return self._as_infer(processes)
+            make_conditions(team, self._dates)
+            return
+
+        def save() -> None:
+            self._conditions(processes, say).save(team.folder)
+
+        team.do("decoding", lambda: [Unit("scene", save)])
+
+    def _beside(self, other: Source) -> bool:
+        return other.product is not None and other.grid.equals(self.image.grid)
+
+    def _dates(self) -> Dates:
+        roles = ["clear", "reference", *(f"reference{n}" for n in range(2, len(self.clear) + 1))][: len(self.clear)]
+        products = dict(zip(["cloudy", *roles], self.products, strict=True))
+        return Dates(products, shown=tuple(roles), days=self.days, masks=self.options.mask_settings)
+
+    def _conditions(self, processes: int, say: Callable[[str], None]) -> SceneConditions:
         bands, core, mask = self._cloudy(processes, say)
         share = float(np.isin(mask, HIDDEN).sum() / max((mask != NO_DATA).sum(), 1))
         if share > _DOUBTFUL and not self.mask and self.image.image:
@@ -156,16 +179,6 @@ class OwnScene:
             )
         references = self._references(bands, mask, processes, say)
         return gathered(bands, mask, core, references, self.image.sun_elevation, self.days)
-
-    def _beside(self, other: Source) -> bool:
-        return other.product is not None and other.grid.equals(self.image.grid)
-
-    def _as_infer(self, processes: int) -> SceneConditions:
-        roles = ["cloudy", "clear", "reference", *(f"reference{n}" for n in range(2, len(self.clear) + 1))]
-        folders = dict(zip(roles, (each.path for each in (self.image, *self.clear)), strict=False))
-        load = open_pair(folders, self.options.mask_settings, processes=processes)
-        references = map(load, [role for role in folders if role != "cloudy"])
-        return SceneConditions.of(load("cloudy"), references, days=self.days)
 
     def _cloudy(self, processes: int, say: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bands, and mask classes before and after their growth."""

@@ -63,7 +63,7 @@ def run(request: Request, scenes: dict[str, "OwnScene"], folder: ResultsFolder) 
 
     settings = _settings(request)
     with mpi.communicator() as ranks:
-        crew = _crew(request, settings, folder, ranks)
+        crew = _crew(request, settings, folder, scenes, ranks)
         summary = crew.run(lambda: _lead(request, settings, folder, scenes, crew)) or Summary(STAGE)
         summary.note = f"{ranks.size} rank{'s' if ranks.size > 1 else ''}"
     summary.output = "\n".join(str(folder.output(name, ".tif")) for name in [*summary.done, *summary.skipped])
@@ -108,7 +108,13 @@ def look(request: Request, folder: ResultsFolder) -> dict[str, "OwnScene"]:
     return {name: OwnScene.open(path, request.clear, request.mask, options) for name, path in names.items()}
 
 
-def _crew(request: Request, settings: InferConfig, folder: ResultsFolder, ranks: "Communicator") -> "Crew":
+def _crew(
+    request: Request,
+    settings: InferConfig,
+    folder: ResultsFolder,
+    scenes: dict[str, "OwnScene"],
+    ranks: "Communicator",
+) -> "Crew":
     from cloudjob.restoration.crew import Crew
 
     def open_model(rank: int, local_rank: int) -> "Model":
@@ -120,12 +126,16 @@ def _crew(request: Request, settings: InferConfig, folder: ResultsFolder, ranks:
             folder.say(f"restore: {model.warning}")
         return model
 
+    def prepare(team: "Team", name: str) -> None:
+        scenes[name].make(team, processes=machine.cores(), say=lambda line: folder.say(f"restore: {line}"))
+
     return Crew(
         ranks,
         open_model,
         size=settings.tile,
         overlap=settings.overlap,
         members=settings.members,
+        prepare=prepare,
         stopped=folder.stop_requested,
     )
 
@@ -163,7 +173,6 @@ def _lead(
     request: Request, settings: InferConfig, folder: ResultsFolder, scenes: dict[str, "OwnScene"], crew: "Crew"
 ) -> Summary:
     """Rank 0: prepares each image, restores it with the other ranks, and writes the outputs."""
-    from cloudjob.restoration.conditions import SceneConditions
     from cloudjob.restoration.crew import within
 
     items = _items(request, settings, scenes)
@@ -175,15 +184,12 @@ def _lead(
     def make(item: Item) -> Made:
         scene = scenes[item.name]
         _announce(folder, item, scene)
-        crew.model  # noqa: B018 - what is wrong with it is known before anything is decoded
         work = folder.tiles / f"{item.name}@{digest([item.config, item.inputs])[:8]}"
         team = crew.team(work, within(tell, item.name, names.index(item.name), len(names)))
-        if not SceneConditions.saved(work):
-            ask_guards()
+        if not work.exists():
             for old in folder.tiles.glob(f"{item.name}@*"):
                 crew.team(old).discard()
-            scene.conditions(processes=machine.cores(), say=lambda line: folder.say(f"restore: {line}")).save(work)
-        crew.restore(team)
+        crew.restore(team, item.name)
         outputs = _write(request, folder, item, scene, crew, team)
         ask_guards()
         team.discard()

@@ -190,13 +190,13 @@ def test_what_was_restored_before_a_stop_is_kept(trained, here, monkeypatch):
         restore.run(request, scenes, folder)
     kept = list(Path("out/.cloudjob/tiles").glob("mine@*/tile-*.npy"))
     assert kept
-    restored, own = [], Restorer.tile
+    restored, own = [], Restorer.tiles
 
-    def spy(self, batch, tile, *rest, **options):
-        restored.append((tile.row, tile.col))
-        return own(self, batch, tile, *rest, **options)
+    def spy(self, batch, places, *rest, **options):
+        restored.extend((tile.row, tile.col) for tile in places)
+        return own(self, batch, places, *rest, **options)
 
-    monkeypatch.setattr(Restorer, "tile", spy)
+    monkeypatch.setattr(Restorer, "tiles", spy)
     folder.stop_requested = lambda: False
     assert restore.run(request, scenes, folder).done == ["mine"]
     names = {path.name for path in kept}
