@@ -1,6 +1,6 @@
 """The conditions of a scene: all that its restoration is given, as arrays of the whole scene, and cut to tiles."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,6 @@ from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration.placed import release
 from cloudjob.restoration.tiles import Tile, own_parts
 from cloudjob.sentinel2.masks import any_of
-from cloudjob.sentinel2.scene import Scene
 
 NUMBERS = "numbers.json"
 _ARRAYS = ("cloudy", "core", "reference", "mask")  # in the order they are saved: the mask says that all are there
@@ -30,14 +29,6 @@ class SceneConditions:
     reference: NDArray | None  # (4, H, W) uint16 DN of clear dates normalised to the cloudy one; None without any
     sun_elevation: float | None  # degrees, on the cloudy date; None where it is not known
     reference_days: float | None  # signed days from the cloudy date to the first reference's; None without any
-
-    @classmethod
-    def of(cls, cloudy: Scene, references: Iterable[Scene], *, days: float | None) -> Self:
-        """From the scenes of a place, opened one after the other: the cloudy date, and clear dates, the most wanted
-        first. A later date stands in where an earlier one is not clear."""
-        shown = [other.clear_only(cloudy.matched(other)) for other in references]
-        reference = first_known(shown) if shown else None
-        return cls(cloudy.bands, cloudy.mask, cloudy.core, reference, cloudy.product.sun_elevation, days)
 
     def save(self, folder: Path) -> None:
         """As .npy files that all ranks map; `load` finds them once all are there."""

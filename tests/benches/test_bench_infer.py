@@ -5,7 +5,7 @@ import pytest
 from cloudjob.benches import infer
 from cloudjob.errors import DiskFullError
 
-PHASES = {"opening", "decoding", "matching", "first guess", "tiles", "blending", "writing"}
+PHASES = {"opening", "checking", "decoding", "matching", "first guess", "tiles", "blending", "writing"}
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,19 +12,6 @@ from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.restoration import conditions
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.tiles import Tile
-from cloudjob.sentinel2.scene import Scene
-
-
-class Date(Scene):
-    """A scene that makes a date darker by 10 to normalise it to itself."""
-
-    def matched(self, other: Scene) -> np.ndarray:
-        return other.bands - 10
-
-
-def date(bands: np.ndarray, mask: np.ndarray) -> Date:
-    product, core = SimpleNamespace(sun_elevation=31.5), np.where(mask == CLOUD, CLOUD, CLEAR).astype(np.uint8)
-    return Date(product=product, masks=None, bands=bands.astype(np.uint16), mask=mask.astype(np.uint8), core=core)
 
 
 def scene(shape: tuple[int, int] = (40, 50), *, reference: bool = True, days: float | None = -4.5) -> SceneConditions:
@@ -37,30 +23,18 @@ def scene(shape: tuple[int, int] = (40, 50), *, reference: bool = True, days: fl
     return SceneConditions(cloudy, mask, core, other if reference else None, 27.25, days)
 
 
-# --- of ----------------------------------------------------------------------------------------------------------
+# --- several dates -----------------------------------------------------------------------------------------------
 def test_the_first_clear_date_wins_and_later_ones_fill_its_holes():
-    rows = np.array([[CLEAR, CLEAR, CLOUD, CLOUD, SHADOW, NO_DATA]])
-    cloudy = date(np.full((4, 1, 6), 9000), rows)
-    one = date(np.full((4, 1, 6), 1000), np.array([[CLEAR, CLEAR, CLOUD, UNKNOWN, CLEAR, NO_DATA]]))
-    two = date(np.full((4, 1, 6), 2000), np.array([[CLEAR, CLEAR, CLEAR, CLEAR, CIRRUS, SHADOW]]))
-    three = date(np.full((4, 1, 6), 3000), np.array([[CLEAR, CLEAR, CLEAR, CLEAR, CLEAR, CLOUD]]))
-    found = SceneConditions.of(cloudy, iter([one, two, three]), days=5.0)
-    assert found.reference.tolist() == [[[990, 990, 1990, 1990, 990, 0]]] * 4
-    assert found.reference.dtype == np.uint16
-    assert (one.bands == 1000).all()
-    assert found.cloudy is cloudy.bands
-    assert found.mask is cloudy.mask
-    assert found.core is cloudy.core
-    assert (found.sun_elevation, found.reference_days) == (31.5, 5.0)
-    swapped = SceneConditions.of(cloudy, [two, one], days=None)
-    assert swapped.reference[0].tolist() == [[1990, 1990, 1990, 1990, 990, 0]]
-
-
-def test_without_another_date_there_is_no_reference():
-    cloudy = date(np.full((4, 2, 2), 9000), np.zeros((2, 2)))
-    found = SceneConditions.of(cloudy, [], days=None)
-    assert found.reference is None
-    assert found.reference_days is None
+    one, two, three = (
+        np.array([values], np.uint16)
+        for values in ([990, 990, 0, 0, 990, 0], [1990, 1990, 1990, 0, 0, 0], [2990, 2990, 2990, 2990, 2990, 0])
+    )
+    before = one.copy()
+    found = conditions.first_known([one, two, three])
+    assert found.tolist() == [[990, 990, 1990, 2990, 990, 0]]
+    assert found.dtype == np.uint16
+    assert (one == before).all()
+    assert conditions.first_known([two, one]).tolist() == [[1990, 1990, 1990, 0, 990, 0]]
 
 
 # --- save and load -----------------------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ def linked(tmp_path, monkeypatch):
         sun_azimuth=180,
     )
     monkeypatch.setattr(decisions, "accepted_pairs", lambda folder: [{"cloudy": NAME, "clear": NAME, "reference": ""}])
+    monkeypatch.setattr(decisions, "unpaired", lambda folder, **rules: [])
     (site := tmp_path / "site").mkdir()
 
     def run(layout) -> tuple[RunFolder, Path]:

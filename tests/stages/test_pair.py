@@ -117,7 +117,7 @@ def test_a_clear_date_that_cannot_be_read_is_no_candidate_until_it_can(previewed
     scl.write_bytes(bytes(len(whole)))
     summary, days = run(previewed)
     assert (len(summary.done), list(summary.failed), days) == (1, [nearest], ["04", "20"])
-    assert "cannot be decoded" in summary.failed[nearest]
+    assert "its SHA-256 is" in summary.failed[nearest]
     assert not scl.exists()
     assert records.record(previewed, "preview", nearest)["status"] == "failed"
     again = run(previewed)
