@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.pixels import BANDS, EMPTY_DN, HIDDEN, NO_DATA
+from cloudjob.restoration.placed import load
 from cloudjob.restoration.tiles import Tile, taper
 from cloudjob.sentinel2.masks import any_of
 
@@ -40,7 +41,7 @@ def mosaic(
             continue
         width = min(tile.col + tile.width, shape[1]) - tile.col
         own = np.s_[first - tile.row : last - tile.row, :width]
-        members = np.load(path, mmap_mode="r")[..., *own].astype(np.float32)
+        members = load(path)[..., *own].astype(np.float32)
         weight = taper(tile.height, overlap)[own]
         inside = np.s_[first - top : last - top, tile.col : tile.col + width]
         weights[inside] += weight

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cloudjob.diffusion.batch import pinned
 from cloudjob.files import atomic, read_json, write_json
 from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA
-from cloudjob.restoration.placed import release
+from cloudjob.restoration.placed import load, release
 from cloudjob.restoration.tiles import Tile, own_parts
 from cloudjob.sentinel2.masks import any_of
 
@@ -48,9 +48,7 @@ class SceneConditions:
     def load(cls, folder: Path) -> Self:
         """What `save` wrote, mapped."""
         paths = {name: folder / f"{name}.npy" for name in _ARRAYS}
-        arrays: dict[str, Any] = {
-            name: np.load(path, mmap_mode="r") if path.exists() else None for name, path in paths.items()
-        }
+        arrays: dict[str, Any] = {name: load(path) if path.exists() else None for name, path in paths.items()}
         return cls(**arrays, **read_json(folder / NUMBERS))
 
     def cloudy_tiles(self, *, size: int, overlap: int) -> list[Tile]:

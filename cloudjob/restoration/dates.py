@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cloudjob.files import atomic, read_json, write_json
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
 from cloudjob.restoration.conditions import NUMBERS, first_known
-from cloudjob.restoration.placed import Placed, release
+from cloudjob.restoration.placed import Placed, load, release
 from cloudjob.restoration.team import Team, Unit
 from cloudjob.sentinel2 import masks, radiometry
 from cloudjob.sentinel2.decode import Band
@@ -122,7 +122,7 @@ def _matching(folder: Path, dates: Dates) -> list[Unit]:
 
 
 def _masks(folder: Path, role: str, factor: int) -> SceneMasks:
-    core, mask = np.load(folder / f"masks-{role}.npy", mmap_mode="r")
+    core, mask = load(folder / f"masks-{role}.npy")
     return SceneMasks(core, mask, factor)
 
 

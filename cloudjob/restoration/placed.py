@@ -7,6 +7,7 @@ full disk is an error here, no bus error. Once all is written, everybody maps th
 import io
 import mmap
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from numpy.typing import NDArray
 
 from cloudjob.errors import ItemError
 from cloudjob.files import disk_full, flush, is_disk_full
+
+# NumPy reads a header by Python's `ast`, and CPython 3.11 may fail there when threads take turns (its issue 106905).
+_one_at_a_time = threading.Lock()
+
+
+def load(path: Path) -> NDArray:
+    """The array of a .npy file, mapped for reading; any thread may ask."""
+    with _one_at_a_time:
+        return np.load(path, mmap_mode="r")
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Placed:
     def mapped(self) -> NDArray:
         """The whole array, mapped for reading. ItemError where the file is not whole."""
         try:
-            return np.load(self.path, mmap_mode="r")
+            return load(self.path)
         except ValueError as error:
             raise ItemError(f"{self.path}: {error}; remove its folder and run the same command again") from error
 

@@ -17,7 +17,7 @@ from cloudjob.files import atomic
 from cloudjob.pixels import BANDS, NO_DATA
 from cloudjob.restoration import blend, guess
 from cloudjob.restoration.conditions import SceneConditions
-from cloudjob.restoration.placed import Placed, release
+from cloudjob.restoration.placed import Placed, load, release
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.restoration.team import Team, Unit
 from cloudjob.restoration.tiles import Tile
@@ -181,9 +181,7 @@ class Outputs:
 def restored(folder: Path) -> tuple[NDArray, NDArray, NDArray | None]:
     """(reflectance, reconstructed, uncertainty) of `put_together`, mapped: see `Outputs`."""
     paths = [folder / f"{name}.npy" for name in ("restored", "reconstructed", "uncertainty")]
-    reflectance, reconstructed, uncertainty = (
-        np.load(path, mmap_mode="r") if path.exists() else None for path in paths
-    )
+    reflectance, reconstructed, uncertainty = (load(path) if path.exists() else None for path in paths)
     assert reflectance is not None  # as `put_together` wrote it
     assert reconstructed is not None
     return reflectance, reconstructed, uncertainty

@@ -140,13 +140,14 @@ class Training:
 
     def _stop(self, why: int, norm: Tensor) -> NoReturn:
         """Logs, saves and leaves; a call of all ranks. `norm` is that of the gradient of the last step done."""
+        late = self.stopping.late()  # now: what a save takes may be found to be less
         if self.meter.samples:
             self.journal.log(norm)
         if self.group.rank == 0:
             self._save()
         distributed.barrier()
         self.journal.card("stop", **self.meter.used(), energy=self.meter.kind)
-        raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(self.state, why, late=self.stopping.late())))
+        raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(self.state, why, late=late)))
 
     def _end(self, norm: Tensor) -> tuple[list[Path], dict[str, Any]]:
         """All samples are seen: rank 0 completes the last checkpoint, while the others wait."""
