@@ -15,7 +15,6 @@ from front_door import CLOUDJOB, CONFIG
 
 gc.disable()  # until all is collected: what is imported stays
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("HDF5_PLUGIN_PATH", "")  # else netCDF4 sets it when it is imported
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the front door does, which some tests call in this process
 # For this process and those it starts: what is installed for the tests alone, and costs each of them.
 ABSENT = str(Path(__file__).with_name("absent"))

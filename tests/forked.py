@@ -37,8 +37,9 @@ class Forked(subprocess.Popen):
     def __init__(self, command, *, env=None, cwd=None, start_new_session: bool = False, **streams):
         executable, *arguments = map(os.fspath, command)
         env = dict(os.environ if env is None else env)
-        if executable != sys.executable or arguments[0] not in ("-m", "-c") or _at_import(env) != _server()[1]:
-            raise ValueError(f"this needs a real process: {command}")
+        changed = _at_import(env).items() ^ _server()[1].items()
+        if executable != sys.executable or arguments[0] not in ("-m", "-c") or changed:
+            raise ValueError(f"this needs a real process: {command}, environment {sorted(changed)}")
         cwd = os.path.abspath(cwd or ".")
         self._wish = {"arguments": arguments, "env": env, "cwd": cwd, "session": start_new_session}
         super().__init__(command, **streams)
@@ -68,8 +69,8 @@ def run(command, *, timeout: float = 300, **options) -> subprocess.CompletedProc
 
 
 def _at_import(env: dict) -> dict:
-    own = "HDF5_USE_FILE_LOCKING"  # each command sets it itself
-    return {name: value for name, value in env.items() if name.startswith(READ_AT_IMPORT) and name != own}
+    own = ("HDF5_USE_FILE_LOCKING", "HDF5_PLUGIN_PATH")  # each command sets, or forgets, them itself
+    return {name: value for name, value in env.items() if name.startswith(READ_AT_IMPORT) and name not in own}
 
 
 @functools.cache

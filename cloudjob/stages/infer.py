@@ -47,8 +47,8 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
 
 def _restored(config: Config, folder: RunFolder) -> list[dict]:
     """The accepted pairs, and what looks like them of products without a clear date."""
-    alone = decisions.unpaired(folder, **config.pair.of_cloudy()) if config.infer.unpaired else []
-    return [*decisions.accepted_pairs(folder), *alone]
+    pairs = decisions.accepted_pairs(folder)
+    return pairs + (decisions.unpaired(folder, **config.pair.of_cloudy()) if config.infer.unpaired else [])
 
 
 def _products(config: Config, pair: dict) -> list[str]:

@@ -224,7 +224,7 @@ def test_one_killed_task_of_an_array_is_run_again_by_the_printed_command(image_c
     for item in items[:3]:
         shutil.rmtree(run / "outputs" / item)
         (run / "records" / "infer" / f"{item}.json").unlink()
-    job = home.submit("infer.sh", "runs/killed")
+    job = home.submit("infer.sh", "--no-requeue", "runs/killed")  # else the task puts itself back into the queue
     cluster.wait_for(lambda: (run / "outputs" / items[1]).is_dir() and ranks_of(job, 1), "work on scene 1")
     for pid in ranks_of(job, 1):
         os.kill(pid, signal.SIGKILL)
@@ -233,7 +233,7 @@ def test_one_killed_task_of_an_array_is_run_again_by_the_printed_command(image_c
     records = {path: path.stat().st_mtime_ns for path in (run / "records" / "infer").iterdir()}
     status = home.status("runs/killed")
     print(status)
-    assert f"job {job}_1 infer: exit code 137" in status
+    assert re.search(rf"job {job}_1 infer: exit code (76|137)", status)
     command = re.search(r"again: (sbatch --array=1 slurm/infer.sh runs/killed)", status)[1]
     again = home.call("bash", "-c", command).stdout.split()[-1]
     assert cluster.wait(again) == ["COMPLETED"]
