@@ -7,7 +7,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
 from types import TracebackType
@@ -20,6 +20,7 @@ from cloudjob.hpc.guard import Guarded
 _LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # that of srun, which may lie around the other, last
 _DOWN, _UP = 1, 2  # tags of messages from rank 0, and to it
+_PASSING_ON = 50  # calls; one was enough between two ranks of a node
 _NAP_S = (0.0002, 0.05)  # between two looks for a message: twice as long each time
 
 
@@ -42,19 +43,25 @@ class Communicator:
         """Rank 0's (small, picklable) value, on every rank."""
         if self.rank:
             return self._receive(0, _DOWN)
-        for rank in range(1, self.size):
-            self._send(value, rank, _DOWN)
+        self._send(value, range(1, self.size), _DOWN)
         return value
 
     def gather(self, value: Any) -> list | None:
         """Every rank's (small, picklable) value in rank order on rank 0, None on the others."""
         if self.rank:
-            self._send(value, 0, _UP)
+            self._send(value, [0], _UP)
             return None
         return [value, *(self._receive(rank, _UP) for rank in range(1, self.size))]
 
-    def _send(self, value: Any, rank: int, tag: int) -> None:
-        self._wait(self._communicator.isend(value, rank, tag).Test)
+    def _send(self, value: Any, ranks: Iterable[int], tag: int) -> None:
+        """MPI says that a message is sent when it is still to be passed on, which it then does in this process's next
+        calls. So some are made at once: else ranks that work now would work one after the other."""
+        requests = [self._communicator.isend(value, rank, tag) for rank in ranks]
+        for request in requests:
+            self._wait(request.Test)
+        for _ in range(_PASSING_ON if requests else 0):
+            self._communicator.iprobe(tag=tag)
+            time.sleep(_NAP_S[0])
 
     def _receive(self, rank: int, tag: int) -> Any:
         self._wait(lambda: self._communicator.iprobe(rank, tag))

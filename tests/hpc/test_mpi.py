@@ -55,6 +55,25 @@ def test_ranks_exchange(tmp_path, ranks):
 
 @pytest.mark.slow
 @needs_mpiexec
+def test_ranks_work_at_once_from_when_they_are_told():
+    done = mpiexec(
+        "import time\n"
+        "from cloudjob.hpc import mpi\n"
+        "with mpi.communicator() as ranks:\n"
+        "    for _ in range(2):\n"
+        "        ranks.bcast(ranks.gather(None) and 'begin')\n"
+        "        told, worked = time.time(), time.process_time() + 3\n"
+        "        while time.process_time() < worked:\n"
+        "            pass\n"
+        "        if when := ranks.gather(told):\n"
+        "            print(when[1] - when[0])\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(abs(float(late)) for late in done.stdout.split()) < 1.5
+
+
+@pytest.mark.slow
+@needs_mpiexec
 def test_one_failing_rank_ends_the_others():
     done = mpiexec(
         "from cloudjob.errors import ItemError\n"
