@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cloudjob import api
 from cloudjob.cli.progress import Progress, say
@@ -18,28 +18,17 @@ from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:  # pydantic is slow to import, and --help does not need it
     from cloudjob.config.models import Config
-    from cloudjob.config.source import Source
 
 Folder = TypeVar("Folder", bound=RunFolder)
-
-
 _PUBLIC = ("shard", "train", "evaluate", "report")  # the stages of a run on a public data set
 
 
-class Context(NamedTuple):
-    """What a command works on; `source` knows where each value of the configuration came from."""
-
-    config: "Config"
-    folder: RunFolder
-    source: "Source"
-
-
-def open_run(arguments: argparse.Namespace) -> Context:
+def open_run(arguments: argparse.Namespace) -> api.Run:
     """Loads the configuration that CONFIG names: a YAML file, or a run folder, which holds its own config.yaml."""
     opened = api.open_run(arguments.config, run_dir=getattr(arguments, "run_dir", None), overrides=overrides(arguments))
     folder = run_folder(opened.folder.root, arguments)
     folder.patience = opened.folder.patience
-    return Context(opened.config, folder, opened.source)
+    return opened._replace(folder=folder)
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import yaml
 
-from cloudjob.cli.context import Context, overrides
+from cloudjob.api import Run
+from cloudjob.cli.context import overrides
 from cloudjob.errors import ConfigError, ItemError
 from cloudjob.files import changes, write_bytes
 from cloudjob.run.history import REFUSED, Entry
@@ -25,7 +26,7 @@ class Traces(Entry):
     has ended well. `silent` ranks leave nothing.
     """
 
-    def __init__(self, context: Context, arguments: argparse.Namespace, *, silent: bool = False):
+    def __init__(self, context: Run, arguments: argparse.Namespace, *, silent: bool = False):
         super().__init__(context.folder, arguments.command, overrides(arguments))
         self._context, self._arguments, self._silent = context, arguments, silent
         self._undo: tuple[bytes | None, bytes] | None = None  # config.yaml before, and as it was written
