@@ -82,10 +82,15 @@ class SceneConditions:
 
 def first_known(dates: Sequence[NDArray]) -> NDArray:
     """Of the same pixels on several dates, those of the first; where it has no data, of the next one that has."""
-    out = dates[0]
+    out = dates[0].copy()
     for other in dates[1:]:
-        out = np.where(out == EMPTY_DN, other, out)
+        fill_gaps(out, other)
     return out
+
+
+def fill_gaps(image: NDArray, other: NDArray) -> None:
+    """Puts the pixels of another date where an image has no data."""
+    np.copyto(image, other, where=image == EMPTY_DN)
 
 
 def _cut(array: NDArray, tile: Tile, fill: int, *, out: NDArray) -> None:

@@ -5,7 +5,6 @@ What the file does not say is guessed where a guess is safe, and each guess is n
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,22 +12,20 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import rasterio
-from affine import Affine
 from rasterio.enums import MaskFlags
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError
-from cloudjob.files import judged
+from cloudjob.errors import ConfigError, OwnFileError
 from cloudjob.pixels import EMPTY_DN
 from cloudjob.restoration import band_choice, placing, sidecar
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.radiometry import digital_number
 
+_REASON = "not readable as an image"
 _FILLERS = (0, -9999, -32768, 65535)  # what stands for no data where nothing is declared, in all bands at once
 _LOOK, _ROWS = 512, 512  # pixels a side that are looked at for a guess; rows that are changed at once
-_LIKE_DN = 3.0  # a middle value above this is no reflectance, but one times 10000
+NO_REFLECTANCE = 3.0  # a middle value above this is none, but perhaps one times 10000
 _DATE = re.compile(r"(?<!\d)(20\d\d)-?([01]\d)-?([0-3]\d)(?:T(\d\d):?(\d\d):?(\d\d))?")
 
 
@@ -75,7 +72,7 @@ class Image:
         """
         notes: list[str] = []
         item = sidecar.read(path)
-        with _opened(path):
+        with placing.opening(path, _REASON):
             found = list(_bands(path))
             if not found:
                 raise OwnFileError(f"{path}: GDAL finds no bands in it")
@@ -100,7 +97,7 @@ class Image:
         height, width = self.grid.shape if window is None else (int(window.height), int(window.width))
         top, left = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
         out = np.empty((len(self.layers), height, width), np.uint16)
-        with _opened(self.path):
+        with placing.opening(self.path, _REASON):
             for row in range(0, height, _ROWS):
                 part = Window(left, top + row, width, min(_ROWS, height - row))
                 values = np.stack([_values(layer, part) for layer in self.layers])
@@ -114,17 +111,6 @@ class Image:
         return out
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[None]:
-    """What GDAL says of the file becomes one line; it need not say where its pixels lie."""
-    try:
-        with placing.unplaced():
-            yield
-    except RasterioError as error:
-        cause = judged(path, error, "not readable as an image")
-        raise (OwnFileError(str(cause)) if isinstance(cause, CorruptFileError) else cause) from None
-
-
 def _bands(path: Path) -> Iterator[_Found]:
     """All bands of a file, and of the variables of a netCDF or HDF5."""
     with rasterio.open(path) as image:
@@ -136,9 +122,7 @@ def _bands(path: Path) -> Iterator[_Found]:
 
 
 def _own(image: DatasetReader, variable: str) -> Iterator[_Found]:
-    grid = Grid(image.crs, image.transform, image.shape)
-    if image.transform == Affine.identity():
-        grid = grid._replace(crs=None)
+    grid = placing.grid_of(image)
     values = re.findall(r"[^{},]+", image.tags().get("NETCDF_DIM_band_VALUES", ""))  # the band's own coordinate
     names = values if len(values) == image.count else [None] * image.count
     for place in range(image.count):
@@ -208,7 +192,7 @@ def _units(
     if chosen[0].dtype == "uint8":
         raise ConfigError(f"{path}: bytes without a scale are a picture, not reflectance; say --scale and --offset")
     whole = np.issubdtype(np.dtype(chosen[0].dtype), np.integer)
-    if not whole and middle <= _LIKE_DN:
+    if not whole and middle <= NO_REFLECTANCE:
         return [(1.0, offset or 0.0)] * len(chosen)
     notes.append(
         f"it says no scale; values of about {middle:.0f} are taken for reflectance x 10000 with offset "

@@ -13,11 +13,11 @@ from cloudjob.pixels import BANDS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, SCALE
 from cloudjob.restoration import band_choice
 from cloudjob.restoration.blend import OBSERVED
 from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.foreign import NO_REFLECTANCE
 from cloudjob.restoration.own_scene import gathered, matched
 from cloudjob.sentinel2 import foreign_masks, masks
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
 
-_NO_REFLECTANCE = 3.0  # a middle value above this is none
 _BAND_NAMES = ("band", "bands", "variable")  # of the dimension of bands, in xarray
 
 
@@ -48,7 +48,7 @@ class Given:
                 f"an image of {array.dtype}; expected reflectance, or whole numbers with scale and offset"
             )
         finite = np.isfinite(values)
-        if finite.any() and (middle := float(np.median(values[finite]))) > _NO_REFLECTANCE:
+        if finite.any() and (middle := float(np.median(values[finite]))) > NO_REFLECTANCE:
             raise ConfigError(
                 f"an image with a median of {middle:g}, which is no reflectance; floating-point numbers must be "
                 "reflectance, of about 0 to 1: divide them by 10000, for instance"

@@ -4,11 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from affine import Affine
-from rasterio.errors import RasterioError
 
-from cloudjob.errors import ConfigError, CorruptFileError, OwnFileError
-from cloudjob.files import reading
+from cloudjob.errors import ConfigError, OwnFileError
 from cloudjob.pixels import NO_DATA, UNKNOWN
 from cloudjob.restoration import placing
 from cloudjob.sentinel2 import foreign_masks
@@ -47,17 +44,8 @@ def _classes(path: Path, meaning: Table | str | None) -> tuple[np.ndarray, Grid]
     """The mask classes as the file has them, and where they lie."""
     if not path.exists():
         raise ConfigError(f"{path}: no such mask")
-    try:
-        with (
-            placing.unplaced(),
-            reading(path, RasterioError, reason="not readable as a mask"),
-            rasterio.open(path) as image,
-        ):
-            values, no_data = image.read(1), image.nodata
-            crs = None if image.transform == Affine.identity() else image.crs
-            grid = Grid(crs, image.transform, image.shape)
-    except CorruptFileError as error:
-        raise OwnFileError(str(error)) from None
+    with placing.opening(path, "not readable as a mask"), rasterio.open(path) as image:
+        values, no_data, grid = image.read(1), image.nodata, placing.grid_of(image)
     if meaning is None:
         meaning = foreign_masks.BINARY
         if values.any() and foreign_masks.by_sight(values) != meaning:

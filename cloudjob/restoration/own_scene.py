@@ -14,7 +14,7 @@ import numpy as np
 from cloudjob.errors import ConfigError, DiskFullError, ItemError, SystemTroubleError
 from cloudjob.pixels import CLEAR, EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration import cloud_test, own_mask, placing
-from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.conditions import SceneConditions, fill_gaps
 from cloudjob.restoration.dates import Dates, make_conditions
 from cloudjob.restoration.foreign import Image
 from cloudjob.restoration.team import Team, Unit
@@ -217,7 +217,7 @@ def gathered(
         if reference is None:
             reference = bands
         else:
-            np.copyto(reference, bands, where=reference == EMPTY_DN)
+            fill_gaps(reference, bands)
     return SceneConditions(cloudy, mask, core, reference, sun_elevation, days)
 
 

@@ -4,14 +4,18 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-from rasterio.errors import NotGeoreferencedWarning
+from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
 from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 from rasterio.windows import Window, from_bounds
 
-from cloudjob.errors import OwnFileError
+from cloudjob.errors import CorruptFileError, OwnFileError
+from cloudjob.files import judged
 from cloudjob.pixels import EMPTY_DN
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import WARP_ERRORS, lon_lat
@@ -81,7 +85,7 @@ def within(grid: Grid, window: Window) -> Grid:
     """The pixels of a window."""
     corner = grid.transform @ (window.col_off, window.row_off)
     transform = grid.transform
-    moved = type(transform)(transform.a, transform.b, corner[0], transform.d, transform.e, corner[1])
+    moved = Affine(transform.a, transform.b, corner[0], transform.d, transform.e, corner[1])
     return Grid(grid.crs, moved, (int(window.height), int(window.width)))
 
 
@@ -98,6 +102,23 @@ def onto(bands: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
 def classes_onto(mask: np.ndarray, source: Grid, target: Grid, *, beyond: int) -> np.ndarray:
     """(H, W) uint8 mask classes on the pixels of an image, the nearest of each; `beyond` where there are none."""
     return _resampled(mask, source, target, beyond, Resampling.nearest)
+
+
+def grid_of(image: DatasetReader) -> Grid:
+    """Where the pixels of an open raster lie; its CRS is None where the file does not say."""
+    return Grid(None if image.transform == Affine.identity() else image.crs, image.transform, image.shape)
+
+
+@contextmanager
+def opening(path: Path, reason: str) -> Iterator[None]:
+    """Here what GDAL says of a file becomes one line, OwnFileError with the `reason` unless the system refuses it. The
+    file need not say where its pixels lie."""
+    try:
+        with unplaced():
+            yield
+    except RasterioError as error:
+        cause = judged(path, error, reason)
+        raise (OwnFileError(str(cause)) if isinstance(cause, CorruptFileError) else cause) from None
 
 
 @contextmanager
