@@ -124,7 +124,7 @@ def _restored(work: Path, path: Path, members: int, seed: int) -> "tuple[np.ndar
     import numpy as np
     import torch
 
-    from cloudjob.config.models import InferConfig
+    from cloudjob.config.models import of_members
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration import scene
     from cloudjob.restoration.crew import Crew
@@ -132,10 +132,7 @@ def _restored(work: Path, path: Path, members: int, seed: int) -> "tuple[np.ndar
     from cloudjob.restoration.trained import checkpoint_at
 
     found = checkpoint_at(path)
-    try:
-        settings = InferConfig(members=members)
-    except ValueError:
-        raise ConfigError(f"members = {members}: 1 to 64 are possible") from None
+    settings = of_members(members, said=f"members = {members}")
     threads = torch.get_num_threads()
 
     def open_model(rank: int, local_rank: int) -> Model:

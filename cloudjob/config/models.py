@@ -18,6 +18,7 @@ from cloudjob.config.fields import (
     ascending,
 )
 from cloudjob.config.masks import MasksConfig
+from cloudjob.errors import ConfigError
 from cloudjob.leases import PATIENCE
 
 Preset = Literal["notebook-2025", "tiny", "small", "base", "base-attention", "diffcr", "diffcr-32"]
@@ -283,6 +284,14 @@ class InferConfig(Section):
         if 2 * self.overlap > self.tile:
             raise ValueError(f"overlap {self.overlap} is more than half of tile {self.tile}")
         return self
+
+
+def of_members(members: int, *, said: str) -> InferConfig:
+    """The defaults, but for so many members. ConfigError, which begins with what was `said`, where there are none."""
+    try:
+        return InferConfig(members=members)
+    except ValueError:
+        raise ConfigError(f"{said}: 1 to 64 are possible") from None
 
 
 class EvaluateConfig(Section):

@@ -29,7 +29,7 @@ _SHARES = {  # of a scene that its phases take, from and until
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Crew:
     """This process among its `ranks`; made on all of them at once. `open_model` gives the network of a rank and a local
     rank, not before there is work for it. `prepare` leaves, by all ranks, the conditions of a scene in the team's
@@ -46,7 +46,7 @@ class Crew:
     place: Place = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "place", Place.of(self.ranks))
+        self.place = Place.of(self.ranks)
 
     @cached_property
     def model(self) -> "Model":
@@ -99,12 +99,12 @@ class Crew:
         return []
 
 
-def within(say: Callable[[float, str], object], name: str, number: int, count: int) -> Progress:
-    """Tells `say` how far all `count` scenes are, and in words what is done of this one."""
+def within(say: Callable[[float, str], object], stage: str, name: str, number: int, count: int) -> Progress:
+    """Tells `say` how far all `count` scenes of a stage are, and in words what is done of this one."""
 
     def progress(phase: str, share: float) -> None:
         begin, end = _SHARES[phase]
         past = (number + begin + share * (end - begin)) / count
-        say(past, f"{number} of {count} ({name}: {phase} {share:.0%})")
+        say(past, f"{stage}: {number} of {count} ({name}: {phase} {share:.0%})")
 
     return progress

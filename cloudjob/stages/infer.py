@@ -124,8 +124,7 @@ def _lead(config: Config, folder: RunFolder, every: list[Item], crew: "Crew") ->
             why = "; ".join(pair["reasons"])
             folder.say(f"infer: {item.name} has no acceptable clear date, and is restored from itself alone: {why}")
         work = folder.output(item.name, "").parent / f".work-{digest([item.config, item.inputs])[:8]}"
-        tell = partial(_tell, folder)
-        team = crew.team(work, within(tell, item.name, number, len(names)))
+        team = crew.team(work, within(folder.progress, STAGE, item.name, number, len(names)))
         if not work.exists():
             for old in work.parent.glob(".work-*"):
                 crew.team(old).discard()
@@ -138,10 +137,6 @@ def _lead(config: Config, folder: RunFolder, every: list[Item], crew: "Crew") ->
         return outputs, {"tiles": tiles, "ranks": [team.figures(), *others]}
 
     return records.work(folder, STAGE, every, make)
-
-
-def _tell(folder: RunFolder, share: float, words: str) -> None:
-    folder.progress(share, f"{STAGE}: {words}")
 
 
 def _checks(config: Config, folder: RunFolder, pair: dict) -> list["Unit"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloudjob.config.models import InferConfig, MasksConfig
+from cloudjob.config.models import InferConfig, MasksConfig, of_members
 from cloudjob.errors import ConfigError
 from cloudjob.files import ask_guards, digest, file_sha256
 from cloudjob.hpc import machine
@@ -71,10 +71,7 @@ def run(request: Request, scenes: dict[str, "OwnScene"], folder: ResultsFolder) 
 
 
 def _settings(request: Request) -> InferConfig:
-    try:
-        return InferConfig(members=request.members)
-    except ValueError:
-        raise ConfigError(f"--members {request.members}: 1 to 64 are possible") from None
+    return of_members(request.members, said=f"--members {request.members}")
 
 
 def _options(request: Request) -> "Options":
@@ -145,11 +142,9 @@ def _items(request: Request, settings: InferConfig, scenes: dict[str, "OwnScene"
     config = {"seed": _SEED, "infer": settings.model_dump(mode="json", exclude={"checkpoint", "reference"})}
     config |= {"masks": MasksConfig().model_dump(mode="json")}
     config |= {name: getattr(request, name) for name in ("values", "grown", "bands", "scale", "offset")}
-    shared = {f"clear {number}": path for number, path in enumerate(request.clear, 1)}
-    shared |= {"mask": request.mask} if request.mask else {}
     first = next(iter(scenes.values()))
     inputs = {"checkpoint": file_sha256(checkpoint_at(request.checkpoint))}
-    inputs |= {key: _digest(source) for key, source in zip(shared, first.clear, strict=False)}
+    inputs |= {f"clear {number}": _digest(source) for number, source in enumerate(first.clear, 1)}
     inputs |= {"mask": file_sha256(request.mask)} if request.mask else {}
     return [Item(STAGE, name, config, inputs | {"image": _digest(scene.image)}) for name, scene in scenes.items()]
 
@@ -178,14 +173,11 @@ def _lead(
     items = _items(request, settings, scenes)
     names = [item.name for item in records.wanted(folder, items)]
 
-    def tell(share: float, words: str) -> None:
-        folder.progress(share, f"{STAGE}: {words}")
-
     def make(item: Item) -> Made:
         scene = scenes[item.name]
         _announce(folder, item, scene)
         work = folder.tiles / f"{item.name}@{digest([item.config, item.inputs])[:8]}"
-        team = crew.team(work, within(tell, item.name, names.index(item.name), len(names)))
+        team = crew.team(work, within(folder.progress, STAGE, item.name, names.index(item.name), len(names)))
         if not work.exists():
             for old in folder.tiles.glob(f"{item.name}@*"):
                 crew.team(old).discard()
