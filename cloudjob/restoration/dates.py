@@ -45,10 +45,10 @@ class Dates:
         return self.products["cloudy"].shape
 
 
-def make_conditions(team: Team, dates: Callable[[], Dates], *, check: Callable[[], list[Unit]] = list) -> None:
+def make_conditions(team: Team, dates: Callable[[], Dates]) -> None:
     """Leaves the conditions of the scene in the team's folder, for `SceneConditions.load`. `dates` is asked on each
-    rank. `check` lists units that are made beside the decoding, as checks of the files are."""
-    team.do("decoding", lambda: [*check(), *_decoding(team, dates())], threads=team.threads)
+    rank."""
+    team.do("decoding", lambda: _decoding(team, dates()), threads=team.threads)
     team.do("matching", lambda: _matching(team.folder, dates()), threads=team.few)
 
 

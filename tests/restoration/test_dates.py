@@ -116,15 +116,16 @@ def test_a_wish_to_stop_is_heard_while_the_dates_are_measured(pair, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_checks_are_made_beside_the_decoding_and_a_broken_file_is_named_to_all(pair, tmp_path):
+def test_a_file_that_one_rank_finds_broken_is_named_to_all_before_any_decoding(pair, tmp_path):
     path = pair["clear"] / "band.jp2"
 
     def check():
         raise CorruptFileError(path, "is damaged")
 
     def work(ranks):
-        units = [Unit("check", check, weight=100)]
-        make_conditions(Team(tmp_path, ranks), lambda: opened(pair, ()), check=lambda: units)
+        team = Team(tmp_path, ranks)
+        team.do("checking", lambda: [Unit("check", check)])
+        make_conditions(team, lambda: opened(pair, ()))
 
     found = together(2, work)
     assert [type(each) for each in found] == [CorruptFileError] * 2
