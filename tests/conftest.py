@@ -58,6 +58,16 @@ def pytest_collection_finish():
             logger.propagate = True
 
 
+@pytest.fixture
+def torch_threads():
+    """torch's threads are as they were, afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def forgetful():
     """Nothing is known of the hosts and tokens of earlier tests, whose ports come again; signals mean what they did."""

@@ -9,6 +9,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 
+from cloudjob.archive.safe import write_product
 from cloudjob.sentinel2.product import Product
 
 URLS = {
@@ -18,6 +19,25 @@ URLS = {
 }
 V1 = {"red": "B04", "green": "B03", "blue": "B02", "nir": "B08", "swir16": "B11", "scl": "SCL"}
 MASKS = {"cloud": "CLD_20m", "snow": "SNW_20m"}
+
+
+def small_safe(folder, name):
+    """A SAFE product of 60 x 60 pixels, all of them clear."""
+    rng = np.random.default_rng(1)
+    return write_product(
+        folder,
+        name=name,
+        bands=rng.integers(1001, 6000, (4, 60, 60)).astype(np.uint16),
+        scl=np.full((30, 30), 5, np.uint8),
+        cloud_probability=rng.integers(0, 101, (30, 30)).astype(np.uint8),
+        snow_probability=np.zeros((30, 30), np.uint8),
+        b11=np.full((10, 10), 2000, np.uint16),
+        crs="EPSG:32605",
+        transform=Affine(10, 0, 499980, 0, -10, 7700040),
+        offset=-1000,
+        sun_elevation=30,
+        sun_azimuth=180,
+    )
 
 
 def copied(safe, to):

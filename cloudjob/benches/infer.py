@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +70,31 @@ def _made(work: Path, size: int, say: Callable[[str], None]) -> Path:
         shard.make_pair(work / "archive", size, cloud=CLOUD, every=1)
         shard.fetch(work, size)
         recipe = Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4)
-        torch.manual_seed(0)
-        weights = recipe.network().state_dict()
-        kept = Checkpoint(
-            seen=0,
-            total=0,
-            skipped=[0, 0],
-            model=weights,
-            averages=dict.fromkeys(GAMMAS, weights),
-            chosen="none",
-            calibration={},
-            optimizer={},
-            config={},
-            recipe=recipe.facts(),
-            bands=list(BANDS),
-            cloudjob_version=__version__,
-            key="",
-        )
-        checkpoint.save(work, kept).rename(work / "step.pt")
+        checkpoint.save(work, untrained(recipe)).rename(work / "step.pt")
         done.touch()
     return work / "run"
+
+
+def untrained(recipe: Recipe, **facts: Any) -> Checkpoint:
+    """A network of weights that nobody has trained, always the same ones. `facts` replace fields of the checkpoint."""
+    torch.manual_seed(0)
+    weights = recipe.network().state_dict()
+    kept = Checkpoint(
+        seen=0,
+        total=0,
+        skipped=[0, 0],
+        model=weights,
+        averages=dict.fromkeys(GAMMAS, weights),
+        chosen="none",
+        calibration={},
+        optimizer={},
+        config={},
+        recipe=recipe.facts(),
+        bands=list(BANDS),
+        cloudjob_version=__version__,
+        key="",
+    )
+    return replace(kept, **facts)
 
 
 def _mpiexec() -> str | None:

@@ -1,14 +1,18 @@
 """cloudjob import from the front door, and the run that it makes."""
 
 import json
+from typing import get_args
 
 import public_files
 import pytest
 from front_door import good
 from public_files import SIZE
 
+from cloudjob.cli import parser
 from cloudjob.cli.dispatch import main
 from cloudjob.config import source
+from cloudjob.config.acquisition import PublicConfig
+from cloudjob.patches.public import imports
 
 SMALL = ["--set", f"shard.window={SIZE}"]
 
@@ -118,3 +122,7 @@ def test_a_network_is_trained_on_one_data_set_and_goes_on_with_another(data, tmp
     good("train", on, "--init-from", weights)
     assert "similar_2_dates" in good("evaluate", on).stdout
     good("report", on)
+
+
+def test_the_command_line_and_the_configuration_know_the_data_sets_that_there_are():
+    assert parser.PUBLIC == get_args(PublicConfig.model_fields["kind"].annotation) == tuple(imports.KINDS)

@@ -7,12 +7,7 @@ from untrained import untrained
 from cloudjob.files import file_sha256
 from cloudjob.restoration import network
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from affine import Affine
-from product_layouts import planetary_computer, zipped
+from product_layouts import planetary_computer, small_safe, zipped
 
-from cloudjob.archive.safe import write_product
 from cloudjob.config import source
 from cloudjob.errors import DamagedProductError
 from cloudjob.files import write_jsonl
@@ -125,21 +122,7 @@ def test_a_restored_product_is_held_against_its_record(folder):
 @pytest.fixture
 def linked(tmp_path, monkeypatch):
     """A function: the run folder in which a product in this layout is read where it lies, and the place."""
-    rng = np.random.default_rng(1)
-    safe = write_product(
-        tmp_path / "archive",
-        name=NAME,
-        bands=rng.integers(1001, 6000, (4, 60, 60)).astype(np.uint16),
-        scl=np.full((30, 30), 5, np.uint8),
-        cloud_probability=np.zeros((30, 30), np.uint8),
-        snow_probability=np.zeros((30, 30), np.uint8),
-        b11=np.full((10, 10), 2000, np.uint16),
-        crs="EPSG:32605",
-        transform=Affine(10, 0, 499980, 0, -10, 7700040),
-        offset=-1000,
-        sun_elevation=30,
-        sun_azimuth=180,
-    )
+    safe = small_safe(tmp_path / "archive", NAME)
     monkeypatch.setattr(decisions, "accepted_pairs", lambda folder: [{"cloudy": NAME, "clear": NAME, "reference": ""}])
     monkeypatch.setattr(decisions, "unpaired", lambda folder, **rules: [])
     (site := tmp_path / "site").mkdir()

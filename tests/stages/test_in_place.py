@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from affine import Affine
-from product_layouts import cogs, copied, planetary_computer, without, zipped
+from product_layouts import cogs, copied, planetary_computer, small_safe, without, zipped
 
-from cloudjob.archive.safe import write_product
 from cloudjob.config import source
 from cloudjob.errors import ItemError
 from cloudjob.files import read_json, write_jsonl
@@ -31,21 +29,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def safe(tmp_path_factory):
-    rng = np.random.default_rng(1)
-    return write_product(
-        tmp_path_factory.mktemp("archive"),
-        name=NAME,
-        bands=rng.integers(1001, 6000, (4, 60, 60)).astype(np.uint16),
-        scl=np.full((30, 30), 5, np.uint8),
-        cloud_probability=rng.integers(0, 101, (30, 30)).astype(np.uint8),
-        snow_probability=np.zeros((30, 30), np.uint8),
-        b11=np.full((10, 10), 2000, np.uint16),
-        crs="EPSG:32605",
-        transform=Affine(10, 0, 499980, 0, -10, 7700040),
-        offset=-1000,
-        sun_elevation=30,
-        sun_azimuth=180,
-    )
+    return small_safe(tmp_path_factory.mktemp("archive"), NAME)
 
 
 @pytest.fixture

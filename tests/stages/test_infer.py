@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-import torch
 from affine import Affine
 from front_door import copied, good
 from small_runs import settings
@@ -44,13 +43,10 @@ HEIGHT, WIDTH = 40, 56
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """A network that is smaller than any that is worth training; torch's threads as they were, afterwards."""
+def small(monkeypatch, torch_threads):
+    """A network that is smaller than any that is worth training."""
     monkeypatch.setitem(networks.SIZES, "speck", networks.Size(widths=(8, 8), blocks=1))
     monkeypatch.setattr(networks, "PRESETS", (*networks.PRESETS, "speck"))
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def row(cloudy: str, *, reference: str | None = FAR) -> dict:

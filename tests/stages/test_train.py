@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from small_runs import CLOUDJOB, TORCHRUN, configure, settings, weights, workspace
 
 from cloudjob.errors import ConfigError, InputError, InterruptedJob
@@ -16,11 +15,7 @@ from cloudjob.stages import train
 PRODUCT = "S2A_MSIL2A_20240310T222541_N0510_R029_T05WPS_20240311T001122"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 @pytest.fixture(scope="module")

@@ -72,16 +72,13 @@ class Looks:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(monkeypatch, torch_threads):
     """A network that is smaller than any that is worth training, and no looks at held-out triplets."""
     monkeypatch.setitem(networks.SIZES, "speck", networks.Size(widths=(8, 8), blocks=1))
     monkeypatch.setattr(networks, "PRESETS", (*networks.PRESETS, "speck"))
     monkeypatch.setattr(loop, "HeldOut", Looks)
     for name in ("SLURM_JOB_END_TIME", "CLOUDJOB_DEADLINE", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def training(

@@ -17,15 +17,7 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.stages import train
 from cloudjob.training import logs
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_threads")]
 
 LIGHT = ("train.process=regression", "evaluate.members=1")
 
