@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.device import answers, cached_property, constant
 from cloudjob.pixels import BANDS, CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 BAND_COUNT = len(BANDS)
@@ -27,12 +27,12 @@ class Normalisation:
 
     def forward(self, reflectance: Tensor) -> Tensor:
         """(..., bands, H, W) reflectance to normalised units."""
-        mean, std = (torch.tensor(v, device=reflectance.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (constant(v, reflectance.device) for v in (self.mean, self.std))
         return (reflectance - mean) / std
 
     def inverse(self, x: Tensor) -> Tensor:
         """Back to reflectance."""
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (constant(v, x.device) for v in (self.mean, self.std))
         return x * std + mean
 
     def limits(self, low: float = -0.1, high: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,10 @@ class Conditions:
         """First guess of the ground (N, 4, H, W): the cloudy image where it is clear; elsewhere the reference, shifted
         to agree with it in the clear surroundings; without one, the surroundings continued (far from any: 0)."""
         clear = self.mask == CLEAR
-        return self.first_guess(_fill(self.cloudy - self.reference, clear & self.present), _fill(self.cloudy, clear))
+        asked = ((self.cloudy - self.reference, clear & self.present), (self.cloudy, clear))
+        if answers(clear):
+            return self.first_guess(*(_fill(*each) for each in asked))
+        return self.first_guess(*_fill(*map(torch.cat, zip(*asked, strict=True))).chunk(2))  # in half of the launches
 
     def first_guess(self, shift: Tensor, around: Tensor) -> Tensor:
         """The first guess where `shift`, from the reference to the cloudy date, and what lies `around` clouds are known
@@ -151,8 +154,8 @@ CONDITION_CHANNELS = sum(width for width, _ in CHANNELS.values())
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:
     """Smooth continuation of the known values (N, C, H, W) into the rest, 0 far from any."""
-    values, weight = values * known, known.float()
-    levels = ([F.avg_pool2d(x, cell, ceil_mode=True) for x in (values, weight)] for cell in CELLS)
+    both, parts = torch.cat([values * known, known.float()], 1), (values.shape[1], 1)
+    levels = (F.avg_pool2d(both, cell, ceil_mode=True).split(parts, 1) for cell in CELLS)
     return F.interpolate(continued(levels), size=values.shape[-2:], mode="bilinear")
 
 
@@ -160,8 +163,10 @@ def continued(levels: Iterable[Sequence[Tensor]]) -> Tensor:
     """(N, C, h, w) of the last of `levels`: means of ever smaller cells, each drawn to those of the coarser level where
     few of its pixels are known (pull-push, Gortler et al. 1996). A level has the mean over a cell's pixels of the
     values, 0 where unknown, (N, C, h, w), and the share that is known (N, 1, h, w)."""
-    guess = torch.zeros(1, 1, 1, 1)
+    guess: Tensor | None = None
     for mean, share in levels:
-        prior = F.interpolate(guess.to(mean).expand(*mean.shape[:2], -1, -1), size=mean.shape[-2:], mode="bilinear")
+        coarser = mean.new_zeros(1, 1, 1, 1) if guess is None else guess.to(mean)
+        prior = F.interpolate(coarser.expand(*mean.shape[:2], -1, -1), size=mean.shape[-2:], mode="bilinear")
         guess = (mean + _PRIOR * prior) / (share + _PRIOR)
+    assert guess is not None, "there is no level"
     return guess

@@ -7,19 +7,31 @@ has unit variance at every pixel, and noise that is left over is small where the
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cloudjob.diffusion.conditions import Conditions
-from cloudjob.diffusion.noise import normals, uniforms
+from cloudjob.diffusion.noise import Numbers, normals, uniforms
 from cloudjob.diffusion.samplers import SAMPLERS, Levels, Noise
 from cloudjob.pixels import CLEAR, NO_DATA
 
 Limits = tuple[Tensor, Tensor]  # physical range, each broadcastable to (N, 4, H, W)
 Spread = tuple[float, float, float]
 _LEAST_SPREAD = 0.05  # in normalised units: noise is never as small as the last digit
+
+
+@torch.compiler.assume_constant_result
+def _logarithms(*numbers: float) -> tuple[float, ...]:
+    """In float32, as the levels of the networks that have learned so far."""
+    return _kept_logarithms(numbers)
+
+
+@lru_cache
+def _kept_logarithms(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(torch.tensor(numbers, dtype=torch.float32).log().tolist())
 
 
 class Terms(NamedTuple):
@@ -51,7 +63,7 @@ class Regression:
     spread: Spread
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         spread = conditions.choose(*self.spread)
         target = (clean - conditions.anchor) / spread
@@ -96,7 +108,7 @@ class Residual:
 
     def _level(self, sigma: Tensor) -> Tensor:
         """c_noise, scaled to 0..1."""
-        low, high = torch.tensor([self.sigma_min, self.sigma_max]).log().tolist()
+        low, high = _logarithms(self.sigma_min, self.sigma_max)
         return ((sigma.log() - low) / (high - low)).clamp(0, 1)
 
     def _denoise(self, network: nn.Module, x: Tensor, sigma: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +124,7 @@ class Residual:
         return output, covariance / variance * x, (1 - covariance**2 / variance).sqrt()
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         """F and its target (eq. 8), where the weight lambda(sigma) c_out(sigma)^2 is 1."""
         pick, level = uniforms(seed, indices, "share"), uniforms(seed, indices, "sigma")
@@ -170,7 +182,7 @@ class Corrective(Residual):
     share_at_max: float = 0.05
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         regression = Regression(self.spread)
         (mean,) = regression.loss_terms(network, clean, conditions, seed=seed, indices=indices)

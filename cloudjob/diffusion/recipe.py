@@ -9,6 +9,7 @@ from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
 from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
+from cloudjob.diffusion.noise import Numbers
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise
 from cloudjob.errors import ConfigError
@@ -89,7 +90,7 @@ class Recipe:
             raise ConfigError(f"infer.sampler ancestral draws noise alone: alpha is {alpha:g} here, not 0")
         return {"sampler": sampler, "steps": self.steps(steps, sampler)}
 
-    def terms(self, network: nn.Module, batch: Batch, *, seed: int, samples: list[int]) -> list[Terms]:
+    def terms(self, network: nn.Module, batch: Batch, *, seed: int, samples: Numbers) -> list[Terms]:
         """What the process compares for these samples: `loss` without its weights and without random changes."""
         conditions = Conditions.of(batch, norm=self.norm)
         return self.process.loss_terms(network, self._clean(batch), conditions, seed=seed, indices=samples)
@@ -100,7 +101,7 @@ class Recipe:
         batch: Batch,
         *,
         seed: int,
-        samples: list[int],
+        samples: Numbers,
         clear_weight: float,
         drop_reference: float,
         drop_mask: float,

@@ -28,6 +28,8 @@ from cloudjob.hpc.watch import Member, Watch
 T = TypeVar("T")
 MEET_S = 300  # time-out for all ranks to connect: importing torch from a cold file system is slow
 COLLECTIVE_S = 1800  # time-out of a collective call: longer than rank 0 ever evaluates while the others wait
+_MORE_S = 120  # that NCCL waits longer: it ends a process without a word, and is to find none
+_POLL_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class ProcessGroup:
             error.said = passed_on and self.rank > 0
 
 
+class CollectiveTimeoutError(RuntimeError):
+    """A collective call on a GPU that has waited too long."""
+
+
 def _explain(error: Exception, watch: Watch) -> NoReturn:
     """Raises LostRankError for a collective call that failed because of another rank: which one, and why."""
     if verdict := watch.settle():
@@ -98,7 +104,8 @@ def raised_on_all_ranks(error: CloudjobError) -> CloudjobError:
 
 def _of_a_collective(error: Exception) -> bool:
     """Whether a collective call raised this error; gloo raises plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    known = isinstance(error, dist.DistError | CollectiveTimeoutError)
+    return known or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 @contextlib.contextmanager
@@ -115,11 +122,12 @@ def process_group() -> Iterator[ProcessGroup]:
     with here.reporting_failures():
         device = _device(local_rank)  # only once all are connected: it may fail on one node alone
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            # Small values of the CPU go by gloo, whose errors are told: NCCL's end the process.
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=COLLECTIVE_S),
+            timeout=timedelta(seconds=COLLECTIVE_S + (_MORE_S if device.type == "cuda" else 0)),
             device_id=device if device.type == "cuda" else None,
         )
         dist.barrier()  # no rank may exit with an error of its own while others are still connecting
@@ -230,7 +238,7 @@ def _first_line(error: Exception) -> str:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is the faster type on this device: without hardware for it, a processor is slower with it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
         flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
     except OSError:
@@ -278,6 +286,34 @@ def max_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on the device, to which they are sent without waiting for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def asked_for(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """(values on the CPU, what tells that they have arrived there); None where they have."""
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    there.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return there, event
+
+
+def wait(event: torch.cuda.Event | None) -> None:
+    """Waits for what `asked_for` gave; LostRankError, on all ranks, where a rank keeps it waiting for COLLECTIVE_S: so
+    late a collective call on a GPU says nothing by itself, and the library would end the process."""
+    end = time.monotonic() + COLLECTIVE_S
+    while event is not None and not event.query():
+        if time.monotonic() > end:
+            raise CollectiveTimeoutError(f"a collective call has waited for {COLLECTIVE_S} s")
+        time.sleep(_POLL_S)
 
 
 def gather(value: T) -> list[T]:

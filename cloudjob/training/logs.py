@@ -20,6 +20,7 @@ from cloudjob.hpc import distributed, machine, slurm
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import JOULES_PER_KWH, Energy, carbon
 from cloudjob.sentinel2.render import encode_png
+from cloudjob.training import precision
 from cloudjob.training.settings import Files, Identity, Talk
 from cloudjob.training.state import State
 
@@ -52,8 +53,9 @@ class Meter:
         self._restart()
 
     def _restart(self) -> None:
-        self.begun, self.waited, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
+        self.begun, self.waited, self.samples = time.monotonic(), 0.0, 0
         self.losses: Tensor | float = 0.0
+        self.steps: Tensor | float = 0.0
 
     def waiting(self, source: Iterable[T]) -> Iterator[T]:
         """The elements of the source; the time that they are waited for is counted."""
@@ -67,11 +69,11 @@ class Meter:
             self.waited += time.monotonic() - begun
             yield element
 
-    def note(self, loss: Tensor | None, samples: int) -> None:
-        """A step that was done, or with no loss one that was skipped."""
+    def note(self, loss: Tensor, samples: int, skip: Tensor) -> None:
+        """A step that was issued; its loss counts where `skip`, on the device, is not 1."""
         self.samples += samples
-        if loss is not None:
-            self.losses, self.steps = self.losses + loss, self.steps + 1
+        self.losses = self.losses + torch.where(skip > 0, 0.0, loss)
+        self.steps = self.steps + (1 - skip)
 
     @property
     def elapsed(self) -> float:
@@ -85,7 +87,7 @@ class Meter:
         """
         elapsed, cuda = self.elapsed, self.device.type == "cuda"
         own: dict[str, Any] = {
-            "loss": float(self.losses) / max(self.steps, 1),
+            "loss": float(self.losses) / max(float(self.steps), 1),
             "wait": self.waited / elapsed,
             "joules": self.energy.joules(),
             "measured": self.energy.measured,
@@ -146,9 +148,14 @@ class Journal:
         self.files, self.group, self.state, self.meter, self.talk = files, group, state, meter, talk
         self.key = checkpoint.key(identity.config, identity.inputs)
         self.places = distributed.gather((socket.gethostname(), machine.device_name(group.device)))
-        self.board = None
-        if group.rank:
-            return
+        self.board: Board | None = None
+        self.fallbacks: set[str] = set()
+        if not group.rank:
+            self._begin()
+        self.fell_back()
+
+    def _begin(self) -> None:
+        files, state = self.files, self.state
         for path in (files.metrics, files.checks, files.validation):
             trim(path, state.seen)
         if state.settings.tensorboard:
@@ -159,8 +166,25 @@ class Journal:
             batch=state.settings.batch_size,
             micro_batch=state.step.micro,
             bfloat16=state.step.bfloat16,
-            energy_from=meter.energy.source,
+            **self.step_facts(),
+            energy_from=self.meter.energy.source,
         )
+
+    def step_facts(self) -> dict[str, Any]:
+        """What the step that was rehearsed runs as: `compiled`, and on a GPU by what rules its sums are made."""
+        compilation = self.state.step.compilation
+        return {"compiled": compilation.active} | precision.facts(self.group.device)
+
+    def fell_back(self) -> None:
+        """Says, once each, why the step runs uncompiled on a rank where it was to be compiled. A collective call."""
+        every = distributed.gather(self.state.step.compilation.fallback)
+        found = {cause: rank for rank, cause in enumerate(every) if cause and cause not in self.fallbacks}
+        self.fallbacks.update(found)
+        if self.group.rank:
+            return
+        for cause, rank in found.items():
+            self.talk.say(f"train: WARNING: not compiled on rank {rank}, so slower and in more memory: {cause}")
+            self.card("not compiled", cause=cause)
 
     def lacks(self, path: Path) -> bool:
         """Whether no row of the samples seen now was written."""
@@ -169,12 +193,13 @@ class Journal:
     def log(self, norm: Tensor) -> None:
         """A row of metrics of all ranks, and one line of it. A collective call."""
         measured, state = self.meter.row(), self.state
+        self.fell_back()
         if self.group.rank:
             return
         size = float(norm)
         row = {"step": state.seen // state.settings.batch_size, "seen": state.seen, "total": state.total}
         row |= measured | {"lr": state.rate, "grad_norm": round(size, 4) if math.isfinite(size) else None}
-        row |= {"skipped": state.skipped}
+        row |= {"skipped": state.skipped, "compiled": state.step.compilation.active and not self.fallbacks}
         self._write("metrics", self.files.metrics, row)
         line = f"train: {row['seen']} of {row['total']} samples, loss {row['loss']:.4f}, lr {row['lr']:.2g}, "
         line += f"{row['samples_per_s']:.1f} samples/s, {row['data_wait_pct']:.1f} % waiting for data, "
