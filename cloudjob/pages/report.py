@@ -147,6 +147,8 @@ def _energy(row: dict) -> str:
     """What the training took, of all its sessions; nothing of a training that did not count it."""
     if "energy_kwh" not in row:
         return ""
+    if row["energy_kwh"] is None:
+        return f"<p>In {row['seconds'] / 3600:.2f} h; its energy was not measured.</p>"
     used = f"{row['energy_kwh']:.3g} kWh ({escape(row['energy'])}), {row['co2_g']:.3g} g CO2"
     return f"<p>{used}, in {row['seconds'] / 3600:.2f} h.</p>"
 

@@ -25,6 +25,7 @@ from cloudjob.training.settings import Files, Identity, Talk
 from cloudjob.training.state import State
 
 T = TypeVar("T")
+NOT_MEASURED = "not measured"  # where a GPU has no counter that can be read
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ class Meter:
         earlier = rows(metrics)  # the last row may be of samples that will be seen again
         before = earlier[-1] if earlier else {}
         self.device, self.energy, self.grid_co2 = device, energy, grid_co2
-        self.joules_before = before.get("energy_kwh", 0.0) * JOULES_PER_KWH
+        self.joules_before = (before.get("energy_kwh") or 0.0) * JOULES_PER_KWH
         self.seconds_before = before.get("seconds", 0.0)
         self.joules, self.kind = 0.0, "estimated"  # of this job, all ranks, as of the last row
         self.started = time.monotonic()
@@ -91,6 +92,7 @@ class Meter:
             "wait": self.waited / elapsed,
             "joules": self.energy.joules(),
             "measured": self.energy.measured,
+            "lacking": self.energy.lacking,
             "memory": _resident_gib(),
             "gpu": torch.cuda.max_memory_allocated(self.device) / 2**30 if cuda else None,
         }
@@ -98,6 +100,8 @@ class Meter:
         joules = sum(each["joules"] for each in every)
         watts, self.joules = (joules - self.joules) / elapsed, joules
         self.kind = "measured" if all(each["measured"] for each in every) else "estimated"
+        if any(each["lacking"] for each in every):  # most of it: no figure is better than that of the rest
+            self.kind = NOT_MEASURED
         samples = self.samples
         self._restart()
         return {
@@ -107,14 +111,16 @@ class Meter:
             "data_wait_pct": round(100 * max(each["wait"] for each in every), 2),
             "memory_gib": round(max(each["memory"] for each in every), 3),
             "gpu_memory_gib": round(max(each["gpu"] for each in every), 3) if cuda else None,
-            "watts": round(watts, 1),
+            "watts": None if self.kind == NOT_MEASURED else round(watts, 1),
             **self.used(),
             "energy": self.kind,
         }
 
     def used(self) -> dict:
-        """{"seconds", "energy_kwh", "co2_g"} of the whole training, as of the last row."""
+        """{"seconds", "energy_kwh", "co2_g"} of the whole training, as of the last row; None where not measured."""
         seconds = self.seconds_before + time.monotonic() - self.started
+        if self.kind == NOT_MEASURED:
+            return {"seconds": round(seconds, 1), "energy_kwh": None, "co2_g": None}
         return {"seconds": round(seconds, 1)} | carbon(self.joules_before + self.joules, self.grid_co2)
 
 
@@ -203,7 +209,7 @@ class Journal:
         self._write("metrics", self.files.metrics, row)
         line = f"train: {row['seen']} of {row['total']} samples, loss {row['loss']:.4f}, lr {row['lr']:.2g}, "
         line += f"{row['samples_per_s']:.1f} samples/s, {row['data_wait_pct']:.1f} % waiting for data, "
-        line += f"{row['watts']:.0f} W {row['energy']}"
+        line += "energy not measured" if row["watts"] is None else f"{row['watts']:.0f} W {row['energy']}"
         self.talk.progress(row["seen"] / row["total"], line)
 
     def diagnosis(self, found: dict[str, Any]) -> None:

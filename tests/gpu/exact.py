@@ -68,7 +68,9 @@ def _losses(arrays: dict) -> dict:
 
     def one(at: torch.device, precision: str, compiled: bool) -> list[float]:
         options = {"synthetic_clouds": 0.5, "batch_size": count, "precision": precision, "compile": compiled}
-        value, norm = make_step(PRESET, arrays, at, **options).gradient(list(range(count)), Batch.of(arrays, at))
+        value, norm = make_step(PRESET, arrays, at, **options).gradient(
+            torch.arange(count, device=at), Batch.of(arrays, at)
+        )
         return [float(value), float(norm)]
 
     count, found = len(arrays["mask"]), {}
@@ -104,7 +106,7 @@ def _again(preset: str, arrays: dict, *, compiled: bool, repeats: int = 4) -> di
     made = make_step(preset, arrays, here, compile=compiled, synthetic_clouds=0.5, batch_size=count)
     seen = []
     for _ in range(repeats):
-        loss, _ = made.gradient(list(range(count)), Batch.of(arrays, here))
+        loss, _ = made.gradient(torch.arange(count, device=here), Batch.of(arrays, here))
         seen.append([loss.detach().clone(), *(weight.grad.clone() for weight in made.network.parameters())])
     names = ["loss", *(name for name, _ in made.network.named_parameters())]
     other = [

@@ -54,6 +54,27 @@ def start(environment: dict) -> Forked:
     return Forked([sys.executable, "-c", PROGRAM], env=kept | environment, stdout=subprocess.PIPE, text=True)
 
 
+def test_a_gpu_is_asked_for_bfloat16_in_hardware(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or False)
+    assert not distributed.fast_bfloat16(torch.device("cuda"))
+    assert asked == [{"including_emulation": False}]
+
+
+class Never:
+    def query(self) -> bool:
+        return False
+
+
+def test_a_collective_call_that_does_not_end_is_noticed(monkeypatch):
+    """As on a GPU, where it says nothing: by an event that never comes."""
+    monkeypatch.setattr(distributed, "COLLECTIVE_S", 0.05)
+    with pytest.raises(RuntimeError, match=r"has waited for 0\.05 s") as late:
+        distributed.wait(Never())
+    assert distributed._of_a_collective(late.value)
+    distributed.wait(None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_two_processes_train_as_one(launcher):

@@ -220,6 +220,9 @@ def test_the_training_with_its_curve_speed_and_use(run):
     used = {"energy_kwh": 0.012345, "energy": "estimated", "co2_g": 5.4936, "seconds": 5400.0}
     text = report.page(replace(run, metrics=[*run.metrics[:-1], run.metrics[-1] | used]))
     assert "0.0123 kWh (estimated), 5.49 g CO2, in 1.50 h" in text
+    used |= {"energy_kwh": None, "energy": "not measured", "co2_g": None}
+    text = report.page(replace(run, metrics=[*run.metrics[:-1], run.metrics[-1] | used]))
+    assert "In 1.50 h; its energy was not measured." in text
 
 
 def test_a_loss_of_zero_has_no_logarithm_and_one_point_is_no_curve(run):

@@ -60,7 +60,7 @@ class Clock:
 
 
 class Joules:
-    source, measured = "10 W per core", True
+    source, measured, lacking = "10 W per core", True, False
 
     def __init__(self):
         self.total = 0.0
@@ -138,7 +138,7 @@ def test_a_row_is_of_the_steps_since_the_last_one(clock, tmp_path, monkeypatch):
 
 def test_a_row_is_of_all_ranks(clock, tmp_path, monkeypatch):
     """The mean of the losses, the sum of the energy, and of what is a burden the rank with most of it."""
-    other = {"loss": 1.5, "wait": 0.5, "joules": 300.0, "measured": False, "memory": 9.0, "gpu": None}
+    other = {"loss": 1.5, "wait": 0.5, "joules": 300.0, "measured": False, "memory": 9.0, "gpu": None, "lacking": False}
     monkeypatch.setattr(distributed, "gather", lambda own: [own, other])
     energy = Joules()
     made = meter(tmp_path, energy)
@@ -153,6 +153,10 @@ def test_a_row_is_of_all_ranks(clock, tmp_path, monkeypatch):
     assert row["energy_kwh"] == round(400 / 3.6e6, 6)
     assert row["samples_per_s"] == 0.8  # `note` is told of the samples of all ranks
     assert row["energy"] == "estimated"  # of one rank at least
+    other["lacking"] = True  # a GPU whose counter cannot be read
+    clock.now += 1
+    row = made.row()
+    assert (row["energy"], row["watts"], row["energy_kwh"], row["co2_g"]) == ("not measured", None, None, None)
 
 
 def test_what_earlier_jobs_of_the_training_used_is_not_forgotten(clock, tmp_path):
@@ -332,6 +336,13 @@ def test_a_log_is_a_row_and_a_line(tmp_path, monkeypatch):
     assert line == (
         "train: 16 of 80 samples, loss 0.5123, lr 0.0012, 12.3 samples/s, 5.7 % waiting for data, 42 W estimated"
     )
+
+
+def test_what_is_not_measured_is_not_0_watts(tmp_path, monkeypatch):
+    paper = Paper(tmp_path, monkeypatch)
+    paper.measured |= {"watts": None, "energy": "not measured"}
+    paper.journal.log(torch.tensor(1.0))
+    assert paper.bars[0][1].endswith("5.7 % waiting for data, energy not measured")
 
 
 def test_other_ranks_count_with_it_and_say_nothing(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from batches import batch as made
 from torch import nn
 
 from cloudjob.diffusion.recipe import Recipe
+from cloudjob.errors import ConfigError
 from cloudjob.hpc import distributed
 from cloudjob.pixels import CLOUD
 from cloudjob.training.settings import Settings
@@ -241,6 +242,21 @@ class Wrapped(nn.Module):
 
     def forward(self, *arguments):
         return self.module(*arguments)
+
+
+@pytest.mark.parametrize(("samples", "advice"), [(8, "set train.micro_batch=4 "), (1, "even one sample does not fit")])
+def test_what_does_not_fit_into_the_memory_is_a_setting(samples, advice):
+    one, recipe = step(replace(PLAIN, batch_size=samples))
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 80 GiB")
+
+    recipe.loss = full
+    numbers = list(range(samples))
+    with pytest.raises(ConfigError, match=rf"train.micro_batch: {samples} samples at once do not fit") as failed:
+        one.gradient(numbers, triplets(numbers))
+    assert "Tried to allocate 2.00 GiB; " in str(failed.value)
+    assert advice in str(failed.value)
 
 
 # --- objective ---------------------------------------------------------------------------------------------------
