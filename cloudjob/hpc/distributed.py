@@ -121,6 +121,8 @@ def process_group() -> Iterator[ProcessGroup]:
     here = ProcessGroup(rank, size, local_rank, torch.device("cpu"), watch)
     with here.reporting_failures():
         device = _device(local_rank)  # only once all are connected: it may fail on one node alone
+        if device.type == "cuda":
+            check_own_gpu(store, rank, size, str(torch.cuda.get_device_properties(device).uuid))
         dist.init_process_group(
             # Small values of the CPU go by gloo, whose errors are told: NCCL's end the process.
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -256,6 +258,20 @@ def _device(local_rank: int) -> torch.device:
     device = torch.device("cuda", 0 if visible == 1 else local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def check_own_gpu(store: dist.Store, rank: int, size: int, uuid: str) -> None:
+    """ConfigError, on all ranks, unless each has a GPU (by its UUID) of its own: two on one wait for each other."""
+    store.set(f"gpu-{rank}", uuid)
+    owners: dict[str, list[int]] = {}
+    for other, found in enumerate(store.multi_get([f"gpu-{each}" for each in range(size)])):
+        owners.setdefault(found.decode(), []).append(other)
+    shared = {found: ranks for found, ranks in owners.items() if len(ranks) > 1}
+    if shared:
+        which = "; ".join(f"{found}: ranks {', '.join(map(str, ranks))}" for found, ranks in shared.items())
+        raise raised_on_all_ranks(
+            ConfigError(f"several ranks were given one GPU ({which}): start one task per GPU (--gpus-per-task=1)")
+        )
 
 
 def cores() -> int:
