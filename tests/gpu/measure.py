@@ -125,6 +125,7 @@ def inside(step: TrainingStep) -> dict:
         "ms a step, profiled": round(wall * 1e3, 2),
         "ms of kernels": round(sum(event.self_device_time_total for event in kernels) / 3e3, 2),
         "kernels and copies": sum(event.count for event in kernels) // 3,
+        "copies": {event.key: event.count // 3 for event in kernels if event.key.startswith("Memcpy")},
         "operators on the host": sum(event.count for event in events if event not in kernels) // 3,
         "the longest, us a step": {event.key[:90]: round(event.self_device_time_total / 3) for event in kernels[:18]},
     }

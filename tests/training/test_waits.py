@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from counting import Asked
+from torch._inductor import metrics
 
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch
@@ -127,3 +128,28 @@ def test_the_noise_is_the_one_that_running_trainings_have_begun_with():
     drawn = noise.normals(5, [10, 2**33], "noise", like=torch.empty(2, 1, 1, 2)).flatten().tolist()
     assert drawn == [float.fromhex(value) for value in EXPECTED]
     assert noise.uniforms(5, [10], "sigma").item() == float.fromhex(SIGMA)
+
+
+@pytest.mark.slow
+def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_60_kernels():
+    """Counted by what torch makes for a processor, with a network that costs one kernel a call."""
+    made = recipe("corrective")
+    settings = replace(PLAIN, synthetic_clouds=0.0)
+    options = Objective(made, torch.nn.Identity(), settings).options
+    batch = Batch.of(arrays(4))
+
+    def prepared(batch: Batch, samples: torch.Tensor) -> torch.Tensor:
+        def network(x, level, told):
+            return told[:, :4] * told[:, 4:8] if x is None else x * level[:, None, None, None] * told[:, -4:]
+
+        return made.loss(network, batch, seed=0, samples=samples, **options)
+
+    noise.prepare(torch.device("cpu"))
+    metrics.reset()
+    torch._dynamo.reset()
+    compiled = torch.compile(prepared, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        for first in (0, 4):
+            samples = torch.arange(first, first + 4)
+            torch.testing.assert_close(compiled(batch, samples), prepared(batch, samples))
+    assert 10 < metrics.generated_kernel_count - 2 <= 60  # without the two of the network; once for both steps
