@@ -111,11 +111,11 @@ def compare(arguments: argparse.Namespace) -> int:
 def model(arguments: argparse.Namespace) -> int:
     """cloudjob model: the cost of a network."""
     from cloudjob.diffusion import networks
-    from cloudjob.diffusion.conditions import CONDITION_CHANNELS
+    from cloudjob.diffusion.conditions import channel_count
 
     if arguments.preset not in networks.PRESETS:
         raise ConfigError(f"{arguments.preset}: no such preset; there are {', '.join(networks.PRESETS)}")
-    facts = networks.describe(arguments.preset, arguments.size, condition_channels=CONDITION_CHANNELS)
+    facts = networks.describe(arguments.preset, arguments.size, condition_channels=channel_count("similar"))
     if arguments.json:
         print(json.dumps(facts, indent=1))
         return 0

@@ -47,7 +47,7 @@ class PairConfig(Section):
     min_days: float = Field(0, ge=0, description="a clear date nearer than this is none of another day")
     max_days: Count = 30
     reference_max_days: Count = Field(60, description="the same for the references, other clear dates")
-    references: int = Field(1, ge=1, le=3, description="other clear dates; the model sees one, the fills up to three")
+    references: int = Field(3, ge=1, le=3, description="other clear dates that the model is shown, at most")
     other_orbit_days: float = Field(3, ge=0, description="a date of another relative orbit counts as so much farther")
     min_overlap: Fraction = Field(0.5, description="area with data on both dates over the smaller area with data")
     clear_max_cloud: Fraction = Field(0.05, description="cloud, shadow and cirrus of the clear product")
@@ -163,6 +163,11 @@ class TrainConfig(Section):
         "residual: diffusion on the error of a first guess; regression: that error at once; ddpm: variance-preserving "
         "diffusion; ddpm-residual: the same on that error",
     )
+    first_guess: Literal["similar", "surroundings"] = Field(
+        "similar",
+        description="what the process starts from. similar: what clear pixels tell that are near, and alike on the "
+        "other dates; surroundings: the nearest other date, shifted to agree with what is clear around",
+    )
     alpha: float = Field(0.0, ge=0, le=10, description="residual: how strongly noise is drawn towards the cloudy image")
     prediction: Literal["noise", "x0", "v"] = Field("noise", description="ddpm: what the network puts out")
     schedule: Literal["linear", "cosine", "sigmoid"] = Field("linear", description="ddpm: of the noise")
@@ -239,14 +244,14 @@ class TrainConfig(Section):
 
     def options(self) -> dict:
         """The fields of the process that `diffusion.recipe` makes."""
-        names = {
+        names: dict[str, list[str]] = {
             "corrective": [],
             "residual": ["alpha"],
             "regression": [],
             "ddpm": ["prediction", "schedule", "zero_terminal_snr"],
             "ddpm-residual": ["prediction", "schedule", "zero_terminal_snr"],
         }
-        return {name: getattr(self, name) for name in names[self.process]}
+        return {name: getattr(self, name) for name in ("first_guess", *names[self.process])}
 
 
 class InferConfig(Section):
