@@ -6,16 +6,16 @@ import torch
 from batches import batch
 from torch.nn import functional
 
-from cloudjob.diffusion.conditions import CELLS, CHANNELS, CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
+from cloudjob.diffusion.conditions import CELLS, CHANNELS, NOTEBOOK_2025, Conditions, Normalisation, channel_count
 from cloudjob.diffusion.conditions import continued as continued_cells
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 NORM = Normalisation(mean=(0.1, 0.2, 0.3, 0.4), std=(0.1, 0.2, 0.1, 0.2))
-WIDTHS = [width for width, _ in CHANNELS.values()]
+WIDTHS = {kind: [width for width, _ in table.values()] for kind, table in CHANNELS.items()}
 
 
-def given(cloudy, mask, reference=None, **numbers) -> Conditions:
-    return Conditions.of(batch(cloudy, mask, reference=reference, **numbers), norm=NORM)
+def given(cloudy, mask, reference=None, first_guess="surroundings", **numbers) -> Conditions:
+    return Conditions.of(batch(cloudy, mask, reference=reference, **numbers), norm=NORM, first_guess=first_guess)
 
 
 def one_row(mask: list[int], *, reference: list[float] | None = None) -> Conditions:
@@ -26,8 +26,8 @@ def one_row(mask: list[int], *, reference: list[float] | None = None) -> Conditi
     return given(cloudy, torch.tensor([[mask]], dtype=torch.uint8), reference)
 
 
-def parts(channels: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(zip(CHANNELS, channels.split(WIDTHS, 1), strict=True))
+def parts(channels: torch.Tensor, kind: str = "surroundings") -> dict[str, torch.Tensor]:
+    return dict(zip(CHANNELS[kind], channels.split(WIDTHS[kind], 1), strict=True))
 
 
 # --- the first guess ---------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_of_several_references_the_nearest_is_told():
         references=torch.cat([one.references, torch.rand(2, 1, 4, 4, 4)], 1),
         reference_days=torch.cat([one.reference_days, torch.tensor([[9.0], [9.0]])], 1),
     )
-    told = [Conditions.of(each, norm=NORM) for each in (one, several)]
+    told = [Conditions.of(each, norm=NORM, first_guess="surroundings") for each in (one, several)]
     assert torch.equal(told[0].channels(), told[1].channels())
     assert told[1].reference_days.tolist() == [3, -4]
 

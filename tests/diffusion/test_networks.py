@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from cloudjob.diffusion import noise
-from cloudjob.diffusion.conditions import CONDITION_CHANNELS
+from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.networks import (
+
+CONDITION_CHANNELS = channel_count("similar")
     CELL,
     EMBEDDING,
     PRESETS,
