@@ -40,7 +40,7 @@ def command(arguments: argparse.Namespace) -> int:
     scenes = restore.look(request, folder)
     listen(folder, first=first_rank())
     if first_rank():
-        check_writable(folder)
+        check_writable(folder, option="--out")
         sweep(folder.root)
         folder.say(f"cloudjob {__version__}: restore to {folder.root}")
     with Entry(folder, "restore") as entry:

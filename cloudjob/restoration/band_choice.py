@@ -31,6 +31,8 @@ def asked(text: str, names: Sequence[str], *, source: object) -> list[int]:
     for word, place in zip(words, found, strict=True):
         if place is None:
             raise ConfigError(f"--bands {text}: {source} has no band {word}; it has {listed(names)}")
+    if len(set(found)) < len(found):
+        raise ConfigError(f"--bands {text}: one of them twice; {_ASK}")
     return [place for place in found if place is not None]
 
 
@@ -57,7 +59,12 @@ def by_colours(colours: Sequence[str]) -> list[int] | None:
 
 
 def unknown(source: object, names: Sequence[str]) -> ConfigError:
-    """The error for an image that does not tell which of its bands are which."""
+    """The error for an image that does not tell which of its bands are which, or has too few."""
+    if len(names) < len(BANDS):
+        return ConfigError(
+            f"{source} has {len(names)} bands ({listed(names)}), and four are needed: red, green, blue and near "
+            "infrared. Where each lies in a file of its own, gdalbuildvrt -separate makes one of them"
+        )
     return ConfigError(f"{source} does not tell which of its bands are which: it has {listed(names)}; {_ASK}")
 
 

@@ -3,6 +3,7 @@
 What the file does not say is guessed where a guess is safe, and each guess is noted for people to read.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,8 @@ _REASON = "not readable as an image"
 _FILLERS = (0, -9999, -32768, 65535)  # what stands for no data where nothing is declared, in all bands at once
 _LOOK, _ROWS = 512, 64  # pixels a side that are looked at for a guess; rows that are changed at once
 NO_REFLECTANCE = 3.0  # a middle value above this is none, but perhaps one times 10000
+_LOWEST = -0.3  # a middle value below this is none
+_LEAST = 30  # a middle value below this is none times 10000, but perhaps in percent
 _DATE = re.compile(r"(?<!\d)(20\d\d)-?([01]\d)-?([0-3]\d)(?:T(\d\d):?(\d\d):?(\d\d))?")
 
 
@@ -83,6 +86,8 @@ class Image:
             if len({each.grid.shape for each in chosen}) > 1:
                 sizes = ", ".join(f"{each.name} {each.grid.shape[0]} x {each.grid.shape[1]}" for each in chosen)
                 raise ConfigError(f"{path}: its bands have several sizes ({sizes}); bring them to one")
+            if any(np.issubdtype(np.dtype(each.dtype), np.complexfloating) for each in chosen):
+                raise ConfigError(f"{path}: complex numbers are no reflectance; expected real ones")
             alpha = next((each.layer for each in found if each.colour == "alpha"), None)
             layers = [each.layer for each in chosen]
             with _opened(layers, alpha) as files:  # some hundred pixels a side: enough to guess by
@@ -90,6 +95,7 @@ class Image:
             filler = _filler(seen, chosen, notes)
             seen[seen == filler] = np.nan
             units = _units(path, chosen, told, seen, (scale, offset), notes)
+            _check(path, units, seen)
             layers = [layer._replace(scale=a, offset=b) for layer, (a, b) in zip(layers, units, strict=True)]
             acquired = item.acquired or _acquired(path)
         notes = [f"{path.name}: {note}" for note in notes]
@@ -188,11 +194,34 @@ def _units(
     whole = np.issubdtype(np.dtype(chosen[0].dtype), np.integer)
     if not whole and middle <= NO_REFLECTANCE:
         return [(1.0, offset or 0.0)] * len(chosen)
+    if middle < _LEAST and np.isfinite(seen).any():
+        raise ConfigError(
+            f"{path}: values of about {middle:.3g} are neither reflectance nor 10000 times as much; say --scale and "
+            "--offset (--scale 0.01 for percent)"
+        )
     notes.append(
         f"it says no scale; values of about {middle:.0f} are taken for reflectance x 10000 with offset "
         f"{offset or 0.0:g} (--scale, --offset: Sentinel-2 of baseline 04.00 and later has -0.1)"
     )
     return [(1e-4, offset or 0.0)] * len(chosen)
+
+
+def _check(path: Path, units: list[tuple[float, float]], seen: np.ndarray) -> None:
+    """ConfigError where the scales and offsets make no reflectance of the numbers."""
+    for scale, offset in units:
+        if not (math.isfinite(scale) and math.isfinite(offset) and scale > 0):
+            raise ConfigError(
+                f"{path}: scale {scale:g} and offset {offset:g} give no reflectance (value x scale + offset); say "
+                "--scale and --offset, as 0.0001 and -0.1"
+            )
+    made = seen * np.array(units)[:, :1, None] + np.array(units)[:, 1:, None]
+    middle = float(np.nanmedian(made)) if np.isfinite(made).any() else 0.0
+    if not _LOWEST <= middle <= NO_REFLECTANCE:
+        scale, offset = units[0]
+        raise ConfigError(
+            f"{path}: by scale {scale:g} and offset {offset:g} its reflectance is about {middle:.3g}, and should lie "
+            "between 0 and 1; say --scale and --offset (reflectance = value x scale + offset), as 0.0001 and -0.1"
+        )
 
 
 @contextmanager

@@ -84,7 +84,8 @@ def _four_bands(image: Any) -> Any:
     image = image.squeeze(drop=True) if image.ndim > 3 else image
     dimension = next((name for name in _BAND_NAMES if name in image.dims), image.dims[0])
     image = image.transpose(dimension, ...)
-    names = [str(value) for value in image[dimension].values] if dimension in image.coords else []
+    known = image[dimension].values if dimension in image.coords else [""] * image.sizes[dimension]
+    names = [str(value) for value in known]
     places = band_choice.by_names(names)
     if places is None and image.sizes[dimension] != len(BANDS):
         raise band_choice.unknown("the image", names)

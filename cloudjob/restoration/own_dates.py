@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from cloudjob.errors import OwnFileError
 from cloudjob.files import atomic, read_json, write_json
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration import cloud_test, own_mask, placing
@@ -143,21 +144,28 @@ def _mask(date: _Date, mask: Path | None, options: Options, look: Callable[[], o
     if date.number:
         _save(_clear(date), after == CLEAR)
         return
-    if not mask and date.source.image:
-        notes += _doubts(date.source, after)
+    notes += _doubts(date.source, after, tested=not mask and date.source.image is not None)
     write_json(date.folder / _NOTES, notes)
     _save(date.folder / "core.npy", core)
     _save(date.folder / "mask.npy", after)
 
 
-def _doubts(source: Source, mask: NDArray) -> list[str]:
-    share = masks.any_of(mask, *HIDDEN).sum() / max((mask != NO_DATA).sum(), 1)
-    if share <= _DOUBTFUL:
-        return []
-    return [
-        f"WARNING: {source.path.name}: the rough test takes {share:.0%} of it for cloud, as it does with snow and "
-        "bright ground; give a mask of another tool with --mask"
-    ]
+def _doubts(source: Source, mask: NDArray, *, tested: bool) -> list[str]:
+    """What people should know of the mask of the image, which is that of the rough test where it is `tested`.
+    OwnFileError where the image has no data."""
+    seen, hidden = np.count_nonzero(mask != NO_DATA), np.count_nonzero(masks.any_of(mask, *HIDDEN))
+    if not seen:
+        raise OwnFileError(f"{source.path}: has no pixel with data in all four bands")
+    if not hidden:
+        return [f"{source.path.name}: nothing of it is hidden, and so nothing is restored"]
+    if tested and hidden > _DOUBTFUL * seen:
+        return [
+            f"WARNING: {source.path.name}: the rough test takes {hidden / seen:.0%} of it for cloud, as it does with "
+            "snow and bright ground; give a mask of another tool with --mask"
+        ]
+    if not (mask == CLEAR).any():
+        return [f"WARNING: {source.path.name}: not one pixel of it is clear by the mask; nothing tells its light"]
+    return []
 
 
 def _save(path: Path, array: NDArray) -> None:

@@ -1,5 +1,6 @@
 """One image of one's own before it is decoded: a raster or a product, where it lies, and when it was taken."""
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import sun_position
 from cloudjob.sentinel2.product import Product
 
+_PRODUCT = "a folder or archive must be a Sentinel-2 Level-2A product: SAFE, or COGs with their STAC item"
 _PASSES = timedelta(hours=10.5)  # local solar time of Sentinel-2's orbit, for an image of which the day alone is known
 _OTHER = 1.5  # ratio of pixel sizes from which on the network meets ground that it has not learned
 
@@ -42,14 +44,15 @@ class Source:
         """Looks at a raster, or at a product (SAFE folder or .zip, COGs with their item). ConfigError where it is
         neither."""
         if not path.exists():
-            raise ConfigError(f"{path}: no such file or folder")
+            distant = re.match("[a-z0-9]+:/", str(path))
+            raise ConfigError(f"{path}: no such file or folder{'; fetch it first' if distant else ''}")
         if path.is_dir() or path.suffix.lower() == ".zip":
             try:
                 return cls(path, None, Product.open(path))
             except (DiskFullError, SystemTroubleError):
                 raise
             except ItemError as error:
-                raise ConfigError(str(error)) from None
+                raise ConfigError(f"{error}; {_PRODUCT}") from None
         return cls(path, Image.open(path, bands=options.bands, scale=options.scale, offset=options.offset), None)
 
     @property

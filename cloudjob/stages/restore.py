@@ -97,6 +97,8 @@ def look(request: Request, folder: ResultsFolder) -> dict[str, "OwnScene"]:
             )
     if request.mask and len(names) > 1:
         raise ConfigError(f"--mask {request.mask} is the mask of one image: restore {len(names)} images one by one")
+    if alike := [path for path in request.clear if path.resolve() in {image.resolve() for image in request.images}]:
+        raise ConfigError(f"--clear {alike[0]} is the image itself; name other dates of the same ground")
     checkpoint_at(request.checkpoint)
     read = [path.resolve() for path in (*request.images, *request.clear, request.mask) if path]
     if over := [path for name in names for end in _WRITTEN if (path := folder.output(name, end).resolve()) in read]:

@@ -6,7 +6,7 @@ from affine import Affine
 from own_images import UTM, clouded, ground, write
 from worlds import together
 
-from cloudjob.errors import InterruptedJob
+from cloudjob.errors import InterruptedJob, OwnFileError
 from cloudjob.pixels import CLEAR
 from cloudjob.restoration import own_arrays, own_dates
 from cloudjob.restoration.conditions import SceneConditions
@@ -111,6 +111,29 @@ def test_by_the_rough_test_and_what_is_said_is_said_once(files, tmp_path):
     assert len(said) == 2
     assert "the rough test takes" in said[0]
     assert said[1] == "near_2024-05-05.tif: not one clear pixel of it lies on image_2024-05-10.tif"
+
+
+MASKS = {
+    "nothing": (np.zeros(SHAPE, bool), "nothing of it is hidden, and so nothing is restored"),
+    "all": (np.ones(SHAPE, bool), "not one pixel of it is clear by the mask"),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_that_hides_nothing_or_all_is_told(files, tmp_path, mask):
+    values, why = MASKS[mask]
+    write(files / "mask.tif", values[None].astype(np.uint8), names=None, **UTM)
+    said = []
+    made(tmp_path / "work", opened(files), said=said)
+    assert len(said) == 1
+    assert why in said[0]
+
+
+@pytest.mark.parametrize("mask", ["mask.tif", None])
+def test_an_image_without_data_is_refused(files, tmp_path, mask):
+    write(files / "image_2024-05-10.tif", np.full_like(IMAGE, np.nan), **UTM)
+    with pytest.raises(OwnFileError, match=r"image_2024-05-10\.tif: has no pixel with data in all four bands"):
+        made(tmp_path / "work", opened(files, mask=mask), size=2)
 
 
 def test_it_goes_on_where_it_was_stopped(files, tmp_path):
