@@ -101,6 +101,12 @@ class Image:
         notes = [f"{path.name}: {note}" for note in notes]
         return cls(path, tuple(layers), chosen[0].grid, alpha, filler, acquired, item.sun_elevation, notes)
 
+    @property
+    def files(self) -> list[Path]:
+        """What it is read from; not what viewers leave beside it."""
+        with placing.opening(self.path, _REASON), rasterio.open(self.path) as image:
+            return [Path(name) for name in image.files if not name.endswith((".aux.xml", ".ovr"))]
+
     def read(self, window: Window | None = None) -> np.ndarray:
         """(4, h, w) uint16 in our DN convention, EMPTY_DN in all bands where one has no data; all, or a window."""
         height, width = self.grid.shape if window is None else (int(window.height), int(window.width))

@@ -157,7 +157,7 @@ def _digest(source: "Source") -> str:
     from cloudjob.sentinel2 import zipped
 
     if source.product is None:
-        files: Iterable[Path] = (source.path, sidecar.path_of(source.path))
+        files: Iterable[Path] = (*source.raster.files, sidecar.path_of(source.path))
     else:
         if archive := zipped.fingerprint(source.product.folder):
             return archive

@@ -174,6 +174,20 @@ def test_the_same_command_does_nothing_more_and_another_says_what_is_made_again(
     assert "mine is made again (output mine/mine.png is gone)" in run("mine.tif", "--members", "2").stderr
 
 
+def test_an_image_is_another_one_where_what_it_refers_to_is(asked, here):
+    """A VRT, which GDAL makes of bands in files of their own."""
+    from rasterio.shutil import copy
+
+    write(here / "mine.tif", IMAGE, **UTM)
+    copy("mine.tif", "mine.vrt", driver="VRT")
+    (before, again) = (restore._digest(asked("mine.vrt")["mine"].image) for _ in range(2))
+    assert before == again
+    (here / "mine.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")  # as a viewer leaves it
+    assert restore._digest(asked("mine.vrt")["mine"].image) == before
+    write(here / "mine.tif", IMAGE + 1e-3, **UTM)
+    assert restore._digest(asked("mine.vrt")["mine"].image) != before
+
+
 @pytest.mark.slow
 def test_what_was_restored_before_a_stop_is_kept(trained, here, monkeypatch):
     from cloudjob.errors import InterruptedJob
@@ -242,7 +256,7 @@ MISTAKES = {
     "no checkpoint": (["mine.tif"], {"checkpoint": Path("no.pt")}, r"checkpoint no\.pt: no such file"),
     "members": (["mine.tif"], {"members": 65}, "--members 65: 1 to 64"),
     "a band twice": (["mine.tif"], {"bands": "1,2,3,3"}, "one of them twice"),
-    "three bands": (["mask.tif"], {}, r"mask\.tif has 1 bands \(1\), and four are needed.*gdalbuildvrt -separate"),
+    "three bands": (["mask.tif"], {}, r"mask\.tif has 1 bands \(1\), and four are needed.*rio stack"),
     "scale": (["mine.tif"], {"scale": 0.0}, "scale 0 and offset 0 give no reflectance"),
     "scale of nothing": (["mine.tif"], {"scale": float("nan")}, "scale nan and offset 0 give no reflectance"),
     "scale of percent": (["mine.tif"], {"scale": 100.0}, "its reflectance is about .*, and should lie between 0 and 1"),
