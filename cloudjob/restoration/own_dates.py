@@ -85,7 +85,8 @@ def make_conditions(
     image, *others = dates
     team.do("decoding", lambda: [unit for date in dates for unit in _reading(date)], threads=team.few)
     team.do("masks", lambda: [Unit(str(date.number), partial(_mask, date, mask, options, team.look)) for date in dates])
-    team.do("placing", lambda: [unit for date in others for unit in _placing(date, target)], threads=team.few)
+    placers = max(1, team.few // 2)  # each takes 200 MB: a stripe of a turned grid needs many rows
+    team.do("placing", lambda: [unit for date in others for unit in _placing(date, target)], threads=placers)
     team.do("lines", lambda: [Unit(str(date.number), partial(_measure, date, image, team.look)) for date in others])
     numbers = {"sun_elevation": sources[0].sun_elevation, "reference_days": days}
 
