@@ -57,7 +57,8 @@ def part(source: Grid, target: Grid, *, name: object) -> Window | None:
             return None
         raise OwnFileError(
             f"{name}: {source.shape[0]} x {source.shape[1]} pixels, the image has {target.shape[0]} x "
-            f"{target.shape[1]}, and one of them does not say where it lies: cut both to the same pixels"
+            f"{target.shape[1]}, and one of them does not say where it lies: give it its place, or cut "
+            "both to the same pixels"
         )
     if source.equals(target):
         return None

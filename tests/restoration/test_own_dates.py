@@ -1,11 +1,14 @@
 """Images of one's own as conditions: as whole arrays give them, by however many ranks and threads, in little memory."""
 
+from datetime import date
+
 import numpy as np
 import pytest
 from affine import Affine
 from own_images import UTM, clouded, ground, write
 from worlds import together
 
+from cloudjob.archive.make import make_synthetic
 from cloudjob.errors import InterruptedJob, OwnFileError
 from cloudjob.pixels import CLEAR
 from cloudjob.restoration import own_arrays, own_dates
@@ -14,6 +17,8 @@ from cloudjob.restoration.foreign import Image
 from cloudjob.restoration.own_scene import OwnScene
 from cloudjob.restoration.own_source import Options
 from cloudjob.restoration.team import Team
+from cloudjob.sentinel2.foreign_masks import Grid
+from cloudjob.sentinel2.product import Product
 
 SHAPE = (150, 130)
 IMAGE, CLOUD = clouded(ground(*SHAPE), rows=slice(40, 70), cols=slice(30, 90))
@@ -134,6 +139,22 @@ def test_an_image_without_data_is_refused(files, tmp_path, mask):
     write(files / "image_2024-05-10.tif", np.full_like(IMAGE, np.nan), **UTM)
     with pytest.raises(OwnFileError, match=r"image_2024-05-10\.tif: has no pixel with data in all four bands"):
         made(tmp_path / "work", opened(files, mask=mask), size=2)
+
+
+@pytest.mark.slow
+def test_a_product_is_a_clear_date_of_a_raster_on_other_pixels(files, tmp_path):
+    days = {"clear": [date(2024, 3, 12)], "cloudy": [date(2024, 3, 8)]}
+    names = make_synthetic(tmp_path, tiles=["05WPS"], size=192, seed=3, cloud=(0.2, 0.2), **days)
+    clear = tmp_path / next(f"{name}.SAFE" for name in names if "_20240312T" in name)
+    where = Grid.of(Product.open(clear), 1)
+    place = {"crs": where.crs, "transform": where.transform @ Affine.translation(5.5, 7)}
+    write(files / "image_2024-05-10.tif", IMAGE, **place)
+    write(files / "mask.tif", CLOUD[None].astype(np.uint8), names=None, **place)
+    scene = opened(files, clear)
+    found = made(tmp_path / "one", scene)
+    equal(made(tmp_path / "more", scene, size=3, threads=2), found)
+    assert (found.reference != 0).all(0).mean() > 0.8
+    assert found.reference_days == scene.days < -50
 
 
 def test_it_goes_on_where_it_was_stopped(files, tmp_path):
