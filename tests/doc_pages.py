@@ -39,6 +39,11 @@ class Block:
     reason: str | None
 
     @property
+    def runs(self) -> bool:
+        """Whether a reader does what it says."""
+        return self.reason is None and self.language in ("sh", "python")
+
+    @property
     def commands(self) -> list[str]:
         """Its lines, continued ones joined, without comments."""
         lines = self.code.replace("\\\n", " ").splitlines()
@@ -73,11 +78,11 @@ class Reader:
         for block in blocks(page):
             if block.title:
                 (self.folder / block.title).write_text(block.code)
-            elif block.reason is None and block.language == "python":
+            elif block.runs and block.language == "python":
                 with contextlib.redirect_stdout(io.StringIO()) as printed:
                     exec(compile(block.code, block.place, "exec"), self.names)
                 said[block.part] = said.get(block.part, "") + printed.getvalue()
-            elif block.reason is None and block.language == "sh":
+            elif block.runs:
                 for command in block.commands:
                     self._run(command, block.place)
         return said

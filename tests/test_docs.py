@@ -27,7 +27,7 @@ from cloudjob.config.models import Config
 # docs/how-good.md has benchmarks of hours; test_docs_outputs.py follows docs/outputs.md over scenes of three dates.
 ELSEWHERE = {"how-good.md", "outputs.md"}
 COMMAND = re.compile(r"^    (cloudjob|slurm/|sbatch|make|pip|python|export|mpiexec|import|from) ?", re.MULTILINE)
-RUN = [name for name in PAGES if name not in ELSEWHERE and any(block.reason is None for block in blocks(name))]
+RUN = [name for name in PAGES if name not in ELSEWHERE and any(block.runs for block in blocks(name))]
 ADDRESSES = {
     "stac": "/v1",
     "catalogue": "/odata/v1",
@@ -51,12 +51,11 @@ def place(tmp_path, finished, data_space) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     settings = yaml.safe_load(CONFIG.read_text())
-    for name in ("demo", "north_slope"):
+    of_service = {name: part for name, part in settings.items() if name != "archive"}
+    of_service["copernicus"] = {key: data_space.url + path for key, path in ADDRESSES.items()}
+    for name, written in (("demo", settings), ("north_slope", of_service)):
         shutil.copytree(finished, tmp_path / "runs" / name)
-        settings["copernicus"] = {key: data_space.url + path for key, path in ADDRESSES.items()}
-        (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(settings))
-        del settings["archive"]  # of the second: its scenes come from the service
-        settings["copernicus"]["account_folder"] = "account"
+        (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(written))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(SBATCH)
     (tmp_path / "bin" / "sbatch").chmod(0o755)
