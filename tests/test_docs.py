@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from front_door import CONFIG
 from own_images import UTM, clouded, ground, write
 from untrained import untrained
 
+import cloudjob
 from cloudjob.archive.server import ArchiveServer
 from cloudjob.config.models import Config
 
@@ -147,6 +149,24 @@ def test_each_key_of_the_configuration_has_a_sentence():
 def test_the_page_of_the_keys_is_that_of_the_models():
     keys = keys_module()
     assert keys.PAGE.read_text(encoding="utf-8") == keys.page(), "write it anew: python docs/keys.py"
+
+
+def test_the_versions_agree():
+    """The label of the image is what `cloudjob --version` says in it (tests/cluster/test_image.py)."""
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert cloudjob.__version__ == said
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0] == said
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == said
+    assert "version $(/opt/venv/bin/cloudjob --version | cut -d' ' -f2)\"" in (ROOT / "Apptainer.def").read_text()
+
+
+@pytest.mark.slow
+def test_a_wheel_and_an_sdist_are_built_and_installed():
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("what belongs into them is what git tracks")
+    done = subprocess.run([ROOT / "tests" / "dist.sh", sys.executable], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(f": cloudjob {cloudjob.__version__}\n") == 2
 
 
 @pytest.mark.slow
