@@ -58,7 +58,6 @@ lint: $(READY)
 
 # Strict: a link or a heading that is not there, and a page that stands in no menu, are errors.
 docs: $(READY)
-	$(BIN)/python docs/keys.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 

@@ -1,4 +1,4 @@
-"""Writes the page of all configuration keys from the models: `python docs/keys.py` (`make docs` does it too)."""
+"""Writes the page of all configuration keys from the models: `.venv/bin/python docs/keys.py`."""
 
 import json
 import re

@@ -148,7 +148,7 @@ def test_each_key_of_the_configuration_has_a_sentence():
 
 def test_the_page_of_the_keys_is_that_of_the_models():
     keys = keys_module()
-    assert keys.PAGE.read_text(encoding="utf-8") == keys.page(), "write it anew: python docs/keys.py"
+    assert keys.PAGE.read_text(encoding="utf-8") == keys.page(), "write it anew: .venv/bin/python docs/keys.py"
 
 
 def test_the_versions_agree():
