@@ -19,9 +19,9 @@ A configuration is a YAML file. Each command that takes `CONFIG` takes such a fi
 own `config.yaml`. A key that you leave out has its default. [Your own region](region.md) is an example.
 
 ```sh
-cloudjob config check configs/demo.yaml                      # mistakes, with line, key and the nearest valid one
-cloudjob config show configs/demo.yaml --set train.lr=2e-4   # all values, and where each came from
-cloudjob config schema > schema.json                         # for an editor that completes YAML
+cloudjob config check configs/demo.yaml    # mistakes, with the nearest valid key
+cloudjob config show configs/demo.yaml     # all values, and where each came from
+cloudjob config schema > schema.json       # for an editor that completes YAML
 ```
 
 A path in the file counts from the file's folder, one in `--set` from the working folder. `~` and `$VAR` are put in.

@@ -125,7 +125,7 @@ def test_the_readme_is_of_two_screens():
 def test_pictures_are_small_and_each_page_stands_in_the_navigation():
     assert not [path.name for path in (DOCS / "figures").iterdir() if path.stat().st_size > 300_000]
     navigation = (ROOT / "mkdocs.yml").read_text()
-    assert not [path.name for path in DOCS.glob("*.md") if f"- {path.name}" not in navigation]
+    assert not [path.name for path in DOCS.glob("*.md") if f" {path.name}\n" not in navigation]
 
 
 def keys_module():
