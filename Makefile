@@ -58,7 +58,7 @@ lint: $(READY)
 
 # Strict: a link or a heading that is not there, and a page that stands in no menu, are errors.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it does not count what it does not say
 	@echo "build/site/index.html"
 
 # Each is installed into an environment of its own, beside the packages of .venv, and asked for its version.
