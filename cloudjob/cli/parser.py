@@ -40,7 +40,7 @@ class Parser:
             epilog=EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.root.add_argument("--version", action="version", version=f"cloudjob {__version__}")
+        self.root.add_argument("--version", action=_Version, nargs=0, help="show version and commit, and end")
         self.commands = self.root.add_subparsers(metavar="COMMAND", dest="command", required=True)
         self.config = argparse.ArgumentParser(add_help=False)  # what commands about a run have in common
         self.config.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, or a run folder")
@@ -187,6 +187,17 @@ class Parser:
         public.add_argument("folder", metavar="FOLDER", type=_path, help="where the data set lies")
         public.add_argument("--out", metavar="DIR", type=_path, required=True, help="the run folder of its shards")
         _add_set(public, help="override, e.g. pair.references=1")
+
+
+class _Version(argparse.Action):
+    """Says which cloudjob this is. Git is asked only when somebody wants to know."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from cloudjob.hpc.machine import commit
+
+        known = commit()
+        print(f"cloudjob {__version__}" + (f" ({known})" if known else ""))
+        parser.exit()
 
 
 def _path(text: str) -> Path:
