@@ -175,12 +175,9 @@ def _scores(summary: dict) -> dict[str, Any]:
     where they are known."""
     scores, on = summary["scores"][summary["headline_split"]], summary["headline"]
     gains = summary.get("differences", {}).get(on, {})
-    columns = {
-        _MEASURES[key][0]: {name: each.get(on, {}).get(key) for name, each in scores.items()} for key in _MEASURES
-    }
-    forms = {name: form for name, form in _MEASURES.values()}
     texts = {
-        name: {method: number(value, forms[name]) for method, value in found.items()} for name, found in columns.items()
+        title: {method: number(found.get(on, {}).get(key), form) for method, found in scores.items()}
+        for key, (title, form) in _MEASURES.items()
     }
     texts["interval of PSNR"] = {
         name: _interval(each.get(on, {}).get("psnr_interval"), ".2f") for name, each in scores.items()
