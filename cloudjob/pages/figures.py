@@ -79,7 +79,7 @@ def curves(
     With `log` the y axis is logarithmic, which its label says, and points that are not above 0 are left out. `ticks`
     name x = 0, 1, ...
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     found = Figure()
     with _axes(found, x, f"{y} (log scale)" if log else y) as axes:
@@ -93,7 +93,8 @@ def curves(
             axes.axhline(level[0], color=_INK, ls="--", lw=1, label=level[1])
         if log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator() if high > 20 * low else MaxNLocator(6))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         if ticks:

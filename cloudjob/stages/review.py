@@ -111,7 +111,8 @@ def run(config: Config, folder: RunFolder) -> Summary:
 
 def _apply(folder: RunFolder) -> str:
     """The command that feeds the page's decisions back, from whatever folder it is run in."""
-    program = shutil.which("cloudjob")
+    own = Path(sys.executable).with_name("cloudjob")  # of a .venv that need not be active
+    program = str(own) if own.exists() else shutil.which("cloudjob")
     run = shlex.quote(str(folder.root.resolve()))
     call = shlex.quote(program) if program else f"{shlex.quote(sys.executable)} -m cloudjob"
     return f"{call} review {run} --apply ~/Downloads/decisions.csv"
