@@ -16,7 +16,8 @@ from cloudjob.sentinel2.render import encode_webp
 WITHIN = 24  # scenes whose pictures the page itself holds
 _BYTES = 20 << 20  # of all pictures of scenes
 _MOST = 500_000  # of those of one scene
-_QUALITIES = (85, 70, 50, 30, 15)
+_QUALITIES = (75, 40, 10)
+_SHARES = {"mask": 1, "uncertainty": 1}  # of the bytes of a scene; of other pictures 3
 
 
 class Gallery:
@@ -32,8 +33,9 @@ class Gallery:
     def add(self, scene: str, pictures: Mapping[str, NDArray]) -> dict[str, str]:
         """By kind what the page calls each of these pictures of a scene, (H, W, 3 or 4) uint8."""
         found = {}
+        shares = {kind: _SHARES.get(kind, 3) for kind in pictures}
         for kind, picture in pictures.items():
-            data = fitted(picture, self._budget // len(pictures))
+            data = fitted(picture, self._budget * shares[kind] // sum(shares.values()))
             if self.within:
                 found[kind] = source(data)
             else:
