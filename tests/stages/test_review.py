@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import time
 from datetime import date
 from pathlib import Path
@@ -314,6 +316,7 @@ def by_rule(run: Path) -> int:
 
 @pytest.mark.slow
 def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
+    cloudjob("review", copy)  # its page names the folder that it lies in
     page, bad = Page(browser, copy), by_rule(copy)
     good, other = (n for n in range(3) if n != bad)
     pairs = names(copy)
@@ -328,6 +331,7 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
     assert page.outcomes()[bad] == '✓ accepted by Ada: thin, but "good" ≠ rule'
     assert page.count() == "2 of 3 decided · 2 accepted, 1 rejected · 2 ≠ rule"
     file = page.export(tmp_path)
+    command = page.find("#status").text.splitlines()[1]
     rows = {row["pair"]: row for row in written(file)}
     assert [rows[name]["decision"] for name in (pairs[good], pairs[bad], pairs[other])] == [
         "reject",
@@ -336,7 +340,11 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
     ]
     assert [rows[name]["reviewer"] for name in (pairs[good], pairs[bad], pairs[other])] == ["Ada", "Ada", "rule"]
 
-    assert "2 accepted, 1 rejected, 2 of them by a person" in cloudjob("review", copy, "--apply", file)
+    (tmp_path / "Downloads").mkdir()
+    shutil.copy(file, tmp_path / "Downloads")
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, shell=True, cwd="/", env=home, capture_output=True, text=True, check=False)
+    assert "2 accepted, 1 rejected, 2 of them by a person" in done.stderr
     accepted = [row["pair"] for row in decisions.accepted_pairs(RunFolder(copy))]
     assert accepted == [name for name in pairs if name != pairs[good]]
     assert written(copy / "review" / "decisions.csv") == written(file)
