@@ -38,12 +38,23 @@ def open_run(config: str | Path, *, run_dir: str | Path | None = None, overrides
         if root and root.resolve() != path.resolve():
             raise ConfigError(f"{path} is a run folder itself: leave out --run-dir {root}")
         path, root = path / "config.yaml", path
+        if not path.exists():
+            raise ConfigError(f"{root} is no run folder: it holds no config.yaml. Name the YAML file of a run")
     elif not path.exists():
-        raise ConfigError(f"{path}: no such file or run folder")
+        raise ConfigError(f"{path}: no such file or run folder{_like(path)}")
     loaded, origin = source.load(path, overrides)
     folder = RunFolder(root or Path("runs") / path.stem)
     folder.patience = loaded.leases.patience
     return Run(loaded, folder, origin)
+
+
+def _like(path: Path) -> str:
+    """What somebody may have meant by a path that is not there: what lies beside it, and is called much like it."""
+    import difflib
+
+    place = next(above for above in (path.parent, *path.parent.parents, Path()) if above.is_dir())
+    near = difflib.get_close_matches(path.name, [each.name for each in place.iterdir()], n=1)
+    return f"; did you mean {place / near[0]}?" if near else f" (the nearest folder that there is: {place.absolute()})"
 
 
 def load_checkpoint(path: str | Path) -> "Checkpoint":

@@ -5,11 +5,23 @@ import sys
 import time
 
 PACE = 30.0  # seconds between lines where there is no terminal
+_VERBOSE_PACE = 1.0
+_WRONG = ("cloudjob: ", "  failed ")  # how a line begins that a quiet command says too, beside any WARNING
+_quiet = _verbose = False
+
+
+def speak(*, quiet: bool = False, verbose: bool = False) -> None:
+    """How much this process says: only what goes wrong, or each step with the time."""
+    global _quiet, _verbose
+    _quiet, _verbose = quiet, verbose
 
 
 def say(line: str) -> None:
     """Prints a line; on a terminal it replaces the bar, which the next update draws again below it."""
-    print(f"{_clear()}{line}", file=sys.stderr, flush=True)
+    if _quiet and not line.startswith(_WRONG) and "WARNING" not in line:
+        return
+    clock = time.strftime("%H:%M:%S  ") if _verbose else ""
+    print(f"{_clear()}{clock}{line}", file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -19,11 +31,13 @@ class Progress:
         self._said = time.monotonic()
 
     def __call__(self, share: float, line: str) -> None:
+        if _quiet:
+            return
         if sys.stderr.isatty():
             width = _width()
             bar = f"[{'#' * round(20 * share):20}]" if width >= 60 else f"{share:4.0%}"
             print(f"{_clear()}{f'{bar} {line}'[:width]}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self._said > PACE:
+        elif time.monotonic() - self._said > (_VERBOSE_PACE if _verbose else PACE):
             self._said = time.monotonic()
             say(line)
 

@@ -134,10 +134,3 @@ def test_each_problem_has_a_line_of_its_own(visit, monkeypatch):
     assert code == 4
     assert "PROBLEM: no credentials of the Copernicus Data Space: set CDSE_USERNAME" in lines[2]
     assert lines[3].endswith("answers; not asked for a file, since nobody is signed in")
-
-
-def test_without_a_task_it_says_what_there_is(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["doctor"])
-    assert ended.value.code == 2
-    assert "--online" in capsys.readouterr().err

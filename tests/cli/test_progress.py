@@ -48,3 +48,23 @@ def test_elsewhere_a_line_every_half_minute_and_no_codes(monkeypatch, clock):
         show(0.5, f"at {now}")
     progress.say("end")
     assert log.getvalue() == "at 1031\nat 1062\nend\n"
+
+
+def test_a_quiet_command_says_what_goes_wrong_and_a_verbose_one_when(monkeypatch, capsys, clock):
+    progress.speak(quiet=True)
+    for line in ("cloudjob 0.1.0: shard", "cloudjob: no", "  failed a: why", "shard: WARNING: odd", "  rejected b: x"):
+        progress.say(line)
+    show = progress.Progress()
+    clock[0] += 60
+    show(0.5, "half")
+    assert capsys.readouterr().err.splitlines() == ["cloudjob: no", "  failed a: why", "shard: WARNING: odd"]
+    progress.speak(verbose=True)
+    show = progress.Progress()
+    clock[0] += 2
+    show(0.5, "half")
+    progress.speak()
+    progress.say("end")
+    timed, end = capsys.readouterr().err.splitlines()
+    assert timed.endswith("  half")
+    assert timed[2:6:3] == "::"
+    assert end == "end"
