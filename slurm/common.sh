@@ -100,6 +100,18 @@ find_program() { # cloudjob=(command): in the image, in .venv, or on the PATH
     fi
 }
 
+examine() { # the quick part of the doctor, first: what is missing is said before a job waits or a GPU idles
+    local settings=() code=0 i
+    for ((i = 0; i < ${#arguments[@]}; i++)); do
+        case ${arguments[i]} in
+            --set) settings+=(--set "${arguments[i + 1]}") ;;
+            --set=*) settings+=("${arguments[i]}") ;;
+        esac
+    done
+    "${cloudjob[@]}" doctor "$config" --run-dir "$run_dir" --quick --quiet "${settings[@]}" >&2 || code=$?
+    ((code != 4)) || die "mend what fails above, then submit again; all that is looked at: cloudjob doctor $config"
+}
+
 # --- submission -----------------------------------------------------------------------------------------------------
 submit() { # submit KIND SCRIPT [options of sbatch] -- CONFIG STAGE ...: prints the id of the job, or ids ID:ID
     local -n of_kind="SITE_$1"

@@ -149,7 +149,7 @@ class Parser:
         text = "only what takes no time: neither torch nor a compiler is started"
         doctor.add_argument("--quick", action="store_true", help=text)
         doctor.add_argument("--json", action="store_true")
-        doctor.set_defaults(set=[])
+        _add_set(doctor)
 
     def _add_bench(self) -> None:
         bench = self._command("bench", "measure this node: ratios against the plain way")

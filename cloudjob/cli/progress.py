@@ -16,6 +16,10 @@ def speak(*, quiet: bool = False, verbose: bool = False) -> None:
     _quiet, _verbose = quiet, verbose
 
 
+def is_quiet() -> bool:
+    return _quiet
+
+
 def say(line: str) -> None:
     """Prints a line; on a terminal it replaces the bar, which the next update draws again below it."""
     if _quiet and not line.startswith(_WRONG) and "WARNING" not in line:
