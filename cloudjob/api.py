@@ -53,7 +53,8 @@ def _like(path: Path) -> str:
     import difflib
 
     place = next(above for above in (path.parent, *path.parent.parents, Path()) if above.is_dir())
-    near = difflib.get_close_matches(path.name, [each.name for each in place.iterdir()], n=1)
+    missing = path.relative_to(place).parts[0]
+    near = difflib.get_close_matches(missing, [each.name for each in place.iterdir()], n=1)
     return f"; did you mean {place / near[0]}?" if near else f" (the nearest folder that there is: {place.absolute()})"
 
 

@@ -118,7 +118,7 @@ def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list
             waiting = str(error)
         except InputError as error:
             waiting = waits = (
-                str(error) if folder.config.exists() else f"there is no {folder.root} yet: search comes first"
+                str(error) if folder.config.exists() else f"there is no {folder.root} yet; search comes first"
             )
         rows.append({"stage": stage, "waits": waiting, "items": states})
     return rows

@@ -1,4 +1,4 @@
-"""What doctor finds on this machine, and on one that lacks something: real probes, of programs and folders made here."""
+"""What doctor finds on this machine, and on one that lacks something: real probes of programs and folders."""
 
 import errno
 import fcntl
@@ -37,12 +37,10 @@ def test_this_python_and_its_packages_are_good(monkeypatch):
 
 
 def test_a_package_that_is_missing_or_too_old_is_named(monkeypatch):
-    monkeypatch.setattr(
-        probes.metadata, "requires", lambda name: ["nowhere>=1", "numpy>=99,<100", 'x>=1; extra == "a"']
-    )
+    monkeypatch.setattr(probes.metadata, "requires", lambda name: ["no>=1", "numpy>=99,<100", 'x>=1; extra == "a"'])
     found = probes.packages()
     assert found.state == FAIL
-    assert found.words.startswith("nowhere is missing; numpy ")
+    assert found.words.startswith("no is missing; numpy ")
     assert found.words.endswith(" is not >=99,<100")
     assert "pip install" in found.cure
 

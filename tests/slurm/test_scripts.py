@@ -122,18 +122,18 @@ def test_a_mistake_is_one_message_with_its_cure(home):
 def test_without_slurm_the_command_that_needs_none_is_named(home):
     tools = home / "tools"
     tools.mkdir()
-    for name in ("bash", "dirname", "basename", "mkdir", "hostname", "realpath", "sed"):
+    for name in ("bash", "dirname", "basename", "mkdir", "hostname", "realpath", "sed", "tr"):
         (tools / name).symlink_to(shutil.which(name))
-    for script, command in (("train", "torchrun --nproc-per-node=gpu -m cloudjob train"), ("infer", "")):
-        stubbed(home, "0-1") if script == "train" else None
-        (home / "bin" / "sbatch").unlink(missing_ok=True)
+    stubbed(home, "0-1")
+    (home / "bin" / "sbatch").unlink()
+    commands = {"train": "torchrun --nproc-per-node=gpu -m cloudjob train", "infer": "mpiexec -n 4 cloudjob infer"}
+    for script, command in commands.items():
         done = start(home, script, "runs/reviewed", PATH=f"{home}/bin:{tools}")
         assert done.returncode == 2
         assert "no SLURM on " in done.stderr
-        assert f"Without SLURM: {command or 'mpiexec -n 4 cloudjob infer'} runs/reviewed" in done.stderr
-    (home / "bin" / "sbatch").write_text(
-        "#!/bin/bash\necho 'fatal: Could not establish a configuration source' >&2; exit 1"
-    )
+        assert f"Without SLURM: {command} runs/reviewed" in done.stderr
+    said = "fatal: Could not establish a configuration source"
+    (home / "bin" / "sbatch").write_text(f"#!/bin/bash\necho '{said}' >&2; exit 1\n")
     (home / "bin" / "sbatch").chmod(0o755)
     assert "belongs to no cluster" in start(home, "train", "runs/reviewed").stderr
 
