@@ -93,7 +93,7 @@ def _paths(config: "Config") -> Iterator[Finding]:
     inside = os.environ.get("APPTAINER_CONTAINER")
     cure = "bind its disk into the container: SITE_BINDS in the site file" if inside else "correct it, or put it there"
     for key, path in missing.items():
-        yield Finding("paths", FAIL, f"{key}: {path} is not there", cure)
+        yield Finding("paths", WARN, f"{key}: {path} is not there, and what reads it will fail", cure)
     if not missing:
         there = [key for key, path in named.items() if path]
         yield Finding("paths", OK, f"{', '.join(there)}: there" if there else "the configuration names none")

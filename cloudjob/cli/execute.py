@@ -93,8 +93,9 @@ def _check(config: "Config", folder: RunFolder, stages: Sequence[str], arguments
     if "infer" in stages:
         records.check_checkpoint(config.infer.checkpoint)
         _check_whole(config.infer.checkpoint, "infer.checkpoint")
-    if "train" in stages and config.train.init_from and not config.train.init_from.is_file():
-        raise ConfigError(f"train.init_from: {config.train.init_from}: no such file; name a step-NNNNNNNN.pt")
+    weights = getattr(arguments, "init_from", None)
+    if weights and not weights.is_file():
+        raise ConfigError(f"--init-from {weights}: no such file; name a step-NNNNNNNN.pt")
 
 
 def _check_whole(path: Path | None, key: str) -> None:

@@ -28,10 +28,10 @@ def painted(text: str, look: str) -> str:
     return text if plain or not look else f"\x1b[{_CODES[look]}m{text}\x1b[0m"
 
 
-def bar(share: float, columns: int) -> str:
+def bar(share: float, columns: int, encoding: str | None) -> str:
     """So much of a bar is full: in eighths of a column, or in # where the output takes no such characters."""
     try:
-        "█▏░".encode(sys.stdout.encoding or "utf-8")
+        "█▏░".encode(encoding or "utf-8")
     except UnicodeEncodeError:
         return f"{'#' * int(share * columns):-<{columns}}"
     eighths = int(share * columns * 8)
@@ -52,7 +52,7 @@ def table(rows: Sequence[tuple[str, float | None, str, str, str]], looks: Sequen
     for (name, share, *cells), look in zip(rows, looks, strict=True):
         parts = [f"{name:9}"]
         if columns:
-            parts.append(" " * columns if share is None else painted(bar(share, columns), look))
+            parts.append(" " * columns if share is None else painted(bar(share, columns, sys.stdout.encoding), look))
         parts += [f"{cell:{size}}" for cell, size in zip(cells, wide, strict=True) if size]
         lines.append(_GAP.join(parts).rstrip())
     return lines

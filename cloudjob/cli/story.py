@@ -35,7 +35,7 @@ def cells(
     if row["stage"] == "train" and training and any(item["state"] == "missing" for item in items):
         share = training["seen"] / training["of"]
         speed, left = f"{training['samples_per_s']} samples/s", training["seconds_left"]
-        return row["stage"], share, f"{training['seen']} of {training['of']} samples", speed, _end(left)
+        return row["stage"], share, f"{training['seen']} of {training['of']} samples", speed, end(left)
     missing = sum(item["state"] == "missing" for item in items)
     took = [item["seconds"] for item in items if item["state"] == "done" and item["seconds"] is not None]
     each = sum(took) / len(took) if took else None
@@ -44,7 +44,7 @@ def cells(
     share = settled / len(items) if items else None
     if each is None or not missing:
         return row["stage"], share, counts(items), "", ""
-    return row["stage"], share, counts(items), f"{duration(each)} each", _end(missing * each / workers)
+    return row["stage"], share, counts(items), f"{duration(each)} each", end(missing * each / workers)
 
 
 def look(row: dict) -> str:
@@ -107,7 +107,7 @@ def of_training(found: dict[str, Any]) -> str:
     text = f"training  {found['seen']} of {found['of']} samples, loss {found['loss']:.4g}"
     text += f", {found['samples_per_s']} samples/s"
     if found["seconds_left"]:
-        text += f", ends {_end(found['seconds_left'])}"
+        text += f", ends {end(found['seconds_left'])}"
     return f"{text}; last sign of life {duration(found['last_sign_of_life_s'])} ago"
 
 
@@ -133,7 +133,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _end(seconds: float | None) -> str:
+def end(seconds: float | None) -> str:
     """When something is over that takes so many seconds from now."""
     if not seconds:
         return ""

@@ -129,7 +129,7 @@ MISTAKES = {
     "weights that are not there": (
         ["train", TEST, *RUN, "--init-from", "no.pt"],
         2,
-        ["train.init_from: ", "no.pt: no such file", "step-NNNNNNNN.pt"],
+        ["--init-from no.pt: no such file", "step-NNNNNNNN.pt"],
     ),
     "decisions that are not there": (
         ["review", TEST, *RUN, "--apply", "no.csv"],

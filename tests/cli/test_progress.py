@@ -32,9 +32,9 @@ def test_on_a_terminal_a_bar_that_a_line_takes_the_place_of(monkeypatch):
     monkeypatch.setattr(screen, "fileno", lambda: 2)
     show(0.5, "shard: 2 of 4 (S2A_MSIL2A_20240301T222541_N0510)")
     first, said, wide, narrow = screen.getvalue().split("\r\x1b[K")[1:]
-    assert first == f"[{'#' * 5}{' ' * 15}] shard: 1 of 4"
+    assert first == f"{'█' * 5}{'░' * 15} shard: 1 of 4"
     assert said == "a line\n"
-    assert wide.startswith(f"[{'#' * 20}] xxx")
+    assert wide.startswith(f"{'█' * 20} xxx")
     assert len(wide) == 79, "a terminal that does not tell its width"
     assert narrow == " 50% shard: 2 of 4 (S2A_MSIL2A_20240301"
 
@@ -68,3 +68,21 @@ def test_a_quiet_command_says_what_goes_wrong_and_a_verbose_one_when(monkeypatch
     assert timed.endswith("  half")
     assert timed[2:6:3] == "::"
     assert end == "end"
+
+
+def test_when_the_work_ends_is_told_once_it_can_be(monkeypatch, clock):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    show = progress.Progress()
+    for seconds, share, stage in ((0, 0.1, "shard"), (4, 0.3, "shard"), (20, 0.5, "shard"), (21, 0.2, "infer")):
+        clock[0] = 1000.0 + seconds
+        show(share, f"{stage}: on")
+    _, first, early, told, other = screen.getvalue().split("\r\x1b[K")
+    assert [line.endswith("░ shard: on") for line in (first, early)] == [True, True]
+    assert " ends in 25 s, " in told, "40 % took 20 s"
+    assert other.endswith("░ infer: on"), "another stage begins anew"
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    clock[0] = 1100.0
+    show(0.6, "infer: on")
+    assert log.getvalue().startswith("infer: on, ends in 1 min, ")
