@@ -29,7 +29,7 @@ LONGEST_FIRST = (
     "test_together",
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
     *("stages/test_shard", "stages/test_train", "test_bench_train", "test_scripts", "test_real_places", "test_review"),
-    *("test_real_series", "test_real_triplets", "test_references"),
+    *("test_docs", "test_real_series", "test_real_triplets", "test_references"),
 )
 
 

@@ -55,14 +55,20 @@ def make_conditions(team: Team, dates: Callable[[], Dates]) -> None:
 def _decoding(team: Team, dates: Dates) -> list[Unit]:
     folder, units = team.folder, []
     for role in ("cloudy", *dates.shown):
-        whole = _bands(folder, role, dates.shape)
-        for number, band in enumerate(bands_of(dates.products[role])):
-            high = band.tile_rows()
-            for top in range(0, dates.shape[0], max(_ROWS // high * high, high)):
-                part = slice(top, top + max(_ROWS // high * high, high))
-                units.append(Unit(f"{role}-{BANDS[number]}-{top:05d}", partial(_decode, band, part, whole, number)))
+        units += decoding(dates.products[role], _bands(folder, role, dates.shape), name=role)
     survey = Unit("survey", lambda: _survey(team, dates), weight=_SURVEY * dates.shape[0] / _ROWS)
     return [survey, *units]
+
+
+def decoding(product: Product, whole: Placed, *, name: str) -> list[Unit]:
+    """Units, called by a `name` of the date, that decode the bands of a product into place."""
+    units = []
+    for number, band in enumerate(bands_of(product)):
+        high = band.tile_rows()
+        for top in range(0, product.shape[0], max(_ROWS // high * high, high)):
+            part = slice(top, top + max(_ROWS // high * high, high))
+            units.append(Unit(f"{name}-{BANDS[number]}-{top:05d}", partial(_decode, band, part, whole, number)))
+    return units
 
 
 def _bands(folder: Path, role: str, shape: tuple[int, int]) -> Placed:

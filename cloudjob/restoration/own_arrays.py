@@ -12,11 +12,11 @@ from cloudjob.errors import ConfigError
 from cloudjob.pixels import BANDS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, SCALE
 from cloudjob.restoration import band_choice
 from cloudjob.restoration.blend import OBSERVED
-from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.conditions import SceneConditions, first_known
 from cloudjob.restoration.foreign import NO_REFLECTANCE
-from cloudjob.restoration.own_scene import gathered, matched
-from cloudjob.sentinel2 import foreign_masks, masks
+from cloudjob.sentinel2 import decode, foreign_masks, masks, radiometry
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
+from cloudjob.sentinel2.scene import reduction
 
 _BAND_NAMES = ("band", "bands", "variable")  # of the dimension of bands, in xarray
 
@@ -84,7 +84,8 @@ def _four_bands(image: Any) -> Any:
     image = image.squeeze(drop=True) if image.ndim > 3 else image
     dimension = next((name for name in _BAND_NAMES if name in image.dims), image.dims[0])
     image = image.transpose(dimension, ...)
-    names = [str(value) for value in image[dimension].values] if dimension in image.coords else []
+    known = image[dimension].values if dimension in image.coords else [""] * image.sizes[dimension]
+    names = [str(value) for value in known]
     places = band_choice.by_names(names)
     if places is None and image.sizes[dimension] != len(BANDS):
         raise band_choice.unknown("the image", names)
@@ -142,8 +143,19 @@ def conditions(
     """The conditions of a scene from arrays on the same pixels; see `cloudjob.restore`."""
     mask = core.copy() if grown else masks.grow(core, masks.Settings(), pixel_m=pixel_m)
     mask[(dn == EMPTY_DN).any(0)] = NO_DATA
-    references = (matched(other, dn, mask == CLEAR) for other in dates)
-    return gathered(dn, mask, core, references, sun_elevation, days if dates else None)
+    shown = [matched(other, dn, mask == CLEAR) for other in dates]
+    return SceneConditions(
+        dn, mask, core, first_known(shown) if shown else None, sun_elevation, days if dates else None
+    )
+
+
+def matched(other: NDArray, cloudy: NDArray, clear: NDArray) -> NDArray:
+    """Another date (4, H, W) uint16 DN, EMPTY_DN where it is not clear, normalised to the cloudy one, which is `clear`
+    in these pixels (H, W)."""
+    step = reduction(cloudy.shape[1:])
+    source, target = (np.stack([decode.means(band, step) for band in image]) for image in (other, cloudy))
+    usable = masks.pool(clear, step, np.logical_and)
+    return radiometry.fit(source, target, usable).apply(other, height=cloudy.shape[1])
 
 
 def deviation(spread: NDArray | None) -> NDArray | None:

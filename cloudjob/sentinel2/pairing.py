@@ -240,6 +240,25 @@ def candidates(
     return rows
 
 
+def alone(cloudy: Preview) -> dict:
+    """The row of a cloudy product without any candidate: what its own rules ask for, and no clear date."""
+    product, valid = cloudy.product, cloudy.core != NO_DATA
+    sun = None if product.sun_elevation is None else round(product.sun_elevation, 2)
+    return {
+        "pair": product.name.name,
+        "cloudy": product.name.name,
+        "clear": None,
+        "days": None,
+        "cloudy_cloud": _share(masks.any_of(cloudy.core, CLOUD, CIRRUS), valid) or 0.0,
+        "sun_elevation": [sun, None],
+        "reasons": ["no clear product of this tile"],
+        "accepted": False,
+        "shown": False,
+        "reference": None,
+        "reference_days": None,
+    }
+
+
 def _may_pair(cloudy: Product, clear: Product) -> bool:
     """Whether two products share tile and pixels, so that nothing is resampled, and are of different acquisitions."""
     ground = [(p.name.tile, p.crs, p.transform, p.shape) for p in (cloudy, clear)]

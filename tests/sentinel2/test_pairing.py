@@ -513,3 +513,13 @@ def test_a_preview_of_a_whole_scene_is_thinned_and_of_a_small_one_is_not(monkeyp
         monkeypatch.setattr(pairing.Preview, "open", lambda *_, read=read, labels: read)
         found = pairing.open_preview(read.product, SETTINGS)
         assert (found.factor, found.core.shape) == (factor, size)
+
+
+def test_a_product_alone_has_the_measures_that_its_own_rules_ask_for():
+    row = pairing.alone(preview(0, 0.25, no_data=0.5, sun=15.126))
+    assert row["cloudy_cloud"] == 0.5  # of the half that has data
+    assert row["sun_elevation"] == [15.13, None]
+    assert not row["accepted"]
+    assert not row["shown"]
+    assert row["pair"] == row["cloudy"] == product(0).name.name
+    assert [row[key] for key in ("clear", "reference", "days", "reference_days")] == [None] * 4

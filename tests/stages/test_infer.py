@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from affine import Affine
-from front_door import copied, good
+from front_door import CONFIG, call, clean_message, copied, good
 from small_runs import settings
 from untrained import untrained
 from worlds import together
@@ -437,3 +437,28 @@ def test_from_pair_on_a_product_without_a_clear_date_goes_through(finished, tmp_
             assert (file.attrs["source_products"] == name) == (name in alone)
     assert "infer: 0 done, 3 skipped" in good("infer", run.root).stderr
     assert "evaluate: 1 done" in good("evaluate", run.root).stderr
+
+
+@pytest.mark.slow
+def test_a_run_without_any_clear_product_is_restored_by_a_network_from_elsewhere(tmp_path):
+    """No pair, and so nothing to train on."""
+    run, trained = RunFolder(tmp_path / "run"), untrained(tmp_path)
+    alone = ["search.clear.start=2024-05-01", "search.clear.end=2024-05-30", f"infer.checkpoint={trained}"]
+    overrides = [part for each in alone for part in ("--set", each)]
+    good("search", CONFIG, "--run-dir", run.root, *overrides)
+    for stage in ("preview", "pair", "review", "download"):
+        done = good(stage, run.root)
+        if stage == "pair":
+            assert "0 pairs of 0 candidates accepted, 3 products that no clear date suits" in done.stderr
+            assert done.stderr.count("no clear product of this tile") == 3
+    done = good("infer", run.root)
+    assert "infer: 3 done" in done.stderr
+    names = [json.loads(line)["cloudy"] for line in run.pairs.read_text().splitlines()]
+    for name in names:
+        said = "has no acceptable clear date, and is restored from itself alone: no clear product of this tile"
+        assert f"infer: {name} {said}" in done.stderr
+        with h5py.File(run.output(name, ".h5")) as file:
+            assert (file["reconstructed"][...] == 1).any()
+    refused = call("pair", run.root, "--set", "infer.checkpoint=null")
+    clean_message(refused, 2, "none of 0 candidates", "--set infer.checkpoint=PATH of a trained network")
+    clean_message(call("pair", run.root, "--set", f"infer.checkpoint={trained}", "--set", "infer.unpaired=false"), 2)
