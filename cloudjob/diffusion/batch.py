@@ -11,6 +11,8 @@ from torch import Tensor
 from cloudjob.diffusion import noise
 from cloudjob.pixels import EMPTY_DN, NO_DATA, OFFSET, SCALE, UNKNOWN
 
+_REFERENCES = ("reference", "reference2", "reference3")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -41,19 +43,18 @@ class Batch:
         tensors = {name: _tensor(array, device) for name, array in arrays.items()}
         cloudy = tensors["cloudy"]
         unknown = cloudy.new_full((len(cloudy),), torch.nan)
-        days = tensors.get("reference_days", unknown)
         target_days = tensors.get("clear_days")
         if target_days is None or scored:
             target_days = torch.zeros_like(unknown)
-        else:
-            days = days - target_days
-        reference = tensors.get("reference")
-        references = cloudy[:, None][:, :0] if reference is None else reference[:, None]
+        names = [name for name in _REFERENCES if name in tensors]
+        references = torch.stack([tensors[n] for n in names], 1) if names else cloudy[:, None][:, :0]
+        days = torch.stack([tensors.get(f"{n}_days", unknown) for n in names], 1) if names else unknown[:, None][:, :0]
+        days = days - target_days[:, None]
         return cls(
             cloudy=cloudy,
             mask=tensors["mask"],
             references=references,
-            reference_days=days[:, None][:, : references.shape[1]],
+            reference_days=days,
             target_days=target_days,
             sun_elevation=tensors.get("sun_elevation", unknown),
             target=tensors.get("clear"),

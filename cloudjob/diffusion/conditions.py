@@ -48,6 +48,14 @@ NOTEBOOK_2025 = Normalisation(mean=(-0.08725,) * 4, std=(0.01275,) * 4)
 
 
 @dataclass(frozen=True)
+class Guess:
+    """A first guess of the ground that was made of more surroundings than a batch holds."""
+
+    ground: Tensor  # (N, 4, H, W) reflectance, NaN where no date has data
+    deviation: Tensor | None  # (N, 4, H, W) reflectance, of the ground from the guess, 0 where it is seen
+
+
+@dataclass(frozen=True)
 class Conditions:
     """One batch of conditions; images are normalised and hold 0 where there are no data."""
 
@@ -67,6 +75,8 @@ class Conditions:
         """
         cloudy, several = batch.cloudy, batch.references.shape[1] > 0
         reference = batch.references[:, 0] if several else torch.full_like(cloudy, torch.nan)
+        for other in batch.references[:, 1:].unbind(1):
+            reference = torch.where(reference.isnan(), other, reference)
         days = batch.reference_days[:, 0] if several else torch.full_like(batch.target_days, torch.nan)
         hole = cloudy.isnan().any(1, keepdim=True)
         present = ~reference.isnan().any(1, keepdim=True)

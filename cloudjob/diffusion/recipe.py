@@ -3,15 +3,17 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.batch import Batch
-from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
+from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Guess, Normalisation
 from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise
 from cloudjob.errors import ConfigError
+from cloudjob.pixels import CLEAR
 
 Process = Residual | Corrective | Regression | Ddpm
 PROCESSES = {
@@ -30,9 +32,19 @@ class Recipe:
     preset: str
     process: Process
     norm: Normalisation
+    first_guess: str = "surroundings"
 
     @classmethod
-    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], **options: Any) -> Self:
+    def of(
+        cls,
+        preset: str,
+        process: str,
+        *,
+        mean: list[float],
+        std: list[float],
+        first_guess: str = "surroundings",
+        **options: Any,
+    ) -> Self:
         """`process` is one of PROCESSES and `options` its fields; mean and std per band are those of the training
         split's reflectance. The network of the notebook of 2025 has the notebook's own scaling: its images are noise
         partly because of it."""
@@ -40,14 +52,14 @@ class Recipe:
         if process == "regression":
             plain.setdefault("spread", Residual.spread)
         norm = NOTEBOOK_2025 if preset == "notebook-2025" else Normalisation(tuple(mean), tuple(std))
-        return cls(preset, PROCESSES[process](**plain), norm)
+        return cls(preset, PROCESSES[process](**plain), norm, first_guess)
 
     def facts(self) -> dict:
         """What `of` takes to make this recipe again, in plain values for a checkpoint."""
         name = next(name for name, kind in PROCESSES.items() if type(self.process) is kind)
         options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.process).items()}
         plain = {"preset": self.preset, "mean": list(self.norm.mean), "std": list(self.norm.std)}
-        return plain | {"process": name} | options
+        return plain | {"process": name, "first_guess": self.first_guess} | options
 
     def measure(self, batch: Batch) -> Self:
         """With the spread (and drift) of the process as they are in this batch, which has a target."""
@@ -125,13 +137,14 @@ class Recipe:
         """A sample of the ground's reflectance (N, 4, H, W), given what the batch tells."""
         return self.draw(network, self.told(network, batch), noise=noise, steps=steps, sampler=sampler)
 
-    def told(self, network: nn.Module, batch: Batch, *, continued: tuple[Tensor, Tensor] | None = None) -> Conditions:
+    def told(self, network: nn.Module, batch: Batch, *, guess: Guess | None = None) -> Conditions:
         """What the batch tells, with all that the members of an ensemble have in common: the first guess, from what was
         `continued` of more surroundings than the batch holds where that is given (see `Conditions.first_guess`), and
         that of the process's regression where it has one."""
         conditions = Conditions.of(batch, norm=self.norm)
-        if continued:
-            conditions = conditions.anchored(conditions.first_guess(*continued))
+        if guess:
+            hidden = self.norm.forward(guess.ground).nan_to_num(0)
+            conditions = conditions.anchored(torch.where(conditions.mask == CLEAR, conditions.cloudy, hidden))
         if isinstance(self.process, Corrective):
             return self.process.guessed(network, conditions, limits=self._limits(batch.cloudy))
         return conditions
