@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from cloudjob.errors import ConfigError, DiskFullError, ItemError, SystemTroubleError
+from cloudjob.patches.splits import REFERENCES
 from cloudjob.pixels import CLEAR, EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration import cloud_test, own_mask, placing
-from cloudjob.restoration.conditions import SceneConditions, fill_gaps
+from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.dates import Dates, make_conditions
 from cloudjob.restoration.foreign import Image
 from cloudjob.restoration.team import Team, Unit
@@ -112,7 +113,8 @@ class Source:
 
 @dataclass(frozen=True)
 class OwnScene:
-    """An image that is to be restored, its clear dates (the most wanted first), and the file of its mask, if any."""
+    """An image that is to be restored, its clear dates (the most wanted first; `open` takes no more than networks are
+    shown), and the file of its mask, if any."""
 
     image: Source
     clear: Sequence[Source]
@@ -122,7 +124,8 @@ class OwnScene:
     @classmethod
     def open(cls, image: Path, clear: Iterable[Path], mask: Path | None, options: Options) -> "OwnScene":
         """Looks at all files, and checks what can be told without decoding them."""
-        found = cls(Source.open(image, options), [Source.open(path, options) for path in clear], mask, options)
+        shown = list(clear)[: len(REFERENCES)]
+        found = cls(Source.open(image, options), [Source.open(path, options) for path in shown], mask, options)
         for other in found.clear:
             placing.part(other.grid, found.image.grid, name=other.path)
         if mask:
@@ -135,12 +138,13 @@ class OwnScene:
         return [each.product for each in (self.image, *self.clear) if each.product]
 
     @property
-    def days(self) -> float | None:
-        """Signed days from the image to its first clear date; None where one of them is not known."""
-        when = [each.acquired for each in (self.image, *self.clear[:1])]
-        if len(when) < 2 or when[0] is None or when[1] is None:
-            return None
-        return round((when[1] - when[0]).total_seconds() / 86400, 3)  # as those of a pair are
+    def days(self) -> tuple[float | None, ...]:
+        """Signed days from the image to its clear dates; None where one of the two is not known."""
+        begin, others = self.image.acquired, [other.acquired for other in self.clear]
+        return tuple(
+            None if begin is None or other is None else round((other - begin).total_seconds() / 86400, 3)  # as a pair's
+            for other in others
+        )
 
     @property
     def mask_source(self) -> str:
@@ -165,9 +169,9 @@ class OwnScene:
         return other.product is not None and other.grid.equals(self.image.grid)
 
     def _dates(self) -> Dates:
-        roles = ["clear", "reference", *(f"reference{n}" for n in range(2, len(self.clear) + 1))][: len(self.clear)]
+        roles = ("clear", *REFERENCES)[: len(self.clear)]
         products = dict(zip(["cloudy", *roles], self.products, strict=True))
-        return Dates(products, shown=tuple(roles), days=self.days, masks=self.options.mask_settings)
+        return Dates(products, shown=roles, days=self.days, masks=self.options.mask_settings)
 
     def _conditions(self, processes: int, say: Callable[[str], None]) -> SceneConditions:
         bands, core, mask = self._cloudy(processes, say)
@@ -178,7 +182,7 @@ class OwnScene:
                 "snow and bright ground; give a mask of another tool with --mask"
             )
         references = self._references(bands, mask, processes, say)
-        return gathered(bands, mask, core, references, self.image.sun_elevation, self.days)
+        return SceneConditions(bands, mask, core, tuple(references), self.image.sun_elevation, self.days)
 
     def _cloudy(self, processes: int, say: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bands, and mask classes before and after their growth."""
@@ -200,25 +204,6 @@ class OwnScene:
             if not bands.any():
                 say(f"{other.path.name}: not one clear pixel of it lies on {self.image.path.name}")
             yield matched(bands, cloudy, mask == CLEAR)
-
-
-def gathered(
-    cloudy: np.ndarray,
-    mask: np.ndarray,
-    core: np.ndarray,
-    references: Iterable[np.ndarray],
-    sun_elevation: float | None,
-    days: float | None,
-) -> SceneConditions:
-    """The conditions of a scene from arrays: `references` (4, H, W) uint16 DN are matched to `cloudy`, and EMPTY_DN
-    where they are not clear; a later one stands in where an earlier one has none."""
-    reference = None
-    for bands in references:
-        if reference is None:
-            reference = bands
-        else:
-            fill_gaps(reference, bands)
-    return SceneConditions(cloudy, mask, core, reference, sun_elevation, days)
 
 
 def matched(other: np.ndarray, cloudy: np.ndarray, clear: np.ndarray) -> np.ndarray:

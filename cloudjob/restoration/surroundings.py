@@ -1,11 +1,14 @@
-"""The first guess of the ground under the clouds of a scene, computed once: what tiles need of it, in cells.
+"""The first guess of the ground under the clouds of a scene by its surroundings, computed once: what tiles need of it,
+in cells. Checkpoints of before have learned with it.
 
-As `Conditions.anchor` has it, but continued from all of the scene, so that neighbouring tiles continue the same
+As the conditions of a batch have it, but continued from all of the scene, so that neighbouring tiles continue the same
 surroundings. A cell is 4 pixels wide; pixels are interpolated from them where they are wanted.
 """
 
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,15 +16,57 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloudjob.diffusion.conditions import CELLS, Normalisation, continued
+from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.conditions import CELLS, Guess, Normalisation, continued
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, OFFSET, SCALE
 from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.placed import Placed, load
+from cloudjob.restoration.team import Team, Unit
 from cloudjob.restoration.tiles import Tile
 
 LAYERS = 2 * len(BANDS)  # the shift from the reference to the cloudy date, and the cloudy image around the clouds
 CELL, _COARSEST = CELLS[-1], CELLS[0]
 ROWS = 16 * _COARSEST  # of a stripe
 _REACH = 3 * _COARSEST  # pixels from which a cell is continued: one cell of each size on either side of it
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The first guess of the scene whose conditions lie in a folder; its cells are a file there."""
+
+    folder: Path
+    norm: Normalisation
+
+    def make(self, team: Team) -> None:
+        """Leaves the cells in the folder."""
+
+        def plan() -> list[Unit]:
+            conditions = SceneConditions.load(self.folder)
+            cells = self._cells(conditions.mask.shape)
+
+            def make(top: int) -> None:
+                cells.write_layers(top // CELL, stripe(conditions, top, self.norm))
+                cells.flush()
+                conditions.release()
+
+            tops = range(0, cells.shape[1] * CELL, ROWS)
+            return [Unit(f"{top:05d}", partial(make, top)) for top in tops]
+
+        team.do("first guess", plan, threads=team.few)
+
+    def _cells(self, scene: tuple[int, int]) -> Placed:
+        return Placed(self.folder / "guess.npy", shape(scene), "float32")
+
+    def cut(self, batch: Batch, places: Sequence[Tile]) -> Guess:
+        """What tiles are told, whose own images are those of the batch."""
+        cells = load(self.folder / "guess.npy")
+        told = torch.from_numpy(np.stack([cut(cells, tile) for tile in places]))
+        shift, around = at_pixels(told.to(batch.cloudy.device), places)
+        std = torch.tensor(self.norm.std, device=shift.device)[:, None, None]
+        ground = self.norm.inverse(around)
+        for other in batch.references.flip(1).unbind(1):  # the most wanted last, over the others
+            ground = torch.where(other.isfinite().all(1, keepdim=True), other + shift * std, ground)
+        return Guess(torch.where(batch.classes == CLEAR, batch.cloudy, ground), None)
 
 
 def shape(scene: tuple[int, int]) -> tuple[int, int, int]:
@@ -59,10 +104,12 @@ def _pooled(conditions: SceneConditions, top: int) -> tuple[NDArray, NDArray]:
     """Of the rows of a coarsest cell: sums over the known pixels of each cell (LAYERS, r, w) float32 DN, and how many
     are known, with and without need of a reference (2, r, w) float32. All of them are whole numbers."""
     rows = slice(top, top + _COARSEST)
-    cloudy, reference = conditions.cloudy[:, rows], conditions.reference
+    cloudy, others = conditions.cloudy[:, rows], [other[:, rows] for other in conditions.references]
     conditions.release()
     clear = (conditions.mask[rows] == CLEAR) & (cloudy != EMPTY_DN).all(0)
-    other = np.zeros_like(cloudy) if reference is None else reference[:, rows]
+    other = np.zeros_like(cloudy)
+    for image in reversed(others):  # the most wanted last, over the others
+        np.copyto(other, image, where=(image != EMPTY_DN).all(0))
     both = clear & (other != EMPTY_DN).all(0)
     width = shape(conditions.mask.shape)[2] * CELL
     sums = [_sums((band.astype(np.int32) - known) * both, width) for band, known in zip(cloudy, other, strict=True)]
@@ -89,7 +136,7 @@ def cut(cells: NDArray, tile: Tile) -> NDArray:
     return np.array(cells[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1][:, rows - rows[0]][..., cols - cols[0]])
 
 
-def at_pixels(cells: Tensor, places: list[Tile]) -> tuple[Tensor, Tensor]:
+def at_pixels(cells: Tensor, places: Sequence[Tile]) -> tuple[Tensor, Tensor]:
     """Shift and surroundings (N, 4, h, w) at the pixels of tiles, from their cells (N, LAYERS, ...) (see `cut`)."""
     fine = F.interpolate(cells, scale_factor=float(CELL), mode="bilinear")
     tiles = [
