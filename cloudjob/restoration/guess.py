@@ -2,7 +2,7 @@
 have the same.
 
 It is made window by window, and what a window gives is what the whole scene gives: each sees `similarity.REACH` pixels
-more on every side.
+more on every side, and is told of clear pixels of all the scene for the middle of large clouds.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import Guess
-from cloudjob.diffusion.similarity import REACH, similar
+from cloudjob.diffusion.similarity import REACH, Far, similar
 from cloudjob.files import atomic
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, OFFSET, SCALE
 from cloudjob.restoration.conditions import SceneConditions
@@ -26,6 +26,9 @@ from cloudjob.restoration.tiles import Tile
 from cloudjob.sentinel2.radiometry import digital_number
 
 WINDOW = 1024  # pixels a side, a multiple of the blocks of `similarity`
+_FAR = "guess-far.npy"
+_CELL, _STEP = 8, 8  # one clear pixel of so many, each so many pixels from the next, that are looked at a side
+_TASTE = np.random.default_rng(0).random((_CELL, _CELL))  # which of equally good ones is taken
 _FINE = 1e-5  # reflectance: the unit of deviations in files, below 1 % of the least
 
 
@@ -56,6 +59,9 @@ class Similar:
     def make(self, team: Team) -> None:
         """Leaves all windows in the folder."""
 
+        def look() -> list[Unit]:
+            return [Unit("far", self._look, (self.folder / _FAR,))]
+
         def plan() -> list[Unit]:
             conditions = SceneConditions.load(self.folder)
             hidden = {one: np.count_nonzero(conditions.mask[one.slices] != CLEAR) for one in self.windows}
@@ -70,14 +76,34 @@ class Similar:
                 for one, count in hidden.items()
             ]
 
+        team.do("first guess", look)
         team.do("first guess", plan)
+
+    def _look(self) -> None:
+        """Leaves clear pixels of all the scene in the folder: (K, 2 + 4 (1 + R)) int32, row, column, and the DN."""
+        conditions = SceneConditions.load(self.folder)
+        tops = range(0, len(conditions.mask), _CELL * _STEP)
+        found = np.concatenate([_clear_pixels(conditions, top) for top in tops])
+        with atomic(self.folder / _FAR) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
+
+    def _far(self) -> Far:
+        found = torch.from_numpy(np.array(load(self.folder / _FAR))).to(self.device)
+        place, dn = found[:, :2].long(), found[:, 2:].unflatten(1, (-1, len(BANDS)))
+        values = (dn * SCALE + OFFSET).masked_fill(dn == EMPTY_DN, torch.nan)
+        return Far(place, values[:, 0], values[:, 1:])
 
     def _write(self, conditions: SceneConditions, window: Tile) -> None:
         around = Tile(window.row - REACH, window.col - REACH, window.height + 2 * REACH, window.width + 2 * REACH)
         batch = Batch.of(conditions.arrays([around]), self.device)
         conditions.release()
         ground, deviation = similar(
-            batch.cloudy, batch.references, batch.mask == CLEAR, margin=REACH, origin=(around.row, around.col)
+            batch.cloudy,
+            batch.references,
+            batch.mask == CLEAR,
+            margin=REACH,
+            origin=(around.row, around.col),
+            far=self._far(),
         )
         spread = (deviation[0] / _FINE).round().nan_to_num(0).clamp(max=2**16 - 1)
         found = np.concatenate([digital_number(ground[0].cpu().numpy()), spread.cpu().numpy().astype(np.uint16)])
@@ -105,3 +131,20 @@ class Similar:
             if common := tile.common(window):
                 out[:, *common.within(tile)] = load(self._file(window))[:, *common.within(window)]
         return out
+
+
+def _clear_pixels(conditions: SceneConditions, top: int) -> NDArray:
+    """Of a row of cells one clear pixel each, if it has any, with data on as many dates as can be; see `_look`."""
+    rows = slice(top, top + _CELL * _STEP, _STEP)
+    images = np.stack([image[:, rows, ::_STEP] for image in (conditions.cloudy, *conditions.references)])
+    present = (images != EMPTY_DN).all(1)
+    dates = present.sum(0) * (present[0] & (conditions.mask[rows, ::_STEP] == CLEAR))
+    conditions.release()
+    height, width = dates.shape
+    cells = np.pad(dates, [(0, _CELL - height), (0, -width % _CELL)]).reshape(_CELL, -1, _CELL).swapaxes(0, 1)
+    best = (cells + _TASTE).reshape(len(cells), -1).argmax(1)
+    row, col = best // _CELL, np.arange(len(cells)) * _CELL + best % _CELL
+    known = cells.reshape(len(cells), -1).max(1) > 0
+    row, col = row[known], col[known]
+    values = images.reshape(-1, height, width)[:, row, col]
+    return np.concatenate([[top + row * _STEP, col * _STEP], values]).T.astype(np.int32)

@@ -79,6 +79,32 @@ def test_it_is_that_of_the_whole_scene_whatever_the_windows_and_ranks(tmp_path, 
     assert_as_whole(given, Similar.of(tmp_path, CPU, places), places)
 
 
+@pytest.mark.parametrize("window", [128, 320])
+def test_the_middle_of_a_large_cloud_is_as_of_the_whole_scene(tmp_path, monkeypatch, window):
+    """Though a window there holds no clear pixel: no seam between windows, and the light of the day is right."""
+    monkeypatch.setattr(guess, "WINDOW", 1024)
+    given = scene((700, 760), 2)
+    given.mask[20:, 10:] = CLOUD
+    clear = given.cloudy.copy()
+    given.cloudy[:, 20:, 10:] = 9000
+    places = [Tile(row, col, 96, 96) for row in (380, 604) for col in (300, 664)]
+    found = {}
+    for size in (1024, window):
+        monkeypatch.setattr(guess, "WINDOW", size)
+        given.save(tmp_path / str(size))
+        first = Similar.of(tmp_path / str(size), CPU, places)
+        first.make(Team(tmp_path / str(size)))
+        found[size] = first.cut(Batch.of(given.arrays(places)), places)
+    assert len(first.windows) > 1
+    for name in ("ground", "deviation"):
+        one, other = (getattr(found[size], name) for size in (1024, window))
+        torch.testing.assert_close(one, other, rtol=0, atol=1.1e-4)
+    ground = [clear[:, *tile.slices] for tile in places]
+    seen = Batch.of({"cloudy": np.stack(ground), "mask": np.zeros((4, 96, 96), np.uint8)}).cloudy
+    error = (found[window].ground - seen)[seen < 0.6]  # else a cloud was there already
+    assert error.abs().median() < 0.01
+
+
 def test_windows_without_anything_to_guess_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(guess, "WINDOW", 64)
     mask = np.zeros((200, 200), np.uint8)
@@ -90,7 +116,7 @@ def test_windows_without_anything_to_guess_are_left_out(tmp_path, monkeypatch):
     first = Similar.of(tmp_path, CPU, places)
     assert first.windows == (Tile(64, 0, 64, 64),)
     first.make(Team(tmp_path))
-    assert [path.name for path in tmp_path.glob("guess-*")] == ["guess-00064-00000.npy"]
+    assert [path.name for path in tmp_path.glob("guess-0*")] == ["guess-00064-00000.npy"]
     assert_as_whole(given, first, places)
 
 
@@ -106,10 +132,10 @@ def test_what_is_made_is_kept_and_the_rest_made_by_whoever_goes_on(tmp_path, mon
             asked = []
             with pytest.raises(InterruptedJob):
                 first.make(Team(folder, stopped=lambda asked=asked: asked.append(1) or len(asked) == 4))
-            kept = {path: path.stat().st_mtime_ns for path in folder.glob("guess-*")}
-            assert len(kept) == 3
+            kept = {path: path.stat().st_mtime_ns for path in folder.glob("guess-0*")}
+            assert len(kept) == 2
             (folder / "over").unlink()
         assert together(2, lambda rank, first=first, folder=folder: first.make(Team(folder, rank))) == [None] * 2
-        files[name] = {path.name: path.read_bytes() for path in folder.glob("guess-*")}
+        files[name] = {path.name: path.read_bytes() for path in folder.glob("guess-0*")}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert files["stopped"] == files["whole"]
