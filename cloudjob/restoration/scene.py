@@ -53,6 +53,7 @@ def _guess(team: Team, restorer: Restorer, layout: Layout) -> "guess.Similar | s
         return surroundings.Surroundings(team.folder, restorer.recipe.norm)
     conditions = SceneConditions.load(team.folder)
     places = conditions.cloudy_tiles(size=layout.size, overlap=layout.overlap)
+    conditions.release()
     return guess.Similar.of(team.folder, restorer.device, places)
 
 
