@@ -8,6 +8,7 @@ more on every side, and is told of clear pixels of all the scene for the middle 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ from cloudjob.restoration.tiles import Tile
 from cloudjob.sentinel2.radiometry import digital_number
 
 WINDOW = 1024  # pixels a side, a multiple of the blocks of `similarity`
-_FAR = "guess-far.npy"
 _CELL, _STEP = 8, 8  # one clear pixel of so many, each so many pixels from the next, that are looked at a side
 _TASTE = np.random.default_rng(0).random((_CELL, _CELL))  # which of equally good ones is taken
 _FINE = 1e-5  # reflectance: the unit of deviations in files, below 1 % of the least
@@ -45,11 +45,10 @@ class Similar:
     def of(cls, folder: Path, device: torch.device, places: Sequence[Tile]) -> "Similar":
         """In the windows that have anything to guess for these tiles."""
         conditions = SceneConditions.load(folder)
-        starts = ((top, left) for top, left in np.ndindex(*(-(-side // WINDOW) for side in conditions.mask.shape)))
         height, width = conditions.mask.shape
         windows = (
-            Tile(row * WINDOW, col * WINDOW, min(WINDOW, height - row * WINDOW), min(WINDOW, width - col * WINDOW))
-            for row, col in starts
+            Tile(row, col, min(WINDOW, height - row), min(WINDOW, width - col))
+            for row, col in product(range(0, height, WINDOW), range(0, width, WINDOW))
         )
         wanted = [one for one in windows if any(one.common(tile) for tile in places)]
         found = cls(folder, device, tuple(one for one in wanted if (conditions.mask[one.slices] != CLEAR).any()))
@@ -59,41 +58,24 @@ class Similar:
     def make(self, team: Team) -> None:
         """Leaves all windows in the folder."""
 
-        def look() -> list[Unit]:
-            return [Unit("far", self._look, (self.folder / _FAR,))]
-
         def plan() -> list[Unit]:
             conditions = SceneConditions.load(self.folder)
+            far = _far(conditions, self.device)
             hidden = {one: np.count_nonzero(conditions.mask[one.slices] != CLEAR) for one in self.windows}
             conditions.release()
             return [
                 Unit(
                     f"{one.row:05d}-{one.col:05d}",
-                    partial(self._write, conditions, one),
+                    partial(self._write, conditions, far, one),
                     (self._file(one),),
                     weight=0.1 + count / WINDOW**2,
                 )
                 for one, count in hidden.items()
             ]
 
-        team.do("first guess", look)
         team.do("first guess", plan)
 
-    def _look(self) -> None:
-        """Leaves clear pixels of all the scene in the folder: (K, 2 + 4 (1 + R)) int32, row, column, and the DN."""
-        conditions = SceneConditions.load(self.folder)
-        tops = range(0, len(conditions.mask), _CELL * _STEP)
-        found = np.concatenate([_clear_pixels(conditions, top) for top in tops])
-        with atomic(self.folder / _FAR) as temporary, temporary.open("wb") as file:
-            np.save(file, found)
-
-    def _far(self) -> Far:
-        found = torch.from_numpy(np.array(load(self.folder / _FAR))).to(self.device)
-        place, dn = found[:, :2].long(), found[:, 2:].unflatten(1, (-1, len(BANDS)))
-        values = (dn * SCALE + OFFSET).masked_fill(dn == EMPTY_DN, torch.nan)
-        return Far(place, values[:, 0], values[:, 1:])
-
-    def _write(self, conditions: SceneConditions, window: Tile) -> None:
+    def _write(self, conditions: SceneConditions, far: Far, window: Tile) -> None:
         around = Tile(window.row - REACH, window.col - REACH, window.height + 2 * REACH, window.width + 2 * REACH)
         batch = Batch.of(conditions.arrays([around]), self.device)
         conditions.release()
@@ -103,7 +85,7 @@ class Similar:
             batch.mask == CLEAR,
             margin=REACH,
             origin=(around.row, around.col),
-            far=self._far(),
+            far=far,
         )
         spread = (deviation[0] / _FINE).round().nan_to_num(0).clamp(max=2**16 - 1)
         found = np.concatenate([digital_number(ground[0].cpu().numpy()), spread.cpu().numpy().astype(np.uint16)])
@@ -133,8 +115,18 @@ class Similar:
         return out
 
 
+def _far(conditions: SceneConditions, device: torch.device) -> Far:
+    """Clear pixels of all the scene."""
+    tops = range(0, len(conditions.mask), _CELL * _STEP)
+    found = torch.from_numpy(np.concatenate([_clear_pixels(conditions, top) for top in tops])).to(device)
+    dn = found[:, 2:].unflatten(1, (-1, len(BANDS)))
+    values = (dn * SCALE + OFFSET).masked_fill(dn == EMPTY_DN, torch.nan)
+    return Far(found[:, :2].long(), values[:, 0], values[:, 1:])
+
+
 def _clear_pixels(conditions: SceneConditions, top: int) -> NDArray:
-    """Of a row of cells one clear pixel each, if it has any, with data on as many dates as can be; see `_look`."""
+    """Of a row of cells one clear pixel each, if it has any, with data on as many dates as can be: (k, 2 + 4 (1 + R))
+    int32, row, column, and the DN of all dates."""
     rows = slice(top, top + _CELL * _STEP, _STEP)
     images = np.stack([image[:, rows, ::_STEP] for image in (conditions.cloudy, *conditions.references)])
     present = (images != EMPTY_DN).all(1)

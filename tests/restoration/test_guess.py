@@ -116,7 +116,7 @@ def test_windows_without_anything_to_guess_are_left_out(tmp_path, monkeypatch):
     first = Similar.of(tmp_path, CPU, places)
     assert first.windows == (Tile(64, 0, 64, 64),)
     first.make(Team(tmp_path))
-    assert [path.name for path in tmp_path.glob("guess-0*")] == ["guess-00064-00000.npy"]
+    assert [path.name for path in tmp_path.glob("guess-*")] == ["guess-00064-00000.npy"]
     assert_as_whole(given, first, places)
 
 
@@ -132,10 +132,10 @@ def test_what_is_made_is_kept_and_the_rest_made_by_whoever_goes_on(tmp_path, mon
             asked = []
             with pytest.raises(InterruptedJob):
                 first.make(Team(folder, stopped=lambda asked=asked: asked.append(1) or len(asked) == 4))
-            kept = {path: path.stat().st_mtime_ns for path in folder.glob("guess-0*")}
-            assert len(kept) == 2
+            kept = {path: path.stat().st_mtime_ns for path in folder.glob("guess-*")}
+            assert len(kept) == 3
             (folder / "over").unlink()
         assert together(2, lambda rank, first=first, folder=folder: first.make(Team(folder, rank))) == [None] * 2
-        files[name] = {path.name: path.read_bytes() for path in folder.glob("guess-0*")}
+        files[name] = {path.name: path.read_bytes() for path in folder.glob("guess-*")}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert files["stopped"] == files["whole"]

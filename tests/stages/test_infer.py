@@ -297,7 +297,7 @@ def test_progress_within_a_scene_is_told(folder, trained, bands):
     assert shares == sorted(shares)
     assert told[0] == (0.0025, f"infer: 0 of 2 ({FIRST}: checking 50%)")
     assert (0.1, f"infer: 0 of 2 ({FIRST}: decoding 100%)") in told
-    assert (0.25 + 0.65 / 4) / 2 in shares  # the first of four tiles of the first of two scenes
+    assert (0.4 + 0.5 / 4) / 2 in shares  # the first of four tiles of the first of two scenes
     assert told[-1] == (1.0, f"infer: 2 of 2 ({SECOND})")
 
 
