@@ -139,7 +139,7 @@ def restore(
     offset: float = 0.0,
     pixel_m: float = 10.0,
     sun_elevation: float | None = None,
-    days: float | None = None,
+    days: float | Sequence[float | None] | None = None,
     members: int = 1,
     seed: int = 0,
 ) -> Restored:
@@ -156,8 +156,9 @@ def restore(
     by 20 m; a pixel is `pixel_m` metres wide.
 
     `clear`: another date, or several, the most wanted first, each as the image and on its pixels; no data where it is
-    not clear. They are brought to the light of the image. `days` is how many days after the image the first of them is
-    (negative: before), `sun_elevation` the sun's height on the image in degrees; None where it is not known.
+    not clear. They are brought to the light of the image; of more than three the first three are taken. `days` is how
+    many days after the image it is (negative: before), a list of several, one each, or of the first alone;
+    `sun_elevation` the sun's height on the image in degrees; None where it is not known.
 
     `members` above 1 draws so many likely grounds: the result is their mean, with their deviation. What is random
     depends on `seed` and on a pixel's row and column.
@@ -172,7 +173,13 @@ def restore(
     core = own_arrays.classes(mask, given.shape, mask_values)
     dates = own_arrays.dates(clear, given, scale=scale, offset=offset)
     conditions = own_arrays.conditions(
-        given.dn, core, dates, grown=grown, pixel_m=pixel_m, sun_elevation=sun_elevation, days=days
+        given.dn,
+        core,
+        dates,
+        grown=grown,
+        pixel_m=pixel_m,
+        sun_elevation=sun_elevation,
+        days=own_arrays.days(days, len(dates)),
     )
     with tempfile.TemporaryDirectory(prefix="cloudjob-") as work:
         conditions.save(Path(work))

@@ -77,6 +77,28 @@ def test_a_clear_date_is_what_lies_below(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first_guess", ["similar", "surroundings"])
+def test_of_several_clear_dates_each_shows_what_others_do_not(tmp_path, first_guess):
+    """Every date has half of what is hidden; the fourth of four is too many."""
+    network = untrained(tmp_path, "tiny", process="regression", first_guess=first_guess)
+    truth = ground()
+    image, where = clouded(truth)
+    left, right = truth.copy(), 0.8 * truth
+    left[:, :, 32:], right[:, :, :32] = np.nan, np.nan
+    nothing = np.full_like(truth, np.nan)
+
+    def error(clear, **options) -> float:
+        found = cloudjob.restore(image, where, checkpoint=network, clear=clear, **options)
+        return np.abs(found.reflectance - truth)[:, where].mean()
+
+    both = error([left, right], days=[-3, 5])
+    assert both < 0.5 * min(error([left], days=-3), error([right]))
+    assert error([nothing, left, right]) == pytest.approx(both, rel=0.2)
+    with pytest.warns(UserWarning, match="4 clear dates; the first 3 are taken"):
+        assert error([nothing, nothing, left, right]) == pytest.approx(error([left]), rel=0.2)
+
+
+@pytest.mark.slow
 def test_xarray_comes_back_as_xarray(trained):
     image, where = clouded(ground())
     coords = {"band": ["red", "green", "blue", "nir"], "y": np.arange(60)[::-1], "x": np.arange(70)}

@@ -281,7 +281,7 @@ class InferConfig(Section):
     )
     reference: Literal["other", "nearest", "none"] = Field(
         "other",
-        description="clear dates that the model is shown: nearest is all of them and the best picture; other leaves "
+        description="clear dates that the model is shown, at most three: nearest is the best picture; other leaves "
         "the pair's own clear date out, so that there is something independent to score against",
     )
     unpaired: bool = Field(

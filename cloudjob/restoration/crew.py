@@ -26,8 +26,8 @@ _SHARES = {  # of a scene that its phases take, from and until
     "placing": (0.2, 0.21),
     "lines": (0.21, 0.21),
     "matching": (0.21, 0.22),
-    "first guess": (0.22, 0.25),
-    "tiles": (0.25, 0.9),
+    "first guess": (0.22, 0.4),
+    "tiles": (0.4, 0.9),
     "blending": (0.9, 0.95),
 }
 

@@ -1,5 +1,6 @@
 """One's own image, mask and clear dates as arrays of numpy or xarray; what is restored is given back in that form."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.errors import ConfigError
+from cloudjob.patches.splits import REFERENCES
 from cloudjob.pixels import BANDS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, SCALE
 from cloudjob.restoration import band_choice
 from cloudjob.restoration.blend import OBSERVED
-from cloudjob.restoration.conditions import SceneConditions, first_known
+from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.foreign import NO_REFLECTANCE
 from cloudjob.sentinel2 import decode, foreign_masks, masks, radiometry
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
@@ -106,15 +108,23 @@ def classes(mask: Any, shape: tuple[int, int], values: dict[str, list[int]] | st
 
 
 def dates(clear: Any, image: Given, *, scale: float, offset: float) -> list[NDArray]:
-    """(4, H, W) uint16 DN of the clear dates."""
+    """(4, H, W) uint16 DN of the clear dates, of the first ones where there are too many."""
     several = clear if isinstance(clear, Sequence) else [clear]
-    found = [Given.of(each, scale=scale, offset=offset) for each in several]
+    found = [Given.of(each, scale=scale, offset=offset) for each in several[: len(REFERENCES)]]
+    if len(several) > len(found):
+        warnings.warn(f"{len(several)} clear dates; the first {len(found)} are taken", stacklevel=3)
     for each in found:
         if each.shape != image.shape:
             raise ConfigError(f"a clear date of {each.shape} pixels, the image has {image.shape}")
         if each.labelled is not None and image.labelled is not None:
             _check_place(each.labelled, image.labelled)
     return [each.dn for each in found]
+
+
+def days(given: float | Sequence[float | None] | None, count: int) -> tuple[float | None, ...]:
+    """The days of so many clear dates; None where they are not known."""
+    several = list(given) if isinstance(given, Sequence) else [given]
+    return tuple([*several, *[None] * count][:count])
 
 
 def _check_place(other: Any, image: Any) -> None:
@@ -138,15 +148,13 @@ def conditions(
     grown: bool,
     pixel_m: float,
     sun_elevation: float | None,
-    days: float | None,
+    days: Sequence[float | None],
 ) -> SceneConditions:
     """The conditions of a scene from arrays on the same pixels; see `cloudjob.restore`."""
     mask = core.copy() if grown else masks.grow(core, masks.Settings(), pixel_m=pixel_m)
     mask[(dn == EMPTY_DN).any(0)] = NO_DATA
-    shown = [matched(other, dn, mask == CLEAR) for other in dates]
-    return SceneConditions(
-        dn, mask, core, first_known(shown) if shown else None, sun_elevation, days if dates else None
-    )
+    references = tuple(matched(other, dn, mask == CLEAR) for other in dates)
+    return SceneConditions(dn, mask, core, references, sun_elevation, tuple(days))
 
 
 def matched(other: NDArray, cloudy: NDArray, clear: NDArray) -> NDArray:

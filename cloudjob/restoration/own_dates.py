@@ -15,9 +15,10 @@ from rasterio.windows import Window
 
 from cloudjob.errors import OwnFileError
 from cloudjob.files import atomic, read_json, write_json
+from cloudjob.patches.splits import REFERENCES
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, HIDDEN, NO_DATA
 from cloudjob.restoration import cloud_test, own_mask, placing
-from cloudjob.restoration.conditions import NUMBERS, first_known
+from cloudjob.restoration.conditions import NUMBERS
 from cloudjob.restoration.dates import decoding
 from cloudjob.restoration.own_source import Options, Source
 from cloudjob.restoration.placed import Placed, load, release
@@ -75,7 +76,7 @@ def make_conditions(
     *,
     mask: Path | None,
     options: Options,
-    days: float | None,
+    days: Sequence[float | None],
     say: Callable[[str], object],
 ) -> None:
     """Leaves the conditions of a scene in the team's folder: of an image, the first of the `sources`, and its clear
@@ -88,7 +89,7 @@ def make_conditions(
     placers = max(1, team.few // 2)  # each takes 200 MB: a stripe of a turned grid needs many rows
     team.do("placing", lambda: [unit for date in others for unit in _placing(date, target)], threads=placers)
     team.do("lines", lambda: [Unit(str(date.number), partial(_measure, date, image, team.look)) for date in others])
-    numbers = {"sun_elevation": sources[0].sun_elevation, "reference_days": days}
+    numbers = {"sun_elevation": sources[0].sun_elevation, "reference_days": list(days)}
 
     def matching() -> list[Unit]:
         for note in _notes(folder, others) if team.rank == 0 else []:
@@ -248,11 +249,12 @@ def _measure(date: _Date, image: _Date, look: Callable[[], object]) -> None:
 def _matching(folder: Path, shape: tuple[int, int], others: Sequence[_Date]) -> list[Unit]:
     lines = [radiometry.Match(read_json(_line(date))["lines"]) for date in others]
     seen = [_seen(date, shape) for date in others]
-    reference = Placed(folder / "reference.npy", (len(BANDS), *shape), "uint16")
+    names = REFERENCES[: len(others)]
+    references = [Placed(folder / f"{name}.npy", (len(BANDS), *shape), "uint16") for name in names]
 
     def make(rows: slice) -> None:
-        shown = [line.apply(of(rows), top=rows.start, height=shape[0]) for line, of in zip(lines, seen, strict=True)]
-        reference.write_layers(rows.start, first_known(shown))
-        reference.flush()
+        for line, of, reference in zip(lines, seen, references, strict=True):
+            reference.write_layers(rows.start, line.apply(of(rows), top=rows.start, height=shape[0]))
+            reference.flush()
 
     return [Unit(f"{rows.start:05d}", partial(make, rows)) for rows in _stripes(shape)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloudjob.patches.splits import REFERENCES
 from cloudjob.restoration import cloud_test, own_dates, own_mask, placing
 from cloudjob.restoration.dates import Dates, make_conditions
 from cloudjob.restoration.own_source import Options, Source
@@ -17,7 +18,8 @@ from cloudjob.sentinel2.product import Product
 
 @dataclass(frozen=True)
 class OwnScene:
-    """An image that is to be restored, its clear dates (the most wanted first), and the file of its mask, if any."""
+    """An image that is to be restored, its clear dates (the most wanted first; `open` takes no more than networks are
+    shown), and the file of its mask, if any."""
 
     image: Source
     clear: Sequence[Source]
@@ -27,7 +29,8 @@ class OwnScene:
     @classmethod
     def open(cls, image: Path, clear: Iterable[Path], mask: Path | None, options: Options) -> "OwnScene":
         """Looks at all files, and checks what can be told without decoding them."""
-        found = cls(Source.open(image, options), [Source.open(path, options) for path in clear], mask, options)
+        shown = list(clear)[: len(REFERENCES)]
+        found = cls(Source.open(image, options), [Source.open(path, options) for path in shown], mask, options)
         for other in found.clear:
             placing.part(other.grid, found.image.grid, name=other.path)
         if mask:
@@ -40,12 +43,13 @@ class OwnScene:
         return [each.product for each in (self.image, *self.clear) if each.product]
 
     @property
-    def days(self) -> float | None:
-        """Signed days from the image to its first clear date; None where one of them is not known."""
-        when = [each.acquired for each in (self.image, *self.clear[:1])]
-        if len(when) < 2 or when[0] is None or when[1] is None:
-            return None
-        return round((when[1] - when[0]).total_seconds() / 86400, 3)  # as those of a pair are
+    def days(self) -> tuple[float | None, ...]:
+        """Signed days from the image to its clear dates; None where one of the two is not known."""
+        begin, others = self.image.acquired, [other.acquired for other in self.clear]
+        return tuple(
+            None if begin is None or other is None else round((other - begin).total_seconds() / 86400, 3)  # as a pair's
+            for other in others
+        )
 
     @property
     def mask_source(self) -> str:
@@ -68,6 +72,6 @@ class OwnScene:
         return other.product is not None and other.grid.equals(self.image.grid)
 
     def _dates(self) -> Dates:
-        roles = ["clear", "reference", *(f"reference{n}" for n in range(2, len(self.clear) + 1))][: len(self.clear)]
+        roles = ("clear", *REFERENCES)[: len(self.clear)]
         products = dict(zip(["cloudy", *roles], self.products, strict=True))
-        return Dates(products, shown=tuple(roles), days=self.days, masks=self.options.mask_settings)
+        return Dates(products, shown=roles, days=self.days, masks=self.options.mask_settings)

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch
-from cloudjob.diffusion.conditions import Conditions
+from cloudjob.diffusion.conditions import Conditions, Guess
 from cloudjob.diffusion.processes import Regression
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.pixels import BANDS, HIDDEN
-from cloudjob.restoration import guess
 from cloudjob.restoration.tiles import Tile
 
 _AT_ONCE = 16  # triplets
@@ -74,9 +73,9 @@ class Restorer:
         """Samples of up to 256 x 256 pixels that a network takes at a time. A processor does as much with one."""
         return _ON_GPU if self.device.type == "cuda" else 1
 
-    def tiles(self, batch: Batch, places: list[Tile], members: int, *, cells: Tensor, group: int) -> Tensor:
-        """(N, members, 4, h, w) float32 reflectance of tiles of a scene, given what each is told and the cells of its
-        first guess (see `guess.cut`).
+    def tiles(self, batch: Batch, places: list[Tile], members: int, *, guess: Guess, group: int) -> Tensor:
+        """(N, members, 4, h, w) float32 reflectance of tiles of a scene, given what each is told, and the first
+        guess of its ground.
 
         Noise is keyed by the pixel's row and column in the scene, so overlapping tiles draw the same. The network is
         always given `group` samples, the last one repeated where fewer are left, so that a tile's bits depend on no
@@ -84,8 +83,7 @@ class Restorer:
         """
         samples = [(number, member) for number in range(len(places)) for member in range(members)]
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-            continued = guess.at_pixels(cells, places)
-            told = self.recipe.told(self.network, batch, continued=continued)
+            told = self.recipe.told(self.network, batch, guess=guess)
             parts = [self._drawn(told, places, samples[n : n + group], group) for n in range(0, len(samples), group)]
         return torch.cat(parts).unflatten(0, (len(places), members))
 

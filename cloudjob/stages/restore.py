@@ -177,7 +177,7 @@ def _lead(
 
     def make(item: Item) -> Made:
         scene = scenes[item.name]
-        _announce(folder, item, scene)
+        _announce(request, folder, item, scene)
         work = folder.tiles / f"{item.name}@{digest([item.config, item.inputs])[:8]}"
         team = crew.team(work, within(folder.progress, STAGE, item.name, names.index(item.name), len(names)))
         if not work.exists():
@@ -192,7 +192,7 @@ def _lead(
     return records.work(folder, STAGE, items, make)
 
 
-def _announce(folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
+def _announce(request: Request, folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
     """Says why an image is restored again, what was guessed of the files, and where the mask comes from."""
     reason = records.why(folder, item)
     if reason and reason != "missing":
@@ -200,6 +200,9 @@ def _announce(folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
     for note in dict.fromkeys(note for source in (scene.image, *scene.clear) for note in source.notes):
         folder.say(f"restore: {note}")
     folder.say(f"restore: {item.name}: cloud by {scene.mask_source}")
+    if unseen := request.clear[len(scene.clear) :]:
+        left = ", ".join(str(path) for path in unseen)
+        folder.say(f"restore: at most {len(scene.clear)} clear dates are shown to the network; left out: {left}")
 
 
 def _write(
@@ -211,7 +214,7 @@ def _write(
 
     image = scene.image
     attributes = written.attributes(
-        [name_of(path) for path in (image.path, *request.clear)],
+        [name_of(source.path) for source in (image, *scene.clear)],
         crew.model,
         config_sha256=digest(item.config),
         seed=_SEED,

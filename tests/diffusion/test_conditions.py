@@ -6,7 +6,7 @@ import torch
 from batches import batch
 from torch.nn import functional
 
-from cloudjob.diffusion.conditions import CELLS, CHANNELS, NOTEBOOK_2025, Conditions, Normalisation, channel_count
+from cloudjob.diffusion.conditions import CELLS, CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
 from cloudjob.diffusion.conditions import continued as continued_cells
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 

@@ -6,8 +6,6 @@ from torch import nn
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.networks import (
-
-CONDITION_CHANNELS = channel_count("similar")
     CELL,
     EMBEDDING,
     PRESETS,
@@ -19,6 +17,8 @@ CONDITION_CHANNELS = channel_count("similar")
     build,
     describe,
 )
+
+CONDITION_CHANNELS = channel_count("similar")
 
 
 @pytest.mark.slow

@@ -127,6 +127,20 @@ def test_clear_dates_on_other_pixels_are_brought_onto_the_image(run, here):
     assert item["properties"]["cloudjob:source_products"] == "mine_2024-05-10 clear_2024-05-05 later"
 
 
+@pytest.mark.slow
+def test_at_most_three_clear_dates_are_shown_and_that_is_said(run, here):
+    write(here / "mine.tif", IMAGE, **UTM)
+    names = [f"clear{number}_2024-05-{number:02d}.tif" for number in range(1, 5)]
+    for name in names:
+        write(here / name, ground(), **UTM)
+    done = run("mine.tif", "--mask", "mask.tif", *(part for name in names for part in ("--clear", name)))
+    assert done.returncode == 0, done.stderr
+    said = "at most 3 clear dates are shown to the network; left out: clear4_2024-05-04.tif"
+    assert said in done.stderr
+    item = json.loads(Path("out/mine/mine.json").read_text())
+    assert item["properties"]["cloudjob:source_products"].split()[1:] == [Path(name).stem for name in names[:3]]
+
+
 # --- products ----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_the_same_pixels_give_the_bytes_of_infer(finished, tmp_path, monkeypatch):
