@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cloudjob.diffusion import noise
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import EMPTY_DN, NO_DATA, OFFSET, SCALE, UNKNOWN
+from cloudjob.pixels import EMPTY_DN, NO_DATA, OFFSET, REFERENCES, SCALE, UNKNOWN
 
 
 @dataclass(frozen=True)

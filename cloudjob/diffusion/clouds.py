@@ -20,7 +20,7 @@ from cloudjob.diffusion.batch import Batch, turn
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 _REACH = 16  # pixels from which on a distance no longer matters
-_GROWN, _MOST_COVERED = 10, 0.6  # pixels that a mask is grown by at most, and the share of its depth that they may be
+_GROWN, _MOST_COVERED = 10, 0.4  # pixels that a mask is grown by at most, and the share of its depth that they may be
 _OCTAVES = (64, 32, 16, 8, 4, 2)  # wavelengths of a cloud's texture in pixels
 _ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
 _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
@@ -85,7 +85,7 @@ def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: list[int]) -> Ten
     hidden = cloud | cirrus | shadow
     inside, edge, to_cirrus, to_shadow = _distance(torch.cat([~cloud, ~hidden, cirrus, shadow], 1)).split(1, 1)
     grown = draw("grown", 0, 1) * (_MOST_COVERED * edge.amax((2, 3), keepdim=True)).clamp(max=_GROWN)
-    edge = (edge - grown).clamp(min=0)
+    edge = (edge - grown).clamp(min=0) * (_REACH / (_REACH - grown))  # what is out of reach stays so
     billows, streaks, tops = _texture(seed, samples, like=ground).split(1, 1)
 
     # The optical depth of a thick cloud grows with the cube of the distance to clear ground, up to about 2.5 to 12;

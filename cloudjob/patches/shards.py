@@ -20,8 +20,8 @@ import numpy as np
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.files import raise_open_limit, reading
 from cloudjob.names import days_between
-from cloudjob.patches.splits import GROUND, REFERENCES
-from cloudjob.pixels import BANDS, EMPTY_DN
+from cloudjob.patches.splits import GROUND
+from cloudjob.pixels import BANDS, EMPTY_DN, REFERENCES
 
 SCHEMA_VERSION = 2  # the newest that is read; 1 knows no reference but the first
 COMPRESSIONS = ("none", "zstd", "gzip")

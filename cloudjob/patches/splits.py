@@ -3,9 +3,9 @@
 import hashlib
 
 from cloudjob.errors import ConfigError
+from cloudjob.pixels import REFERENCES
 
 ORDER = ("test", "val", "train")  # where two splits want the same acquisition, the earlier one gets it
-REFERENCES = ("reference", "reference2", "reference3")  # the dates of a pair beside its cloudy and its clear one
 GROUND, CLEAR_DATE = "ground", "clear date"  # targets of a pair; the ground is that of the cloudy day itself
 FURTHER = {CLEAR_DATE: "further", GROUND: "further_of_ground"}  # the references after the first, in a pair's row
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import pinned
 from cloudjob.files import atomic, read_json, write_json
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA
+from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA, REFERENCES
 from cloudjob.restoration.placed import load, release
 from cloudjob.restoration.tiles import Tile, own_parts
 from cloudjob.sentinel2.masks import any_of

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.files import atomic, read_json, write_json
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
+from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA, REFERENCES
 from cloudjob.restoration.conditions import NUMBERS
 from cloudjob.restoration.placed import Placed, load, release
 from cloudjob.restoration.team import Team, Unit

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.errors import ConfigError
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import BANDS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, SCALE
+from cloudjob.pixels import BANDS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, REFERENCES, SCALE
 from cloudjob.restoration import band_choice
 from cloudjob.restoration.blend import OBSERVED
 from cloudjob.restoration.conditions import SceneConditions

@@ -15,8 +15,7 @@ from rasterio.windows import Window
 
 from cloudjob.errors import OwnFileError
 from cloudjob.files import atomic, read_json, write_json
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, HIDDEN, NO_DATA
+from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, HIDDEN, NO_DATA, REFERENCES
 from cloudjob.restoration import cloud_test, own_mask, placing
 from cloudjob.restoration.conditions import NUMBERS
 from cloudjob.restoration.dates import decoding

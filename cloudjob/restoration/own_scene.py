@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloudjob.patches.splits import REFERENCES
+from cloudjob.pixels import REFERENCES
 from cloudjob.restoration import cloud_test, own_dates, own_mask, placing
 from cloudjob.restoration.dates import Dates, make_conditions
 from cloudjob.restoration.own_source import Options, Source

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
 from cloudjob.patches.shards import DAYS
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import EMPTY_DN, HIDDEN
+from cloudjob.pixels import EMPTY_DN, HIDDEN, REFERENCES
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.scoring import methods, metrics, protocols, strata
 from cloudjob.scoring.tables import NOISE, best_first, finite

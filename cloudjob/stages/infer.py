@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cloudjob.config.models import Config, newer
 from cloudjob.files import ask_guards, digest, file_sha256
 from cloudjob.names import ProductName
-from cloudjob.patches.splits import REFERENCES
+from cloudjob.pixels import REFERENCES
 from cloudjob.run import collection, decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary

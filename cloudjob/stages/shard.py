@@ -13,7 +13,8 @@ from cloudjob.files import atomic, digest, file_sha256, write_json
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName, tile_of_pair
 from cloudjob.patches import splits
-from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND, REFERENCES
+from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND
+from cloudjob.pixels import REFERENCES
 from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.products import check, open_product

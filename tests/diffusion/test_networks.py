@@ -18,7 +18,7 @@ from cloudjob.diffusion.networks import (
     describe,
 )
 
-CONDITION_CHANNELS = channel_count("similar")
+CONDITION_CHANNELS = channel_count("surroundings")  # as the checkpoints have that are pinned
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cloudjob.diffusion.batch import Batch
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
+from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, REFERENCES, SHADOW, UNKNOWN
 from cloudjob.restoration import conditions
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.tiles import Tile

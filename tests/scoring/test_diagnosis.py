@@ -65,6 +65,8 @@ class Told:
     """A recipe of two terms, of which the first has the errors, scales, weights and levels that are given for its
     sample, and the second is right but at level 1."""
 
+    first_guess = "similar"
+
     def __init__(self, levels: list[float]):
         self.levels, self.samples = levels, []
 
