@@ -123,3 +123,11 @@ def disk(tmp_path):
     yield resize
     if folder.is_mount():
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before():
+    """What a command line under test has asked for holds for its own test alone."""
+    yield
+    if (progress := sys.modules.get("cloudjob.cli.progress")) is not None:
+        progress.speak()
