@@ -139,7 +139,10 @@ def centre(crs: str, transform: Affine, shape: tuple[int, int]) -> tuple[float, 
 
 def off_tile(tile: str, crs: str, transform: Affine, shape: tuple[int, int]) -> str:
     """What to say of an image of 10 m whose middle does not lie on the tile that somebody named; "" where it does."""
-    zone, left, top = tile_corner(tile)
+    try:
+        zone, left, top = tile_corner(tile)
+    except ConfigError as error:
+        return f"{error}; it counts as a name alone"
     east, south = transform.c + 5 * shape[1] - left, top - transform.f + 5 * shape[0]
     if crs == zone and 0 <= east <= _TILE_M and 0 <= south <= _TILE_M:
         return ""
