@@ -27,7 +27,7 @@ class Rules:
     min_days: float = 0
     max_days: float = 30
     reference_max_days: float = 60
-    references: int = 1
+    references: int = 3
     other_orbit_days: float = 3
     min_overlap: float = 0.5
     clear_max_cloud: float = 0.05

@@ -128,6 +128,7 @@ def on_page(run: Path) -> dict:
 def test_every_measure_reason_candidate_and_picture_is_on_the_page(run):
     page = on_page(run)
     known = {"pair", "cloudy", "clear", "version", "accepted", "shown", "reasons", "reference", "reference_days"}
+    known |= {"further", "further_of_ground"}
     rows = RunFolder(run).rows(run / "pairs.jsonl", stage="pair")
     assert {key for row in rows for key in row} == known | set(MEASURES)
     assert [pair["accepted"] for pair in page["pairs"]].count(False) == 1
