@@ -304,7 +304,7 @@ def brute_force(found, first, day, used, rules):
 @examples(200)
 @given(st.lists(SCENES, max_size=9, unique_by=lambda each: each.product.name.name), st.integers(2, 3), st.booleans())
 def test_further_references_are_the_nearest_but_the_second_lies_beyond_the_truth(clear, references, apart):
-    plain = replace(RULES, min_days=2 if apart else 0)
+    plain = replace(RULES, references=1, min_days=2 if apart else 0)
     rules = replace(plain, references=references)
     before, found = rows(*clear, rules=plain), rows(*clear, rules=rules)
     further = ("further", "further_of_ground")
