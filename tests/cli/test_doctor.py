@@ -47,7 +47,17 @@ def visit(archive, tmp_path, monkeypatch, capsys):
         settings = yaml.safe_load(CONFIG.read_text())
         settings["copernicus"] = {**addresses, "account_folder": str(tmp_path / "account")}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-        code = main(["doctor", str(tmp_path / "config.yaml"), "--online", "--quick", "--json"])
+        code = main(
+            [
+                "doctor",
+                str(tmp_path / "config.yaml"),
+                "--run-dir",
+                str(tmp_path / "run"),
+                "--online",
+                "--quick",
+                "--json",
+            ]
+        )
         found = json.loads(capsys.readouterr().out)["findings"]
         online = [each for each in found if each["topic"] in SERVICES]
         return code, [" ".join((each["topic"], each["words"])) for each in online]
