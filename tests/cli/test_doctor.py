@@ -25,6 +25,12 @@ PATHS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_ones_own(tmp_path, monkeypatch):
+    """The run folder that a configuration names by default is looked for there; the tests' own may be read-only."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
