@@ -178,6 +178,7 @@ def test_what_a_run_needs_is_there_and_said_in_a_table_and_in_json(tmp_path, cap
 
 def test_a_path_that_is_not_there_is_named_with_its_cure(tmp_path, capsys, monkeypatch):
     wrong = ("--set", f"train.init_from={tmp_path / 'no.pt'}", "--quick", "-q")
+    monkeypatch.delenv("APPTAINER_CONTAINER", raising=False)  # set where the tests run in the image
     assert main(["doctor", str(CONFIG), *wrong]) == 0
     said = capsys.readouterr().out
     assert f"warn  paths         train.init_from: {tmp_path / 'no.pt'} is not there, and what" in said
