@@ -231,12 +231,12 @@ def versions_in(image: str) -> Finding:
 
     if shutil.which("apptainer") is None:
         return Finding("image", FAIL, f"no apptainer to start {image} with", "load its module (SITE_MODULES)")
-    inside = _said(["apptainer", "exec", image, "cloudjob", "--version"]).split()
-    if not inside:
+    inside = _said(["apptainer", "exec", image, "cloudjob", "--version"]).split()  # name, version, (commit)
+    if len(inside) < 2:
         return Finding("image", FAIL, f"{image} cannot be started", "apptainer exec IMAGE cloudjob --version says why")
-    same = inside[-1] == __version__
+    same = inside[1] == __version__
     cure = "" if same else "build the image of this checkout anew: containers/build.sh"
-    return Finding("image", OK if same else WARN, f"{image} has cloudjob {inside[-1]}, here is {__version__}", cure)
+    return Finding("image", OK if same else WARN, f"{image} has cloudjob {inside[1]}, here is {__version__}", cure)
 
 
 def _said(command: list[str]) -> str:
