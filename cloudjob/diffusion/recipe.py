@@ -65,14 +65,15 @@ class Recipe:
         """With the spread (and drift) of the process as they are in this batch, which has a target."""
         if type(self.process) is Ddpm:
             return self
-        clean, valid, conditions = self._clean(batch), batch.target_valid, self._conditions(batch)
-        bare = self._conditions(batch.without_references())
+        clean, valid, conditions = self._clean(batch), batch.target_valid, self.conditions(batch)
+        bare = self.conditions(batch.without_references())
         found: dict[str, Any] = {"spread": measure_spread(clean, conditions, bare, valid)}
         if isinstance(self.process, Residual) and self.process.alpha:
             found["drift"] = measure_drift(clean, conditions, valid, found["spread"])
         return replace(self, process=replace(self.process, **found))
 
-    def _conditions(self, batch: Batch, guess: Guess | None = None) -> Conditions:
+    def conditions(self, batch: Batch, guess: Guess | None = None) -> Conditions:
+        """What the batch tells; its first guess is costly."""
         return Conditions.of(batch, norm=self.norm, first_guess=self.first_guess, guess=guess)
 
     def _clean(self, batch: Batch) -> Tensor:
@@ -105,10 +106,19 @@ class Recipe:
             raise ConfigError(f"infer.sampler ancestral draws noise alone: alpha is {alpha:g} here, not 0")
         return {"sampler": sampler, "steps": self.steps(steps, sampler)}
 
-    def terms(self, network: nn.Module, batch: Batch, *, seed: int, samples: list[int]) -> list[Terms]:
-        """What the process compares for these samples: `loss` without its weights and without random changes."""
-        clean, conditions = self._clean(batch), self._conditions(batch)
-        return self.process.loss_terms(network, clean, conditions, seed=seed, indices=samples)
+    def terms(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        *,
+        seed: int,
+        samples: list[int],
+        conditions: Conditions | None = None,
+    ) -> list[Terms]:
+        """What the process compares for these samples: `loss` without its weights and without random changes.
+        `conditions` are those of the batch, where they are known."""
+        conditions = self.conditions(batch) if conditions is None else conditions
+        return self.process.loss_terms(network, self._clean(batch), conditions, seed=seed, indices=samples)
 
     def loss(
         self,
@@ -137,14 +147,10 @@ class Recipe:
             total = total + losses.weighted_mse(part.prediction, part.target, weights * part.weight)
         return total
 
-    def restore(self, network: nn.Module, batch: Batch, *, noise: Noise, steps: int, sampler: str = "auto") -> Tensor:
-        """A sample of the ground's reflectance (N, 4, H, W), given what the batch tells."""
-        return self.draw(network, self.told(network, batch), noise=noise, steps=steps, sampler=sampler)
-
     def told(self, network: nn.Module, batch: Batch, *, guess: Guess | None = None) -> Conditions:
         """What the batch tells, with all that the members of an ensemble have in common: the first guess, of more
         surroundings than the batch holds where that is given, and that of the process's regression where it has one."""
-        conditions = self._conditions(batch, guess)
+        conditions = self.conditions(batch, guess)
         if isinstance(self.process, Corrective):
             return self.process.guessed(network, conditions, limits=self._limits(batch.cloudy))
         return conditions

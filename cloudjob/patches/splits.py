@@ -10,6 +10,14 @@ GROUND, CLEAR_DATE = "ground", "clear date"  # targets of a pair; the ground is 
 FURTHER = {CLEAR_DATE: "further", GROUND: "further_of_ground"}  # the references after the first, in a pair's row
 
 
+def dates_of(pair: dict, target: str) -> dict[str, tuple[str, float]]:
+    """Role -> product and signed days from the cloudy date, of all dates of a pair with this target."""
+    further = [(each["product"], each["days"]) for each in pair.get(FURTHER[target], [])]
+    references = [(pair["reference"], pair["reference_days"]), *further] if pair["reference"] else []
+    found = {"cloudy": (pair["cloudy"], 0.0), "clear": (pair["clear"], pair["days"])}
+    return found | dict(zip(REFERENCES, references, strict=False))
+
+
 def assign(
     pairs: list[dict],
     *,

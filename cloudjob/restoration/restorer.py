@@ -1,6 +1,5 @@
 """A trained model that restores: triplets for the scores, tiles of a scene for its output."""
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -39,26 +38,29 @@ class Restorer:
 
         Noise is keyed by a triplet's number, so a triplet is restored the same in any batch.
         """
+        return self._restored(batch, numbers, [member], steps or self.steps)[0]
+
+    def members(self, batch: Batch, numbers: list[int], count: int) -> NDArray:
+        """(M, N, 4, H, W) float32 reflectance: the first `count` members of the ensemble."""
+        return self._restored(batch, numbers, list(range(count)), self.steps)
+
+    def _restored(self, batch: Batch, numbers: list[int], members: list[int], steps: int) -> NDArray:
+        """What members have in common is computed once for all of them."""
         parts = []
         for first in range(0, len(numbers), _AT_ONCE):
             here = slice(first, first + _AT_ONCE)
             part = batch[here]
-
-            def drawn(step: int, part: Batch = part, here: slice = here) -> Tensor:
-                return noise.draws(self.seed, numbers[here], member=member, step=step, like=part.cloudy)
-
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-                parts.append(
-                    self.recipe.restore(
-                        self.network, part, noise=drawn, steps=steps or self.steps, sampler=self.sampler
-                    )
-                )
+                told = self.recipe.told(self.network, part)
+                parts.append(torch.stack([self._member(told, numbers[here], member, steps) for member in members]))
         hidden = torch.isin(batch.mask, torch.tensor(HIDDEN, device=batch.mask.device, dtype=torch.uint8))
-        return torch.where(hidden[:, None], torch.cat(parts), batch.cloudy).cpu().numpy()
+        return torch.where(hidden[:, None], torch.cat(parts, 1), batch.cloudy).cpu().numpy()
 
-    def members(self, batch: Batch, numbers: list[int], count: int) -> NDArray:
-        """(M, N, 4, H, W) float32 reflectance: the first `count` members of the ensemble."""
-        return np.stack([self.member(batch, numbers, number) for number in range(count)])
+    def _member(self, told: Conditions, numbers: list[int], member: int, steps: int) -> Tensor:
+        def drawn(step: int) -> Tensor:
+            return noise.draws(self.seed, numbers, member=member, step=step, like=told.cloudy)
+
+        return self.recipe.draw(self.network, told, noise=drawn, steps=steps, sampler=self.sampler)
 
     def quicken(self) -> None:
         """What makes a GPU faster at tiles: channels last, bfloat16 where it has units for it, compiled layers where it

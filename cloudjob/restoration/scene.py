@@ -45,15 +45,16 @@ def restore(team: Team, restorer: Restorer, layout: Layout, *, factors: Sequence
 
 def make_guess(team: Team, restorer: Restorer, layout: Layout) -> None:
     """The first guess of the ground, as tiles need it."""
-    _guess(team, restorer, layout).make(team)
-
-
-def _guess(team: Team, restorer: Restorer, layout: Layout) -> "guess.Similar | surroundings.Surroundings":
-    if restorer.recipe.first_guess == "surroundings":
-        return surroundings.Surroundings(team.folder, restorer.recipe.norm)
     conditions = SceneConditions.load(team.folder)
     places = conditions.cloudy_tiles(size=layout.size, overlap=layout.overlap)
     conditions.release()
+    _guess(team, restorer, places).make(team)
+
+
+def _guess(team: Team, restorer: Restorer, places: Sequence[Tile]) -> "guess.Similar | surroundings.Surroundings":
+    """Of these tiles."""
+    if restorer.recipe.first_guess == "surroundings":
+        return surroundings.Surroundings(team.folder, restorer.recipe.norm)
     return guess.Similar.of(team.folder, restorer.device, places)
 
 
@@ -64,9 +65,9 @@ def restore_tiles(team: Team, restorer: Restorer, layout: Layout) -> None:
 
     def plan() -> list[Unit]:
         conditions = SceneConditions.load(team.folder)
-        first = _guess(team, restorer, layout)
         every = conditions.cloudy_tiles(size=layout.size, overlap=layout.overlap)
         conditions.release()
+        first = _guess(team, restorer, every)
         count = max(1, group // layout.members)
         groups = [every[first : first + count] for first in range(0, len(every), count)]
 

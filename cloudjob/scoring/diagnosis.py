@@ -29,7 +29,7 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
     An output of zero is what an untrained network gives: with it, noise is never taken off (noise prediction), or the
     first guess is given back (residual).
     """
-    number, valid = len(batch), batch.target_valid
+    number, valid, conditions = len(batch), batch.target_valid, recipe.conditions(batch)
     found: list[Tensor] = []
     shuffled = dict.fromkeys(_USED, 0.0)
     for repeat in range(repeats):
@@ -38,7 +38,7 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
         def measured(run: Any, samples: list[int] = samples) -> Tensor:
             """Squared errors, those of zero, those of x0, and noise levels (4, terms * N)."""
             rows = []
-            for part in recipe.terms(run, batch, seed=seed, samples=samples):
+            for part in recipe.terms(run, batch, seed=seed, samples=samples, conditions=conditions):
                 error = part.prediction.float() - part.target
                 squares = (
                     part.weight * error.square(),

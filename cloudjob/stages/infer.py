@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cloudjob.config.models import Config, newer
 from cloudjob.files import ask_guards, digest, file_sha256
 from cloudjob.names import ProductName
+from cloudjob.patches.splits import CLEAR_DATE, dates_of
 from cloudjob.pixels import REFERENCES
 from cloudjob.run import collection, decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
@@ -57,12 +58,8 @@ def _products(config: Config, pair: dict) -> list[str]:
 
 
 def _dates_of(pair: dict) -> dict[str, tuple[str, float]]:
-    """Role -> product and signed days from the cloudy date, of all dates of a pair: their masks are read."""
-    found = {"cloudy": (pair["cloudy"], 0.0), "clear": (pair["clear"], pair["days"])}
-    references = [(pair["reference"], pair["reference_days"])]
-    references += [(each["product"], each["days"]) for each in pair.get("further", []) if pair["reference"]]
-    found |= dict(zip(REFERENCES, references, strict=False))
-    return {role: date for role, date in found.items() if date[0]}
+    """Role -> product and signed days from the cloudy date, of the dates that a pair has: their masks are read."""
+    return {role: date for role, date in dates_of(pair, CLEAR_DATE).items() if date[0]}
 
 
 def _references(config: Config, pair: dict) -> list[str]:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from batches import batch
+from batches import batch, restored
 
 from cloudjob.diffusion import checkpoint
 from cloudjob.diffusion.checkpoint import SCHEMA_VERSION, Checkpoint
@@ -356,7 +356,7 @@ def test_a_checkpoint_restores_as_the_network_that_it_was_made_of(process, tmp_p
     mask[:, 4:12, 4:] = 1
     told = batch(torch.rand(2, 4, 16, 16), mask, reference=torch.rand(2, 4, 16, 16))
     options = {"noise": normal_noise, "steps": 2, "sampler": "euler"}
-    images = [one.restore(net.eval(), told, **options) for one, net in ((recipe, network), (again, loaded))]
+    images = [restored(one, net.eval(), told, **options) for one, net in ((recipe, network), (again, loaded))]
     assert torch.equal(*images)
     assert images[0].isfinite().all()
 
@@ -427,9 +427,9 @@ def test_a_checkpoint_of_version_1_restores_as_its_own_code_did(older):
         sun_elevation=torch.tensor([20.0]),
     )
     options = {"noise": lambda step: torch.zeros(1, 4, 16, 16), "steps": 2}
-    found = recipe.restore(network, told, **options)[0, :, 6, 9]
+    found = restored(recipe, network, told, **options)[0, :, 6, 9]
     assert found.tolist() == pytest.approx([0.103483, 0.185601, 0.149997, 0.191354], abs=2e-6)
-    found = recipe.restore(network, told.without_references(), **options)[0, :, 6, 9]
+    found = restored(recipe, network, told.without_references(), **options)[0, :, 6, 9]
     assert found.tolist() == pytest.approx([0.111969, 0.275738, 0.141640, 0.117997], abs=2e-6)
 
 

@@ -135,7 +135,7 @@ def test_ancestral_steps_are_refused_where_the_drift_is_no_noise(batch):
     drawn = Recipe.of("tiny", "residual", **NORMALS, alpha=3.0)
     assert drawn.sampling("auto", 2) == {"sampler": "euler", "steps": 2}
     with pytest.raises(ConfigError, match="ancestral draws noise alone: alpha is 3 here"):
-        drawn.restore(drawn.network(), batch, noise=lambda step: 0, steps=2, sampler="ancestral")
+        batches.restored(drawn, drawn.network(), batch, noise=lambda step: 0, steps=2, sampler="ancestral")
 
 
 # --- the loss ----------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_restoration_is_told_the_batch_and_comes_back_as_reflectance(batch, pr
     """Within the physical range, but for the notebook's."""
     norm = NOTEBOOK_2025 if preset == "notebook-2025" else NORM
     recipe = Recipe(preset, Sampled([]), norm)
-    found = recipe.restore("the network", batch, noise=normal_noise, steps=6, sampler="heun")
+    found = batches.restored(recipe, "the network", batch, noise=normal_noise, steps=6, sampler="heun")
     ((network, conditions, asked),) = recipe.process.heard
     whole = Conditions.of(batch, norm=norm, first_guess="surroundings")
     assert network == "the network"
@@ -275,7 +275,7 @@ def test_the_regression_of_a_corrective_is_computed_once_for_all_that_is_drawn(b
     told = recipe.told(network, batch)
     drawn = [recipe.draw(network, told, noise=lambda step, k=k: k + normal_noise(step), steps=3) for k in range(3)]
     assert asked == [True] + [False] * 9
-    assert torch.equal(drawn[0], recipe.restore(network, batch, noise=normal_noise, steps=3))
+    assert torch.equal(drawn[0], batches.restored(recipe, network, batch, noise=normal_noise, steps=3))
     assert not torch.equal(drawn[0], drawn[1])
 
 
@@ -285,7 +285,7 @@ def test_whatever_a_network_says_a_restoration_stays_in_the_physical_range(proce
     options = {"timesteps": 20} if "ddpm" in process else {}
     recipe = Recipe.of("tiny", process, **NORMALS, **options)
     wild = torch.where(torch.rand(4, 4, 16, 16) < 0.5, -1e6, 1e6)
-    found = recipe.restore(lambda x, level, channels: wild, batch, noise=normal_noise, steps=3)
+    found = batches.restored(recipe, lambda x, level, channels: wild, batch, noise=normal_noise, steps=3)
     for band in range(4):
         assert found[:, band].min().item() == pytest.approx(-0.1, abs=1e-5)
         assert found[:, band].max().item() == pytest.approx(2, abs=1e-5)
@@ -295,4 +295,6 @@ def test_a_restoration_needs_no_target(recipe, batch):
     bare = dataclasses.replace(batch, target=None, donor=None)
     network = recipe.network().eval()
     options = {"noise": normal_noise, "steps": 2, "sampler": "euler"}
-    assert torch.equal(recipe.restore(network, bare, **options), recipe.restore(network, batch, **options))
+    assert torch.equal(
+        batches.restored(recipe, network, bare, **options), batches.restored(recipe, network, batch, **options)
+    )

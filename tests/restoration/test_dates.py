@@ -4,6 +4,7 @@ from datetime import date
 
 import numpy as np
 import pytest
+from scene_conditions import equal, made_by
 from worlds import together
 
 from cloudjob.archive.make import make_synthetic
@@ -49,19 +50,7 @@ def made(folder, pair, shown=("clear", "reference"), *, size=1, threads=1, **opt
     def work(ranks):
         make_conditions(Team(folder, ranks, threads=threads, **options), lambda: opened(pair, shown))
 
-    folder.mkdir(exist_ok=True)
-    for problem in together(size, work):
-        if problem:
-            raise problem
-    return SceneConditions.load(folder)
-
-
-def equal(one: SceneConditions, other: SceneConditions) -> None:
-    pairs = [(getattr(one, name), getattr(other, name)) for name in ("cloudy", "mask", "core")]
-    for was, is_now in [*pairs, *zip(one.references, other.references, strict=True)]:
-        assert was.dtype == is_now.dtype
-        np.testing.assert_array_equal(was, is_now)
-    assert (one.sun_elevation, one.reference_days) == (other.sun_elevation, other.reference_days)
+    return made_by(size, folder, work)
 
 
 def of_scenes(cloudy, others, *, days) -> SceneConditions:

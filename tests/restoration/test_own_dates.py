@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from affine import Affine
 from own_images import UTM, clouded, ground, write
-from worlds import together
+from scene_conditions import equal, made_by
 
 from cloudjob.archive.make import make_synthetic
 from cloudjob.errors import InterruptedJob, OwnFileError
@@ -52,19 +52,7 @@ def made(folder, scene: OwnScene, *, size=1, threads=1, said=None, **options) ->
         team = Team(folder, ranks, threads=threads, **options)
         scene.make(team, **({"say": said.append} if said is not None and team.rank == 0 else {}))
 
-    folder.mkdir(exist_ok=True)
-    for problem in together(size, work):
-        if problem:
-            raise problem
-    return SceneConditions.load(folder)
-
-
-def equal(one: SceneConditions, other: SceneConditions) -> None:
-    for name in ("cloudy", "mask", "core"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-    for number, dates in enumerate(zip(one.references, other.references, strict=True)):
-        np.testing.assert_array_equal(*dates, err_msg=f"date {number}")
-    assert (one.sun_elevation, one.reference_days) == (other.sun_elevation, other.reference_days)
+    return made_by(size, folder, work)
 
 
 def of_arrays(files, scene: OwnScene, clear: list[np.ndarray], *, grown=False) -> SceneConditions:

@@ -25,21 +25,18 @@ class Drawing:
     process = None
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.times = [], 0
 
     def sampling(self, sampler: str, steps: int) -> dict:
         return {"sampler": f"taken {sampler}", "steps": steps + 1}
 
-    def restore(self, network, told, *, noise, **options):
-        self.asked.append(options | {"size": len(told), "bfloat16": torch.is_autocast_enabled("cpu")})
-        return noise(0) + 10 * noise(3)
+    def told(self, network, batch, *, guess=None):
+        self.guess, self.times = guess, self.times + 1
+        return SimpleNamespace(samples=lambda numbers: numbers, cloudy=batch.cloudy)
 
-    def told(self, network, batch, *, guess):
-        self.guess = guess
-        return SimpleNamespace(samples=lambda numbers: numbers)
-
-    def draw(self, network, numbers, *, noise, **options):
-        self.asked.append(options | {"numbers": numbers, "bfloat16": torch.is_autocast_enabled("cpu")})
+    def draw(self, network, told, *, noise, **options):
+        given = {"numbers": told} if isinstance(told, list) else {"size": len(told.cloudy)}
+        self.asked.append(options | given | {"bfloat16": torch.is_autocast_enabled("cpu")})
         return noise(0) + 10 * noise(3)
 
 
@@ -91,6 +88,12 @@ def test_members_are_numbered_from_zero():
     assert found.shape == (3, 3, 4, 8, 8)
     for member in range(3):
         np.testing.assert_array_equal(found[member, :, :, 1:], drawn([4, 5, 6], member)[:, :, 1:])
+
+
+def test_what_members_have_in_common_is_computed_once_for_each_part():
+    made, recipe = restorer()
+    assert made.members(triplets(20), list(range(20)), 5).shape == (5, 20, 4, 8, 8)
+    assert (recipe.times, len(recipe.asked)) == (2, 10)
 
 
 def test_sampler_and_steps_are_those_that_were_asked_for():

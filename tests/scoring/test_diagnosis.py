@@ -70,7 +70,10 @@ class Told:
     def __init__(self, levels: list[float]):
         self.levels, self.samples = levels, []
 
-    def terms(self, network, batch, *, seed, samples):
+    def conditions(self, batch):
+        return None
+
+    def terms(self, network, batch, *, seed, samples, conditions):
         self.samples.append((seed, samples))
         level = torch.tensor([self.levels[sample] for sample in samples])
         number = torch.tensor(samples, dtype=torch.float32).view(-1, 1, 1, 1)
