@@ -7,19 +7,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cloudjob.patches.shards import ShardSet
+from cloudjob.pixels import REFERENCES
 from cloudjob.sentinel2.radiometry import reflectance
 
-_IMAGES = ("cloudy", "clear", "reference")
+_IMAGES = ("cloudy", "clear", *REFERENCES)
 
 
 class Triplets(Dataset[dict[str, Tensor]]):
     """The triplets of a split, each a dict of tensors; n is the width of a window in pixels of 10 m.
 
-    `cloudy`, `clear` and, where the shards have one, `reference`: (4, n, n) float32 surface reflectance (1 is white;
-    NaN without data) of red, green, blue and near infrared. `clear` is what is to be learned, `reference` another clear
-    date. `mask`: (n, n) uint8, 0 clear, 1 cloud, 2 cloud shadow, 3 thin cirrus, 4 unknown, 255 no data.
-    `sun_elevation` of the cloudy date in degrees, `clear_days` and `reference_days` in signed days from it: () float32,
-    NaN where they are not known.
+    `cloudy`, `clear` and, where the shards have them, `reference`, `reference2`, `reference3`: (4, n, n) float32
+    surface reflectance (1 is white; NaN without data) of red, green, blue and near infrared. `clear` is what is to be
+    learned, the references are other clear dates. `mask`: (n, n) uint8, 0 clear, 1 cloud, 2 cloud shadow, 3 thin
+    cirrus, 4 unknown, 255 no data. `sun_elevation` of the cloudy date in degrees, `clear_days` and the references'
+    days in signed days from it: () float32, NaN where they are not known.
 
     It may be given to a DataLoader with any number of workers. IndexError beyond the end; CorruptFileError for a
     damaged shard.
