@@ -109,8 +109,7 @@ def mpi_library() -> Finding:
         said.append(f"mpiexec of {launcher}")
         if flavour and launcher != flavour:
             wrong.append(f"take the mpiexec of {flavour}: with {launcher}'s each rank believes to be alone")
-    if kinds := _said(["srun", "--mpi=list"]):
-        names = set(re.findall(r"[\w]+", kinds.partition(":")[2]))
+    if names := _mpi_kinds(_said(["srun", "--mpi=list"])):
         fits = [kind for kind in _SPEAKS.get(flavour, ()) if kind in names]
         said.append(f"srun --mpi: {' '.join(sorted(names))}")
         if flavour and not fits:
@@ -118,6 +117,12 @@ def mpi_library() -> Finding:
         elif fits:
             said.append(f"SITE_MPI={fits[0]}")
     return Finding("MPI", WARN if wrong else OK, ", ".join(said), "; ".join(wrong))
+
+
+def _mpi_kinds(listed: str) -> set[str]:
+    """Those that `srun --mpi=list` names, on a line of each or on one, after whatever a colon ends; as infer.sh does."""
+    lines = [line.rpartition(":")[2].strip() for line in listed.splitlines()]
+    return {word for line in lines if not line.startswith("MPI") for word in re.findall(r"\w+", line)}
 
 
 def shared_memory(place: Path) -> Finding:

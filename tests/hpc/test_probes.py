@@ -63,6 +63,14 @@ MPICH, OPEN = "MPICH Version: 5.0.2", "Open MPI v5.0.3, package: Debian"
         (OPEN, "mpiexec (Open MPI) 5.0.3", "none pmi2 pmix", OK, "SITE_MPI=pmix"),
         (MPICH, "mpirun (Open MPI) 4.1", None, WARN, "take the mpiexec of MPICH"),
         (OPEN, None, "none cray_shasta", WARN, "speaks none of pmix"),
+        (
+            MPICH,
+            None,
+            "\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4",
+            OK,
+            "SITE_MPI=pmi2",
+        ),
+        (OPEN, None, "...\nsrun: none\nsrun: pmi2", WARN, "speaks none of pmix"),
     ],
 )
 def test_mpi_against_mpiexec_and_srun(program, monkeypatch, library, mpiexec, kinds, state, words):
