@@ -54,6 +54,7 @@ def test_ranges(version, ranges, fits):
 
 
 MPICH, OPEN = "MPICH Version: 5.0.2", "Open MPI v5.0.3, package: Debian"
+LISTED = "\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4"
 
 
 @pytest.mark.parametrize(
