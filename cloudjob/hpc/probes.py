@@ -120,7 +120,7 @@ def mpi_library() -> Finding:
 
 
 def _mpi_kinds(listed: str) -> set[str]:
-    """Those that `srun --mpi=list` names, on a line of each or on one, after whatever a colon ends; as infer.sh does."""
+    """Those that `srun --mpi=list` names, a line each or all on one, after what ends in a colon; as infer.sh does."""
     lines = [line.rpartition(":")[2].strip() for line in listed.splitlines()]
     return {word for line in lines if not line.startswith("MPI") for word in re.findall(r"\w+", line)}
 
