@@ -107,7 +107,7 @@ def _check_whole(path: Path | None, key: str) -> None:
     try:
         checkpoint.check_bands(path, checkpoint.load(path))
     except CorruptFileError as error:
-        raise ConfigError(f"{key}: {error}; copy it anew, or name another") from None
+        raise ConfigError(f"{key}: {error}, or name another") from None
 
 
 def _begin(folder: RunFolder, stages: Sequence[str], *, tidy: bool) -> None:

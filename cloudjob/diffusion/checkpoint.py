@@ -216,7 +216,7 @@ def _load(path: Path) -> dict[str, Any]:
             found.update(block[:got])
             left -= got
         if left or file.read() != _MARK + found.hexdigest().encode() + b"\n":
-            raise CorruptFileError(path, "is no whole checkpoint: its checksum does not fit; copy it again")
+            raise CorruptFileError(path, "is no whole checkpoint: its checksum does not fit; copy it anew")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
 

@@ -127,6 +127,7 @@ def footprints(areas: Mapping[str, Sequence[Ring]], names: Mapping[str, tuple[fl
         if axes.patches:
             low, high = axes.get_ylim()
             axes.set_aspect(1 / max(_cosine((low + high) / 2), 0.05), adjustable="datalim")
+            axes.locator_params("x", nbins=5)
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return found
 
