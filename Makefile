@@ -1,5 +1,5 @@
 # make demo: the whole pipeline on the embedded archive.  make test: the tests; make long: the long forms of some.
-# make lint: style and types.
+# make lint: style and types.  make docs: the site of docs/ in build/site.  make dist: wheel and sdist, built and tried.
 # make cluster-test: the batch scripts and the image on a real, throw-away SLURM.
 # make gpu-check: packs what a machine with one GPU and no network lacks, and says what to run there (tests/gpu/README.md).
 # Each sets up .venv by itself. PYTHON names another interpreter: make demo PYTHON=python3.12
@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=  # dozens of processes would each compile the 
 # File by file in the order of tests/conftest.py: the longest first.
 WORKERS := --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test browser cluster-test cluster-tools long gpu-check quick mutants lint format setup clean
+.PHONY: demo test browser cluster-test cluster-tools long gpu-check quick mutants lint docs dist format setup clean
 
 demo: $(READY)
 	$(BIN)/cloudjob run configs/demo.yaml --run-dir runs/demo
@@ -56,6 +56,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Strict: a link or a heading that is not there, and a page that stands in no menu, are errors.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it does not count what it does not say
+	@echo "build/site/index.html"
+
+# Each is installed into an environment of its own, beside the packages of .venv, and asked for its version.
+dist: $(READY)
+	tests/dist.sh $(BIN)/python
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -68,7 +77,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { \
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv .venv; \
 	  else echo "python3-venv is missing; ask for: apt-get install python3-venv"; exit 2; fi; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[mpi,tensorboard,zstd,s3,test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[mpi,tensorboard,zstd,s3,test,docs]"
 	@touch $@
 
 clean:

@@ -2,27 +2,77 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from cloudjob.errors import ConfigError
 from cloudjob.run.folder import RunFolder
 
 if TYPE_CHECKING:  # heavy: who looks at a run does not wait for them
     import numpy as np
+    import xarray
 
     from cloudjob.config.models import Config
     from cloudjob.config.source import Source
     from cloudjob.diffusion.checkpoint import Checkpoint
+    from cloudjob.patches.dataset import Triplets
+
+_Split = Literal["train", "val", "test"]
 
 
 class Run(NamedTuple):
-    """A run folder and its configuration; `source` knows where each value of it came from."""
+    """A run folder and its configuration; `source` knows where each value of it came from. Nothing is written to it."""
 
     config: "Config"
     folder: RunFolder
     source: "Source"
+
+    def pairs(self, *, accepted: bool = True) -> list[dict[str, Any]]:
+        """The pairs that are accepted, or all candidates: a dict each, as a line of pairs.jsonl has it.
+
+        `cloudy`, `clear`, `reference`: names of products; `days`, `reference_days`: signed days from the cloudy date;
+        `reasons`: why the rule rejected it; and the measures: fractions of one, degrees, reflectance. InputError while
+        the stage pair, or of accepted ones review, has not run.
+        """
+        from cloudjob.run import decisions
+
+        return decisions.accepted_pairs(self.folder) if accepted else self.folder.rows(self.folder.pairs, stage="pair")
+
+    def triplets(self, split: _Split = "train") -> "Triplets":
+        """The triplets of a split as a `torch.utils.data.Dataset`: surface reflectance (4, n, n) of the cloudy, the
+        clear and another clear date, and the mask (n, n); see `cloudjob.patches.dataset.Triplets`.
+
+        InputError while the stage shard has not run; ConfigError for another split.
+        """
+        from cloudjob.patches.dataset import Triplets
+
+        if split not in get_args(_Split):
+            raise ConfigError(f"there is no split {split}: {', '.join(get_args(_Split))}")
+        return Triplets(self.folder.shards, self.folder.index(), split)
+
+    def outputs(self) -> list[str]:
+        """The names of the products that are restored, in their order."""
+        return sorted(path.stem for path in self.folder.outputs.glob("[!.]*/[!.]*.h5"))
+
+    def output(self, product: str) -> "xarray.Dataset":
+        """A restored product, read when it is looked at (docs/outputs.md).
+
+        `reflectance` (band, y, x): surface reflectance of B04, B03, B02, B08, NaN without data; `reconstructed` (y, x):
+        0 observed, 1 reconstructed, 2 blended edge, 255 no data; `uncertainty` (band, y, x): standard deviation of
+        reflectance, with more than one member; x and y in metres of `spatial_ref`. Where rioxarray is installed, `.rio`
+        knows the place. InputError where there is no such output; ConfigError without xarray and h5netcdf.
+        """
+        path = self.folder.made_by(self.folder.output(product, ".h5"), "infer")
+        try:
+            import h5netcdf  # noqa: F401  # what xarray opens it with
+            import xarray
+        except ImportError as error:
+            raise ConfigError(f"{error.name} is missing: pip install 'cloudjob[xarray]'") from None
+        with suppress(ImportError):
+            import rioxarray  # noqa: F401  # it adds .rio
+        return xarray.open_dataset(path, engine="h5netcdf", decode_coords="all")
 
 
 def open_run(config: str | Path, *, run_dir: str | Path | None = None, overrides: Sequence[str] = ()) -> Run:
@@ -38,12 +88,24 @@ def open_run(config: str | Path, *, run_dir: str | Path | None = None, overrides
         if root and root.resolve() != path.resolve():
             raise ConfigError(f"{path} is a run folder itself: leave out --run-dir {root}")
         path, root = path / "config.yaml", path
+        if not path.exists():
+            raise ConfigError(f"{root} is no run folder: it holds no config.yaml. Name the YAML file of a run")
     elif not path.exists():
-        raise ConfigError(f"{path}: no such file or run folder")
+        raise ConfigError(f"{path}: no such file or run folder{_like(path)}")
     loaded, origin = source.load(path, overrides)
     folder = RunFolder(root or Path("runs") / path.stem)
     folder.patience = loaded.leases.patience
     return Run(loaded, folder, origin)
+
+
+def _like(path: Path) -> str:
+    """What somebody may have meant by a path that is not there: what lies beside it, and is called much like it."""
+    import difflib
+
+    place = next(above for above in (path.parent, *path.parent.parents, Path()) if above.is_dir())
+    missing = path.relative_to(place).parts[0]
+    near = difflib.get_close_matches(missing, [each.name for each in place.iterdir()], n=1)
+    return f"; did you mean {place / near[0]}?" if near else f" (the nearest folder that there is: {place.absolute()})"
 
 
 def load_checkpoint(path: str | Path) -> "Checkpoint":
@@ -77,7 +139,7 @@ def restore(
     offset: float = 0.0,
     pixel_m: float = 10.0,
     sun_elevation: float | None = None,
-    days: float | None = None,
+    days: float | Sequence[float | None] | None = None,
     members: int = 1,
     seed: int = 0,
 ) -> Restored:
@@ -94,8 +156,9 @@ def restore(
     by 20 m; a pixel is `pixel_m` metres wide.
 
     `clear`: another date, or several, the most wanted first, each as the image and on its pixels; no data where it is
-    not clear. They are brought to the light of the image. `days` is how many days after the image the first of them is
-    (negative: before), `sun_elevation` the sun's height on the image in degrees; None where it is not known.
+    not clear. They are brought to the light of the image; of more than three the first three are taken. `days` is how
+    many days after the image it is (negative: before), a list of several, one each, or of the first alone;
+    `sun_elevation` the sun's height on the image in degrees; None where it is not known.
 
     `members` above 1 draws so many likely grounds: the result is their mean, with their deviation. What is random
     depends on `seed` and on a pixel's row and column.
@@ -110,7 +173,13 @@ def restore(
     core = own_arrays.classes(mask, given.shape, mask_values)
     dates = own_arrays.dates(clear, given, scale=scale, offset=offset)
     conditions = own_arrays.conditions(
-        given.dn, core, dates, grown=grown, pixel_m=pixel_m, sun_elevation=sun_elevation, days=days
+        given.dn,
+        core,
+        dates,
+        grown=grown,
+        pixel_m=pixel_m,
+        sun_elevation=sun_elevation,
+        days=own_arrays.days(days, len(dates)),
     )
     with tempfile.TemporaryDirectory(prefix="cloudjob-") as work:
         conditions.save(Path(work))

@@ -11,3 +11,4 @@ EMPTY_DN = 0  # no data; valid numbers are 1 to 65535
 CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN, NO_DATA = 0, 1, 2, 3, 4, 255
 HIDDEN = (CLOUD, SHADOW, CIRRUS)  # the classes under which the ground is reconstructed
 CLASSES = {"clear": CLEAR, "cloud": CLOUD, "shadow": SHADOW, "cirrus": CIRRUS, "unknown": UNKNOWN, "no_data": NO_DATA}
+REFERENCES = ("reference", "reference2", "reference3")  # the dates of a scene beside its cloudy and its clear one

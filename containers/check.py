@@ -10,8 +10,9 @@ import torch
 from cloudjob.diffusion import conditions, networks
 from cloudjob.hpc import mpi
 
-network = networks.build("tiny", condition_channels=conditions.CONDITION_CHANNELS)
-known = torch.zeros(1, conditions.CONDITION_CHANNELS, 64, 64)
+channels = conditions.channel_count("similar")
+network = networks.build("tiny", condition_channels=channels)
+known = torch.zeros(1, channels, 64, 64)
 with torch.no_grad():
     value = network(torch.zeros(1, 4, 64, 64), torch.zeros(1), known)
 with mpi.communicator() as ranks:

@@ -100,6 +100,18 @@ find_program() { # cloudjob=(command): in the image, in .venv, or on the PATH
     fi
 }
 
+examine() { # the quick part of the doctor, first: what is missing is said before a job waits or a GPU idles
+    local settings=() code=0 i
+    for ((i = 0; i < ${#arguments[@]}; i++)); do
+        case ${arguments[i]} in
+            --set) settings+=(--set "${arguments[i + 1]}") ;;
+            --set=*) settings+=("${arguments[i]}") ;;
+        esac
+    done
+    "${cloudjob[@]}" doctor "$config" --run-dir "$run_dir" --quick --quiet "${settings[@]}" >&2 || code=$?
+    ((code != 4)) || die "mend what fails above, then submit again; all that is looked at: cloudjob doctor $config"
+}
+
 # --- submission -----------------------------------------------------------------------------------------------------
 submit() { # submit KIND SCRIPT [options of sbatch] -- CONFIG STAGE ...: prints the id of the job, or ids ID:ID
     local -n of_kind="SITE_$1"
@@ -135,6 +147,8 @@ submit_one() { # submit_one OFFSET SCRIPT [options of sbatch] -- CONFIG STAGE ..
     done
     shift
     if ((offset)); then set -- --offset="$offset" "$@"; fi
+    command -v sbatch >/dev/null || die "no SLURM on $(hostname -s): sbatch is not on the PATH (is a module to be" \
+        "loaded, or a login node to be used?). Without SLURM: $(without_slurm "$2" "$1")"
     # What this job was given must not become what the next one asks for.
     id=$(for name in ${!SLURM_@} ${!SRUN_@}; do [[ $name == SLURM_CONF ]] || unset "$name"; done
         sbatch --parsable "${options[@]}" "slurm/$script" "$@" 2>&1) || refused "$id"
@@ -142,6 +156,15 @@ submit_one() { # submit_one OFFSET SCRIPT [options of sbatch] -- CONFIG STAGE ..
     if ((offset)); then shift; fi
     note "${id%%;*}" "$(part_of "$2" "$offset")" submitted
     echo "${id%%;*}"
+}
+
+without_slurm() { # without_slurm STAGE CONFIG: the command that does the same here
+    case $1 in
+        fetch | pipeline) echo "cloudjob run $2" ;;
+        train) echo "torchrun --nproc-per-node=gpu -m cloudjob train $2" ;;
+        infer) echo "mpiexec -n 4 cloudjob infer $2" ;;
+        *) echo "cloudjob $1 $2" ;;
+    esac
 }
 
 array_parts() { # array_parts 0-2,7,1003-1005%4 1001: lines of OFFSET and indices below MaxArraySize: 0 0-2,7%4; 1001 2-4%4
@@ -172,6 +195,7 @@ refused() { # what sbatch said, and what can be done about it
         *[Pp]artition*) cure="partitions here: $(sinfo -h -o %R | sort -u | xargs); set --partition in $where" ;;
         *[Gg]eneric*resource* | *[Gg]res* | *GRES* | *"node configuration"*)
             cure="what nodes have: $(sinfo -h -o '%R %c cores, %G' | sort -u | paste -sd ';'); see SITE_GPU in $where" ;;
+        *"configuration source"*) cure="$(hostname -s) has the commands of SLURM and belongs to no cluster; log in to one" ;;
         *ccount*) cure="set --account in SITE_JOB of $where" ;;
         *) cure="see the options in $where" ;;
     esac

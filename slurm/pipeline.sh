@@ -16,6 +16,7 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 source slurm/common.sh
 
 begin CPU pipeline "$@"
+examine
 export CLOUDJOB_CHAIN=$run_dir/jobs/chain-$$-$EPOCHSECONDS # its jobs, in order
 last='' needed='' before=''
 after() { # after KIND SCRIPT [options of sbatch] -- STAGE: the next link of the chain, which starts by looking whether

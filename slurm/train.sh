@@ -19,6 +19,7 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 source slurm/common.sh
 
 begin TRAIN train "$@"
+examine
 submit_myself
 need_gpu
 retry_lost=1

@@ -1,9 +1,12 @@
 """Batches for tests: what a test does not name is not known."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.recipe import Recipe
 
 
 def batch(
@@ -29,3 +32,8 @@ def batch(
         sun_elevation=unknown if sun_elevation is None else sun_elevation,
         **images,
     )
+
+
+def restored(recipe: Recipe, network: Any, given: Batch, **options: Any) -> Tensor:
+    """A sample of the ground's reflectance (N, 4, H, W), given what the batch tells."""
+    return recipe.draw(network, recipe.told(network, given), **options)

@@ -29,7 +29,7 @@ LONGEST_FIRST = (
     "test_together",
     *("test_ranks", "test_pipeline", "test_same", "test_resume", "test_compare", "test_evaluate", "test_real_pixels"),
     *("stages/test_shard", "stages/test_train", "test_bench_train", "test_scripts", "test_real_places", "test_review"),
-    *("test_real_series", "test_real_triplets", "test_references"),
+    *("test_docs", "test_real_series", "test_real_triplets", "test_references"),
 )
 
 
@@ -123,3 +123,11 @@ def disk(tmp_path):
     yield resize
     if folder.is_mount():
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before():
+    """What a command line under test has asked for holds for its own test alone."""
+    yield
+    if (progress := sys.modules.get("cloudjob.cli.progress")) is not None:
+        progress.speak()

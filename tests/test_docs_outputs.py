@@ -1,30 +1,22 @@
 """The examples of docs/outputs.md do what they say."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scene_files
+from doc_pages import Reader
 from scene_files import PRODUCT, pixels
 
 from cloudjob.restoration import output
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "outputs.md"
 LIBRARIES = ("xarray", "h5netcdf", "rioxarray", "odc.stac", "pystac", "stackstac")
 DAYS = (PRODUCT, PRODUCT.replace("20240310T", "20240327T"), PRODUCT.replace("20240310T", "20240406T"))
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries among themselves
 
 
-def examples() -> dict[str, str]:
-    """The blocks of Python below each heading."""
-    parts = re.split(r"^## (.+)$", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    block = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    return {name: "\n".join(block.findall(text)) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
-
-
 @pytest.mark.slow
-def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch):
     for library in LIBRARIES:
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
@@ -39,11 +31,8 @@ def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     scene_files.write(folder, scenes[0], name=other, crs="EPSG:32606")
     output.write_collection(folder)
 
-    space: dict = {}
-    said = {}
-    for heading, code in examples().items():
-        exec(compile(code, f"{DOCUMENT.name}: {heading}", "exec"), space)
-        said[heading] = capsys.readouterr().out
+    reader = Reader(tmp_path)
+    said, space = reader.follow("outputs.md"), reader.names
     first = scenes[0]
     dn = np.where(first.reflectance, first.reflectance, np.nan) * 1e-4 - 0.1
     np.testing.assert_allclose(space["red"].values[0], dn[0], atol=1e-6)

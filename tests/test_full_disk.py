@@ -61,7 +61,7 @@ def writers() -> dict:
         return folder / "a.json"
 
     def conditions(folder: Path) -> Path:
-        SceneConditions(pixels, flags, flags, None, None, None).save(folder / "work")
+        SceneConditions(pixels, flags, flags, (), None, ()).save(folder / "work")
         return folder / "work" / "mask.npy"
 
     def raster(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Three clear dates beside the target, through the front door: fetched, cut, and scored."""
+"""Three clear dates beside the target, through the front door: fetched, cut, scored, and shown."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 from front_door import CONFIG, good
+from untrained import untrained
 
 from cloudjob.files import read_jsonl
 from cloudjob.names import ProductName
@@ -71,3 +72,23 @@ def test_more_dates_are_scored_on_the_same_pixels_and_nothing_is_done_twice(run)
     assert {"similar_2_dates", "similar_3_dates"} < set(summary["scores"]["test"]) <= set(summary["methods"])
     for stage in ("pair", "download", "shard", "evaluate"):
         assert f"{stage}: 0 done" in good(stage, run).stderr
+
+
+def test_a_network_is_shown_three_dates_and_none_does_worse(run, tmp_path):
+    """One that gives the first guess as it is."""
+    network = untrained(tmp_path, "tiny", "regression", first_guess="similar")
+    errors = {}
+    for reference, days in (("none", []), ("other", [8, -9, 15]), ("nearest", [-6, 8, -9])):
+        options = ["--set", f"infer.checkpoint={network}", "--set", f"infer.reference={reference}"]
+        assert "infer: 2 done" in good("infer", run, *options).stderr
+        for path in (run / "outputs").glob("*/*.h5"):
+            with h5py.File(path) as file:
+                image, hidden = file["reflectance"][...], file["reconstructed"][...] == 1
+                sources = [ProductName.parse(name).sensing for name in file.attrs["source_products"].split()]
+            assert [(date.date() - sources[0].date()).days for date in sources[1:]] == days
+            with rasterio.open(run / "truth" / f"{path.stem}.tif") as truth:
+                difference = image.astype(float) - truth.read()
+            errors[path.stem, reference] = np.abs(difference[:, hidden]).mean()
+    for path in (run / "outputs").glob("*/*.h5"):
+        none, other, nearest = (errors[path.stem, reference] for reference in ("none", "other", "nearest"))
+        assert max(other, nearest) < 0.8 * none

@@ -18,6 +18,7 @@ from cloudjob.archive import series
 from cloudjob.archive.rasters import (
     centre,
     clear_classes,
+    off_tile,
     product_from_raster,
     read_bands,
     read_raster,
@@ -136,6 +137,8 @@ def make_from_rasters(archive: Path, *, pairs: list[dict], said: Callable[[str],
             for path in (raster, mask if which == "cloudy" else None):
                 content.update(Path(path).read_bytes() if path else b"")
             dn, crs, transform = read_raster(raster)
+            if wrong := off_tile(pair["tile"], crs, transform, dn.shape[1:]):
+                said(f"archive.rasters: WARNING: {raster}: {wrong}")
             place = centre(crs, transform, dn.shape[1:])
             sensing = _own_second(pair["tile"], _overpass(pair[f"{which}_date"], *place), content.digest(), used)
             name = _name(pair["tile"], sensing, pair["offset"])

@@ -17,7 +17,7 @@ from cloudjob.files import reading
 from cloudjob.names import ProductName
 from cloudjob.pixels import BANDS, CIRRUS, CLOUD, EMPTY_DN, NO_DATA, SHADOW, UNKNOWN
 from cloudjob.sentinel2 import foreign_masks
-from cloudjob.sentinel2.geometry import sun_position
+from cloudjob.sentinel2.geometry import sun_position, tile_centre, tile_corner
 from cloudjob.sentinel2.masks import (
     SCL_BARE,
     SCL_CIRRUS,
@@ -38,6 +38,7 @@ _CLASSES = (
     *((UNKNOWN, SCL_SATURATED), (NO_DATA, SCL_SATURATED)),
     *((SHADOW, SCL_SHADOW), (CIRRUS, SCL_CIRRUS), (CLOUD, SCL_HIGH)),
 )
+_TILE_M = 109_800  # metres along a side of a tile
 _CLOUD_PROBABILITY = {SCL_MEDIUM: 60, SCL_HIGH: 95, SCL_CIRRUS: 25}  # percent
 
 
@@ -134,6 +135,23 @@ def centre(crs: str, transform: Affine, shape: tuple[int, int]) -> tuple[float, 
     """Longitude and latitude of the middle of an image of `shape` (rows, columns) pixels of 10 m."""
     lon, lat = warp_points(crs, "EPSG:4326", [transform.c + 5 * shape[1]], [transform.f - 5 * shape[0]])
     return lon[0], lat[0]
+
+
+def off_tile(tile: str, crs: str, transform: Affine, shape: tuple[int, int]) -> str:
+    """What to say of an image of 10 m whose middle does not lie on the tile that somebody named; "" where it does."""
+    try:
+        zone, left, top = tile_corner(tile)
+    except ConfigError as error:
+        return f"{error}; it counts as a name alone"
+    east, south = transform.c + 5 * shape[1] - left, top - transform.f + 5 * shape[0]
+    if crs == zone and 0 <= east <= _TILE_M and 0 <= south <= _TILE_M:
+        return ""
+    lon, lat = centre(crs, transform, shape)
+    where, (tile_lon, tile_lat) = f"{lon:.2f}, {lat:.2f} in {crs}", tile_centre(tile)
+    return (
+        f"its middle lies at {where}, which is not on tile {tile} (about {tile_lon:.2f}, {tile_lat:.2f} in {zone}); "
+        "splits by tile keep apart what lies apart only where each names the tile that it lies on"
+    )
 
 
 def compare(bands: np.ndarray, other: np.ndarray) -> np.ndarray:

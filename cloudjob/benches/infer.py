@@ -18,7 +18,7 @@ from cloudjob.benches import shard
 from cloudjob.diffusion import checkpoint
 from cloudjob.diffusion.average import GAMMAS
 from cloudjob.diffusion.checkpoint import Checkpoint
-from cloudjob.diffusion.conditions import CONDITION_CHANNELS
+from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ItemError
 from cloudjob.files import check_room
@@ -69,7 +69,7 @@ def _made(work: Path, size: int, say: Callable[[str], None]) -> Path:
         say(f"making a scene of {size} x {size} pixels in {work}, for this time and later ones")
         shard.make_pair(work / "archive", size, cloud=CLOUD, every=1)
         shard.fetch(work, size)
-        recipe = Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4)
+        recipe = Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4, first_guess="similar")
         checkpoint.save(work, untrained(recipe)).rename(work / "step.pt")
         done.touch()
     return work / "run"
@@ -167,12 +167,12 @@ print(time.process_time() - begun)
 def _notebook(run_folder: Path) -> dict[str, Any]:
     """The notebook's way, extrapolated: 1000 passes of the same network for each of its windows with cloud, one at a
     time, from the seconds of a few passes. And the same without the overlap of its windows."""
-    recipe = Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4)
+    recipe = Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4, first_guess="similar")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = recipe.network().to(device).eval()
     torch.set_num_threads(1)
     x, level = torch.randn(1, len(BANDS), _PATCH, _PATCH, device=device), torch.ones(1, device=device)
-    told = torch.randn(1, CONDITION_CHANNELS, _PATCH, _PATCH, device=device)
+    told = torch.randn(1, channel_count("similar"), _PATCH, _PATCH, device=device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds = []
     with torch.no_grad():

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cloudjob.benches import notebook
 from cloudjob.diffusion import networks
 from cloudjob.diffusion.batch import Batch, pinned
-from cloudjob.diffusion.conditions import CONDITION_CHANNELS
+from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import ConfigError, ItemError
 from cloudjob.files import check_room, file_sha256, write_json
@@ -107,7 +107,7 @@ class Bench:
         torch._dynamo.reset()
         precision.settle(self.device)
         chosen = Settings(preset=preset, options={}, **settings)
-        recipe = Recipe.of(preset, chosen.process, **self.index["normalisation"])
+        recipe = Recipe.of(preset, chosen.process, first_guess="similar", **self.index["normalisation"])
         some = Batch.of(self.batch(8)[1], self.device)
         recipe = recipe.measure(some)
         network = recipe.network().to(self.device)
@@ -166,9 +166,9 @@ class Bench:
         for number in range(16):
             triplet = self.shards[number]
             notebook.write_one(files, number, triplet["cloudy"], triplet["clear"], triplet["mask"])
-        network = networks.build(preset, condition_channels=CONDITION_CHANNELS).to(self.device)
+        network = networks.build(preset, condition_channels=channel_count("similar")).to(self.device)
         network.fold = torch.nn.PixelUnshuffle(networks.CELL)  # all of it contiguous, as the notebook's
-        plain = notebook.Trainer(network, notebook.Loader(files), channels=CONDITION_CHANNELS)
+        plain = notebook.Trainer(network, notebook.Loader(files), channels=channel_count("similar"))
         step = self.step(preset, process="residual", batch_size=8)
         ours = iter(self._batches(8, threads=1))
         seconds: dict[str, list[float]] = {"notebook": [], "ours": []}

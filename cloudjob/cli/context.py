@@ -69,8 +69,8 @@ def stages_of(config: "Config", stages: Sequence[str]) -> list[str]:
     return kept
 
 
-def check_writable(folder: RunFolder) -> None:
-    """ConfigError unless files can be made in the run folder."""
+def check_writable(folder: RunFolder, *, option: str = "--run-dir") -> None:
+    """ConfigError unless files can be made in the run folder, which the `option` names."""
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder.root):
@@ -79,7 +79,7 @@ def check_writable(folder: RunFolder) -> None:
         if is_disk_full(error):
             raise
         raise ConfigError(
-            f"{folder.root} cannot be written to ({error.strerror}): name a run folder elsewhere with --run-dir"
+            f"{folder.root} cannot be written to ({error.strerror}): name a folder elsewhere with {option}"
         ) from None
 
 

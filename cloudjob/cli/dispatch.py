@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cloudjob.cli import streams
 from cloudjob.cli.parser import STAGES, parse
-from cloudjob.cli.progress import say
+from cloudjob.cli.progress import say, speak
 from cloudjob.errors import CloudjobError, DiskFullError, InterruptedJob
 from cloudjob.files import raise_open_limit, trouble, troubles
 from cloudjob.hpc import launch
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "archive": _command("archive", "command"),
     "import": _command("public", "command"),
     "restore": _command("restore", "command"),
+    "completion": _command("completion", "command"),
 }
 _LOOKERS = ("plan", "status", "items", "config")  # they make nothing
 # Their results are files; what they print is beside them.
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.settle()
     raise_open_limit()
     arguments = parse(argv)
+    speak(quiet="quiet" in arguments, verbose="verbose" in arguments)
     code = _call(arguments)
     if (lost := streams.unsaid()) and arguments.command not in _MAKERS and not code:
         say(f"cloudjob: standard output: {trouble(lost)}")

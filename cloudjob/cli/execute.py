@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudjob import __version__, leases
@@ -13,7 +14,7 @@ from cloudjob.cli.parser import STAGES
 from cloudjob.cli.progress import say
 from cloudjob.cli.stopping import listen
 from cloudjob.cli.traces import Traces
-from cloudjob.errors import ConfigError, InputError, ItemError
+from cloudjob.errors import ConfigError, CorruptFileError, InputError, ItemError
 from cloudjob.files import sweep
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
@@ -91,6 +92,22 @@ def _check(config: "Config", folder: RunFolder, stages: Sequence[str], arguments
         records.wanted(folder, stage_module(stages[0]).items(config, folder))
     if "infer" in stages:
         records.check_checkpoint(config.infer.checkpoint)
+        _check_whole(config.infer.checkpoint, "infer.checkpoint")
+    weights = getattr(arguments, "init_from", None)
+    if weights and not weights.is_file():
+        raise ConfigError(f"--init-from {weights}: no such file; name a step-NNNNNNNN.pt")
+
+
+def _check_whole(path: Path | None, key: str) -> None:
+    """ConfigError where a checkpoint from elsewhere is damaged: said once, before the first scene."""
+    if path is None:
+        return
+    from cloudjob.diffusion import checkpoint
+
+    try:
+        checkpoint.check_bands(path, checkpoint.load(path))
+    except CorruptFileError as error:
+        raise ConfigError(f"{key}: {error}, or name another") from None
 
 
 def _begin(folder: RunFolder, stages: Sequence[str], *, tidy: bool) -> None:
@@ -110,12 +127,12 @@ def tell(summary: Summary, folder: RunFolder) -> None:
     folder.say(summary.line())
     if summary.output and first_rank():
         print(summary.output, flush=True)
-    for item, why in summary.rejected.items():
-        folder.say(f"  rejected {item}: {why}")
-    for item, why in summary.left_out.items():
-        folder.say(f"  left out {item}: {why}")
-    for item, why in summary.failed.items():
-        folder.say(f"  failed {item}: {why}")
+    for state, found in (("rejected", summary.rejected), ("left out", summary.left_out), ("failed", summary.failed)):
+        alike: dict[str, list[str]] = {}
+        for item, why in found.items():
+            alike.setdefault(why, []).append(item)
+        for why, items in alike.items():
+            folder.say(f"  {state} {items[0]}{f' and {len(items) - 1} more' if items[1:] else ''}: {why}")
 
 
 def first_rank() -> bool:

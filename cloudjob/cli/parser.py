@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloudjob import __version__
+from cloudjob.cli import typos
 from cloudjob.files import expanded
 
 STAGES = {
@@ -21,6 +22,7 @@ STAGES = {
     "report": "one self-contained page about the run",
 }
 BENCHES = ("download", "shard", "read", "train", "infer")
+SHELLS = ("bash", "zsh", "tcsh")
 PUBLIC = ("sen12mscr", "sen12mscr-ts", "allclear", "sen2mtc")
 EXAMPLES = """examples:
   cloudjob run configs/demo.yaml                       all stages, on the embedded archive
@@ -34,15 +36,22 @@ class Parser:
     """The parser of `cloudjob`, built command by command; `root` parses a command line."""
 
     def __init__(self) -> None:
-        self.root = argparse.ArgumentParser(
+        self.root = typos.Parser(
             prog="cloudjob",
             description="Removes clouds from Sentinel-2 Level-2A scenes with a diffusion model, in restartable stages.",
             epilog=EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.root.add_argument("--version", action="version", version=f"cloudjob {__version__}")
+        self.root.add_argument("--version", action=_Version, nargs=0, help="show version and commit, and end")
+        self.voice = typos.Parser(add_help=False)  # how much a command says, before its name or after
+        loudness = self.voice.add_mutually_exclusive_group()
+        text = "say only what goes wrong; the rest is in jobs/log.txt of the run folder"
+        loudness.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help=text)
+        text = "say each step, with the time"
+        loudness.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=text)
+        self.root._add_container_actions(self.voice)
         self.commands = self.root.add_subparsers(metavar="COMMAND", dest="command", required=True)
-        self.config = argparse.ArgumentParser(add_help=False)  # what commands about a run have in common
+        self.config = typos.Parser(add_help=False)  # what commands about a run have in common
         self.config.add_argument("config", metavar="CONFIG", type=_path, help="a YAML file, or a run folder")
         self.config.add_argument("--run-dir", type=_path, help="the run folder (default: runs/<name of the YAML file>)")
         _add_set(self.config, help="override, e.g. train.lr=2e-4")
@@ -57,16 +66,15 @@ class Parser:
         self._add_model()
         self._add_archive()
         self._add_import()
+        self._add_completion()
 
-    def _command(
-        self, name: str, text: str, parents: Sequence[argparse.ArgumentParser] = ()
-    ) -> argparse.ArgumentParser:
-        return self.commands.add_parser(name, help=text, description=text, parents=parents)
+    def _command(self, name: str, text: str, parents: Sequence[typos.Parser] = ()) -> argparse.ArgumentParser:
+        return self.commands.add_parser(name, help=text, description=text, parents=[*parents, self.voice])
 
     def _add_run(self) -> None:
         run = self._command("run", "run all stages, or those from --from until --until", [self.config])
-        run.add_argument("--from", dest="first", choices=STAGES, default="search")
-        run.add_argument("--until", dest="last", choices=STAGES, default="report")
+        run.add_argument("--from", dest="first", choices=tuple(STAGES), default="search")
+        run.add_argument("--until", dest="last", choices=tuple(STAGES), default="report")
         run.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
 
     def _add_stages(self) -> None:
@@ -116,7 +124,7 @@ class Parser:
         ):
             self._command(name, text, [self.config]).add_argument("--json", action="store_true")
         items = self._command("items", "list the items of a stage, for sbatch --array")
-        items.add_argument("stage", choices=STAGES)
+        items.add_argument("stage", choices=tuple(STAGES))
         items.add_argument("config", metavar="CONFIG", type=_path)
         items.add_argument("--run-dir", type=_path)
         _add_set(items)
@@ -135,9 +143,13 @@ class Parser:
     def _add_doctor(self) -> None:
         doctor = self._command("doctor", "say what a run needs and does not have, and what to do")
         doctor.add_argument("config", metavar="CONFIG", type=_path, nargs="?")
-        text = "whether each service of the Data Space is reachable and accepts the credentials"
-        doctor.add_argument("--online", action="store_true", required=True, help=text)
-        doctor.set_defaults(set=[])
+        doctor.add_argument("--run-dir", type=_path, help="the run folder whose disk is looked at")
+        text = "also whether each service of the Data Space is reachable and accepts the credentials"
+        doctor.add_argument("--online", action="store_true", help=text)
+        text = "only what takes no time: neither torch nor a compiler is started"
+        doctor.add_argument("--quick", action="store_true", help=text)
+        doctor.add_argument("--json", action="store_true")
+        _add_set(doctor)
 
     def _add_bench(self) -> None:
         bench = self._command("bench", "measure this node: ratios against the plain way")
@@ -170,7 +182,9 @@ class Parser:
     def _add_archive(self) -> None:
         archive = self.commands.add_parser("archive", help="make or serve the embedded archive")
         actions = archive.add_subparsers(dest="action", metavar="{make,serve}", required=True)
-        actions.add_parser("make", parents=[self.config], help="make the products that a configuration describes")
+        actions.add_parser(
+            "make", parents=[self.config, self.voice], help="make the products that a configuration describes"
+        )
         serve = actions.add_parser("serve", help="serve a folder of products as the Data Space does")
         serve.add_argument("folder", type=_path)
         serve.add_argument("--port", type=int, default=8765)
@@ -188,6 +202,21 @@ class Parser:
         public.add_argument("--out", metavar="DIR", type=_path, required=True, help="the run folder of its shards")
         _add_set(public, help="override, e.g. pair.references=1")
 
+    def _add_completion(self) -> None:
+        completion = self._command("completion", "print what completes command lines, for a shell to read")
+        completion.add_argument("shell", choices=SHELLS)
+
+
+class _Version(argparse.Action):
+    """Says which cloudjob this is. Git is asked only when somebody wants to know."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from cloudjob.hpc.machine import commit
+
+        known = commit()
+        print(f"cloudjob {__version__}" + (f" ({known})" if known else ""))
+        parser.exit()
+
 
 def _path(text: str) -> Path:
     """A path; `~` and `$VAR` are put in, which a shell leaves in `--run-dir=~/run`. One that exists is taken as is."""
@@ -199,7 +228,7 @@ def _path(text: str) -> Path:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The parsed command line; a mistake in it, or --help, ends the process with argparse's exit codes (2 and 0)."""
-    return Parser().root.parse_args(argv)
+    return Parser().root.read(argv)
 
 
 def _add_set(parser: argparse.ArgumentParser, help: str | None = None) -> None:

@@ -40,10 +40,10 @@ def command(arguments: argparse.Namespace) -> int:
     scenes = restore.look(request, folder)
     listen(folder, first=first_rank())
     if first_rank():
-        check_writable(folder)
+        check_writable(folder, option="--out")
         sweep(folder.root)
         folder.say(f"cloudjob {__version__}: restore to {folder.root}")
-    with Entry(folder, "restore") as entry:
+    with Entry(folder, "restore", silent=not first_rank()) as entry:
         summary = restore.run(request, scenes, folder)
         entry.code = ItemError.exit_code if summary.failed else 0
     tell(summary, folder)

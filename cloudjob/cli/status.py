@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cloudjob import leases
-from cloudjob.cli import story
+from cloudjob.cli import looks, story
 from cloudjob.cli.context import open_run, stage_module, stages_of
 from cloudjob.cli.parser import STAGES
 from cloudjob.errors import DamagedInputError, InputError, ItemError
@@ -43,17 +44,38 @@ def status(arguments: argparse.Namespace) -> int:
     config, folder = _look(arguments)
     rows = overview(config, folder, stages_of(config, list(STAGES)))
     training, jobs, held = _training(folder), queue.unfinished(folder.jobs), leases.held(folder.leases)
+    at_work = len(held) + sum(job.waits for job in jobs)
+    following = story.go_on(rows, _named(arguments, folder), at_work=at_work, submitted=folder.jobs.exists())
     if arguments.json:
-        document = {"run": str(folder.root), "stages": rows, "training": training, "leases": held}
+        document = {"run": str(folder.root), "stages": rows, "training": training, "leases": held, "next": following}
         print(json.dumps(document | {"jobs": [asdict(job) for job in jobs]}, indent=1))
         return _code(rows)
-    lines, said = [], None
-    for row in rows:
-        lines += story.of_stage(row, folder.root, held, why=row["waits"] != said)
-        said = row["waits"]
-    lines += [story.of_training(training)] if training else []
-    print("\n".join(lines + story.of_jobs(jobs)))
+    print("\n".join(_told(rows, folder, held, training) + story.of_jobs(jobs)))
+    print(f"next: {following}" if following else _end(folder, at_work))
     return _code(rows)
+
+
+def _told(rows: list[dict], folder: RunFolder, held: list[dict], training: dict | None) -> list[str]:
+    """The table of the stages, each with its notes, and the training."""
+    shown = [("stage", None, "items", "one takes", "the rest is made"), *(story.cells(r, held, training) for r in rows)]
+    head, *lines = looks.table(shown, ["", *map(story.look, rows)])
+    said, told = None, [looks.painted(head, "dim")]
+    for row, line in zip(rows, lines, strict=True):
+        told += [line, *story.notes(row, folder.root, held, why=row["waits"] != said)]
+        said = row["waits"]
+    return told + ([story.of_training(training)] if training else [])
+
+
+def _named(arguments: argparse.Namespace, folder: RunFolder) -> str:
+    """The run as a command takes it: its folder, or the YAML file while that has not been made."""
+    if folder.config.exists():
+        return folder.quoted
+    given = shlex.quote(str(arguments.config))
+    return f"{given} --run-dir {folder.quoted}" if arguments.run_dir else given
+
+
+def _end(folder: RunFolder, at_work: int) -> str:
+    return f"next: wait; {at_work} at work or in the queue" if at_work else f"all is made: {folder.report}"
 
 
 def items(arguments: argparse.Namespace) -> int:
@@ -95,7 +117,9 @@ def overview(config: "Config", folder: RunFolder, stages: Iterable[str]) -> list
         except DamagedInputError as error:
             waiting = str(error)
         except InputError as error:
-            waiting = waits = str(error)
+            waiting = waits = (
+                str(error) if folder.config.exists() else f"there is no {folder.root} yet; search comes first"
+            )
         rows.append({"stage": stage, "waits": waiting, "items": states})
     return rows
 
@@ -115,12 +139,14 @@ def _code(rows: Iterable[dict]) -> int:
 
 
 def print_plan(rows: Iterable[dict]) -> None:
-    """Prints per stage how many items are done, and why the others would run."""
+    """Prints per stage how many items are done, and why the others would run; what several stages wait for, once."""
+    said = None
     for row in rows:
         if row["waits"]:
-            print(f"{row['stage']:9} waits: {row['waits']}")
+            print(f"{row['stage']:9} waits" + (f": {row['waits']}" if row["waits"] != said else ", as the one before"))
+            said = row["waits"]
             continue
-        print(f"{row['stage']:9} {story.counts(row['items'])}")
+        print(f"{row['stage']:9} {looks.painted(story.counts(row['items']), story.look(row))}")
         reasons: dict[str, list[str]] = {}
         for state in row["items"]:
             if state["why"]:

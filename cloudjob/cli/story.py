@@ -15,6 +15,7 @@ STATES = ("done", "rejected", "left out", "failed", "missing")
 MAX_ARRAY_SIZE = 1001  # of SLURM, where a site has not changed it: indices are below it
 ARRAYS = {"shard": "prepare.sh", "infer": "infer.sh"}  # the batch scripts whose tasks are a stage's items
 _INDENT = " " * 12
+_WEEK = 6 * 86400.0  # seconds within which the name of a day says which one
 
 
 def counts(items: Sequence[dict]) -> str:
@@ -23,21 +24,58 @@ def counts(items: Sequence[dict]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states) or "no items"
 
 
-def of_stage(row: dict, root: Path, held: Sequence[dict] = (), *, why: bool = True) -> list[str]:
-    """A stage in a few lines: how many items are in which state, when the rest is made, the first reason of those that
-    are not made, who is at work, and the command that goes on; and `why` it waits, if it does.
-
-    `held` has the leases of all stages.
-    """
+def cells(
+    row: dict, held: Sequence[dict] = (), training: dict | None = None
+) -> tuple[str, float | None, str, str, str]:
+    """A stage as a row of the table: its name, the share that is done, how many items are in which state, how long one
+    takes, when the rest is made. `held` has the leases of all stages; a `training` tells its own."""
+    items = row["items"]
     if row["waits"]:
-        return [f"{row['stage']:9} waits for an earlier stage", *([f"{_INDENT}{row['waits']}"] if why else [])]
-    at_work = [lease for lease in held if lease["stage"] == row["stage"]]
-    lines = [f"{row['stage']:9} {counts(row['items'])}{_time_left(row['items'], max(1, len(at_work)))}"]
-    lines += first_reasons(row["items"], "failed", "left out", "rejected")
-    lines += [f"{_INDENT}at work on {lease['item']}: {leases.said(lease)}" for lease in at_work]
+        return row["stage"], None, "waits for an earlier stage", "", ""
+    if row["stage"] == "train" and training and any(item["state"] == "missing" for item in items):
+        share = training["seen"] / training["of"]
+        speed, left = f"{training['samples_per_s']} samples/s", training["seconds_left"]
+        return row["stage"], share, f"{training['seen']} of {training['of']} samples", speed, end(left)
+    missing = sum(item["state"] == "missing" for item in items)
+    took = [item["seconds"] for item in items if item["state"] == "done" and item["seconds"] is not None]
+    each = sum(took) / len(took) if took else None
+    workers = max(1, sum(lease["stage"] == row["stage"] for lease in held))
+    settled = sum(item["state"] not in ("missing", "failed") for item in items)
+    share = settled / len(items) if items else None
+    if each is None or not missing:
+        return row["stage"], share, counts(items), "", ""
+    return row["stage"], share, counts(items), f"{duration(each)} each", end(missing * each / workers)
+
+
+def look(row: dict) -> str:
+    """The colour of a stage: red with a failure, green where all is made."""
+    states = {item["state"] for item in row["items"]}
+    return "bad" if "failed" in states else "" if row["waits"] or "missing" in states else "good"
+
+
+def notes(row: dict, root: Path, held: Sequence[dict] = (), *, why: bool = True) -> list[str]:
+    """Below a stage: the first reason of those items that are not made, who is at work, and the command that goes on;
+    and `why` it waits, if it does."""
+    if row["waits"]:
+        return [f"{_INDENT}{row['waits']}"] if why else []
+    lines = first_reasons(row["items"], "failed", "left out", "rejected")
+    lines += [
+        f"{_INDENT}at work on {lease['item']}: {leases.said(lease)}" for lease in held if lease["stage"] == row["stage"]
+    ]
     if command := again(row, root):
         lines.append(f"{_INDENT}again: {command}")
     return lines
+
+
+def go_on(rows: Sequence[dict], command: str, *, at_work: int, submitted: bool) -> str:
+    """What to do next: "" where all is made, or it is at work; `command` with the stage to begin with, or the script
+    that submits the rest, where jobs were `submitted` before."""
+    left = [row["stage"] for row in rows if row["waits"] or {"missing", "failed"} & {i["state"] for i in row["items"]}]
+    if not left or at_work:
+        return ""
+    if submitted:
+        return f"slurm/pipeline.sh {command}"
+    return f"cloudjob run {command}" + (f" --from {left[0]}" if left[0] != rows[0]["stage"] else "")
 
 
 def first_reasons(items: Sequence[dict], *states: str) -> list[str]:
@@ -49,18 +87,6 @@ def first_reasons(items: Sequence[dict], *states: str) -> list[str]:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             lines.append(f"{_INDENT}{state} {found[0]['item']}: {found[0]['reason']}{more}")
     return lines
-
-
-def _time_left(items: Sequence[dict], workers: int) -> str:
-    """How long the missing items take, if they take as long as those that were made; "" before one was made."""
-    took = [item["seconds"] for item in items if item["state"] == "done" and item["seconds"] is not None]
-    missing = sum(item["state"] == "missing" for item in items)
-    if not took or not missing:
-        return ""
-    each = sum(took) / len(took)
-    by = "one worker" if workers == 1 else f"the {workers} at work"
-    left = missing * each / workers
-    return f"; {missing} times {duration(each)} are {duration(left)} for {by}: {_clock(left)}"
 
 
 def again(row: dict, root: Path) -> str:
@@ -81,7 +107,7 @@ def of_training(found: dict[str, Any]) -> str:
     text = f"training  {found['seen']} of {found['of']} samples, loss {found['loss']:.4g}"
     text += f", {found['samples_per_s']} samples/s"
     if found["seconds_left"]:
-        text += f", {duration(found['seconds_left'])} left: {_clock(found['seconds_left'])}"
+        text += f", ends {end(found['seconds_left'])}"
     return f"{text}; last sign of life {duration(found['last_sign_of_life_s'])} ago"
 
 
@@ -107,9 +133,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _clock(seconds: float) -> str:
-    """The local time so many seconds from now."""
-    return time.strftime("%a %d %b %H:%M", time.localtime(time.time() + seconds))
+def end(seconds: float | None) -> str:
+    """When something is over that takes so many seconds from now."""
+    if not seconds:
+        return ""
+    form = "%a %H:%M" if seconds < _WEEK else "%d %b"
+    return f"in {duration(seconds)}, {time.strftime(form, time.localtime(time.time() + seconds))}"
 
 
 def as_array(indices: Sequence[int]) -> str:

@@ -28,12 +28,40 @@ def config(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.config is None:
         raise ConfigError(f"cloudjob config {arguments.action}: which CONFIG?")
+    if arguments.action == "check" and arguments.config.is_file() and _is_comparison(arguments.config):
+        return _check_comparison(arguments.config)
     loaded, _, origin = open_run(arguments)
     if arguments.action == "check":
         print(f"{origin.path}: good")
+        if loaded.search and loaded.search.polygon:
+            print(f"search.polygon: {_lies(loaded.search.polygon)}")
     else:
         print(_with_origins(source.dump(loaded), origin), end="")
     return 0
+
+
+def _is_comparison(path: Path) -> bool:
+    from cloudjob.config import source
+
+    return {"base", "variants"} <= source.read(path)[0].keys()
+
+
+def _check_comparison(path: Path) -> int:
+    from cloudjob.comparison import variants
+
+    found = variants.load(path)
+    print(f"{path}: a good comparison, of {found.base}: {', '.join(found.variants)}")
+    return 0
+
+
+def _lies(ring: list[tuple[float, float]]) -> str:
+    """Where an area lies; where its numbers may be read the other way round, where it lies then."""
+    from cloudjob.copernicus import area
+
+    text = area.describe([ring])
+    if all(abs(lon) <= 90 for lon, _ in ring):
+        text += f"; were latitude and longitude swapped: {area.describe([[(lat, lon) for lon, lat in ring]])}"
+    return text
 
 
 def _with_origins(text: str, source: "Source") -> str:
@@ -111,11 +139,11 @@ def compare(arguments: argparse.Namespace) -> int:
 def model(arguments: argparse.Namespace) -> int:
     """cloudjob model: the cost of a network."""
     from cloudjob.diffusion import networks
-    from cloudjob.diffusion.conditions import CONDITION_CHANNELS
+    from cloudjob.diffusion.conditions import channel_count
 
     if arguments.preset not in networks.PRESETS:
         raise ConfigError(f"{arguments.preset}: no such preset; there are {', '.join(networks.PRESETS)}")
-    facts = networks.describe(arguments.preset, arguments.size, condition_channels=CONDITION_CHANNELS)
+    facts = networks.describe(arguments.preset, arguments.size, condition_channels=channel_count("similar"))
     if arguments.json:
         print(json.dumps(facts, indent=1))
         return 0

@@ -5,7 +5,7 @@ import json
 from contextlib import suppress
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
@@ -23,16 +23,13 @@ class Traces(Entry):
 
     config.yaml is written when the first item is about to be made, or at the end where there was none to make. It
     becomes what it was where the command is refused all the same (exit code 2 or 3), before a stage that made something
-    has ended well. `silent` ranks leave nothing.
+    has ended well.
     """
 
     def __init__(self, context: Run, arguments: argparse.Namespace, *, silent: bool = False):
-        super().__init__(context.folder, arguments.command, overrides(arguments))
-        self._context, self._arguments, self._silent = context, arguments, silent
+        super().__init__(context.folder, arguments.command, overrides(arguments), silent=silent)
+        self._context, self._arguments = context, arguments
         self._undo: tuple[bytes | None, bytes] | None = None  # config.yaml before, and as it was written
-
-    def __enter__(self) -> Self:
-        return self if self._silent else super().__enter__()
 
     def begin(self) -> None:
         """Writes config.yaml, and says what is changed in it."""

@@ -15,15 +15,24 @@ from cloudjob.files import expanded
 class CopernicusConfig(Section):
     """Where the Copernicus Data Space answers; credentials come from the environment."""
 
-    stac: str = "https://stac.dataspace.copernicus.eu/v1"
-    catalogue: str = "https://catalogue.dataspace.copernicus.eu/odata/v1"
-    download: str = "https://download.dataspace.copernicus.eu/odata/v1"
-    token: str = "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
-    connections: Annotated[int, Field(ge=1, le=4)] = Field(4, description="the account's limit is 4 at a time")
+    stac: str = Field("https://stac.dataspace.copernicus.eu/v1", description="address of the STAC catalogue")
+    catalogue: str = Field(
+        "https://catalogue.dataspace.copernicus.eu/odata/v1", description="address of the OData catalogue"
+    )
+    download: str = Field(
+        "https://download.dataspace.copernicus.eu/odata/v1", description="address of the files, with source https"
+    )
+    token: str = Field(
+        "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token",
+        description="address that signs the account in",
+    )
+    connections: Annotated[int, Field(ge=1, le=4)] = Field(4, description="transfers at a time; an account may have 4")
     account_folder: ConfiguredPath | None = Field(
         None, description="holds the account's token and leases, on a disk that all nodes share (default: ~/.cloudjob)"
     )
-    retries: Annotated[int, Field(ge=0)] = Field(Patience.retries, description="of a request that fails by itself")
+    retries: Annotated[int, Field(ge=0)] = Field(
+        Patience.retries, description="how often a request that fails by itself is tried again"
+    )
     patience: Annotated[float, Field(gt=0)] = Field(
         Patience.seconds, description="seconds for which a service that answers nobody is waited for"
     )
@@ -72,9 +81,9 @@ class PublicConfig(Section):
 class Query(Section):
     """One catalogue query: first and last day (both inclusive) and the range of the catalogue's cloud cover."""
 
-    start: Day
-    end: Day
-    cloud: tuple[Percent, Percent] = Field(description="percent")
+    start: Day = Field(description="first day, as 2024-03-01")
+    end: Day = Field(description="last day; it counts too")
+    cloud: tuple[Percent, Percent] = Field(description="lowest and highest cloud cover of the catalogue, in percent")
 
     _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud cover"))
 
@@ -107,12 +116,12 @@ class SearchConfig(Section):
         description="closed ring of (longitude, latitude), degrees; an edge over 180 degrees crosses the date line",
     )
     area: ConfiguredPath | None = Field(
-        None, description="instead: a GeoJSON file of polygons, WGS 84; holes count too"
+        None, description="a GeoJSON file in place of polygon: polygons in WGS 84, with their holes"
     )
     tiles: list[Annotated[Tile, BeforeValidator(_tile)]] = Field([], description="tiles such as 05WPS, and no others")
-    clear: Query
-    cloudy: Query
-    catalogue: Literal["stac", "odata"] = "stac"
+    clear: Query = Field(description="which products may be the clear date of a pair")
+    cloudy: Query = Field(description="which products are to be restored")
+    catalogue: Literal["stac", "odata"] = Field("stac", description="which catalogue describes the products")
     exclude: list[Product] = Field([], description="products that are left out")
 
     @field_validator("polygon")

@@ -15,9 +15,9 @@ class OtherWeather(Section):
     the sea ice drifts. List these tiles in shard.split.test_tiles.
     """
 
-    tiles: list[Tile] = Field(min_length=1)
-    clear: list[Day] = Field(min_length=1)
-    cloudy: list[Day] = Field(min_length=1)
+    tiles: list[Tile] = Field(min_length=1, description="names of the tiles, such as 05WPS")
+    clear: list[Day] = Field(min_length=1, description="days without cloud")
+    cloudy: list[Day] = Field(min_length=1, description="days with cloud")
     cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
 
     _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
@@ -26,12 +26,12 @@ class OtherWeather(Section):
 class SyntheticScenes(Section):
     """Scenes that the embedded archive makes up: every tile has every date."""
 
-    tiles: list[Tile] = Field(min_length=1)
+    tiles: list[Tile] = Field(min_length=1, description="names of the tiles, such as 05WPS")
     size: Annotated[int, Field(ge=64, le=10980)] = Field(512, description="rows and columns at 10 m")
-    clear: list[Day] = Field(min_length=1)
-    cloudy: list[Day] = Field(min_length=1)
+    clear: list[Day] = Field(min_length=1, description="days without cloud")
+    cloudy: list[Day] = Field(min_length=1, description="days with cloud")
     cloud: tuple[Fraction, Fraction] = Field((0.10, 0.35), description="range of cloud fractions of the cloudy dates")
-    seed: int = 0
+    seed: int = Field(0, description="of the ground and its weather")
     other_weather: OtherWeather | None = Field(None, description="more tiles, unlike those that train: to test on")
 
     _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
@@ -46,12 +46,14 @@ class SyntheticScenes(Section):
 class RasterPair(Section):
     """Two GeoTIFFs (bands B04, B03, B02, B08, uint16) of one place that become two products."""
 
-    tile: Tile
-    cloudy: ConfiguredPath
-    cloudy_date: Day
-    clear: ConfiguredPath
-    clear_date: Day
-    mask: ConfiguredPath | None = None
+    tile: Tile = Field(description="name that the place gets, such as 05WPS")
+    cloudy: ConfiguredPath = Field(description="the GeoTIFF with cloud")
+    cloudy_date: Day = Field(description="its day")
+    clear: ConfiguredPath = Field(description="the GeoTIFF without cloud, of the same pixels")
+    clear_date: Day = Field(description="its day")
+    mask: ConfiguredPath | None = Field(
+        None, description="where the cloud is; default: by comparison with the other GeoTIFF"
+    )
     values: MaskValues | None = Field(
         None,
         description="what the mask's values mean, as masks.values; default: cloud where it is 1, 100 or 255 and else 0,"
@@ -67,12 +69,12 @@ class Place(Section):
     become clear products.
     """
 
-    tile: Tile
-    dates: dict[Day, ConfiguredPath] = Field(min_length=1)
-    cloudy: list[Day] = Field(min_length=1)
+    tile: Tile = Field(description="name that the place gets, such as 05WPS")
+    dates: dict[Day, ConfiguredPath] = Field(min_length=1, description="the GeoTIFF of each day")
+    cloudy: list[Day] = Field(min_length=1, description="days that get synthetic clouds")
     cloud: tuple[Fraction, Fraction] = Field((0.15, 0.4), description="range of cloud fractions of the cloudy dates")
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
-    seed: int = 0
+    seed: int = Field(0, description="of the clouds")
 
     _cloud = field_validator("cloud")(lambda pair: ascending(pair, "the lower cloud fraction"))
 
@@ -89,12 +91,12 @@ class Series(Section):
     The folder holds <YYYY-MM-DD>.tif (bands B04, B03, B02, B08, uint16, 10 or 20 m) and <YYYY-MM-DD>_scl.tif (20 m).
     """
 
-    tile: Tile
-    folder: ConfiguredPath
+    tile: Tile = Field(description="name that the place gets, such as 31UDS")
+    folder: ConfiguredPath = Field(description="holds the files named above")
     clouds: Count = Field(6, description="cloudy dates laid over each clear one")
     haze: Fraction = Field(0.15, description="median reflectance in B02 from which on a date is hazy, and not clear")
     offset: Literal[0, -1000] = Field(0, description="BOA_ADD_OFFSET that still has to be added to the pixels")
-    seed: int = 0
+    seed: int = Field(0, description="of which cloudy date is laid over which clear one")
 
     @field_validator("folder", mode="before")
     @classmethod

@@ -45,17 +45,19 @@ class PairConfig(Section):
     """Rules for a cloudy product and a clear one of the same tile; fractions are of the masks, over the overlap."""
 
     min_days: float = Field(0, ge=0, description="a clear date nearer than this is none of another day")
-    max_days: Count = 30
+    max_days: Count = Field(30, description="days at most between the cloudy date and the clear one")
     reference_max_days: Count = Field(60, description="the same for the references, other clear dates")
-    references: int = Field(1, ge=1, le=3, description="other clear dates; the model sees one, the fills up to three")
+    references: int = Field(3, ge=1, le=3, description="other clear dates that the model is shown, at most")
     other_orbit_days: float = Field(3, ge=0, description="a date of another relative orbit counts as so much farther")
     min_overlap: Fraction = Field(0.5, description="area with data on both dates over the smaller area with data")
-    clear_max_cloud: Fraction = Field(0.05, description="cloud, shadow and cirrus of the clear product")
+    clear_max_cloud: Fraction = Field(0.05, description="cloud, shadow and cirrus that the clear product may have")
     clear_max_unknown: Fraction = Field(
         0.10, description="pixels of the clear product that its masks or the other date call doubtful"
     )
-    cloudy_range: tuple[Fraction, Fraction] = Field((0.01, 0.9), description="cloud and cirrus of the cloudy product")
-    max_sun_difference: float = Field(15, description="degrees of sun elevation")
+    cloudy_range: tuple[Fraction, Fraction] = Field(
+        (0.01, 0.9), description="cloud and cirrus that the cloudy product must have"
+    )
+    max_sun_difference: float = Field(15, description="degrees between the sun's heights on both dates")
     min_sun_elevation: float | dict[Literal["cloudy", "clear", "reference"], float] = Field(
         5.0, description="degrees, on both dates; or for each role, 5 for one that is not named"
     )
@@ -91,9 +93,9 @@ class SplitConfig(Section):
     by: Literal["tile", "fold", "pair"] = Field(
         "tile", description="shares of tiles; one of `folds` groups of tiles; or one pair held out"
     )
-    val_share: Fraction = 0.15
-    test_share: Fraction = 0.15
-    folds: Annotated[int, Field(ge=2)] = 5
+    val_share: Fraction = Field(0.15, description="by tile: share of the tiles that validate")
+    test_share: Fraction = Field(0.15, description="by tile: share of the tiles that are tested on")
+    folds: Annotated[int, Field(ge=2)] = Field(5, description="by fold: how many groups of tiles there are")
     fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold that is tested on; the next one validates")
     held_out: Text | None = Field(None, description="by pair: the pair that is tested on")
     test_tiles: list[Tile] = Field(
@@ -119,8 +121,8 @@ class ShardConfig(Section):
         description="notebook-2025: its selection (cloud 5-30 %, nothing else asked) and masks, whatever is below, "
         "and whatever a person corrected",
     )
-    window: Annotated[int, Field(ge=32, multiple_of=8)] = 256
-    stride: Count = 64
+    window: Annotated[int, Field(ge=32, multiple_of=8)] = Field(256, description="rows and columns of a triplet")
+    stride: Count = Field(64, description="pixels from one window to the next")
     cloud: tuple[Fraction, Fraction] = Field((0.05, 0.30), description="cloud and cirrus in a window")
     target_max_cloud: Fraction = Field(
         0.01, description="cloud, shadow, cirrus and unknown of the clear date in a window"
@@ -138,11 +140,15 @@ class ShardConfig(Section):
     min_r2: float | None = Field(
         0.5, le=1, description="of that line, lowest of the bands; a pair below is rejected; null: not asked"
     )
-    max_shift: float = Field(1.0, gt=0, description="pixels of 10 m between the dates; a pair above is rejected")
+    max_shift: float = Field(
+        1.0, gt=0, description="shift between the dates in pixels of 10 m; a pair above is rejected"
+    )
     unmeasured: Literal["reject", "accept"] = Field(
         "reject", description="a pair whose R2 is asked for and cannot be measured, or whose shift in a large scene"
     )
-    compression: Literal["none", "zstd", "gzip"] = "none"
+    compression: Literal["none", "zstd", "gzip"] = Field(
+        "none", description="of the shards; zstd needs the extra of this name, here and where they are read"
+    )
     truth: Literal[True, False, "everywhere"] = Field(
         True,
         description="val and test: where the ground of the cloudy day is known, as below synthetic clouds, it is the "
@@ -156,25 +162,30 @@ class ShardConfig(Section):
 class TrainConfig(Section):
     """What is trained, on what, how long, and by which optimizer."""
 
-    preset: Preset = "small"
+    preset: Preset = Field("small", description="the network; `cloudjob model PRESET` tells its size")
     process: Literal["corrective", "residual", "regression", "ddpm", "ddpm-residual"] = Field(
         "corrective",
         description="corrective: a regression, and diffusion on what it leaves, each with a network of the preset; "
         "residual: diffusion on the error of a first guess; regression: that error at once; ddpm: variance-preserving "
         "diffusion; ddpm-residual: the same on that error",
     )
+    first_guess: Literal["similar", "surroundings"] = Field(
+        "similar",
+        description="what the process starts from. similar: what clear pixels tell that are near, and alike on the "
+        "other dates; surroundings: the nearest other date, shifted to agree with what is clear around",
+    )
     alpha: float = Field(0.0, ge=0, le=10, description="residual: how strongly noise is drawn towards the cloudy image")
     prediction: Literal["noise", "x0", "v"] = Field("noise", description="ddpm: what the network puts out")
     schedule: Literal["linear", "cosine", "sigmoid"] = Field("linear", description="ddpm: of the noise")
     zero_terminal_snr: bool = Field(False, description="ddpm: no signal is left at the last noise level")
-    epochs: Annotated[float, Field(gt=0)] = 50
+    epochs: Annotated[float, Field(gt=0)] = Field(50, description="passes over the triplets that train")
     samples: Count | None = Field(None, description="how many samples are trained on; default: those of the epochs")
     batch_size: Count = Field(32, description="samples of an optimizer step, of all ranks together")
     micro_batch: Count | None = Field(
         None, description="samples at most that a rank computes at once, for less memory; default: its share"
     )
     init_from: ConfiguredPath | None = Field(None, description="a checkpoint whose weights a new training starts from")
-    lr: Annotated[float, Field(gt=0)] = 4e-4
+    lr: Annotated[float, Field(gt=0)] = Field(4e-4, description="AdamW: the highest learning rate")
     warmup: int = Field(1000, ge=0, description="samples over which the learning rate rises")
     decay: bool = Field(True, description="cosine decay of the learning rate to zero")
     betas: tuple[Momentum, Momentum] = Field(
@@ -197,10 +208,10 @@ class TrainConfig(Section):
         description="relative width of the moving average of the weights; auto: the better one on val; 0.9999: an "
         "exponential one of this decay per step",
     )
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="norm that the gradient is cut down to")
     max_skipped: Count = Field(10, description="steps in a row without a finite loss and gradient that end it")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
-    compile: bool | Literal["auto"] = Field("auto", description="torch.compile the network; auto: on a GPU")
+    compile: bool | Literal["auto"] = Field("auto", description="whether torch compiles the network; auto: on a GPU")
     threads: Count | None = Field(
         None, description="CPU threads per rank; default: OMP_NUM_THREADS, or the cores of the task over its ranks"
     )
@@ -214,7 +225,9 @@ class TrainConfig(Section):
     failure_h: Annotated[float, Field(gt=0)] = Field(24.0, description="hours between two failures or preemptions")
     log_s: Annotated[float, Field(gt=0)] = Field(10, description="seconds between lines of metrics")
     tensorboard: bool = Field(False, description="metrics for TensorBoard too, in train/tensorboard/")
-    grid_co2: float = Field(445.0, ge=0, description="g CO2 per kWh of the grid; this is about the world's average")
+    grid_co2: float = Field(
+        445.0, ge=0, description="grams of CO2 per kWh of the grid; this is about the world's average"
+    )
 
     @field_validator("average", mode="before")
     @classmethod
@@ -239,14 +252,14 @@ class TrainConfig(Section):
 
     def options(self) -> dict:
         """The fields of the process that `diffusion.recipe` makes."""
-        names = {
+        names: dict[str, list[str]] = {
             "corrective": [],
             "residual": ["alpha"],
             "regression": [],
             "ddpm": ["prediction", "schedule", "zero_terminal_snr"],
             "ddpm-residual": ["prediction", "schedule", "zero_terminal_snr"],
         }
-        return {name: getattr(self, name) for name in names[self.process]}
+        return {name: getattr(self, name) for name in ("first_guess", *names[self.process])}
 
 
 class InferConfig(Section):
@@ -255,7 +268,7 @@ class InferConfig(Section):
     checkpoint: ConfiguredPath | None = Field(
         None, description="a checkpoint from elsewhere; default: the newest of this run"
     )
-    tile: Annotated[int, Field(ge=32, multiple_of=8)] = 256
+    tile: Annotated[int, Field(ge=32, multiple_of=8)] = Field(256, description="pixels a side of a tile of a scene")
     overlap: Annotated[int, Field(ge=0)] = Field(
         32, description="pixels that tiles have in common with their neighbours, over which they are blended"
     )
@@ -268,13 +281,15 @@ class InferConfig(Section):
     )
     reference: Literal["other", "nearest", "none"] = Field(
         "other",
-        description="clear dates that the model is shown: nearest is all of them and the best picture; other leaves "
+        description="clear dates that the model is shown, at most three: nearest is the best picture; other leaves "
         "the pair's own clear date out, so that there is something independent to score against",
     )
     unpaired: bool = Field(
         True, description="restore a cloudy product without an acceptable clear date too, from itself alone"
     )
-    preview_gain: Annotated[float, Field(gt=0)] = 1.0
+    preview_gain: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="picture = gain x reflectance; 1 for snow, 2.5 for land"
+    )
     like_source: bool = Field(
         False, description="also write the bands as JPEG 2000 in the folders of a SAFE product, as the source has them"
     )
@@ -329,7 +344,7 @@ class LeasesConfig(Section):
 class Config(Section):
     """Everything a run needs. The resolved configuration lies in the run folder as config.yaml."""
 
-    seed: int = 0
+    seed: int = Field(0, description="of the split, the training and the noise: the same seed gives the same result")
     archive: ArchiveConfig | None = None
     public: PublicConfig | None = None
     copernicus: CopernicusConfig = CopernicusConfig()

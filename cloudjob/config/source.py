@@ -1,6 +1,7 @@
 """Reads a configuration: YAML with the line of each key, `--set` overrides, and errors that name file, line and key."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,20 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
+from cloudjob.config import mistakes
 from cloudjob.config.fields import WRITTEN, Override, Section, WrittenFloat, WrittenInt
+from cloudjob.config.mistakes import Key
 from cloudjob.config.models import Config
 from cloudjob.errors import ConfigError
 
-Key = tuple[str | int, ...]  # names of sections and keys, and places in lists
 Kind = TypeVar("Kind", bound=Section)
 
 
+_OTHERS = {  # files that are no configuration of a run, by keys of theirs
+    frozenset({"base", "variants"}): "is a comparison, not the configuration of a run: cloudjob compare {}",
+    frozenset({"every"}): "holds the faults of a served archive: cloudjob archive serve FOLDER --faults {}",
+}
 _YAML = "tag:yaml.org,2002:"
 
 
@@ -69,21 +74,38 @@ def read(path: Path) -> tuple[dict, dict[Key, int]]:
     ConfigError where the file holds no mapping, or gives a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _decoded(path)
         node = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}  not YAML: {error.problem}") from None
+        tab = any("\t" in row for row in text.splitlines()[line - 1 : line])
+        cure = "; indent by spaces in place of tabs" if tab else ""
+        raise ConfigError(f"{path}:{line}  not YAML: {error.problem}{cure}") from None
+    except yaml.YAMLError as error:  # of single characters: no line is told
+        raise ConfigError(f"{path}: not YAML: {error}") from None
     if node is None or not isinstance(data, dict):
         raise ConfigError(f"{path}:1  the file must hold keys and values; an example is configs/demo.yaml")
     lines: dict[Key, int] = {}
     repeated = _walk(node, (), lines)
     if repeated:
-        raise ConfigError("\n".join(f"{path}:{line}  {_dotted(key)}: given twice" for key, line in repeated))
+        raise ConfigError("\n".join(f"{path}:{line}  {mistakes.dotted(key)}: given twice" for key, line in repeated))
     return data, lines
+
+
+def _decoded(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}  byte {content[error.start]:#04x} is not UTF-8; if the file is in Latin-1: "
+            f"iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > new.yaml"
+        ) from None
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, folder: Path | None = None) -> tuple[Config, Source]:
@@ -93,6 +115,9 @@ def load(path: Path, overrides: Sequence[str] = (), *, folder: Path | None = Non
     folder unless given. ConfigError lists every mistake at once.
     """
     data, lines = read(path)
+    for keys, what in _OTHERS.items():
+        if keys <= data.keys():
+            raise ConfigError(f"{path}: {what.format(shlex.quote(str(path)))}")
     changed: dict[Key, str] = {}
     for text in overrides:
         key, _, value = text.partition("=")
@@ -116,7 +141,8 @@ def _validated(kind: type[Kind], data: dict, source: Source, *, context: dict[st
     try:
         return kind.model_validate(data, context=context)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(detail, source, kind) for detail in error.errors())) from None
+        found = [(tuple(detail["loc"]), mistakes.told(detail, kind)) for detail in error.errors()]
+        raise ConfigError("\n".join(f"{source.where(key)}  {told}" for key, told in found)) from None
 
 
 def dump(config: Config) -> str:
@@ -171,37 +197,3 @@ def _marked(value: Any) -> Any:
     if isinstance(value, list):
         return [_marked(each) for each in value]
     return Override(value) if isinstance(value, str) else value
-
-
-def _dotted(key: Key) -> str:
-    return ".".join(str(part) for part in key)
-
-
-def _explain(detail: ErrorDetails, source: Source, kind: type[Section]) -> str:
-    """One mistake that pydantic found, in a line: where, which key, what is wrong."""
-    key = tuple(detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        import difflib
-
-        known = _keys_of(kind, key[:-1])
-        near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"{source.where(key)}  {_dotted(key)}: unknown key; {hint}"
-    if detail["type"] == "missing":
-        return f"{source.where(key)}  {_dotted(key)}: is missing and has no default"
-    value = detail.get("input")
-    shown = f" = {value}" if isinstance(value, str | int | float | bool) or value is None else ""
-    return f"{source.where(key)}  {_dotted(key)}{shown}: {message}"
-
-
-def _keys_of(kind: type[Section], key: Key) -> list[str]:
-    """The keys allowed in the part of a section at `key`, found in the JSON schema."""
-    schema = kind.model_json_schema()
-    node = schema
-    for part in key:
-        node = node["items"] if isinstance(part, int) else node["properties"][part]
-        node = next((option for option in node.get("anyOf", []) if "$ref" in option), node)
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    return list(node.get("properties", {}))

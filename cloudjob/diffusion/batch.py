@@ -11,7 +11,7 @@ from torch import Tensor
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.device import answers
 from cloudjob.diffusion.noise import Numbers
-from cloudjob.pixels import EMPTY_DN, NO_DATA, OFFSET, SCALE, UNKNOWN
+from cloudjob.pixels import EMPTY_DN, NO_DATA, OFFSET, REFERENCES, SCALE, UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,28 @@ class Batch:
     def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu", *, scored: bool = False) -> Self:
         """From the arrays of shards or of a scene, uint16 DN and uint8 classes, moved to the device.
 
-        cloudy, clear (may lack), reference (may lack) (N, 4, H, W); mask, donor (may lack) (N, H, W); sun_elevation,
-        reference_days, clear_days (may lack) (N,), both counted from the cloudy date. The clear image is the target.
-        Without clear_days, or if the batch is to be `scored`, the ground of the cloudy day is asked for.
+        cloudy, clear (may lack), those of REFERENCES that there are (N, 4, H, W); mask, donor (may lack) (N, H, W);
+        sun_elevation, the references' days, clear_days (may lack) (N,), counted from the cloudy date. The clear image
+        is the target. Without clear_days, or if the batch is to be `scored`, the ground of the cloudy day is asked for.
 
         On a CPU masks share the memory of their array; a GPU may still be reading the arrays when this returns.
         """
         tensors = {name: _tensor(array, device) for name, array in arrays.items()}
         cloudy = tensors["cloudy"]
         unknown = cloudy.new_full((len(cloudy),), torch.nan)
-        days = tensors.get("reference_days", unknown)
+        names = [name for name in REFERENCES if name in tensors]
+        days = [tensors.get(f"{name}_days", unknown) for name in names]
         target_days = tensors.get("clear_days")
         if target_days is None or scored:
             target_days = torch.zeros_like(unknown)
         else:
-            days = days - target_days
-        reference = tensors.get("reference")
-        references = cloudy[:, None][:, :0] if reference is None else reference[:, None]
+            days = [each - target_days for each in days]
+        references = torch.stack([tensors[name] for name in names], 1) if names else cloudy[:, None][:, :0]
         return cls(
             cloudy=cloudy,
             mask=tensors["mask"],
             references=references,
-            reference_days=days[:, None][:, : references.shape[1]],
+            reference_days=torch.stack(days, 1) if days else unknown[:, None][:, :0],
             target_days=target_days,
             sun_elevation=tensors.get("sun_elevation", unknown),
             target=tensors.get("clear"),
@@ -107,12 +107,16 @@ class Batch:
         return replace(self, **{name: turn(image, seed=seed, samples=samples) for name, image in present.items()})
 
     def drop_references(self, share: float, *, seed: int, samples: Numbers) -> Self:
-        """Without any reference for a random `share` of the samples, so that the model learns to do without."""
-        kept = self._kept(share, "drop reference", seed, samples)
+        """Without any reference for a random `share` of the samples, so that the model learns to do without; the others
+        have one or more of the first ones, each number as often as another."""
+        kept = self._kept(share, "drop reference", seed, samples)[:, None]
+        if (most := self.references.shape[1]) > 1:
+            number = (most * noise.uniforms(seed, samples, "how many references")).long().to(kept.device)
+            kept = kept & (torch.arange(most, device=kept.device) <= number[:, None])
         return replace(
             self,
-            references=self.references.masked_fill(~kept[:, None, None, None, None], torch.nan),
-            reference_days=self.reference_days.masked_fill(~kept[:, None], torch.nan),
+            references=self.references.masked_fill(~kept[:, :, None, None, None], torch.nan),
+            reference_days=self.reference_days.masked_fill(~kept, torch.nan),
         )
 
     def without_references(self) -> Self:

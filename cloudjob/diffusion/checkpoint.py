@@ -28,7 +28,7 @@ from cloudjob.pixels import BANDS
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT = 2  # the newest checkpoints that are kept beside the milestones
 _MARK = b"\nsha256 of the above: "
 _TRAILER = len(_MARK) + 64 + 1
@@ -216,15 +216,18 @@ def _load(path: Path) -> dict[str, Any]:
             found.update(block[:got])
             left -= got
         if left or file.read() != _MARK + found.hexdigest().encode() + b"\n":
-            raise CorruptFileError(path, "is no whole checkpoint: its checksum does not fit")
+            raise CorruptFileError(path, "is no whole checkpoint: its checksum does not fit; copy it anew")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _migrated(state: dict[str, Any], version: int) -> dict[str, Any]:
     """The same state as this schema version has it."""
-    if version == 1:  # its optimizer's settings were fixed, and not written down
-        train = {"betas": [0.9, 0.99], "weight_decay": 0.01} | state["config"].get("train", {})
+    fixed: dict[str, Any] = {"first_guess": "surroundings"}  # what was not written down yet
+    if version == 1:
+        fixed |= {"betas": [0.9, 0.99], "weight_decay": 0.01}
+    if version < SCHEMA_VERSION:
+        train = fixed | state["config"].get("train", {})
         state = state | {"config": state["config"] | {"train": train}}
     return state | {"schema_version": SCHEMA_VERSION}
 

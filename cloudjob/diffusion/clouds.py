@@ -2,7 +2,10 @@
 
 Light is mixed as in the Satellite Cloud Generator (Czerkawski et al. 2023, doi:10.3390/rs15174138): a cloud of opacity
 a and reflectance c makes (1 - a) ground + a c, a shadow takes a share of the ground. Their clouds have the shapes of
-noise, these the shape of a real mask. That is grown beyond the cloud one sees: so a cloud fades towards its edge.
+noise, these the shape of a real mask. That is grown beyond the cloud one sees: so nothing lies above the pixels at its
+edge, up to a distance that is drawn, and from there on a cloud fades in. What is drawn varies more than any weather
+does: a network that has learned one law of clouds alone is lost under another (domain randomisation, Tobin et al. 2017,
+arXiv 1703.06907).
 """
 
 import math
@@ -19,6 +22,7 @@ from cloudjob.diffusion.noise import Numbers
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 _REACH = 16  # pixels from which on a distance no longer matters
+_GROWN, _MOST_COVERED = 10, 0.4  # pixels that a mask is grown by at most, and the share of its depth that they may be
 _OCTAVES = (64, 32, 16, 8, 4, 2)  # wavelengths of a cloud's texture in pixels
 _ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
 _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
@@ -85,21 +89,24 @@ def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tenso
     cloud, cirrus, shadow = (mask == kind for kind in (CLOUD, CIRRUS, SHADOW))
     hidden = cloud | cirrus | shadow
     inside, edge, to_cirrus, to_shadow = _distance(torch.cat([~cloud, ~hidden, cirrus, shadow], 1)).split(1, 1)
+    grown = draw("grown", 0, 1) * (_MOST_COVERED * edge.amax((2, 3), keepdim=True)).clamp(max=_GROWN)
+    edge = (edge - grown).clamp(min=0) * (_REACH / (_REACH - grown))  # what is out of reach stays so
     billows, streaks, tops = _texture(seed, samples, like=ground).split(1, 1)
 
     # The optical depth of a thick cloud grows with the cube of the distance to clear ground, up to about 2.5 to 12;
     # towards cirrus and shadow, where a mask does not grow, it fades within 6 pixels.
-    near = torch.minimum(edge / draw("cloud edge", 8, _REACH), inside / 6)
+    near = torch.minimum(edge / draw("cloud edge", 3, _REACH), inside / 6)
     deep = (near * (0.5 * billows).exp()).clamp(max=1)
     depth = draw("cloud depth", 0.9, 2.5).exp() * deep**3 * (0.4 * billows).exp()
     # Cirrus and shadow go on a little below what they border on: no seam between classes.
     soft = (edge / 4).clamp(max=1)
-    veil = (draw("cirrus", 0.1, 0.4) * (0.4 * streaks).exp()).clamp(max=0.5) * soft * (1 - to_cirrus / 8).clamp(min=0)
-    lost = draw("shadow", 0.2, 0.6) * soft * (1 - to_shadow / 8).clamp(min=0)
-    lost = lost * constant(_SHADOW_BANDS, ground.device)
+    veil = (draw("cirrus", 0.05, 0.5) * (0.4 * streaks).exp()).clamp(max=0.5) * soft * (1 - to_cirrus / 8).clamp(min=0)
+    lost = draw("shadow", 0.15, 0.75) * soft * (1 - to_shadow / 8).clamp(min=0)
+    bands = constant(_SHADOW_BANDS, ground.device) ** draw("shadow colour", -1, 3)
+    lost = (lost * bands).clamp(max=0.95)
 
     opacity = 1 - (1 - veil) * (-depth).exp()
-    white = draw("cloud top", 0.45, 0.95) * (1 + 0.01 * noise.normals(seed, samples, "tint", like=ground[..., :1, :1]))
+    white = draw("cloud top", 0.3, 1.0) * (1 + 0.03 * noise.normals(seed, samples, "tint", like=ground[..., :1, :1]))
     below = ground.flatten(2).nanmean(2).clamp(0, 0.9)[..., None, None]
     white = white + (1 - white) ** 2 * below / (1 - white * below)  # to and fro between cloud and snow: adding method
     seen = (1 - opacity) * (1 - lost) * ground + opacity * white * (0.1 * tops).exp()

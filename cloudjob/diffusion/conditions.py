@@ -1,21 +1,27 @@
 """What the network is told: a batch in normalised units, its channels in one table, and the anchor of the residual."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cloudjob.diffusion.batch import Batch
-from cloudjob.diffusion.device import answers, cached_property, constant
+from cloudjob.diffusion.device import answers, constant
+from cloudjob.diffusion.similarity import similar
 from cloudjob.pixels import BANDS, CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 BAND_COUNT = len(BANDS)
 
 CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
 _DAYS, _ELEVATION = 15.0, 30.0  # days and degrees that count as 1
+_LEAST = 0.02  # in normalised units: about the noise of the sensor
+_FAR_OFF = 10.0  # deviations: a difference of more does not tell the ground
+_WIDTHS = (1, 2, 4, 8, 16)  # pixels
+
+Channels = dict[str, tuple[int, Callable[[Any], Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class Normalisation:
         mean, std = (constant(v, x.device) for v in (self.mean, self.std))
         return x * std + mean
 
+    def scaled(self, difference: Tensor) -> Tensor:
+        """A difference of reflectances (..., bands, H, W) in normalised units."""
+        return difference / constant(self.std, difference.device)
+
     def limits(self, low: float = -0.1, high: float = 2.0) -> tuple[Tensor, Tensor]:
         """The physical range of reflectance in normalised units, each (bands, 1, 1). Snow under a low sun exceeds 1."""
         pair = torch.tensor([low, high]).view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1)
@@ -48,6 +58,14 @@ NOTEBOOK_2025 = Normalisation(mean=(-0.08725,) * 4, std=(0.01275,) * 4)
 
 
 @dataclass(frozen=True)
+class Guess:
+    """A first guess of the ground (N, 4, H, W) in reflectance, NaN where no date tells anything."""
+
+    ground: Tensor
+    deviation: Tensor | None  # that of the ground from it, 0 where the cloudy date shows it; None where nobody knows
+
+
+@dataclass(frozen=True)
 class Conditions:
     """One batch of conditions; images are normalised and hold 0 where there are no data."""
 
@@ -55,87 +73,109 @@ class Conditions:
     mask: Tensor  # (N, 1, H, W) uint8 mask classes
     reference: Tensor  # (N, 4, H, W) float32, another date, clear
     present: Tensor  # (N, 1, H, W) bool, where the reference has data
+    dates: Tensor  # (N, 1, H, W) float32, how many other dates have data
+    anchor: Tensor  # (N, 4, H, W) float32 first guess of the ground: the cloudy image where it is clear
+    deviation: Tensor | None  # (N, 4, H, W) float32, that of the ground from the anchor; None where nobody knows
     sun_elevation: Tensor  # (N,) degrees, on the cloudy date
     reference_days: Tensor  # (N,) signed days from the target's date to the reference's
     target_days: Tensor  # (N,) signed days from the cloudy date to the target's: 0 but in training on real pairs
 
     @classmethod
-    def of(cls, batch: Batch, *, norm: Normalisation) -> Self:
-        """What the batch tells, in normalised units; of several references the nearest one is told.
+    def of(cls, batch: Batch, *, norm: Normalisation, first_guess: str, guess: Guess | None = None) -> Self:
+        """What the batch tells, in normalised units; `first_guess` is one of FIRST_GUESSES, and `guess` what it gives
+        of more surroundings than the batch holds, if that is known. The reference that is told is, at each pixel, the
+        first one that has data.
 
         Unknown pixels are told as seen (neither cloud nor shadow), but the anchor trusts them no more than cloud.
         """
-        cloudy, several = batch.cloudy, batch.references.shape[1] > 0
-        reference = batch.references[:, 0] if several else torch.full_like(cloudy, torch.nan)
-        days = batch.reference_days[:, 0] if several else torch.full_like(batch.target_days, torch.nan)
-        hole = cloudy.isnan().any(1, keepdim=True)
-        present = ~reference.isnan().any(1, keepdim=True)
+        cloudy, hole = batch.cloudy, batch.cloudy.isnan().any(1, keepdim=True)
+        there = batch.references.isfinite().all(2, keepdim=True)
+        reference, days = _first(batch, there)
+        present = there.any(1)
+        told = {
+            "cloudy": norm.forward(cloudy).masked_fill(hole, 0),
+            "reference": norm.forward(reference).masked_fill(~present, 0),
+        }
+        clear = batch.classes == CLEAR
+        if guess is None:
+            guess = FIRST_GUESSES[first_guess](batch, norm, clear)
+        anchor = norm.forward(guess.ground).nan_to_num(0)
+        deviation = guess.deviation
+        if deviation is not None:
+            deviation = norm.scaled(deviation).nan_to_num(1)
         return cls(
-            cloudy=norm.forward(cloudy).masked_fill(hole, 0),
+            **told,
             mask=batch.classes,
-            reference=norm.forward(reference).masked_fill(~present, 0),
             present=present,
+            dates=there.sum(1, dtype=torch.float32),
+            anchor=torch.where(clear, told["cloudy"], anchor),
+            deviation=deviation,
             sun_elevation=batch.sun_elevation,
             reference_days=days,
             target_days=batch.target_days,
         )
 
     def channels(self, unit: Tensor | float = 1.0) -> Tensor:
-        """(N, CONDITION_CHANNELS, H, W) float32 in the order of CHANNELS, the last, the difference, over `unit`
-        (N, 1, H, W): what a process takes for 1."""
-        told = torch.cat([make(self).float() for _, make in CHANNELS.values()], 1)
+        """(N, C, H, W) float32 in the order of CHANNELS for this kind of first guess, the last, the difference, over
+        `unit` (N, 1 or 4, H, W): what a process takes for 1."""
+        table = CHANNELS["surroundings" if self.deviation is None else "similar"]
+        told = torch.cat([make(self).float() for _, make in table.values()], 1)
         told[:, -BAND_COUNT:] /= unit
+        if self.deviation is not None:
+            told[:, -BAND_COUNT:].clamp_(-_FAR_OFF, _FAR_OFF)
         return told
 
     def _per_pixel(self, value: Tensor) -> Tensor:
         """A number per sample (N,) at each of its pixels, 0 where it is not known."""
         return value.nan_to_num(0)[:, None, None, None].expand_as(self.mask)
 
-    @cached_property
-    def anchor(self) -> Tensor:
-        """First guess of the ground (N, 4, H, W): the cloudy image where it is clear; elsewhere the reference, shifted
-        to agree with it in the clear surroundings; without one, the surroundings continued (far from any: 0)."""
-        clear = self.mask == CLEAR
-        asked = ((self.cloudy - self.reference, clear & self.present), (self.cloudy, clear))
-        if answers(clear):
-            return self.first_guess(*(_fill(*each) for each in asked))
-        return self.first_guess(*_fill(*map(torch.cat, zip(*asked, strict=True))).chunk(2))  # in half of the launches
-
-    def first_guess(self, shift: Tensor, around: Tensor) -> Tensor:
-        """The first guess where `shift`, from the reference to the cloudy date, and what lies `around` clouds are known
-        already, each continued under the clouds (N, 4, H, W)."""
-        hidden = torch.where(self.present, self.reference + shift, around)
-        return torch.where(self.mask == CLEAR, self.cloudy, hidden)
-
     def anchored(self, anchor: Tensor) -> Self:
-        """With another first guess."""
-        other = replace(self)
-        other.__dict__["anchor"] = anchor  # where cached_property keeps its value
-        return other
+        """With another first guess, which is as sure."""
+        return replace(self, anchor=anchor)
 
     def samples(self, numbers: list[int]) -> Self:
         """These samples alone, in this order; one may be asked for several times."""
-        fields = {name: value[numbers] for name, value in vars(self).items() if name != "anchor"}
-        return replace(self, **fields).anchored(self.anchor[numbers])
+        return replace(self, **{name: value[numbers] for name, value in vars(self).items() if value is not None})
 
     def choose(self, clear: float, reference: float, nothing: float) -> Tensor:
         """(N, 1, H, W): one of three numbers, by what the anchor is at a pixel."""
         hidden = torch.where(self.present, reference, nothing)
         return torch.where(self.mask == CLEAR, clear, hidden)
 
-    def without_reference(self) -> Self:
-        """The same conditions with no other date."""
-        return replace(
-            self,
-            reference=torch.zeros_like(self.reference),
-            present=torch.zeros_like(self.present),
-            reference_days=torch.full_like(self.reference_days, torch.nan),
-        )
+    def spread(self, clear: float, reference: float, nothing: float) -> Tensor:
+        """(N, 1 or 4, H, W): how far the ground is from the anchor, in normalised units. Where the anchor tells its own
+        deviation, the numbers for hidden pixels are factors on it."""
+        if self.deviation is None:
+            return self.choose(clear, reference, nothing)
+        hidden = torch.where(self.present, reference, nothing) * self.deviation
+        return torch.where(self.mask == CLEAR, clear, hidden.clamp(min=_LEAST))
 
 
-# What the network is told: name -> width and values. A condition more is a line more. The notebook of 2025 looks at the
-# first four channels only.
-CHANNELS = {
+def _first(batch: Batch, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the references the first that has data at each pixel (N, 4, H, W), NaN without any; and the days (N,) to the
+    first that a sample has at all."""
+    reference = torch.full_like(batch.cloudy, torch.nan)
+    days = torch.full_like(batch.target_days, torch.nan)
+    for number in reversed(range(batch.references.shape[1])):
+        reference = torch.where(there[:, number], batch.references[:, number], reference)
+        some = there[:, number].flatten(1).any(1)
+        days = torch.where(some, batch.reference_days[:, number], days)
+    return reference, days
+
+
+def _depth(mask: Tensor) -> Tensor:
+    """(N, 1, H, W) float32: how far the nearest pixel that is not hidden is, over 1 + 2 + 4 + 8 + 16 pixels; 1 if
+    farther. By squares, whose half width doubles."""
+    near, total = (mask == CLEAR).float(), torch.zeros_like(mask, dtype=torch.float32)
+    for width in _WIDTHS:
+        total += width * (1 - near)
+        near = F.max_pool2d(near, 2 * width + 1, 1, width)
+    return total / sum(_WIDTHS)
+
+
+# What the network is told, by first guess: name -> width and values. A condition more is a line more. The notebook of
+# 2025 looks at the first four channels only.
+_FIRST: Channels = {
     "cloudy": (BAND_COUNT, lambda c: c.cloudy),
     "cloud": (1, lambda c: (c.mask == CLOUD) | (c.mask == CIRRUS)),
     "shadow": (1, lambda c: c.mask == SHADOW),
@@ -147,9 +187,44 @@ CHANNELS = {
     "sun elevation": (1, lambda c: c._per_pixel(c.sun_elevation / _ELEVATION)),
     "reference days": (1, lambda c: c._per_pixel((c.reference_days / _DAYS).clamp(-4, 4))),
     "target days": (1, lambda c: c._per_pixel((c.target_days / _DAYS).clamp(-4, 4))),
-    "difference": (BAND_COUNT, lambda c: c.cloudy - c.anchor),  # the last: the networks put out a share of it
 }
-CONDITION_CHANNELS = sum(width for width, _ in CHANNELS.values())
+_OF_SIMILAR: Channels = {
+    "dates": (1, lambda c: c.dates / 3),
+    "deviation": (1, lambda c: c.deviation.mean(1, keepdim=True).clamp(min=_LEAST).log()),
+    "depth": (1, lambda c: _depth(c.mask)),
+}
+_LAST: Channels = {"difference": (BAND_COUNT, lambda c: c.cloudy - c.anchor)}  # the networks put out a share of it
+CHANNELS: dict[str, Channels] = {"similar": _FIRST | _OF_SIMILAR | _LAST, "surroundings": _FIRST | _LAST}
+
+
+def channel_count(first_guess: str) -> int:
+    """How many channels a network is told, with this first guess."""
+    return sum(width for width, _ in CHANNELS[first_guess].values())
+
+
+def _from_similar(batch: Batch, norm: Normalisation, clear: Tensor) -> Guess:
+    """What clear pixels tell that are near, and alike on other dates; see `similarity`."""
+    return Guess(*similar(batch.cloudy, batch.references, clear[:, 0]))
+
+
+def _from_surroundings(batch: Batch, norm: Normalisation, clear: Tensor) -> Guess:
+    """The reference, shifted to agree with the cloudy image in the clear surroundings; without one, the surroundings
+    continued (far from any: the mean of the normalisation)."""
+    there = batch.references.isfinite().all(2, keepdim=True)
+    cloudy, reference = (norm.forward(image).nan_to_num(0) for image in (batch.cloudy, _first(batch, there)[0]))
+    present = there.any(1)
+    asked = ((cloudy - reference, clear & present), (cloudy, clear))
+    if answers(clear):
+        shift, around = (_fill(*each) for each in asked)
+    else:
+        shift, around = _fill(*map(torch.cat, zip(*asked, strict=True))).chunk(2)  # in half of the launches
+    return Guess(norm.inverse(torch.where(present, reference + shift, around)), None)
+
+
+FIRST_GUESSES: dict[str, Callable[[Batch, Normalisation, Tensor], Guess]] = {
+    "similar": _from_similar,
+    "surroundings": _from_surroundings,
+}
 
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:

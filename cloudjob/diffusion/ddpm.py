@@ -146,18 +146,18 @@ class ResidualDdpm(Ddpm):
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
-        spread = conditions.choose(*self.spread)
+        spread = conditions.spread(*self.spread)
         residual = (clean - conditions.anchor) / spread
         (terms,) = super().loss_terms(network, residual, conditions, seed=seed, indices=indices)
         return [terms._replace(scale=terms.scale * spread)]
 
     @torch.no_grad()
     def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits | None, **options: Any) -> Tensor:
-        anchor, spread = conditions.anchor, conditions.choose(*self.spread)
+        anchor, spread = conditions.anchor, conditions.spread(*self.spread)
         if limits is None:
             return anchor + spread * super().sample(network, conditions, limits=None, **options)
         low, high = ((limit - anchor) / spread for limit in limits)
         return (anchor + spread * super().sample(network, conditions, limits=(low, high), **options)).clamp(*limits)
 
     def _channels(self, conditions: Conditions) -> Tensor:
-        return conditions.channels(conditions.choose(*self.spread))
+        return conditions.channels(conditions.spread(*self.spread))

@@ -1,8 +1,6 @@
 """What keeps a program ahead of the device that computes for it: constants that lie there, and questions not asked."""
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +16,6 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 @lru_cache(256)
 def _constant(values: tuple[float, ...], device: torch.device, kind: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=kind, device=device)[:, None, None]
-
-
-class cached_property:
-    """functools.cached_property without a lock, into which no compiler looks."""
-
-    def __init__(self, function: Callable[[Any], Any]):
-        self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        value = instance.__dict__[self.name] = self.function(instance)
-        return value
 
 
 def answers(tensor: Tensor) -> bool:

@@ -20,9 +20,10 @@ _LEVELS = 4  # times that the image is halved, each doubling the channels
 
 
 def build(preset: str, *, condition_channels: int) -> "DiffCR":
-    """The network of one of WIDTHS, which is told CHANNELS."""
-    widths = [width for width, _ in CHANNELS.values()]
-    first = {name: sum(widths[:number]) for number, name in enumerate(CHANNELS)}
+    """The network of one of WIDTHS. The dates come before what tells one table of CHANNELS from another."""
+    table = CHANNELS["similar"]
+    widths = [width for width, _ in table.values()]
+    first = {name: sum(widths[:number]) for number, name in enumerate(table)}
     return DiffCR(WIDTHS[preset], condition_channels=condition_channels, dates=tuple(first[name] for name in DATES))
 
 

@@ -2,8 +2,9 @@
 inference. All work in normalised units; images are (N, 4, H, W) float32.
 
 The first guess is Conditions.anchor: good on clear pixels, fair where there is a reference, poor elsewhere. `spread`
-says how good: the standard deviation of x0 - anchor on (clear, referenced, other) pixels. So r = (x0 - anchor) / spread
-has unit variance at every pixel, and noise that is left over is small where the guess is good.
+says how good: the standard deviation of x0 - anchor on (clear, referenced, other) pixels, or, of a guess that knows its
+own deviation, how many of these it is on hidden pixels. So r = (x0 - anchor) / spread has unit variance at every pixel,
+and noise that is left over is small where the guess is good.
 """
 
 from dataclasses import dataclass
@@ -44,12 +45,12 @@ class Terms(NamedTuple):
     weight: Tensor | float = 1.0
 
 
-def measure_spread(clean: Tensor, conditions: Conditions, valid: Tensor) -> Spread:
-    """`spread` of these samples; `valid` (N, 1, H, W) is where the clear date has data."""
-    bare = conditions.without_reference()
+def measure_spread(clean: Tensor, conditions: Conditions, bare: Conditions, valid: Tensor) -> Spread:
+    """`spread` of these samples; `bare` are the conditions without any other date, and `valid` (N, 1, H, W) is where
+    the clear date has data."""
     valid = valid & (conditions.mask != NO_DATA)
     guess, other = conditions.choose(0, 1, 2), valid & (conditions.mask != CLEAR)
-    error, bare_error = clean - conditions.anchor, clean - bare.anchor
+    error, bare_error = ((clean - told.anchor) / told.spread(1, 1, 1) for told in (conditions, bare))
     kinds = ((error, valid & (guess == 0)), (error, valid & (guess == 1)), (bare_error, other))
     rms = [x.square().mean(1, True)[kind].mean().sqrt().item() if kind.any() else 1.0 for x, kind in kinds]
     clear, referenced, bare_rms = (max(value, _LEAST_SPREAD) for value in rms)
@@ -65,7 +66,7 @@ class Regression:
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
-        spread = conditions.choose(*self.spread)
+        spread = conditions.spread(*self.spread)
         target = (clean - conditions.anchor) / spread
         output = network(None, None, conditions.channels(spread)).float()
         return [Terms(output, target, level=target.new_ones(len(target)), scale=spread)]
@@ -73,12 +74,12 @@ class Regression:
     @torch.no_grad()
     def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **_: Any) -> Tensor:
         """The same whatever the noise and the steps."""
-        told = conditions.channels(conditions.choose(*self.spread))
+        told = conditions.channels(conditions.spread(*self.spread))
         return self.place(network(None, None, told).float(), conditions).clamp(*limits)
 
     def place(self, r: Tensor, conditions: Conditions) -> Tensor:
         """The image that r means."""
-        return conditions.anchor + conditions.choose(*self.spread) * r
+        return conditions.anchor + conditions.spread(*self.spread) * r
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Residual:
     def _mu(self, conditions: Conditions) -> Tensor | float:
         if not self.alpha:
             return 0.0
-        return self.alpha * (conditions.cloudy - conditions.anchor) / conditions.choose(*self.spread)
+        return self.alpha * (conditions.cloudy - conditions.anchor) / conditions.spread(*self.spread)
 
     def _level(self, sigma: Tensor) -> Tensor:
         """c_noise, scaled to 0..1."""
@@ -132,7 +133,7 @@ class Residual:
         sigma = log_sigma.exp().clamp(self.sigma_min, self.sigma_max).where(pick >= self.share_at_max, self.sigma_max)
         sigma = sigma.float().to(clean.device)
 
-        spread = conditions.choose(*self.spread)
+        spread = conditions.spread(*self.spread)
         residual = (clean - conditions.anchor) / spread
         noise = normals(seed, indices, "noise", like=clean) + self._mu(conditions)
         x = residual + sigma[:, None, None, None] * noise
@@ -159,7 +160,7 @@ class Residual:
         """x0 by one of SAMPLERS (ancestral with alpha = 0 alone: a drift is no noise); one step is the plain
         regression. The estimate of x0 is clamped to `limits` at each step, so that no error is carried on and
         amplified."""
-        anchor, spread = conditions.anchor, conditions.choose(*self.spread)
+        anchor, spread = conditions.anchor, conditions.spread(*self.spread)
         channels = conditions.channels(spread)
         sigmas = self.sigmas(steps).to(anchor.device)
 
@@ -196,7 +197,7 @@ class Corrective(Residual):
 
 def measure_drift(clean: Tensor, conditions: Conditions, valid: Tensor, spread: Spread) -> tuple[float, float]:
     """`drift` of these samples (see Residual)."""
-    scale = conditions.choose(*spread)
+    scale = conditions.spread(*spread)
     mu, residual = (conditions.cloudy - conditions.anchor) / scale, (clean - conditions.anchor) / scale
     inside = (valid & (conditions.mask != NO_DATA)).expand_as(mu)
     return mu[inside].square().mean().item(), (mu * residual)[inside].mean().item()

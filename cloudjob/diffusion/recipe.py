@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.batch import Batch
-from cloudjob.diffusion.conditions import CONDITION_CHANNELS, NOTEBOOK_2025, Conditions, Normalisation
+from cloudjob.diffusion.conditions import NOTEBOOK_2025, Conditions, Guess, Normalisation, channel_count
 from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
 from cloudjob.diffusion.noise import Numbers
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
@@ -26,39 +26,56 @@ PROCESSES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes a model: `preset` names its network, `process` is the diffusion, `norm` the units it works in."""
+    """What makes a model: `preset` names its network, `process` is the diffusion, `norm` the units it works in, and
+    `first_guess` (one of FIRST_GUESSES) what it starts from."""
 
     preset: str
     process: Process
     norm: Normalisation
+    first_guess: str = "surroundings"  # that of recipes which do not tell
 
     @classmethod
-    def of(cls, preset: str, process: str, *, mean: list[float], std: list[float], **options: Any) -> Self:
+    def of(
+        cls,
+        preset: str,
+        process: str,
+        *,
+        mean: list[float],
+        std: list[float],
+        first_guess: str = "surroundings",
+        **options: Any,
+    ) -> Self:
         """`process` is one of PROCESSES and `options` its fields; mean and std per band are those of the training
         split's reflectance. The network of the notebook of 2025 has the notebook's own scaling: its images are noise
         partly because of it."""
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         if process == "regression":
             plain.setdefault("spread", Residual.spread)
-        norm = NOTEBOOK_2025 if preset == "notebook-2025" else Normalisation(tuple(mean), tuple(std))
-        return cls(preset, PROCESSES[process](**plain), norm)
+        if preset == "notebook-2025":  # which looks at no first guess
+            return cls(preset, PROCESSES[process](**plain), NOTEBOOK_2025)
+        return cls(preset, PROCESSES[process](**plain), Normalisation(tuple(mean), tuple(std)), first_guess)
 
     def facts(self) -> dict:
         """What `of` takes to make this recipe again, in plain values for a checkpoint."""
         name = next(name for name, kind in PROCESSES.items() if type(self.process) is kind)
         options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.process).items()}
         plain = {"preset": self.preset, "mean": list(self.norm.mean), "std": list(self.norm.std)}
-        return plain | {"process": name} | options
+        return plain | {"process": name, "first_guess": self.first_guess} | options
 
     def measure(self, batch: Batch) -> Self:
         """With the spread (and drift) of the process as they are in this batch, which has a target."""
         if type(self.process) is Ddpm:
             return self
-        clean, valid, conditions = self._clean(batch), batch.target_valid, Conditions.of(batch, norm=self.norm)
-        found: dict[str, Any] = {"spread": measure_spread(clean, conditions, valid)}
+        clean, valid, conditions = self._clean(batch), batch.target_valid, self.conditions(batch)
+        bare = self.conditions(batch.without_references())
+        found: dict[str, Any] = {"spread": measure_spread(clean, conditions, bare, valid)}
         if isinstance(self.process, Residual) and self.process.alpha:
             found["drift"] = measure_drift(clean, conditions, valid, found["spread"])
         return replace(self, process=replace(self.process, **found))
+
+    def conditions(self, batch: Batch, guess: Guess | None = None) -> Conditions:
+        """What the batch tells; its first guess is costly."""
+        return Conditions.of(batch, norm=self.norm, first_guess=self.first_guess, guess=guess)
 
     def _clean(self, batch: Batch) -> Tensor:
         """The normalised target (N, 4, H, W), 0 without data."""
@@ -68,7 +85,7 @@ class Recipe:
         """Freshly initialised."""
 
         def build() -> nn.Module:
-            return networks.build(self.preset, condition_channels=CONDITION_CHANNELS)
+            return networks.build(self.preset, condition_channels=channel_count(self.first_guess))
 
         return networks.MeanAndDetail(build(), build()) if isinstance(self.process, Corrective) else build()
 
@@ -90,9 +107,18 @@ class Recipe:
             raise ConfigError(f"infer.sampler ancestral draws noise alone: alpha is {alpha:g} here, not 0")
         return {"sampler": sampler, "steps": self.steps(steps, sampler)}
 
-    def terms(self, network: nn.Module, batch: Batch, *, seed: int, samples: Numbers) -> list[Terms]:
-        """What the process compares for these samples: `loss` without its weights and without random changes."""
-        conditions = Conditions.of(batch, norm=self.norm)
+    def terms(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        *,
+        seed: int,
+        samples: Numbers,
+        conditions: Conditions | None = None,
+    ) -> list[Terms]:
+        """What the process compares for these samples: `loss` without its weights and without random changes.
+        `conditions` are those of the batch, where they are known."""
+        conditions = self.conditions(batch) if conditions is None else conditions
         return self.process.loss_terms(network, self._clean(batch), conditions, seed=seed, indices=samples)
 
     def loss(
@@ -122,17 +148,10 @@ class Recipe:
             total = total + losses.weighted_mse(part.prediction, part.target, weights * part.weight)
         return total
 
-    def restore(self, network: nn.Module, batch: Batch, *, noise: Noise, steps: int, sampler: str = "auto") -> Tensor:
-        """A sample of the ground's reflectance (N, 4, H, W), given what the batch tells."""
-        return self.draw(network, self.told(network, batch), noise=noise, steps=steps, sampler=sampler)
-
-    def told(self, network: nn.Module, batch: Batch, *, continued: tuple[Tensor, Tensor] | None = None) -> Conditions:
-        """What the batch tells, with all that the members of an ensemble have in common: the first guess, from what was
-        `continued` of more surroundings than the batch holds where that is given (see `Conditions.first_guess`), and
-        that of the process's regression where it has one."""
-        conditions = Conditions.of(batch, norm=self.norm)
-        if continued:
-            conditions = conditions.anchored(conditions.first_guess(*continued))
+    def told(self, network: nn.Module, batch: Batch, *, guess: Guess | None = None) -> Conditions:
+        """What the batch tells, with all that the members of an ensemble have in common: the first guess, of more
+        surroundings than the batch holds where that is given, and that of the process's regression where it has one."""
+        conditions = self.conditions(batch, guess)
         if isinstance(self.process, Corrective):
             return self.process.guessed(network, conditions, limits=self._limits(batch.cloudy))
         return conditions

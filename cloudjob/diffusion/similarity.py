@@ -8,8 +8,9 @@ regression on the other dates.
 Each block of 64 x 64 pixels has a process of its own, which is told 320 of the clear pixels around it; what it does not
 know of a pixel is judged by 96 of them, in units of the noise that the block shows. Which pixels these are depends on
 their row and column in the scene and on what is hidden around them, so that neighbours share most, and a window gives
-what the scene gives, but for what lies within `REACH` of its edges. Blocks are blended over 8 pixels. Where some of the
-dates have no data, a process is made of the others; without any, it varies over space alone.
+what the scene gives, but for what lies within `REACH` of its edges. Where none of them is near, it is told of the
+nearest there are: what a window does not hold is given to it as `Far`. Blocks are blended over 8 pixels. Where some of
+the dates have no data, a process is made of the others; without any, it varies over space alone.
 """
 
 from collections.abc import Iterator
@@ -35,6 +36,15 @@ _UNIT, _UNIT_WEIGHT = 0.02, 4.0  # reflectance: what the noise is before anythin
 _RINGS = ((1, 1.0), (1, 1.0), (2, 1.5), (4, 3.0), (8, 6.0), (16, 12.0), (0, 24.0))
 
 
+@dataclass(frozen=True)
+class Far:
+    """Clear pixels all over a scene, for blocks that have none near: about one for every block."""
+
+    place: Tensor  # (K, 2) int, row and column in the scene
+    cloudy: Tensor  # (K, C) reflectance
+    references: Tensor  # (K, R, C), NaN where a date has no data
+
+
 def similar(
     cloudy: Tensor,
     references: Tensor,
@@ -43,6 +53,7 @@ def similar(
     margin: int = 0,
     origin: tuple[int, int] = (0, 0),
     seed: int = 0,
+    far: Far | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(guess, deviation) of the ground, each as `cloudy` (N, C, H, W) but for the outermost `margin` pixels, which are
     only seen: a window with a margin of `REACH` gives what the scene gives.
@@ -50,11 +61,12 @@ def similar(
     cloudy: floating-point reflectance, NaN without data. references: (N, R, C, H, W) other dates, normalised to the
     cloudy one; R may be 0, and any of them may lack data. known: (N, H, W) bool, where the cloudy date shows the
     ground: these pixels come back as they are, with a deviation of 0. origin: row and column in the scene of the first
-    pixel. The deviation is that of the ground from the guess. Where nothing is known, the guess is the mean of the
+    pixel. far: what blocks are told that have no clear pixel near; of the images alone where it is not given. The
+    deviation is that of the ground from the guess. Where nothing is known, the guess is the mean of the
     references. NaN where no date has data.
     """
     with torch.no_grad(), torch.autocast(cloudy.device.type, enabled=False):  # products in bfloat16 are too coarse
-        scene = _Scene.of(cloudy, references, known, margin=margin, origin=origin, seed=seed)
+        scene = _Scene.of(cloudy, references, known, margin=margin, origin=origin, seed=seed, far=far)
         for pattern in scene.pattern[scene.wanted].unique().tolist():
             for problems in scene.problems(pattern):
                 _solve(scene, problems)
@@ -77,8 +89,9 @@ class _Problems:
 class _Scene:
     """Images on a grid of whole blocks, with `_FAR` pixels of nothing around them."""
 
-    cloudy: Tensor  # (N, H, W, C), 0 without data
-    references: Tensor  # (N, H, W, R, C), 0 without data
+    cloudy: Tensor  # (N H W + K, C) of all pixels, then of those far off; 0 without data
+    references: Tensor  # (N H W + K, R, C), 0 without data
+    far: tuple[Tensor, Tensor] | None  # (K, 2) row and column in these images, and (K,) pattern, of the pixels far off
     pattern: Tensor  # (N, H, W) int, bit r: reference r has data
     known: Tensor  # (N, H, W) bool
     wanted: Tensor  # (N, H, W) bool: hidden, and asked for
@@ -88,7 +101,15 @@ class _Scene:
 
     @classmethod
     def of(
-        cls, cloudy: Tensor, references: Tensor, known: Tensor, *, margin: int, origin: tuple[int, int], seed: int
+        cls,
+        cloudy: Tensor,
+        references: Tensor,
+        known: Tensor,
+        *,
+        margin: int,
+        origin: tuple[int, int],
+        seed: int,
+        far: Far | None,
     ) -> Self:
         bands, *size = cloudy.shape[1:]
         before = [first % _BLOCK + _FAR for first in origin]
@@ -105,9 +126,18 @@ class _Scene:
         within = tuple(slice(more + margin, more + n - margin) for more, n in zip(before, size, strict=True))
         asked = torch.zeros_like(wanted)
         asked[:, *within] = wanted[:, *within]
+        tables = [F.pad(cloudy.nan_to_num(0), edge).permute(0, 2, 3, 1), others.permute(0, 3, 4, 1, 2)]
+        tables = [table.flatten(0, 2) for table in tables]
+        beyond = None
+        if far:
+            there = far.references.isfinite().all(2)
+            beyond = (far.place - far.place.new_tensor(starts), (there * _bits(there.shape[1], cloudy)).sum(1))
+            more = far.cloudy, far.references.masked_fill(~there[:, :, None], 0)
+            tables = [torch.cat(both) for both in zip(tables, more, strict=True)]
         return cls(
-            cloudy=F.pad(cloudy.nan_to_num(0), edge).permute(0, 2, 3, 1).contiguous(),
-            references=others.permute(0, 3, 4, 1, 2).contiguous(),
+            cloudy=tables[0],
+            references=tables[1],
+            far=beyond,
             pattern=pattern,
             known=known,
             wanted=asked,
@@ -120,19 +150,33 @@ class _Scene:
         """The blocks that have wanted pixels of the pattern, in chunks of about as many pixels that fit the memory."""
         wanted = self.wanted & (self.pattern == pattern)
         rank = self.rank.masked_fill(~self.known | (self.pattern & pattern != pattern), torch.inf)
-        cells, blocks = _sparse(rank, _CELL), _sparse(rank, _BLOCK)
+        cells = _sparse(rank, _CELL)
         share = F.avg_pool2d(wanted[:, None].to(rank.dtype), _BLOCK + 2 * _BLEND, _BLOCK, _BLEND)[:, 0]
         around = _FAR // _BLOCK
         place = share[:, around:-around, around:-around].nonzero() + share.new_tensor([0, around, around]).long()
         share = share[tuple(place.T)]
         colour = place[:, 1] % 2 * 2 + place[:, 2] % 2  # those of one do not overlap: their sums have one order
         order = (2 * colour - share).argsort(stable=True)
-        dates = pattern & _bits(self.references.shape[3], rank) > 0
+        dates = pattern & _bits(self.references.shape[1], rank) > 0
+        everywhere = self._everywhere(rank, pattern)
         for part in _chunks(colour[order].tolist(), share[order].tolist(), max(1, _budget(rank) // _POINTS**2)):
             here = place[order[part]]
-            points, told = _told(here, rank, cells, blocks)
+            points, told = _told(here, rank, cells, everywhere)
             pixels = _windows(here, wanted.shape, _BLOCK, _BLEND).flatten(1)
             yield _Problems(here[:, 1:] * _BLOCK, dates, points, told, *_listed(pixels, wanted.flatten()[pixels]))
+
+    def _everywhere(self, rank: Tensor, pattern: int) -> "_Everywhere":
+        """What blocks are told that have nothing near: with data on the dates of the pattern."""
+        if self.far is None:
+            lowest, pixel = _sparse(rank, _BLOCK)
+            row, col = (torch.arange(n, device=rank.device) for n in lowest.shape[1:])
+            place = torch.cartesian_prod(row, col)
+            return _Everywhere(lowest.flatten(1), place, pixel.flatten(1))
+        place, dates = self.far
+        lowest = rank.new_zeros(dates.shape).masked_fill(dates & pattern != pattern, torch.inf)
+        pixel = rank.numel() + torch.arange(len(place), device=rank.device)
+        samples = len(rank)
+        return _Everywhere(lowest.expand(samples, -1), place / _BLOCK - 0.5, pixel.expand(samples, -1))
 
     def result(self, cloudy: Tensor, margin: int) -> tuple[Tensor, Tensor]:
         cloudy = cloudy[:, :, margin : cloudy.shape[2] - margin, margin : cloudy.shape[3] - margin]
@@ -211,9 +255,23 @@ def _chunks(colour: list[int], share: list[float], most: int) -> Iterator[slice]
         start = stop
 
 
-def _told(
-    place: Tensor, rank: Tensor, cells: tuple[Tensor, Tensor], blocks: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Everywhere:
+    """About one pixel for each block of all there are."""
+
+    rank: Tensor  # (N, K)
+    place: Tensor  # (K, 2) row and column, in blocks
+    pixel: Tensor  # (N, K) their numbers
+
+    def nearest(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """(G, M) those to be told to blocks (G, 3), the pixels and whether there is one."""
+        apart = (self.place - place[:, None, 1:]).to(self.rank.dtype).square().sum(-1).sqrt()
+        ranks = self.rank[place[:, 0]] + 2 * (1 + apart).log()
+        found, chosen = ranks.topk(min(_POINTS, ranks.shape[1]), largest=False)
+        return self.pixel[place[:, 0]].gather(1, chosen), found.isfinite()
+
+
+def _told(place: Tensor, rank: Tensor, cells: tuple[Tensor, Tensor], everywhere: _Everywhere) -> tuple[Tensor, Tensor]:
     """(G, M) the pixels that blocks are told, and whether there is one: of those nearby the ones of the lowest rank; if
     they are too few, of cells farther off, the nearer ones the likelier; if there is none, of all the image."""
     near = _windows(place, rank.shape, _BLOCK, _NEAR).flatten(1)
@@ -231,13 +289,8 @@ def _told(
     points, told = pixels.gather(1, chosen), found.isfinite()
     lost = ~told.any(1)
     if lost.any():
-        at = place[lost]
-        row, col = (torch.arange(n, device=rank.device) for n in blocks[0].shape[1:])
-        apart = torch.hypot((row - at[:, 1:2])[:, :, None].to(rank.dtype), (col - at[:, 2:])[:, None].to(rank.dtype))
-        ranks = (blocks[0][at[:, 0]] + 2 * (1 + apart).log()).flatten(1)
-        found, chosen = ranks.topk(min(_POINTS, ranks.shape[1]), largest=False)
-        points[lost, : found.shape[1]] = blocks[1][at[:, 0]].flatten(1).gather(1, chosen)
-        told[lost, : found.shape[1]] = found.isfinite()
+        pixels, there = everywhere.nearest(place[lost])
+        points[lost, : pixels.shape[1]], told[lost, : pixels.shape[1]] = pixels, there
     return points, told
 
 
@@ -252,8 +305,12 @@ class _Seen:
     @classmethod
     def of(cls, scene: _Scene, problems: _Problems, pixels: Tensor) -> Self:
         height, width = scene.known.shape[1:]
-        place = torch.stack([pixels // width % height, pixels % width], -1) - problems.corner[:, None]
-        dates = scene.references.flatten(0, 2)[pixels][:, :, problems.dates]
+        place = torch.stack([pixels // width % height, pixels % width], -1)
+        beyond = pixels - scene.known.numel()
+        if scene.far and (beyond >= 0).any():
+            place = torch.where((beyond < 0)[..., None], place, scene.far[0][beyond.clamp(min=0)])
+        place = place - problems.corner[:, None]
+        dates = scene.references[pixels][:, :, problems.dates]
         return cls(place.to(dates.dtype), dates.flatten(2), dates.sum(2) / max(1, dates.shape[2]))
 
     def less(self, centre: Tensor) -> Self:
@@ -273,7 +330,7 @@ def _solve(scene: _Scene, problems: _Problems) -> None:
     told = problems.told[:, :, None].to(scene.rank.dtype)
     count = told.sum(1, keepdim=True)
     points = _Seen.of(scene, problems, problems.points)
-    left = scene.cloudy.flatten(0, 2)[problems.points] - points.mean
+    left = scene.cloudy[problems.points] - points.mean
     centre, level = ((each * told).sum(1, keepdim=True) / count.clamp(min=1) for each in (points.spectrum, left))
     points, left = points.less(centre), (left - level) * told
     key, slopes = points.alike(told=True), _SLOPE * points.spectrum

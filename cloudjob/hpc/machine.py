@@ -61,7 +61,8 @@ def device_name(device: "torch.device") -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of this code, with a + if it has uncommitted changes; None outside a checkout.
+    """The commit of this code, with a + if it has uncommitted changes; outside a checkout CLOUDJOB_COMMIT, which the
+    image sets, or None.
 
     A repository that the code merely lies in, as in its user's .venv, is not its own: that does not track this file.
     """
@@ -80,7 +81,7 @@ def commit() -> str | None:
         changed = git("status", "--porcelain", "--", str(here.parents[1]))
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("CLOUDJOB_COMMIT")
 
 
 def _version(package: str) -> str | None:

@@ -5,6 +5,7 @@ Ranks wait asleep: MPI's own calls look for a message all the time, and would ke
 
 import atexit
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +23,23 @@ _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # that of srun, which may lie aro
 _DOWN, _UP = 1, 2  # tags of messages from rank 0, and to it
 _PASSING_ON = 50  # calls; one was enough between two ranks of a node
 _NAP_S = (0.0002, 0.05)  # between two looks for a message: twice as long each time
+
+
+def library() -> str:
+    """The name of the MPI library that mpi4py finds, in a line; RuntimeError, with why, where it finds none.
+
+    Another process looks: one that does not fit this machine ends who loads it.
+    """
+    program = (
+        "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
+        "print(' '.join(MPI.Get_library_version().strip('\\0 \\n').splitlines()[0].split()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    said = done.stdout if done.returncode == 0 else done.stderr
+    line = (said.decode(errors="replace").strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+    if done.returncode:
+        raise RuntimeError(line)
+    return line
 
 
 class Communicator:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+_ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "STOPPED")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -11,6 +13,7 @@ class Job:
     state: str  # as SLURM reports it, or as it was logged
     log: str  # path, "" before the job has started
     said: str  # the last error message in the log
+    waits: bool = False  # SLURM has it running, or will run it by itself
 
 
 def unfinished(log: Path) -> list[Job]:
@@ -36,7 +39,9 @@ def unfinished(log: Path) -> list[Job]:
             continue
         text = f"exit code {entry['event'].removeprefix('ended ')}" if ended else state or entry["event"].split()[0]
         log_file = entry.get("log", "")
-        found.append(Job(entry["id"], entry["name"], text, log_file, _last_message(log_file) if ended else ""))
+        message = _last_message(log_file) if ended else ""
+        waits = not ended and state.startswith(_ALIVE) and "NeverSatisfied" not in state
+        found.append(Job(entry["id"], entry["name"], text, log_file, message, waits))
     return found
 
 
@@ -44,13 +49,15 @@ def _states(jobs: list[str]) -> dict[str, str]:
     """States of these jobs from squeue, or from sacct if squeue no longer lists them; empty without both commands."""
     states: dict[str, str] = {}
     for command in (
-        ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", "--jobs"],
+        ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%S", "--jobs"],
         ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,ExitCode", "--jobs"],
     ):
         if missing := [job for job in jobs if job not in states]:
             for line in _lines([*command, ",".join(missing)]):
-                job, state, reason = line.split("|")
+                job, state, reason, *start = line.split("|")
                 states[job] = state if reason in ("None", "0:0") else f"{state} ({reason})"
+                if state == "PENDING" and start and start[0] != "N/A":
+                    states[job] += f", expected to start {start[0]}"
                 states.setdefault(job.partition("_")[0], states[job])  # an array none of whose tasks has started
     return states
 

@@ -1,51 +1,138 @@
-"""Figures of a page that needs no other file: curves and histograms as inline SVG, pictures as data."""
+"""Figures of a page, drawn by matplotlib: curves, histograms, a map of footprints. SVG, dark where the page is dark."""
 
 import base64
-import math
-from collections.abc import Sequence
-from html import escape
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-_COLOUR = "#06c"
-_LEFT, _WIDTH, _TOP, _HEIGHT = 60, 900, 20, 200  # of the area that a curve fills, in units of the SVG
-_BARS, _TALLEST = 300, 80  # width of all bars together, height of the tallest one
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+    from matplotlib.axes import Axes
 
-def curve(points: Sequence[tuple[float, float]], *, label: str, unit: str) -> str:
-    """Points (x, y > 0) joined by a line, y on a logarithmic axis, x from 0; at least two."""
-    xs = [x for x, _ in points]
-    ys = [math.log10(y) for _, y in points]
-    low, high = min(ys), max(max(ys), min(ys) + 1e-6)
-    at = [
-        f"{_LEFT + _WIDTH * x / xs[-1]:.1f},{_TOP + _HEIGHT * (high - y) / (high - low):.1f}"
-        for x, y in zip(xs, ys, strict=True)
-    ]
-    return (
-        f"<svg viewBox='0 0 1000 260' role=img aria-label='{escape(label)}'>"
-        f"<polyline fill=none stroke='{_COLOUR}' stroke-width=2 points='{' '.join(at)}'/>"
-        f"<text x=0 y=25>{10**high:.3g}</text><text x=0 y=222>{10**low:.3g}</text>"
-        f"<text x=60 y=250>0</text><text x=880 y=250>{xs[-1]} {escape(unit)}</text></svg>"
-    )
+Points = Sequence[tuple[float, float]]
+Ring = Sequence[Sequence[float]]
 
-
-def histogram(values: Sequence[float], edges: Sequence[float], title: str) -> str:
-    """One bar per value; the first and the last edge are written below."""
-    top, width = max(max(values), 1e-9), _BARS / len(values)
-    bars = "".join(
-        f"<rect x={10 + place * width:.1f} y={100 - _TALLEST * value / top:.1f} width={width - 1:.1f} "
-        f"height={_TALLEST * value / top:.1f} fill='{_COLOUR}'/>"
-        for place, value in enumerate(values)
-    )
-    return (
-        f"<svg viewBox='0 0 320 125' width=320 role=img aria-label='{escape(title)}'>"
-        f"<text x=10 y=12 font-size=12>{escape(title)}</text>{bars}<text x=10 y=116 font-size=11>{edges[0]:g}</text>"
-        f"<text x=310 y=116 font-size=11 text-anchor=end>{edges[-1]:g}</text></svg>"
-    )
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9")  # Okabe and Ito: told apart by everybody
+_INK = "#010203"  # is drawn with where the colour of the page's text is meant
+_STYLE = (
+    "<style>svg{--ink:#1b1f24}"
+    "@media screen and (prefers-color-scheme:dark){svg{--ink:#e6e9ee}}"
+    "</style>"
+)  # fmt: skip
+_SIZE = (4.6, 2.9)  # inches of 72 points: 10 points are still read on a telephone, where all becomes 3/4 as wide
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cloudjob",  # the same figure is the same bytes
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    "grid.color": _INK,
+}
 
 
-def picture(png: bytes, *, alt: str, caption: str) -> str:
-    """A PNG with its caption."""
-    data = base64.b64encode(png).decode()
-    return (
-        f"<figure><img alt='{escape(alt)}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+class Figure:
+    """An SVG file, `svg`, and how a page shows it: `source`, for an image."""
+
+    svg = b""
+
+    @property
+    def source(self) -> str:
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+
+
+@contextmanager
+def _axes(figure: Figure, x: str, y: str, *, height: float = _SIZE[1]) -> "Iterator[Axes]":
+    """Axes to draw on; at the end `figure` holds the SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure as Sheet  # without pyplot: no state that is shared, and no display
+
+    with matplotlib.rc_context(_SETTINGS):
+        sheet = Sheet(figsize=(_SIZE[0], height), layout="constrained")
+        axes = sheet.add_subplot(xlabel=x, ylabel=y)
+        yield axes
+        buffer = io.StringIO()
+        sheet.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    head, svg, body = buffer.getvalue().partition("<svg ")
+    opening, end, rest = body.partition(">")
+    figure.svg = f"{head}{svg}{opening}{end}{_STYLE}{rest.replace(_INK, 'var(--ink)')}".encode()
+
+
+def curves(
+    series: Mapping[str, Points],
+    *,
+    x: str,
+    y: str,
+    log: bool = False,
+    level: tuple[float, str] | None = None,
+    ticks: Sequence[str] = (),
+) -> Figure:
+    """Lines by name through their points, with a broken one at a `level` that has a name.
+
+    With `log` the y axis is logarithmic, which its label says, and points that are not above 0 are left out. `ticks`
+    name x = 0, 1, ...
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    found = Figure()
+    with _axes(found, x, f"{y} (log scale)" if log else y) as axes:
+        for (name, points), colour in zip(series.items(), COLOURS * len(series), strict=False):
+            shown = [point for point in points if not log or point[1] > 0]
+            few = "o" if len(shown) < 25 else ""
+            axes.plot(
+                *zip(*shown, strict=True), color=colour, marker=few, ms=3.5, lw=1.6, label=name
+            ) if shown else None
+        if level is not None:
+            axes.axhline(level[0], color=_INK, ls="--", lw=1, label=level[1])
+        if log:
+            axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator() if high > 20 * low else MaxNLocator(6))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if ticks:
+            axes.set_xticks(range(len(ticks)), ticks)
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            axes.legend(loc="best")
+    return found
+
+
+def histogram(values: Sequence[float], edges: Sequence[float], *, x: str, y: str) -> Figure:
+    """One bar per value, between the edges, one more than there are values."""
+    found = Figure()
+    with _axes(found, x, y, height=2.1) as axes:
+        axes.stairs(values, edges, fill=True, color=COLOURS[0])
+        axes.set_ylim(0, max([*values, 0]) * 1.05 or 1)
+    return found
+
+
+def footprints(areas: Mapping[str, Sequence[Ring]], names: Mapping[str, tuple[float, float]]) -> Figure:
+    """Outlines of ground in longitude and latitude by what they are, the first in front, and names at their places."""
+    found = Figure()
+    with _axes(found, "longitude, degrees east", "latitude, degrees north", height=3.6) as axes:
+        for place, (kind, rings) in reversed(list(enumerate(areas.items()))):
+            for number, ring in enumerate(rings):
+                lon, lat = zip(*(point[:2] for point in ring), strict=True)
+                label = f"{kind} ({len(rings)})" if not number else None
+                axes.fill(lon, lat, facecolor=COLOURS[place] + "30", edgecolor=COLOURS[place], lw=2, label=label)
+        for name, middle in names.items():
+            axes.annotate(name, middle, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        if axes.patches:
+            low, high = axes.get_ylim()
+            axes.set_aspect(1 / max(_cosine((low + high) / 2), 0.05), adjustable="datalim")
+            axes.locator_params("x", nbins=5)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    return found
+
+
+def _cosine(degrees: float) -> float:
+    from math import cos, radians
+
+    return cos(radians(degrees))

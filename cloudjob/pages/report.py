@@ -1,16 +1,19 @@
-"""The report of a run: one page with the scores, the pictures, the training curve, the data and the configuration."""
+"""The report of a run: what came out, then every scene, the scores, the training, the data, and what made them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from cloudjob import __version__
-from cloudjob.pages import figures
+from cloudjob.pages import material
+from cloudjob.pages.cases import Case, cases, extremes
+from cloudjob.pages.figures import Figure, curves, histogram
+from cloudjob.pages.look import render
+from cloudjob.pages.pictures import CERTAIN, SPREAD, UNCERTAIN
 from cloudjob.patches import stats
+from cloudjob.pixels import CLOUD
+from cloudjob.sentinel2.render import OUTLINES
 
-PICTURES = 24  # restored scenes or pairs that are shown at most
-_SPLITS = ("test", "val", "train", "unknown")  # those held out come first
 _HELD_OUT = {
     "test": "tiles that no triplet of the training came from",
     "unknown": "the network is from elsewhere, and what it was trained on is not known here",
@@ -19,71 +22,101 @@ _MEASURES = {"ssim": ("SSIM", ".4f"), "mae": ("MAE", ".4f"), "high_pass_ratio": 
 _VALIDATION = {"loss": ".4f", "cloud_psnr": ".2f", "cloud_ssim": ".4f", "cloud_mae": ".4f", "all_psnr": ".2f"}
 _LEVELS = ("least noise", "middle", "most noise")
 _EXCHANGED = ("cloudy", "mask", "reference")
-_STYLE = (
-    "body{font:15px/1.5 system-ui;margin:2em auto;max-width:1100px;padding:0 1em}"
-    "table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}"
-    "td:first-child,th:first-child{text-align:left}"
-    "img{max-width:100%}figure{margin:1em 0}figcaption{color:#555}pre{background:#f5f5f5;padding:1em;overflow:auto}"
-    ".ours{font-weight:bold}"
-)
+_OCTAVES = ("2 to 4", "4 to 8", "8 to 16", "16 to 32")  # pixels, of `spectrum`
+NOTHING = "–"  # a cell without a value
+_PARTS = {
+    "verdict": "Verdict",
+    "scenes": "Scenes",
+    "map": "Map",
+    "scores": "Scores",
+    "training": "Training",
+    "data": "Data",
+    "hands": "Masks by hand",
+    "made": "Provenance",
+}
+_COMPARED = ("cloudy", "nearest_clear")  # beside ours and the best fill, in the spectrum
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to, as its stages wrote it down."""
+    """What a run came to, as its stages wrote it down. Pictures are what an <img> takes as its source."""
 
+    name: str  # of the run folder
     summary: dict  # evaluation/summary.json
     scores: list[dict]  # evaluation/scores.jsonl
-    pictures: Path  # the folder of the pictures of the evaluation
-    metrics: list[dict]  # train/metrics.jsonl; empty where there is none, as the next two
-    validation: list[dict]  # train/validation.jsonl
-    checks: list[dict]  # train/checks.jsonl
-    index: dict | None  # shards/index.json; None where there are no shards, empty where it cannot be read
-    data: dict | None  # what the shards hold, of `patches.stats.collect`
-    examples: bytes | None  # some triplets as a PNG, of `patches.stats.picture`
-    configuration: str  # YAML
+    scenes: Sequence[dict] = ()  # restored: product, pictures by kind (see `pictures.of_restored`), sha256, why not
+    sheets: Mapping[str, str] = field(default_factory=dict)  # by item of evaluate: cloudy, restored, truth side by side
+    metrics: Sequence[dict] = ()  # train/metrics.jsonl; empty where there is none, as the next three
+    validation: Sequence[dict] = ()  # train/validation.jsonl
+    checks: Sequence[dict] = ()  # train/checks.jsonl
+    cards: Sequence[dict] = ()  # train/jobs.jsonl
+    index: dict | None = None  # shards/index.json; None where there are no shards, empty where it cannot be read
+    data: dict | None = None  # what the shards hold, of `patches.stats.collect`
+    examples: str | None = None  # a picture of some triplets
     labels: Sequence[dict] = ()  # product, share, changes (see `labels.Label`) and picture of masks corrected by hand
+    products: Sequence[dict] = ()  # scenes.jsonl
+    candidates: Sequence[dict] = ()  # pairs.jsonl
+    accepted: Sequence[dict] = ()  # those of them that were taken
+    by_person: Sequence[tuple[str, int]] = ()  # what persons decided, and how often
+    troubles: Sequence[dict] = ()  # stage, item, status ("failed", "left out") and message of what was not made
+    history: Sequence[dict] = ()  # jobs/history.jsonl
+    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of files by what they are
+    commit: str | None = None
+    grid_co2: float = 0.0  # g per kWh
+    configuration: str = ""  # YAML
 
 
 def page(run: Run) -> str:
-    """The whole page as HTML; it opens from disk and needs no other file."""
-    summary = run.summary
+    """The whole page as HTML; it opens from disk, and asks no network for anything."""
+    given = _given(run)
+    shown = {"scenes": "viewer", "map": "place", "data": "data", "hands": "labels"}
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>cloudjob report</title><style>{_STYLE}</style>",
-        f"<h1>{_title(summary)}</h1>",
-        _headline(summary),
-        _score_table(summary),
-        f"<p>{escape(summary['definitions'])}</p><h2>Cloudy, restored, truth (or the clear date)</h2>",
-        *_pictures(run.scores, run.pictures, of=summary.get("of", "scenes")),
-        "<h2>Training</h2>",
-        _training(run.metrics),
-        _validation(run.validation),
-        _checks(run.checks),
-        *_shards(run),
-        *_labels(run.labels),
-        f"<h2>Configuration</h2><pre>{escape(run.configuration)}</pre>",
-        f"<p>cloudjob {__version__}. Contains modified Copernicus Sentinel data.</p></html>",
+        (name, title)
+        for name, title in _PARTS.items()
+        if name not in shown or given[shown[name]] or (name == "data" and run.candidates)
     ]
-    return "\n".join(parts)
+    return render("report.html", parts=parts, **given)
 
 
-def _headline(summary: dict) -> str:
-    split = summary["headline_split"]
-    held_out = _HELD_OUT.get(split, "training tiles: nothing is held out")
-    seams = ""
-    if found := summary.get("seam_index"):
-        seams = (
-            f" Steps across the edges of tiles over those elsewhere in clouds: <b>{found['ours']:.2f}</b>; "
-            f"{found['truth']:.2f} in the truth."
-        )
-    missing = summary.get("lacking", [])
-    lacking = f"Not scored, for they are not made: {escape(', '.join(missing))}. " if missing else ""
-    said = summary["verdict"]
-    return (
-        f"<p><b>{escape(said[0].upper() + said[1:])}.</b></p>"
-        f"<p>Scores on the split <b>{escape(split)}</b> ({held_out}), {summary['scenes'].get(split, 0)} scenes. "
-        f"{lacking}Clear pixels changed by the restoration: <b>{summary['changed_clear_pixels']}</b>.{seams}</p>"
-    )
+def _given(run: Run) -> dict[str, Any]:
+    """What the template is filled with."""
+    every = cases(run.scores, run.summary)
+    return {
+        "run": run,
+        "version": __version__,
+        "title": _title(run.summary),
+        "verdict": run.summary["verdict"],
+        "held_out": _HELD_OUT.get(run.summary["headline_split"], "training tiles: nothing is held out"),
+        "warnings": [*(run.checks[-1]["warnings"] if run.checks else ()), *_uncompiled(run.cards)],
+        "failed": [row for row in run.troubles if row["status"] == "failed"],
+        "left_out": [row for row in run.troubles if row["status"] != "failed"],
+        "scale": {"low": CERTAIN, "high": UNCERTAIN, "end": SPREAD, "outline": OUTLINES[CLOUD][1]},
+        "viewer": _viewer(run, every),
+        "extremes": [(name, case, run.sheets[case.item]) for name, case in _shown(run, every).items()],
+        "place": material.places(
+            run.products,
+            {scene["product"] for scene in run.scenes},
+            {row[role] for row in run.accepted for role in ("clear", "reference") if row.get(role)},
+        ),
+        "scores": _scores(run.summary),
+        "groups": _groups(run.summary),
+        "spectrum": _spectrum(run.summary),
+        "training": _training(run),
+        "validation": _validation(run.validation),
+        "checks": _checks(run.checks),
+        "energy": _energy(run),
+        "data": _data(run),
+        "why_not": material.why_not(row for row in run.candidates if not row["accepted"]),
+        "days": _days(run.accepted),
+        "labels": _labels(run.labels),
+        "commands": [_command(run, row) for row in run.history],
+        "number": number,
+    }
+
+
+def number(value: float | None, form: str) -> str:
+    """As a cell shows it."""
+    return NOTHING if value is None else format(value, form)
 
 
 def _title(summary: dict) -> str:
@@ -94,158 +127,241 @@ def _title(summary: dict) -> str:
     return "Clouds removed" if above < 0 else "Clouds removed no better than without learning"
 
 
-def _score_table(summary: dict) -> str:
-    """One row per method: PSNR by stratum, and more measures of the stratum to judge by."""
+def _shown(run: Run, every: Sequence[Case]) -> dict[str, Case]:
+    return {name: case for name, case in extremes(every).items() if case.item in run.sheets}
+
+
+# --- scenes ------------------------------------------------------------------------------------------------------
+def _viewer(run: Run, every: Sequence[Case]) -> list[dict[str, Any]]:
+    """A line for each restored scene, the worst first, with its pictures; of a run that restored none and scored
+    triplets, for each pair."""
+    if not run.scenes:
+        return [
+            _line(case.item, case) | {"pictures": {"sheet": run.sheets[case.item]}}
+            for case in every
+            if case.item in run.sheets
+        ]
+    known: dict[str, Case] = {case.product: case for case in reversed(every)}
+    order = {product: place for place, product in enumerate(dict.fromkeys(case.product for case in every))}
+    scenes = sorted(run.scenes, key=lambda scene: (order.get(scene["product"], len(order)), scene["product"]))
+    return [
+        _line(scene["product"], known.get(scene["product"]))
+        | {"pictures": scene["pictures"], "why": scene.get("why", "")}
+        for scene in scenes
+    ]
+
+
+def _line(name: str, case: Case | None) -> dict[str, Any]:
+    """What is said of a scene."""
+    line: dict[str, Any] = {
+        "name": name,
+        "split": "",
+        "ours": None,
+        "fill": None,
+        "gain": None,
+        "truth": "",
+        "number": 1,
+        "why": "",
+    }
+    if case is not None:
+        line |= {"split": case.split, "ours": case.ours, "fill": case.fill, "gain": case.gain}
+        line |= {"truth": case.truth, "number": case.number}
+    return line
+
+
+# --- scores ------------------------------------------------------------------------------------------------------
+def _scores(summary: dict) -> dict[str, Any]:
+    """The table: PSNR by stratum, more measures of the stratum to judge by, and what ours adds there, with intervals
+    where they are known."""
     scores, on = summary["scores"][summary["headline_split"]], summary["headline"]
-    methods, strata = summary["methods"], summary["strata"]
-    heads = "".join(f"<th title='{escape(text, quote=True)}'>{name}" for name, text in strata.items())
-    heads += "".join(f"<th>{name}" for name, _ in _MEASURES.values())
-    out = [f"<table><tr><th rowspan=2>method<th colspan={len(strata)}>PSNR dB on pixels of<th colspan=3>{on}"]
-    out.append(f"<tr>{heads}")
+    gains = summary.get("differences", {}).get(on, {})
+    texts = {
+        title: {method: number(found.get(on, {}).get(key), form) for method, found in scores.items()}
+        for key, (title, form) in _MEASURES.items()
+    }
+    texts["interval of PSNR"] = {
+        name: _interval(each.get(on, {}).get("psnr_interval"), ".2f") for name, each in scores.items()
+    }
+    texts["ours above it, dB"] = {name: number(each.get("psnr"), "+.2f") for name, each in gains.items()}
+    texts["interval"] = {name: _interval(each.get("interval"), "+.2f") for name, each in gains.items()}
+    shown = {name: found for name, found in texts.items() if set(found.values()) - {NOTHING}}
+    rows = []
     for method, found in scores.items():
-        cells = [_number(found.get(name, {}).get("psnr"), ".2f") for name in strata]
-        cells += [_number(found.get(on, {}).get(key), form) for key, (_, form) in _MEASURES.items()]
-        name, title = escape(method), escape(methods.get(method, method))
-        out.append(f"<tr class='{name}'><td title='{title}'>{name}" + "".join(f"<td>{cell}" for cell in cells))
-    notes = [f"<b>{escape(name)}</b>: {escape(text)}" for name, text in methods.items() if name in scores]
-    notes.append("<b>texture</b>: high-pass standard deviation over that of the truth; above 1 noise, below 1 blur")
-    return "".join(out) + f"</table><ul>{''.join(f'<li>{note}' for note in notes)}</ul>"
+        cells = [number(found.get(name, {}).get("psnr"), ".2f") for name in summary["strata"]]
+        cells += [column.get(method, NOTHING) for column in shown.values()]
+        rows.append((method, summary["methods"].get(method, method), cells))
+    return {"strata": summary["strata"], "measures": list(shown), "methods": rows}
 
 
-def _pictures(rows: Iterable[dict], folder: Path, *, of: str) -> list[str]:
-    """One picture per restored scene, or per pair where the evaluation was of triplets, with its score."""
-    key = {"scenes": "product", "triplets": "pair"}[of]
-    found: dict[str, list[dict]] = {}
-    for row in rows:
-        if row["method"] == "ours" and row["on"] == "cloud":
-            found.setdefault(row[key], []).append(row)
-    ordered = sorted(found.items(), key=lambda item: (_SPLITS.index(item[1][0]["split"]), item[0]))
-    out = []
-    for name, own in ordered[:PICTURES]:
-        known = [row["psnr"] for row in own if row["psnr"] is not None]
-        score = f"{sum(known) / len(known):.2f} dB on cloud pixels" if known else "not scored"
-        score += f" (mean of {len(own)} triplets)" if len(own) > 1 else ""
-        caption = f"{name} ({own[0]['split']}): {score}; truth: {own[0]['truth']}"
-        png = (folder / f"{name}.png").read_bytes()
-        out.append(figures.picture(png, alt="cloudy, restored, truth", caption=caption))
-    return out
+def _interval(ends: Sequence[float | None] | None, form: str) -> str:
+    if ends is None or None in ends:
+        return NOTHING
+    return f"{number(ends[0], form)} to {number(ends[1], form)}"
 
 
-def _training(rows: list[dict]) -> str:
-    """The loss over the samples seen, the speed, and what the training used."""
-    points = [(row["seen"], row["loss"]) for row in rows if row["loss"] > 0]
-    if len(points) < 2:
-        return "<p>Too few lines of metrics for a curve.</p>"
+def _groups(summary: dict) -> dict[str, Any] | None:
+    """PSNR on cloud pixels by share of cloud and by elevation of the sun; None where that was not measured."""
+    groups = {name: found for name, found in summary.get("groups", {}).items() if found}
+    methods = [name for name in summary["scores"][summary["headline_split"]] if any(name in g for g in groups.values())]
+    if not groups:
+        return None
+    counts = {name: max(row["triplets"] for row in found.values()) for name, found in groups.items()}
+    rows = [
+        (method, [number(found.get(method, {}).get("psnr"), ".2f") for found in groups.values()]) for method in methods
+    ]
+    return {"heads": [f"{name} ({count})" for name, count in counts.items()], "rows": rows}
+
+
+def _spectrum(summary: dict) -> tuple[Figure, str] | None:
+    """How much texture of each size there is, over that of the truth; None where it is not known."""
+    scores, on = summary["scores"][summary["headline_split"]], summary["headline"]
+    wanted = dict.fromkeys(("ours", summary["best_fill"]["method"], *_COMPARED))
+    found = {
+        name: [(place, value) for place, value in enumerate(scores[name][on]["spectrum"]) if value is not None]
+        for name in wanted
+        if "spectrum" in scores.get(name, {}).get(on, {})
+    }
+    if not any(found.values()):
+        return None
+    figure = curves(
+        found,
+        x="wavelength, pixels of 10 m",
+        y="amplitude over the truth's, dB",
+        level=(0.0, "the truth"),
+        ticks=_OCTAVES,
+    )
+    said = "; ".join(f"{name} {', '.join(f'{value:+.1f}' for _, value in line)} dB" for name, line in found.items())
+    return figure, said
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+def _training(run: Run) -> dict[str, Any] | None:
+    """Curves of loss, rate and held-out loss against an output of zero; None with fewer than two rows of metrics."""
+    rows = run.metrics
+    if len(rows) < 2:
+        return None
+    loss = [(row["seen"], row["loss"]) for row in rows]
+    held = [(row["seen"], row["loss"]) for row in run.validation if row.get("loss") is not None]
+    figures = [
+        (
+            curves({"training": loss, **({"held out": held} if held else {})}, x="samples seen", y="loss", log=True),
+            f"Loss from {loss[0][1]:.4f} to {loss[-1][1]:.4f} over {loss[-1][0]:,} samples, on a logarithmic scale.",
+        )
+    ]
+    if run.checks:
+        thirds = {
+            name: [(row["seen"], row["against_zero"][place]) for row in run.checks if row["against_zero"][place]]
+            for place, name in enumerate(_LEVELS)
+        }
+        last = ", ".join(f"{name} {points[-1][1]:.2f}" for name, points in thirds.items() if points)
+        y = "loss / that of zero"
+        figures.append(
+            (
+                curves(thirds, x="samples seen", y=y, log=True, level=(1.0, "an output of zero")),
+                f"Held-out loss over that of an output of zero, by third of the noise levels; at the end {last}. "
+                "At 1 nothing is learned.",
+            )
+        )
+    rates = [(row["seen"], row["lr"]) for row in rows if row.get("lr") is not None]
+    if rates:
+        top = max(rate for _, rate in rates)
+        figures.append((curves({"rate": rates}, x="samples seen", y="learning rate"), f"Learning rate, up to {top:g}."))
     speed = sorted(row["samples_per_s"] for row in rows)[len(rows) // 2]
-    last = rows[-1]
-    text = f"Loss by samples seen; {speed:.1f} samples per second (median), last loss {last['loss']:.4f}."
-    curve = figures.curve(points, label="training loss", unit="samples")
-    return f"{curve}<p>{text}</p>{_energy(last)}"
+    return {"figures": figures, "speed": speed, "last": rows[-1]}
 
 
-def _energy(row: dict) -> str:
-    """What the training took, of all its sessions; nothing of a training that did not count it."""
-    if "energy_kwh" not in row:
-        return ""
-    if row["energy_kwh"] is None:
-        return f"<p>In {row['seconds'] / 3600:.2f} h; its energy was not measured.</p>"
-    used = f"{row['energy_kwh']:.3g} kWh ({escape(row['energy'])}), {row['co2_g']:.3g} g CO2"
-    return f"<p>{used}, in {row['seconds'] / 3600:.2f} h.</p>"
-
-
-def _validation(rows: list[dict]) -> str:
+def _validation(rows: Sequence[dict]) -> dict[str, Any] | None:
     """The scores of the same held-out triplets as the training went on."""
     if not rows:
-        return ""
+        return None
     heads = ["samples", *(name.replace("_", ", ") for name in _VALIDATION)]
-    lines = [[row["seen"], *(_number(row.get(key), form) for key, form in _VALIDATION.items())] for row in rows]
-    note = f"Validation: the same {rows[-1]['triplets']} held-out triplets each time, with the averaged weights."
-    return f"{_table(heads, lines)}<p>{note}</p>"
+    lines = [[f"{row['seen']:,}", *(number(row.get(key), form) for key, form in _VALIDATION.items())] for row in rows]
+    return {"heads": heads, "rows": lines, "triplets": rows[-1]["triplets"]}
 
 
-def _checks(rows: list[dict]) -> str:
+def _checks(rows: Sequence[dict]) -> dict[str, Any] | None:
     """What the training found when it looked for reasons to fail."""
     if not rows:
-        return ""
+        return None
     heads = ["samples", *_LEVELS, *(f"x0, {level}" for level in _LEVELS), *_EXCHANGED]
     lines = []
     for row in rows:
         values = [*row["against_zero"], *row["x0_error"], *(row["against_shuffled"][name] for name in _EXCHANGED)]
-        lines.append([row["seen"], *(_number(value, ".3f") for value in values)])
-    said = "".join(f"<p><b>{escape(warning)}</b></p>" for warning in rows[-1]["warnings"])
-    note = (
-        "Held-out loss over that of an output of zero, by third of the noise levels; error (RMSE, in standard "
-        "deviations of the training split) of the estimate of the ground at them; and loss over that with a condition "
-        "of another sample in its place. 1 means that nothing is learned there, or that the condition is not looked at."
-    )
-    return f"{said}{_table(heads, lines)}<p>{note}</p>"
+        lines.append([f"{row['seen']:,}", *(number(value, ".3f") for value in values)])
+    return {"heads": heads, "rows": lines}
 
 
-def _shards(run: Run) -> list[str]:
-    """What the network learned from; nothing where that is not known."""
-    if run.index == {}:
-        return ["<h2>Data</h2><p>The index of the shards cannot be read.</p>"]
-    if run.data is None or run.index is None or run.examples is None:
-        return []
-    examples = figures.picture(
-        run.examples,
-        alt="triplets: cloudy, mask, clear, reference",
-        caption="Triplets from all shards: cloudy; the same with its mask (cloud magenta, shadow blue, cirrus "
-        "orange, unknown green); clear; reference, black where it shows nothing.",
-    )
-    return ["<h2>Data</h2>", _data(run.data, run.index), examples]
+def _uncompiled(cards: Sequence[dict]) -> list[str]:
+    """Why steps that were to be compiled ran as they are, each reason once."""
+    causes = dict.fromkeys(card["cause"] for card in cards if card["event"] == "not compiled")
+    return [f"The step was not compiled, so it was slower and took more memory: {cause}" for cause in causes]
 
 
-def _data(found: dict, index: dict) -> str:
-    """Counts by pair and histograms of the shards."""
+def _energy(run: Run) -> dict[str, Any] | None:
+    """What the training took, of all its sessions; None of a training that did not count it."""
+    last = run.metrics[-1] if run.metrics else {}
+    if "energy_kwh" not in last:
+        return None
+    devices = sorted({device for card in run.cards for device in card.get("devices", [])})
+    return last | {"hours": last["seconds"] / 3600, "devices": devices, "grid": run.grid_co2}
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+def _data(run: Run) -> dict[str, Any] | None:
+    """Counts by pair and histograms of the shards; None where they are not known."""
+    if run.data is None or not run.index:
+        return None
     heads = ["pair", "split", "triplets", "cloud", "reference, days", "lowest R²", "shift, pixels"]
     lines = []
-    for row in found["pairs"]:
+    for row in run.data["pairs"]:
         r2 = min((value for value in row["r2"] if value is not None), default=None)
         shift = "not measured" if row["shift"][0] is None else "{:+.2f}, {:+.2f}".format(*row["shift"])
-        days = _number(row["reference_days"], "+.1f")
-        cloud = f"{row['cloud']:.1%}"
-        lines.append([row["pair"], row["split"], row["triplets"], cloud, days, _number(r2, ".3f"), shift])
-    counts = ", ".join(f"{count} {escape(split)}" for split, count in index["counts"].items())
-    shares = ", ".join(f"{escape(name)} {share:.1%}" for name, share in found["classes"].items())
-    bars = [
-        figures.histogram(values, stats.CLOUD_EDGES.tolist(), f"cloud fraction of a triplet, {split}")
-        for split, values in found["cloud_fraction"].items()
+        days = number(row["reference_days"], "+.1f")
+        lines.append(
+            [row["pair"], row["split"], row["triplets"], f"{row['cloud']:.1%}", days, number(r2, ".3f"), shift]
+        )
+    figures = [
+        _bars(values, stats.CLOUD_EDGES.tolist(), f"share of a triplet that is cloud, {split}", "triplets")
+        for split, values in run.data["cloud_fraction"].items()
     ]
-    bars += [
-        figures.histogram(values, stats.LIGHT_EDGES.tolist(), f"reflectance of the clear images, {band}")
-        for band, values in found["reflectance"].items()
+    figures += [
+        _bars(values, stats.LIGHT_EDGES.tolist(), f"reflectance of clear images, {band}", "share of pixels")
+        for band, values in run.data["reflectance"].items()
     ]
-    return (
-        f"<p>Triplets of {index['window']} pixels: {counts}. Pixels of their masks: {shares}.</p>"
-        f"{_table(heads, lines)}<div>{''.join(bars)}</div>"
-    )
+    return {"heads": heads, "rows": lines, "figures": figures, "classes": run.data["classes"]}
 
 
-def _labels(found: Sequence[dict]) -> list[str]:
-    """Which pixels of which masks came from a hand; nothing where none did."""
-    if not found:
-        return []
-    lines = [
-        [each["product"], f"{each['share']:.2%}", ", ".join(f"{name} {n:,}" for name, n in each["changes"].items())]
+def _bars(values: Sequence[float], edges: Sequence[float], x: str, y: str) -> tuple[Figure, str]:
+    """A histogram and what it shows in words."""
+    top = max(range(len(values)), key=lambda place: values[place])
+    said = f"Histogram: {x}; most between {edges[top]:.2g} and {edges[top + 1]:.2g}."
+    return histogram(values, edges, x=x, y=y), said
+
+
+def _days(rows: Iterable[dict]) -> tuple[Figure, str] | None:
+    """How far the dates of the pairs that were taken lie apart; None where nothing was taken."""
+    import numpy as np
+
+    days = [row["days"] for row in rows if row.get("days") is not None]
+    if not days:
+        return None
+    counts, edges = np.histogram(days, bins=min(20, len(set(days)) + 1))
+    return _bars(counts.tolist(), edges.tolist(), "days from the cloudy to the clear date", "pairs")
+
+
+def _labels(found: Sequence[dict]) -> list[dict[str, Any]]:
+    """Which pixels of which masks came from a hand."""
+    return [
+        each
+        | {"share": f"{each['share']:.2%}", "said": ", ".join(f"{name} {n:,}" for name, n in each["changes"].items())}
         for each in found
     ]
-    pictures = [
-        figures.picture(
-            each["picture"],
-            alt="the product, and what was changed of its mask",
-            caption=f"{each['product']}: the pixels whose class a person changed, in yellow.",
-        )
-        for each in found[:PICTURES]
-    ]
-    heads = ["product", "by hand", "pixels of its mask, from the class that was exported"]
-    return ["<h2>Masks corrected by hand</h2>", _table(heads, lines), *pictures]
 
 
-def _table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}" for cell in line) for line in lines)
-    return f"<table><tr>{''.join(f'<th>{escape(head)}' for head in heads)}{body}</table>"
+# --- provenance --------------------------------------------------------------------------------------------------
+def _command(run: Run, row: dict) -> dict[str, Any]:
+    """A line of the history, with the command as it would be typed beside the run folder."""
+    from shlex import join
 
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    settings = [part for override in row["overrides"] for part in ("--set", override)]
+    return row | {"typed": join(["cloudjob", row["command"], run.name, *settings])}

@@ -1,7 +1,5 @@
 """The review page: pairs of a run with their pictures and measures, on which a person accepts or rejects them."""
 
-import json
-from importlib import resources
 from typing import Any
 
 from cloudjob.names import ProductName
@@ -37,13 +35,16 @@ MEASURES = {  # of a row of pairs.jsonl: how the page calls it, and writes it
 PICTURES = ("cloudy", "cloudy-mask", "clear", "clear-mask", "difference")  # of a pair, made by `pages.pictures`
 
 
-def page(run: str, candidates: list[dict], made: dict[str, dict | None], decided: dict[str, dict]) -> str:
-    """The page of the run with this name, as HTML.
+def page(
+    run: str, candidates: list[dict], made: dict[str, dict | None], decided: dict[str, dict], *, command: str
+) -> str:
+    """The page of the run with this name, as HTML. `command` feeds its decisions back, as a shell takes it.
 
     `candidates` are all rows of pairs.jsonl; the shown ones become sections, the others are listed below the pair of
     the same cloudy product. `made` is what the pictures of a pair recorded ({"size", "gain"}; None while there are
     none), `decided` a person's row of decisions.csv; both by the pair's name.
     """
+    from cloudjob.pages import look  # jinja2, which those who want RULE alone do not need
     from cloudjob.sentinel2 import render
 
     others: dict[str, list[dict]] = {}
@@ -52,9 +53,11 @@ def page(run: str, candidates: list[dict], made: dict[str, dict | None], decided
             others.setdefault(row["cloudy"], []).append(_candidate(row))
     data = {
         "run": run,
+        "command": command,
         "rule": RULE,
         "columns": COLUMNS,
         "reasons": REASONS,
+        "measures": [label for label, _ in MEASURES.values()],
         "outlines": list(render.OUTLINES.values()),
         "difference": {"ends": [render.DARKER, render.SAME, render.BRIGHTER], "range": render.DIFFERENCE},
         "pairs": [
@@ -64,15 +67,13 @@ def page(run: str, candidates: list[dict], made: dict[str, dict | None], decided
             if row["shown"]
         ],
     }
-    template = resources.files("cloudjob.pages").joinpath("review.html").read_text(encoding="utf-8")
-    # A "<" could end the script that holds the data.
-    return template.replace("__DATA__", json.dumps(data).replace("<", "\\u003c"))
+    return look.render("review.html", data=data)
 
 
 def _candidate(row: dict) -> dict:
-    """What the page says of a candidate, in words."""
-    measures = [[label, _words(row.get(key), form)] for key, (label, form) in MEASURES.items()]
-    return {"clear": row["clear"], "reasons": row["reasons"], "measures": measures}
+    """What the page says of a candidate: `values` are its MEASURES in words."""
+    values = [_words(row.get(key), form) for key, (_, form) in MEASURES.items()]
+    return {"clear": row["clear"], "reasons": row["reasons"], "values": values}
 
 
 def _shown(row: dict, made: dict | None) -> dict:
@@ -81,15 +82,16 @@ def _shown(row: dict, made: dict | None) -> dict:
     reference = "none"
     if row["reference"]:
         reference = f"{_date(row['reference'])}, {row['reference_days']:+.1f} days"
-    shown["measures"].append(["reference", reference])
+    more = [["reference", reference]]
     if made:
         light = "not measurable" if made["gain"] is None else f"× {made['gain']:.2f}"
-        shown["measures"].append(["light of the clear date", light])
+        more.append(["light of the clear date", light])
         if by_hand := made.get("by_hand"):
             shares = ", ".join(f"{role} date {share:.1%}" for role, share in by_hand.items())
-            shown["measures"].append(["mask corrected by hand", shares])
+            more.append(["mask corrected by hand", shares])
         shown["size"] = made["size"]
         shown["images"] = {kind: f"images/{row['pair']}-{kind}.webp" for kind in PICTURES}
+    shown["more"] = more
     dates = {role: _date(row[role]) for role in ("cloudy", "clear")}
     return shown | {key: row[key] for key in ("pair", "version", "accepted", "cloudy")} | {"dates": dates}
 

@@ -12,9 +12,8 @@ from shapely.geometry.base import BaseGeometry
 from cloudjob.errors import ItemError, RejectedError
 from cloudjob.files import reading
 from cloudjob.patches import windows
-from cloudjob.patches.splits import REFERENCES
 from cloudjob.patches.windows import Windows
-from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA, UNKNOWN
+from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA, REFERENCES, UNKNOWN
 from cloudjob.sentinel2 import masks, product, scene
 from cloudjob.sentinel2.product import Product
 from cloudjob.sentinel2.radiometry import Match

@@ -20,8 +20,8 @@ import numpy as np
 from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.files import raise_open_limit, reading
 from cloudjob.names import days_between
-from cloudjob.patches.splits import GROUND, REFERENCES
-from cloudjob.pixels import BANDS, EMPTY_DN
+from cloudjob.patches.splits import GROUND
+from cloudjob.pixels import BANDS, EMPTY_DN, REFERENCES
 
 SCHEMA_VERSION = 2  # the newest that is read; 1 knows no reference but the first
 COMPRESSIONS = ("none", "zstd", "gzip")
@@ -141,10 +141,10 @@ class ShardSet:
         self, batch: int, allocate: Callable = np.empty, *, references: int | None = None
     ) -> dict[str, np.ndarray]:
         """Buffers of a batch: cloudy, clear (batch, 4, n, n) uint16, mask (batch, n, n) uint8, so many `references` as
-        cloudy (by default the first, if the split has any), SCALARS and the further references' days (batch,) float32.
+        cloudy (by default all that the split has), SCALARS and the further references' days (batch,) float32.
         """
         if references is None:
-            references = min(self.references, 1)
+            references = self.references
         numbers = dict.fromkeys((*SCALARS, *DAYS[1:references]), ((), np.dtype("f4")))
         arrays = layout(self.window, references=references) | numbers
         return {name: allocate((batch, *shape), dtype) for name, (shape, dtype) in arrays.items()}

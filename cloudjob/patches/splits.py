@@ -3,11 +3,19 @@
 import hashlib
 
 from cloudjob.errors import ConfigError
+from cloudjob.pixels import REFERENCES
 
 ORDER = ("test", "val", "train")  # where two splits want the same acquisition, the earlier one gets it
-REFERENCES = ("reference", "reference2", "reference3")  # the dates of a pair beside its cloudy and its clear one
 GROUND, CLEAR_DATE = "ground", "clear date"  # targets of a pair; the ground is that of the cloudy day itself
 FURTHER = {CLEAR_DATE: "further", GROUND: "further_of_ground"}  # the references after the first, in a pair's row
+
+
+def dates_of(pair: dict, target: str) -> dict[str, tuple[str, float]]:
+    """Role -> product and signed days from the cloudy date, of all dates of a pair with this target."""
+    further = [(each["product"], each["days"]) for each in pair.get(FURTHER[target], [])]
+    references = [(pair["reference"], pair["reference_days"]), *further] if pair["reference"] else []
+    found = {"cloudy": (pair["cloudy"], 0.0), "clear": (pair["clear"], pair["days"])}
+    return found | dict(zip(REFERENCES, references, strict=False))
 
 
 def assign(

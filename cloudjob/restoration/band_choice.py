@@ -16,7 +16,6 @@ _PATTERNS = {band: re.compile(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])") for band
 _COLOURS = {"B04": "red", "B03": "green", "B02": "blue", "B08": "nir"}
 _UNNAMED = ("undefined", "gray")  # colours of the fourth band of a picture of red, green, blue and near infrared
 _TOLD = 24  # bands of an image at most that a message lists; of a series in one file there are many
-_ASK = "say which are red, green, blue and near infrared, by number or name: --bands 4,3,2,8"
 
 
 def asked(text: str, names: Sequence[str], *, source: object) -> list[int]:
@@ -26,11 +25,13 @@ def asked(text: str, names: Sequence[str], *, source: object) -> list[int]:
     """
     words = [word.strip() for word in text.split(",")]
     if len(words) != len(BANDS):
-        raise ConfigError(f"--bands {text}: {len(words)} bands, four are needed; {_ASK}")
+        raise ConfigError(f"--bands {text}: {len(words)} bands, four are needed; {_ask(names)}")
     found = [_place(word, names) for word in words]
     for word, place in zip(words, found, strict=True):
         if place is None:
             raise ConfigError(f"--bands {text}: {source} has no band {word}; it has {listed(names)}")
+    if len(set(found)) < len(found):
+        raise ConfigError(f"--bands {text}: one of them twice; {_ask(names)}")
     return [place for place in found if place is not None]
 
 
@@ -57,8 +58,19 @@ def by_colours(colours: Sequence[str]) -> list[int] | None:
 
 
 def unknown(source: object, names: Sequence[str]) -> ConfigError:
-    """The error for an image that does not tell which of its bands are which."""
-    return ConfigError(f"{source} does not tell which of its bands are which: it has {listed(names)}; {_ASK}")
+    """The error for an image that does not tell which of its bands are which, or has too few."""
+    if len(names) < len(BANDS):
+        return ConfigError(
+            f"{source} has {len(names)} bands ({listed(names)}), and four are needed: red, green, blue and near "
+            "infrared. Where each lies in a file of its own: rio stack red.tif green.tif blue.tif nir.tif -o all.tif"
+        )
+    return ConfigError(f"{source} does not tell which of its bands are which: it has {listed(names)}; {_ask(names)}")
+
+
+def _ask(names: Sequence[str]) -> str:
+    """What to do, with an example that fits the image."""
+    example = "1,2,3,4, where they lie in this order" if len(names) == len(BANDS) else "4,3,2,8"
+    return f"say which are red, green, blue and near infrared, by number or name: --bands {example}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -15,16 +15,11 @@ SAID = (
     "shadows and thin cirrus are missed"
 )
 _BLUE, _WHITE, _NDVI, _HAZE = 0.18, 0.35, (-0.25, 0.35), 0.08
-_STRIPE = 512  # rows: the test works in 32 bits
 
 
 def classes(dn: np.ndarray) -> np.ndarray:
     """(H, W) uint8 mask classes, not grown, of an image (4, H, W) uint16 DN: CLOUD, CLEAR, and NO_DATA where a band has
     none."""
-    return np.concatenate([_classes(dn[:, top : top + _STRIPE]) for top in range(0, dn.shape[1], _STRIPE)])
-
-
-def _classes(dn: np.ndarray) -> np.ndarray:
     values = dict(zip(BANDS, reflectance(dn), strict=True))
     red, green, blue, nir = (np.nan_to_num(values[band]) for band in ("B04", "B03", "B02", "B08"))
     mean = np.maximum((red + green + blue) / 3, 1e-3)

@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import pinned
 from cloudjob.files import atomic, read_json, write_json
-from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA
+from cloudjob.pixels import EMPTY_DN, HIDDEN, NO_DATA, REFERENCES
 from cloudjob.restoration.placed import load, release
 from cloudjob.restoration.tiles import Tile, own_parts
 from cloudjob.sentinel2.masks import any_of
 
 NUMBERS = "numbers.json"
-_ARRAYS = ("cloudy", "core", "reference", "mask")  # in the order they are saved: the mask says that all are there
 
 
 @dataclass(frozen=True)
@@ -26,30 +25,36 @@ class SceneConditions:
     cloudy: NDArray  # (4, H, W) uint16 DN
     mask: NDArray  # (H, W) uint8 mask classes, grown
     core: NDArray  # (H, W) uint8 mask classes, not grown
-    reference: NDArray | None  # (4, H, W) uint16 DN of clear dates normalised to the cloudy one; None without any
+    # Each (4, H, W) uint16 DN of a clear date normalised to the cloudy one, the most wanted first: at most as many as
+    # REFERENCES. EMPTY_DN where it is not clear.
+    references: tuple[NDArray, ...]
     sun_elevation: float | None  # degrees, on the cloudy date; None where it is not known
-    reference_days: float | None  # signed days from the cloudy date to the first reference's; None without any
+    reference_days: tuple[float | None, ...]  # signed days from the cloudy date to each of them; None if not known
 
     def save(self, folder: Path) -> None:
         """As .npy files that all ranks map; `load` finds them once all are there."""
         numbers = {"sun_elevation": self.sun_elevation, "reference_days": self.reference_days}
         write_json(folder / NUMBERS, numbers)
-        for name in _ARRAYS:
-            if (array := getattr(self, name)) is not None:
-                with atomic(folder / f"{name}.npy") as temporary:
-                    np.save(temporary, array)
+        images = dict(zip(REFERENCES, self.references, strict=False))
+        images |= {"cloudy": self.cloudy, "core": self.core, "mask": self.mask}  # the last says that all are there
+        for name, array in images.items():
+            with atomic(folder / f"{name}.npy") as temporary:
+                np.save(temporary, array)
 
     @staticmethod
     def saved(folder: Path) -> bool:
         """Whether a whole save lies in the folder."""
-        return all((folder / name).exists() for name in (NUMBERS, f"{_ARRAYS[-1]}.npy"))
+        return all((folder / name).exists() for name in (NUMBERS, "mask.npy"))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """What `save` wrote, mapped."""
-        paths = {name: folder / f"{name}.npy" for name in _ARRAYS}
-        arrays: dict[str, Any] = {name: load(path) if path.exists() else None for name, path in paths.items()}
-        return cls(**arrays, **read_json(folder / NUMBERS))
+        numbers = read_json(folder / NUMBERS)
+        days = tuple(numbers["reference_days"])
+        cloudy, mask, core, *others = (
+            load(folder / f"{name}.npy") for name in ("cloudy", "mask", "core", *REFERENCES[: len(days)])
+        )
+        return cls(cloudy, mask, core, tuple(others), numbers["sun_elevation"], days)
 
     def cloudy_tiles(self, *, size: int, overlap: int) -> list[Tile]:
         """The tiles of the scene that have anything hidden in their own part: what another has at its edge alone is
@@ -60,14 +65,15 @@ class SceneConditions:
     def arrays(self, places: Sequence[Tile], *, pin: bool = False) -> dict[str, NDArray]:
         """What `Batch.of` takes, a sample a tile; beyond the scene there are no data. `pin` puts images into memory
         that a GPU reads by itself: keep them until it is done."""
-        sun, days = (np.nan if each is None else each for each in (self.sun_elevation, self.reference_days))
+        numbers = {"sun_elevation": self.sun_elevation}
+        numbers |= {f"{name}_days": days for name, days in zip(REFERENCES, self.reference_days, strict=False)}
         found: dict[str, NDArray] = {
-            "sun_elevation": np.full(len(places), sun, np.float32),
-            "reference_days": np.full(len(places), days, np.float32),
+            name: np.full(len(places), np.nan if value is None else value, np.float32)
+            for name, value in numbers.items()
         }
-        for name, fill in (("cloudy", EMPTY_DN), ("mask", NO_DATA), ("reference", EMPTY_DN)):
-            if (array := getattr(self, name)) is None:
-                continue
+        arrays = {"cloudy": self.cloudy, "mask": self.mask, **dict(zip(REFERENCES, self.references, strict=False))}
+        for name, array in arrays.items():
+            fill = NO_DATA if name == "mask" else EMPTY_DN
             shape = (len(places), *array.shape[:-2], places[0].height, places[0].width)
             images = pinned(shape, array.dtype) if pin else np.empty(shape, array.dtype)
             for image, tile in zip(images, places, strict=True):
@@ -77,25 +83,11 @@ class SceneConditions:
 
     def release(self) -> None:
         """Gives back the memory that mapped pages take, until they are read again."""
-        release(self.cloudy, self.mask, self.core, self.reference)
-
-
-def first_known(dates: Sequence[NDArray]) -> NDArray:
-    """Of the same pixels on several dates, those of the first; where it has no data, of the next one that has."""
-    out = dates[0].copy()
-    for other in dates[1:]:
-        fill_gaps(out, other)
-    return out
-
-
-def fill_gaps(image: NDArray, other: NDArray) -> None:
-    """Puts the pixels of another date where an image has no data."""
-    np.copyto(image, other, where=image == EMPTY_DN)
+        release(self.cloudy, self.mask, self.core, *self.references)
 
 
 def _cut(array: NDArray, tile: Tile, fill: int, *, out: NDArray) -> None:
-    part = array[..., *tile.slices]
-    height, width = part.shape[-2:]
-    out[..., height:, :] = fill
-    out[..., :height, width:] = fill
-    out[..., :height, :width] = part
+    height, width = array.shape[-2:]
+    out[...] = fill
+    if common := tile.common(Tile(0, 0, height, width)):
+        out[..., *common.within(tile)] = array[..., *common.slices]

@@ -22,9 +22,12 @@ Progress = Callable[[str, float], object]
 _SHARES = {  # of a scene that its phases take, from and until
     "checking": (0.0, 0.01),
     "decoding": (0.01, 0.2),
-    "matching": (0.2, 0.22),
-    "first guess": (0.22, 0.25),
-    "tiles": (0.25, 0.9),
+    "masks": (0.2, 0.2),
+    "placing": (0.2, 0.21),
+    "lines": (0.21, 0.21),
+    "matching": (0.21, 0.22),
+    "first guess": (0.22, 0.4),
+    "tiles": (0.4, 0.9),
     "blending": (0.9, 0.95),
 }
 

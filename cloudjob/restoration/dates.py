@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.files import atomic, read_json, write_json
-from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA
-from cloudjob.restoration.conditions import NUMBERS, first_known
+from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, NO_DATA, REFERENCES
+from cloudjob.restoration.conditions import NUMBERS
 from cloudjob.restoration.placed import Placed, load, release
 from cloudjob.restoration.team import Team, Unit
 from cloudjob.sentinel2 import masks, radiometry
@@ -31,11 +31,12 @@ _SURVEY = 0.5  # its cost beside the decoding of one band
 @dataclass(frozen=True)
 class Dates:
     """The products of a pair by role; `shown` are the roles of the clear dates that the model is shown, the most wanted
-    first, and `days` the signed days from the cloudy date to the first of them. The others only vote on the masks."""
+    first and at most as many as REFERENCES, and `days` the signed days from the cloudy date to each of them. The others
+    only vote on the masks."""
 
     products: dict[str, Product]
     shown: tuple[str, ...]
-    days: float | None
+    days: tuple[float | None, ...]
     masks: masks.Settings
     labels: Path | None = None  # see `open_masks`, as `drifting`
     drifting: Path | None = None
@@ -55,14 +56,20 @@ def make_conditions(team: Team, dates: Callable[[], Dates]) -> None:
 def _decoding(team: Team, dates: Dates) -> list[Unit]:
     folder, units = team.folder, []
     for role in ("cloudy", *dates.shown):
-        whole = _bands(folder, role, dates.shape)
-        for number, band in enumerate(bands_of(dates.products[role])):
-            high = band.tile_rows()
-            for top in range(0, dates.shape[0], max(_ROWS // high * high, high)):
-                part = slice(top, top + max(_ROWS // high * high, high))
-                units.append(Unit(f"{role}-{BANDS[number]}-{top:05d}", partial(_decode, band, part, whole, number)))
+        units += decoding(dates.products[role], _bands(folder, role, dates.shape), name=role)
     survey = Unit("survey", lambda: _survey(team, dates), weight=_SURVEY * dates.shape[0] / _ROWS)
     return [survey, *units]
+
+
+def decoding(product: Product, whole: Placed, *, name: str) -> list[Unit]:
+    """Units, called by a `name` of the date, that decode the bands of a product into place."""
+    units = []
+    for number, band in enumerate(bands_of(product)):
+        high = band.tile_rows()
+        for top in range(0, product.shape[0], max(_ROWS // high * high, high)):
+            part = slice(top, top + max(_ROWS // high * high, high))
+            units.append(Unit(f"{name}-{BANDS[number]}-{top:05d}", partial(_decode, band, part, whole, number)))
+    return units
 
 
 def _bands(folder: Path, role: str, shape: tuple[int, int]) -> Placed:
@@ -100,7 +107,10 @@ def _matching(folder: Path, dates: Dates) -> list[Unit]:
     bands = {role: _bands(folder, role, dates.shape).mapped() for role in roles}
     lines = {role: radiometry.Match(survey["lines"][role]) for role in dates.shown}
     mask, core = (Placed(folder / f"{name}.npy", dates.shape, "uint8") for name in ("mask", "core"))
-    reference = Placed(folder / "reference.npy", (len(BANDS), *dates.shape), "uint16")
+    references = {
+        role: Placed(folder / f"{name}.npy", (len(BANDS), *dates.shape), "uint16")
+        for name, role in zip(REFERENCES, dates.shown, strict=False)
+    }
 
     def make(tops: range) -> None:
         for top in tops:
@@ -108,10 +118,10 @@ def _matching(folder: Path, dates: Dates) -> list[Unit]:
             seen = {role: _mask(masks[role], bands[role][:, rows], rows, dates.shape) for role in roles}
             mask.write(top, seen["cloudy"])
             core.write(top, masks["cloudy"].at_10m("core", dates.shape, rows))
-            shown = [_shown(lines[role], bands[role][:, rows], seen[role], top, dates.shape) for role in dates.shown]
-            if shown:
-                reference.write_layers(top, first_known(shown))
-        for placed in (mask, core, *[reference][: len(dates.shown)]):
+            for role, reference in references.items():
+                shown = _shown(lines[role], bands[role][:, rows], seen[role], top, dates.shape)
+                reference.write_layers(top, shown)
+        for placed in (mask, core, *references.values()):
             placed.flush()
         release(*bands.values())
 

@@ -3,8 +3,10 @@
 What the file does not say is guessed where a guess is safe, and each guess is noted for people to read.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +26,10 @@ from cloudjob.sentinel2.radiometry import digital_number
 
 _REASON = "not readable as an image"
 _FILLERS = (0, -9999, -32768, 65535)  # what stands for no data where nothing is declared, in all bands at once
-_LOOK, _ROWS = 512, 512  # pixels a side that are looked at for a guess; rows that are changed at once
+_LOOK, _ROWS = 512, 64  # pixels a side that are looked at for a guess; rows that are changed at once
 NO_REFLECTANCE = 3.0  # a middle value above this is none, but perhaps one times 10000
+_LOWEST = -0.3  # a middle value below this is none
+_LEAST = 30  # a middle value below this is none times 10000, but perhaps in percent
 _DATE = re.compile(r"(?<!\d)(20\d\d)-?([01]\d)-?([0-3]\d)(?:T(\d\d):?(\d\d):?(\d\d))?")
 
 
@@ -82,32 +86,42 @@ class Image:
             if len({each.grid.shape for each in chosen}) > 1:
                 sizes = ", ".join(f"{each.name} {each.grid.shape[0]} x {each.grid.shape[1]}" for each in chosen)
                 raise ConfigError(f"{path}: its bands have several sizes ({sizes}); bring them to one")
+            if any(np.issubdtype(np.dtype(each.dtype), np.complexfloating) for each in chosen):
+                raise ConfigError(f"{path}: complex numbers are no reflectance; expected real ones")
             alpha = next((each.layer for each in found if each.colour == "alpha"), None)
-            seen = _look([each.layer for each in chosen], alpha)
+            layers = [each.layer for each in chosen]
+            with _opened(layers, alpha) as files:  # some hundred pixels a side: enough to guess by
+                seen = _values(files, layers, alpha, out_shape=tuple(min(side, _LOOK) for side in chosen[0].grid.shape))
             filler = _filler(seen, chosen, notes)
             seen[seen == filler] = np.nan
             units = _units(path, chosen, told, seen, (scale, offset), notes)
-            layers = tuple(each.layer._replace(scale=a, offset=b) for each, (a, b) in zip(chosen, units, strict=True))
+            _check(path, units, seen)
+            layers = [layer._replace(scale=a, offset=b) for layer, (a, b) in zip(layers, units, strict=True)]
             acquired = item.acquired or _acquired(path)
         notes = [f"{path.name}: {note}" for note in notes]
-        return cls(path, layers, chosen[0].grid, alpha, filler, acquired, item.sun_elevation, notes)
+        return cls(path, tuple(layers), chosen[0].grid, alpha, filler, acquired, item.sun_elevation, notes)
+
+    @property
+    def files(self) -> list[Path]:
+        """What it is read from; not what viewers leave beside it."""
+        with placing.opening(self.path, _REASON), rasterio.open(self.path) as image:
+            return [Path(name) for name in image.files if not name.endswith((".aux.xml", ".ovr"))]
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """(4, h, w) uint16 in our DN convention, EMPTY_DN in all bands where one has no data; all, or a window."""
         height, width = self.grid.shape if window is None else (int(window.height), int(window.width))
         top, left = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
         out = np.empty((len(self.layers), height, width), np.uint16)
-        with placing.opening(self.path, _REASON):
+        with placing.opening(self.path, _REASON), _opened(self.layers, self.alpha) as files:
             for row in range(0, height, _ROWS):
                 part = Window(left, top + row, width, min(_ROWS, height - row))
-                values = np.stack([_values(layer, part) for layer in self.layers])
-                if self.alpha:
-                    values[:, _raw(self.alpha, part) == 0] = np.nan
+                values = _values(files, self.layers, self.alpha, window=part)
                 if self.filler is not None:
                     values[:, (values == self.filler).all(0)] = np.nan
-                for dn, band, layer in zip(out[:, row : row + _ROWS], values, self.layers, strict=True):
-                    dn[:] = digital_number(band * layer.scale + layer.offset)
-        out[:, (out == EMPTY_DN).any(0)] = EMPTY_DN
+                dn = out[:, row : row + _ROWS]
+                for layer, band, numbers in zip(self.layers, values, dn, strict=True):
+                    numbers[:] = digital_number(band * layer.scale + layer.offset)
+                dn[:, (dn == EMPTY_DN).any(0)] = EMPTY_DN
         return out
 
 
@@ -150,14 +164,6 @@ def _choice(path: Path, found: list[_Found], bands: str | None, item: sidecar.Si
     raise band_choice.unknown(path, names)
 
 
-def _look(layers: list[Layer], alpha: Layer | None) -> np.ndarray:
-    """(4, h, w) float64, NaN without data, at most some hundred pixels a side: enough to guess by."""
-    seen = np.stack([_values(layer, None) for layer in layers])
-    if alpha:
-        seen[:, _raw(alpha, None) == 0] = np.nan
-    return seen
-
-
 def _filler(seen: np.ndarray, chosen: list[_Found], notes: list[str]) -> float | None:
     """What stands for no data, where no band declares it."""
     for each in chosen:
@@ -194,6 +200,11 @@ def _units(
     whole = np.issubdtype(np.dtype(chosen[0].dtype), np.integer)
     if not whole and middle <= NO_REFLECTANCE:
         return [(1.0, offset or 0.0)] * len(chosen)
+    if middle < _LEAST and np.isfinite(seen).any():
+        raise ConfigError(
+            f"{path}: values of about {middle:.3g} are neither reflectance nor 10000 times as much; say --scale and "
+            "--offset (--scale 0.01 for percent)"
+        )
     notes.append(
         f"it says no scale; values of about {middle:.0f} are taken for reflectance x 10000 with offset "
         f"{offset or 0.0:g} (--scale, --offset: Sentinel-2 of baseline 04.00 and later has -0.1)"
@@ -201,23 +212,44 @@ def _units(
     return [(1e-4, offset or 0.0)] * len(chosen)
 
 
-def _values(layer: Layer, window: Window | None) -> np.ndarray:
-    """(h, w) float64, NaN without data: of a window, or of all in few pixels."""
-    with rasterio.open(layer.source) as image:
-        where = _where(image, window)
+def _check(path: Path, units: list[tuple[float, float]], seen: np.ndarray) -> None:
+    """ConfigError where the scales and offsets make no reflectance of the numbers."""
+    for scale, offset in units:
+        if not (math.isfinite(scale) and math.isfinite(offset) and scale > 0):
+            raise ConfigError(
+                f"{path}: scale {scale:g} and offset {offset:g} give no reflectance (value x scale + offset); say "
+                "--scale and --offset, as 0.0001 and -0.1"
+            )
+    made = seen * np.array(units)[:, :1, None] + np.array(units)[:, 1:, None]
+    middle = float(np.nanmedian(made)) if np.isfinite(made).any() else 0.0
+    if not _LOWEST <= middle <= NO_REFLECTANCE:
+        scale, offset = units[0]
+        raise ConfigError(
+            f"{path}: by scale {scale:g} and offset {offset:g} its reflectance is about {middle:.3g}, and should lie "
+            "between 0 and 1; say --scale and --offset (reflectance = value x scale + offset), as 0.0001 and -0.1"
+        )
+
+
+@contextmanager
+def _opened(layers: Sequence[Layer], alpha: Layer | None) -> Iterator[dict[str, DatasetReader]]:
+    """What the bands lie in, by GDAL's names, each opened once: blocks that hold several bands are decoded once."""
+    with ExitStack() as stack:
+        names = dict.fromkeys(layer.source for layer in (*layers, alpha) if layer)
+        yield {name: stack.enter_context(rasterio.open(name)) for name in names}
+
+
+def _values(files: dict[str, DatasetReader], layers: Sequence[Layer], alpha: Layer | None, **where: Any) -> np.ndarray:
+    """(4, h, w) float64 numbers of the file, NaN without data, `where` rasterio's `read` is told to look."""
+    found = []
+    for layer in layers:
+        image = files[layer.source]
         values = image.read(layer.number, **where).astype(np.float64)
         values[image.read_masks(layer.number, **where) == 0] = np.nan
-    return values
-
-
-def _raw(layer: Layer, window: Window | None) -> np.ndarray:
-    """(h, w) the numbers of the file."""
-    with rasterio.open(layer.source) as image:
-        return image.read(layer.number, **_where(image, window))
-
-
-def _where(image: DatasetReader, window: Window | None) -> dict[str, Any]:
-    return {"out_shape": tuple(min(side, _LOOK) for side in image.shape)} if window is None else {"window": window}
+        found.append(values)
+    out = np.stack(found)
+    if alpha:
+        out[:, files[alpha.source].read(alpha.number, **where) == 0] = np.nan
+    return out
 
 
 def _acquired(path: Path) -> datetime | None:

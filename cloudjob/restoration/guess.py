@@ -1,100 +1,142 @@
-"""The first guess of the ground under the clouds of a scene, computed once: what tiles need of it, in cells.
+"""The first guess of the ground under the clouds of a scene by similarity, computed once, so that neighbouring tiles
+have the same.
 
-As `Conditions.anchor` has it, but continued from all of the scene, so that neighbouring tiles continue the same
-surroundings. A cell is 4 pixels wide; pixels are interpolated from them where they are wanted.
+It is made window by window, and what a window gives is what the whole scene gives: each sees `similarity.REACH` pixels
+more on every side, and is told of clear pixels of all the scene for the middle of large clouds.
 """
 
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from cloudjob.diffusion.conditions import CELLS, Normalisation, continued
+from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.conditions import Guess
+from cloudjob.diffusion.similarity import REACH, Far, similar
+from cloudjob.files import atomic
 from cloudjob.pixels import BANDS, CLEAR, EMPTY_DN, OFFSET, SCALE
 from cloudjob.restoration.conditions import SceneConditions
+from cloudjob.restoration.placed import load
+from cloudjob.restoration.team import Team, Unit
 from cloudjob.restoration.tiles import Tile
+from cloudjob.sentinel2.radiometry import digital_number
 
-LAYERS = 2 * len(BANDS)  # the shift from the reference to the cloudy date, and the cloudy image around the clouds
-CELL, _COARSEST = CELLS[-1], CELLS[0]
-ROWS = 16 * _COARSEST  # of a stripe
-_REACH = 3 * _COARSEST  # pixels from which a cell is continued: one cell of each size on either side of it
-
-
-def shape(scene: tuple[int, int]) -> tuple[int, int, int]:
-    """(LAYERS, rows, columns) of the cells of a scene of this shape (rows, columns), in whole coarsest cells."""
-    rows, cols = (-(-side // _COARSEST) * _COARSEST // CELL for side in scene)
-    return LAYERS, rows, cols
+WINDOW = 1024  # pixels a side, a multiple of the blocks of `similarity`
+_CELL, _STEP = 8, 8  # one clear pixel of so many, each so many pixels from the next, that are looked at a side
+_TASTE = np.random.default_rng(0).random((_CELL, _CELL))  # which of equally good ones is taken
+_FINE = 1e-5  # reflectance: the unit of deviations in files, below 1 % of the least
 
 
-def stripe(conditions: SceneConditions, top: int, norm: Normalisation) -> NDArray:
-    """(LAYERS, r, w) float32 cells in normalised units: those of ROWS rows of pixels from row `top` on, a multiple of
-    ROWS. Any stripe comes out as of the whole scene."""
-    height = shape(conditions.mask.shape)[1] * CELL
-    first, last = max(top - _REACH, 0), min(top + ROWS + _REACH, height)
-    found = [_pooled(conditions, row) for row in range(first, last, _COARSEST)]
-    sums, counts = (torch.from_numpy(np.concatenate(parts, -2)) for parts in zip(*found, strict=True))
-    del found
-    mean, std = (torch.tensor(values)[:, None, None] for values in (norm.mean, norm.std))
-    shift = sums[: len(BANDS)] * SCALE / std
-    around = (sums[len(BANDS) :] * SCALE + counts[1:] * (OFFSET - mean)) / std
-    del sums
-    here = slice((top - first) // CELL, (min(top + ROWS, height) - first) // CELL)
-    parts = [
-        continued(_levels(values[None] / CELL**2, known[None, None] / CELL**2))[0, :, here]
-        for values, known in ((shift, counts[0]), (around, counts[1]))
-    ]
-    return torch.cat(parts).numpy()
+@dataclass(frozen=True)
+class Similar:
+    """The first guess of the scene whose conditions lie in a folder: in `windows` of it, each a file there of (8, h, w)
+    uint16, the DN of the ground, EMPTY_DN where no date has data, and the deviation in units of 1e-5."""
+
+    folder: Path
+    device: torch.device
+    windows: tuple[Tile, ...]
+
+    @classmethod
+    def of(cls, folder: Path, device: torch.device, places: Sequence[Tile]) -> "Similar":
+        """In the windows that have anything to guess for these tiles."""
+        conditions = SceneConditions.load(folder)
+        height, width = conditions.mask.shape
+        windows = (
+            Tile(row, col, min(WINDOW, height - row), min(WINDOW, width - col))
+            for row, col in product(range(0, height, WINDOW), range(0, width, WINDOW))
+        )
+        wanted = [one for one in windows if any(one.common(tile) for tile in places)]
+        found = cls(folder, device, tuple(one for one in wanted if (conditions.mask[one.slices] != CLEAR).any()))
+        conditions.release()
+        return found
+
+    def make(self, team: Team) -> None:
+        """Leaves all windows in the folder."""
+
+        def plan() -> list[Unit]:
+            conditions = SceneConditions.load(self.folder)
+            far = _far(conditions, self.device)
+            hidden = {one: np.count_nonzero(conditions.mask[one.slices] != CLEAR) for one in self.windows}
+            conditions.release()
+            return [
+                Unit(
+                    f"{one.row:05d}-{one.col:05d}",
+                    partial(self._write, conditions, far, one),
+                    (self._file(one),),
+                    weight=0.1 + count / WINDOW**2,
+                )
+                for one, count in hidden.items()
+            ]
+
+        team.do("first guess", plan)
+
+    def _write(self, conditions: SceneConditions, far: Far, window: Tile) -> None:
+        around = Tile(window.row - REACH, window.col - REACH, window.height + 2 * REACH, window.width + 2 * REACH)
+        batch = Batch.of(conditions.arrays([around]), self.device)
+        conditions.release()
+        ground, deviation = similar(
+            batch.cloudy,
+            batch.references,
+            batch.mask == CLEAR,
+            margin=REACH,
+            origin=(around.row, around.col),
+            far=far,
+        )
+        spread = (deviation[0] / _FINE).round().nan_to_num(0).clamp(max=2**16 - 1)
+        found = np.concatenate([digital_number(ground[0].cpu().numpy()), spread.cpu().numpy().astype(np.uint16)])
+        with atomic(self._file(window)) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
+
+    def _file(self, window: Tile) -> Path:
+        return self.folder / f"guess-{window.row:05d}-{window.col:05d}.npy"
+
+    def cut(self, batch: Batch, places: Sequence[Tile]) -> Guess:
+        """What tiles are told, whose own images and masks are those of the batch."""
+        found = np.stack([self._cut(tile) for tile in places])
+        dn, deviation = torch.from_numpy(found).to(self.device).to(batch.cloudy.dtype).chunk(2, 1)
+        nothing = dn == EMPTY_DN
+        ground = (dn * SCALE + OFFSET).masked_fill(nothing, torch.nan)
+        seen = batch.classes == CLEAR
+        return Guess(
+            torch.where(seen, batch.cloudy, ground),
+            (deviation * _FINE).masked_fill(nothing, torch.nan).masked_fill(seen, 0),
+        )
+
+    def _cut(self, tile: Tile) -> NDArray:
+        out = np.zeros((2 * len(BANDS), tile.height, tile.width), np.uint16)
+        for window in self.windows:
+            if common := tile.common(window):
+                out[:, *common.within(tile)] = load(self._file(window))[:, *common.within(window)]
+        return out
 
 
-def _levels(mean: Tensor, share: Tensor) -> Iterator[list[Tensor]]:
-    for cell in CELLS:
-        yield [F.avg_pool2d(x, cell // CELL) for x in (mean, share)]
+def _far(conditions: SceneConditions, device: torch.device) -> Far:
+    """Clear pixels of all the scene."""
+    tops = range(0, len(conditions.mask), _CELL * _STEP)
+    found = torch.from_numpy(np.concatenate([_clear_pixels(conditions, top) for top in tops])).to(device)
+    dn = found[:, 2:].unflatten(1, (-1, len(BANDS)))
+    values = (dn * SCALE + OFFSET).masked_fill(dn == EMPTY_DN, torch.nan)
+    return Far(found[:, :2].long(), values[:, 0], values[:, 1:])
 
 
-def _pooled(conditions: SceneConditions, top: int) -> tuple[NDArray, NDArray]:
-    """Of the rows of a coarsest cell: sums over the known pixels of each cell (LAYERS, r, w) float32 DN, and how many
-    are known, with and without need of a reference (2, r, w) float32. All of them are whole numbers."""
-    rows = slice(top, top + _COARSEST)
-    cloudy, reference = conditions.cloudy[:, rows], conditions.reference
+def _clear_pixels(conditions: SceneConditions, top: int) -> NDArray:
+    """Of a row of cells one clear pixel each, if it has any, with data on as many dates as can be: (k, 2 + 4 (1 + R))
+    int32, row, column, and the DN of all dates."""
+    rows = slice(top, top + _CELL * _STEP, _STEP)
+    images = np.stack([image[:, rows, ::_STEP] for image in (conditions.cloudy, *conditions.references)])
+    present = (images != EMPTY_DN).all(1)
+    dates = present.sum(0) * (present[0] & (conditions.mask[rows, ::_STEP] == CLEAR))
     conditions.release()
-    clear = (conditions.mask[rows] == CLEAR) & (cloudy != EMPTY_DN).all(0)
-    other = np.zeros_like(cloudy) if reference is None else reference[:, rows]
-    both = clear & (other != EMPTY_DN).all(0)
-    width = shape(conditions.mask.shape)[2] * CELL
-    sums = [_sums((band.astype(np.int32) - known) * both, width) for band, known in zip(cloudy, other, strict=True)]
-    sums += [_sums(band * clear, width) for band in cloudy]
-    counts = [_sums(known, width) for known in (both, clear)]
-    return np.stack(sums), np.stack(counts)
-
-
-def _sums(values: NDArray, width: int) -> NDArray:
-    """(_COARSEST / CELL, width / CELL) float32 sums over cells; 0 beyond the values."""
-    missing = (_COARSEST - values.shape[0], width - values.shape[1])
-    padded = np.pad(values.astype(np.int32), [(0, each) for each in missing])
-    rows = reduce(np.add, (padded[n::CELL] for n in range(CELL)))
-    return reduce(np.add, (rows[:, n::CELL] for n in range(CELL))).astype(np.float32)
-
-
-def cut(cells: NDArray, tile: Tile) -> NDArray:
-    """(LAYERS, h, w): the cells of a tile and one more on each side, the outermost repeated beyond the scene. Tiles of
-    one size have as many."""
-    rows, cols = (
-        np.arange(start // CELL - 1, start // CELL + -(-length // CELL) + 2).clip(0, count - 1)
-        for start, length, count in zip((tile.row, tile.col), (tile.height, tile.width), cells.shape[1:], strict=True)
-    )
-    return np.array(cells[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1][:, rows - rows[0]][..., cols - cols[0]])
-
-
-def at_pixels(cells: Tensor, places: list[Tile]) -> tuple[Tensor, Tensor]:
-    """Shift and surroundings (N, 4, h, w) at the pixels of tiles, from their cells (N, LAYERS, ...) (see `cut`)."""
-    fine = F.interpolate(cells, scale_factor=float(CELL), mode="bilinear")
-    tiles = [
-        one[:, CELL + tile.row % CELL :, CELL + tile.col % CELL :][:, : tile.height, : tile.width]
-        for one, tile in zip(fine, places, strict=True)
-    ]
-    shift, around = torch.stack(tiles).chunk(2, 1)
-    return shift, around
+    height, width = dates.shape
+    cells = np.pad(dates, [(0, _CELL - height), (0, -width % _CELL)]).reshape(_CELL, -1, _CELL).swapaxes(0, 1)
+    best = (cells + _TASTE).reshape(len(cells), -1).argmax(1)
+    row, col = best // _CELL, np.arange(len(cells)) * _CELL + best % _CELL
+    known = cells.reshape(len(cells), -1).max(1) > 0
+    row, col = row[known], col[known]
+    values = images.reshape(-1, height, width)[:, row, col]
+    return np.concatenate([[top + row * _STEP, col * _STEP], values]).T.astype(np.int32)

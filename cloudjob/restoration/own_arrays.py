@@ -1,5 +1,6 @@
 """One's own image, mask and clear dates as arrays of numpy or xarray; what is restored is given back in that form."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudjob.errors import ConfigError
-from cloudjob.pixels import BANDS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, SCALE
+from cloudjob.pixels import BANDS, CLEAR, CLOUD, EMPTY_DN, NO_DATA, REFERENCES, SCALE
 from cloudjob.restoration import band_choice
 from cloudjob.restoration.blend import OBSERVED
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.foreign import NO_REFLECTANCE
-from cloudjob.restoration.own_scene import gathered, matched
-from cloudjob.sentinel2 import foreign_masks, masks
+from cloudjob.sentinel2 import decode, foreign_masks, masks, radiometry
 from cloudjob.sentinel2.radiometry import digital_number, reflectance
+from cloudjob.sentinel2.scene import reduction
 
 _BAND_NAMES = ("band", "bands", "variable")  # of the dimension of bands, in xarray
 
@@ -84,7 +85,8 @@ def _four_bands(image: Any) -> Any:
     image = image.squeeze(drop=True) if image.ndim > 3 else image
     dimension = next((name for name in _BAND_NAMES if name in image.dims), image.dims[0])
     image = image.transpose(dimension, ...)
-    names = [str(value) for value in image[dimension].values] if dimension in image.coords else []
+    known = image[dimension].values if dimension in image.coords else [""] * image.sizes[dimension]
+    names = [str(value) for value in known]
     places = band_choice.by_names(names)
     if places is None and image.sizes[dimension] != len(BANDS):
         raise band_choice.unknown("the image", names)
@@ -105,15 +107,23 @@ def classes(mask: Any, shape: tuple[int, int], values: dict[str, list[int]] | st
 
 
 def dates(clear: Any, image: Given, *, scale: float, offset: float) -> list[NDArray]:
-    """(4, H, W) uint16 DN of the clear dates."""
+    """(4, H, W) uint16 DN of the clear dates, of the first ones where there are too many."""
     several = clear if isinstance(clear, Sequence) else [clear]
-    found = [Given.of(each, scale=scale, offset=offset) for each in several]
+    found = [Given.of(each, scale=scale, offset=offset) for each in several[: len(REFERENCES)]]
+    if len(several) > len(found):
+        warnings.warn(f"{len(several)} clear dates; the first {len(found)} are taken", stacklevel=3)
     for each in found:
         if each.shape != image.shape:
             raise ConfigError(f"a clear date of {each.shape} pixels, the image has {image.shape}")
         if each.labelled is not None and image.labelled is not None:
             _check_place(each.labelled, image.labelled)
     return [each.dn for each in found]
+
+
+def days(given: float | Sequence[float | None] | None, count: int) -> tuple[float | None, ...]:
+    """The days of so many clear dates; None where they are not known."""
+    several = list(given) if isinstance(given, Sequence) else [given]
+    return tuple([*several, *[None] * count][:count])
 
 
 def _check_place(other: Any, image: Any) -> None:
@@ -137,13 +147,22 @@ def conditions(
     grown: bool,
     pixel_m: float,
     sun_elevation: float | None,
-    days: float | None,
+    days: Sequence[float | None],
 ) -> SceneConditions:
     """The conditions of a scene from arrays on the same pixels; see `cloudjob.restore`."""
     mask = core.copy() if grown else masks.grow(core, masks.Settings(), pixel_m=pixel_m)
     mask[(dn == EMPTY_DN).any(0)] = NO_DATA
-    references = (matched(other, dn, mask == CLEAR) for other in dates)
-    return gathered(dn, mask, core, references, sun_elevation, days if dates else None)
+    references = tuple(matched(other, dn, mask == CLEAR) for other in dates)
+    return SceneConditions(dn, mask, core, references, sun_elevation, tuple(days))
+
+
+def matched(other: NDArray, cloudy: NDArray, clear: NDArray) -> NDArray:
+    """Another date (4, H, W) uint16 DN, EMPTY_DN where it is not clear, normalised to the cloudy one, which is `clear`
+    in these pixels (H, W)."""
+    step = reduction(cloudy.shape[1:])
+    source, target = (np.stack([decode.means(band, step) for band in image]) for image in (other, cloudy))
+    usable = masks.pool(clear, step, np.logical_and)
+    return radiometry.fit(source, target, usable).apply(other, height=cloudy.shape[1])
 
 
 def deviation(spread: NDArray | None) -> NDArray | None:

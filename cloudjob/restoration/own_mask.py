@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.enums import ColorInterp
 
 from cloudjob.errors import ConfigError, OwnFileError
 from cloudjob.pixels import NO_DATA, UNKNOWN
@@ -45,6 +46,9 @@ def _classes(path: Path, meaning: Table | str | None) -> tuple[np.ndarray, Grid]
     if not path.exists():
         raise ConfigError(f"{path}: no such mask")
     with placing.opening(path, "not readable as a mask"), rasterio.open(path) as image:
+        bands = image.count - image.colorinterp.count(ColorInterp.alpha)
+        if bands != 1:
+            raise ConfigError(f"{path}: has {bands} bands, and a mask has one: gdal_translate -b 1 takes the first out")
         values, no_data, grid = image.read(1), image.nodata, placing.grid_of(image)
     if meaning is None:
         meaning = foreign_masks.BINARY

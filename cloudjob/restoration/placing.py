@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
-from rasterio.windows import Window, from_bounds
+from rasterio.windows import Window
 
 from cloudjob.errors import CorruptFileError, OwnFileError
 from cloudjob.files import judged
-from cloudjob.pixels import EMPTY_DN
+from cloudjob.pixels import BANDS, EMPTY_DN
 from cloudjob.sentinel2.foreign_masks import Grid
 from cloudjob.sentinel2.geometry import WARP_ERRORS, lon_lat
 
@@ -57,27 +57,34 @@ def part(source: Grid, target: Grid, *, name: object) -> Window | None:
             return None
         raise OwnFileError(
             f"{name}: {source.shape[0]} x {source.shape[1]} pixels, the image has {target.shape[0]} x "
-            f"{target.shape[1]}, and one of them does not say where it lies: cut both to the same pixels"
+            f"{target.shape[1]}, and one of them does not say where it lies: give it its place, or cut "
+            "both to the same pixels"
         )
     if source.equals(target):
         return None
-    apart = OwnFileError(f"{name} shows other ground than the image: it has {source}, the image {target}")
+    if (window := _shared(source, target)) is None:
+        raise OwnFileError(f"{name} shows other ground than the image: it has {source}, the image {target}")
+    return window
+
+
+def _shared(source: Grid, target: Grid) -> Window | None:
+    """What must be read of an image for the pixels of another; None where they share no ground."""
     try:
-        box = transform_bounds(target.crs, source.crs, *array_bounds(*target.shape, target.transform))
-        window = from_bounds(*box, transform=source.transform) if not source.transform.b else None
+        west, south, east, north = transform_bounds(
+            target.crs, source.crs, *array_bounds(*target.shape, target.transform)
+        )
+        corners = [~source.transform @ (x, y) for x in (west, east) for y in (south, north)]
     except (*WARP_ERRORS, ValueError):
-        raise apart from None
-    if window is None:  # turned: all of it
-        return Window(0, 0, source.shape[1], source.shape[0])
+        return None
     spans = []
-    for start, length, side in zip(
-        (window.row_off, window.col_off), (window.height, window.width), source.shape, strict=True
-    ):
-        first, last = math.floor(round(start, 3)), math.ceil(round(start + length, 3))
+    for places, side in zip(zip(*corners, strict=True), reversed(source.shape), strict=True):  # columns, then rows
+        if not all(map(math.isfinite, places)):
+            return None
+        first, last = math.floor(round(min(places), 3)), math.ceil(round(max(places), 3))
         if min(last, side) <= max(first, 0):
-            raise apart
+            return None
         spans.append((max(first - _MARGIN, 0), min(last + _MARGIN, side)))
-    (top, bottom), (left, right) = spans
+    (left, right), (top, bottom) = spans
     return Window(left, top, right - left, bottom - top)
 
 
@@ -89,14 +96,20 @@ def within(grid: Grid, window: Window) -> Grid:
     return Grid(grid.crs, moved, (int(window.height), int(window.width)))
 
 
-def onto(bands: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """(4, H, W) uint16 DN of another date on the pixels of an image, EMPTY_DN where it has none.
+def onto(cut: Callable[[Window], np.ndarray], source: Grid, target: Grid, *, rows: slice) -> np.ndarray:
+    """(4, r, W) uint16 DN: these rows of the pixels of an image on another date, EMPTY_DN where it has none. `cut`
+    gives a window of the other date, (4, h, w).
 
     Bilinear between pixels; means over areas where its pixels are much smaller.
     """
     here, there = pixel_m(source), pixel_m(target)
     finer = here is not None and there is not None and 1.5 * here < there
-    return _resampled(bands, source, target, EMPTY_DN, Resampling.average if finer else Resampling.bilinear)
+    wanted = within(target, Window(0, rows.start, target.shape[1], rows.stop - rows.start))
+    window = _shared(source, wanted)
+    if window is None:
+        return np.full((len(BANDS), *wanted.shape), EMPTY_DN, np.uint16)
+    how = Resampling.average if finer else Resampling.bilinear
+    return _resampled(cut(window), within(source, window), wanted, EMPTY_DN, how)
 
 
 def classes_onto(mask: np.ndarray, source: Grid, target: Grid, *, beyond: int) -> np.ndarray:
@@ -141,5 +154,7 @@ def _resampled(array: np.ndarray, source: Grid, target: Grid, empty: int, how: R
         dst_crs=target.crs,
         dst_nodata=empty,
         resampling=how,
+        XSCALE=1,  # else GDAL takes the sizes of stripes for those of pixels, and blurs where they are turned
+        YSCALE=1,
     )
     return out

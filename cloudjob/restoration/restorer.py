@@ -1,17 +1,15 @@
 """A trained model that restores: triplets for the scores, tiles of a scene for its output."""
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch
-from cloudjob.diffusion.conditions import Conditions
+from cloudjob.diffusion.conditions import Conditions, Guess
 from cloudjob.diffusion.processes import Regression
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.pixels import BANDS, HIDDEN
-from cloudjob.restoration import guess
 from cloudjob.restoration.tiles import Tile
 
 _AT_ONCE = 16  # triplets
@@ -40,26 +38,29 @@ class Restorer:
 
         Noise is keyed by a triplet's number, so a triplet is restored the same in any batch.
         """
+        return self._restored(batch, numbers, [member], steps or self.steps)[0]
+
+    def members(self, batch: Batch, numbers: list[int], count: int) -> NDArray:
+        """(M, N, 4, H, W) float32 reflectance: the first `count` members of the ensemble."""
+        return self._restored(batch, numbers, list(range(count)), self.steps)
+
+    def _restored(self, batch: Batch, numbers: list[int], members: list[int], steps: int) -> NDArray:
+        """What members have in common is computed once for all of them."""
         parts = []
         for first in range(0, len(numbers), _AT_ONCE):
             here = slice(first, first + _AT_ONCE)
             part = batch[here]
-
-            def drawn(step: int, part: Batch = part, here: slice = here) -> Tensor:
-                return noise.draws(self.seed, numbers[here], member=member, step=step, like=part.cloudy)
-
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-                parts.append(
-                    self.recipe.restore(
-                        self.network, part, noise=drawn, steps=steps or self.steps, sampler=self.sampler
-                    )
-                )
+                told = self.recipe.told(self.network, part)
+                parts.append(torch.stack([self._member(told, numbers[here], member, steps) for member in members]))
         hidden = torch.isin(batch.mask, torch.tensor(HIDDEN, device=batch.mask.device, dtype=torch.uint8))
-        return torch.where(hidden[:, None], torch.cat(parts), batch.cloudy).cpu().numpy()
+        return torch.where(hidden[:, None], torch.cat(parts, 1), batch.cloudy).cpu().numpy()
 
-    def members(self, batch: Batch, numbers: list[int], count: int) -> NDArray:
-        """(M, N, 4, H, W) float32 reflectance: the first `count` members of the ensemble."""
-        return np.stack([self.member(batch, numbers, number) for number in range(count)])
+    def _member(self, told: Conditions, numbers: list[int], member: int, steps: int) -> Tensor:
+        def drawn(step: int) -> Tensor:
+            return noise.draws(self.seed, numbers, member=member, step=step, like=told.cloudy)
+
+        return self.recipe.draw(self.network, told, noise=drawn, steps=steps, sampler=self.sampler)
 
     def quicken(self) -> None:
         """What makes a GPU faster at tiles: channels last, bfloat16 where it has units for it, compiled layers where it
@@ -74,9 +75,9 @@ class Restorer:
         """Samples of up to 256 x 256 pixels that a network takes at a time. A processor does as much with one."""
         return _ON_GPU if self.device.type == "cuda" else 1
 
-    def tiles(self, batch: Batch, places: list[Tile], members: int, *, cells: Tensor, group: int) -> Tensor:
-        """(N, members, 4, h, w) float32 reflectance of tiles of a scene, given what each is told and the cells of its
-        first guess (see `guess.cut`).
+    def tiles(self, batch: Batch, places: list[Tile], members: int, *, guess: Guess, group: int) -> Tensor:
+        """(N, members, 4, h, w) float32 reflectance of tiles of a scene, given what each is told, and the first
+        guess of its ground.
 
         Noise is keyed by the pixel's row and column in the scene, so overlapping tiles draw the same. The network is
         always given `group` samples, the last one repeated where fewer are left, so that a tile's bits depend on no
@@ -84,8 +85,7 @@ class Restorer:
         """
         samples = [(number, member) for number in range(len(places)) for member in range(members)]
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-            continued = guess.at_pixels(cells, places)
-            told = self.recipe.told(self.network, batch, continued=continued)
+            told = self.recipe.told(self.network, batch, guess=guess)
             parts = [self._drawn(told, places, samples[n : n + group], group) for n in range(0, len(samples), group)]
         return torch.cat(parts).unflatten(0, (len(places), members))
 

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
 from cloudjob.files import atomic
 from cloudjob.pixels import BANDS, NO_DATA
-from cloudjob.restoration import blend, guess
+from cloudjob.restoration import blend, guess, surroundings
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.placed import Placed, load, release
 from cloudjob.restoration.restorer import Restorer
@@ -39,27 +38,24 @@ class Layout:
 def restore(team: Team, restorer: Restorer, layout: Layout, *, factors: Sequence[float] | None) -> None:
     """All of it. `factors`, one per band, calibrate the members' deviation; None where there is one member, and so no
     uncertainty. Read what comes out by `stripes`, or mapped by `restored`."""
-    make_guess(team, restorer)
+    make_guess(team, restorer, layout)
     restore_tiles(team, restorer, layout)
     put_together(team, layout, factors=factors)
 
 
-def make_guess(team: Team, restorer: Restorer) -> None:
-    """The first guess of the ground, in cells."""
+def make_guess(team: Team, restorer: Restorer, layout: Layout) -> None:
+    """The first guess of the ground, as tiles need it."""
+    conditions = SceneConditions.load(team.folder)
+    places = conditions.cloudy_tiles(size=layout.size, overlap=layout.overlap)
+    conditions.release()
+    _guess(team, restorer, places).make(team)
 
-    def plan() -> list[Unit]:
-        conditions = SceneConditions.load(team.folder)
-        cells = _cells(team.folder, conditions.mask.shape)
 
-        def make(top: int) -> None:
-            cells.write_layers(top // guess.CELL, guess.stripe(conditions, top, restorer.recipe.norm))
-            cells.flush()
-            conditions.release()
-
-        tops = range(0, cells.shape[1] * guess.CELL, guess.ROWS)
-        return [Unit(f"{top:05d}", partial(make, top)) for top in tops]
-
-    team.do("first guess", plan, threads=team.few)
+def _guess(team: Team, restorer: Restorer, places: Sequence[Tile]) -> "guess.Similar | surroundings.Surroundings":
+    """Of these tiles."""
+    if restorer.recipe.first_guess == "surroundings":
+        return surroundings.Surroundings(team.folder, restorer.recipe.norm)
+    return guess.Similar.of(team.folder, restorer.device, places)
 
 
 def restore_tiles(team: Team, restorer: Restorer, layout: Layout) -> None:
@@ -69,16 +65,15 @@ def restore_tiles(team: Team, restorer: Restorer, layout: Layout) -> None:
 
     def plan() -> list[Unit]:
         conditions = SceneConditions.load(team.folder)
-        cells = _cells(team.folder, conditions.mask.shape).mapped()
         every = conditions.cloudy_tiles(size=layout.size, overlap=layout.overlap)
         conditions.release()
+        first = _guess(team, restorer, every)
         count = max(1, group // layout.members)
         groups = [every[first : first + count] for first in range(0, len(every), count)]
 
         def make(places: list[Tile]) -> None:
             full = places + places[-1:] * (count - len(places))
-            _restore_group(conditions, restorer, cells, full, layout.members, group, _files(team.folder, places))
-            release(cells)
+            _restore_group(conditions, restorer, first, full, layout.members, group, _files(team.folder, places))
             conditions.release()
 
         return [
@@ -93,7 +88,7 @@ def restore_tiles(team: Team, restorer: Restorer, layout: Layout) -> None:
 def _restore_group(
     conditions: SceneConditions,
     restorer: Restorer,
-    cells: NDArray,
+    first: "guess.Similar | surroundings.Surroundings",
     places: list[Tile],
     members: int,
     group: int,
@@ -101,10 +96,9 @@ def _restore_group(
 ) -> None:
     on_gpu = restorer.device.type == "cuda"
     arrays = conditions.arrays(places, pin=on_gpu)  # until the GPU is done
-    told = torch.from_numpy(np.stack([guess.cut(cells, tile) for tile in places]))
-    told = (told.pin_memory() if on_gpu else told).to(restorer.device, non_blocking=True)
     batch = Batch.of(arrays, restorer.device)
-    ground = restorer.tiles(batch, places, members, cells=told, group=group)[: len(files)].cpu().numpy()
+    told = first.cut(batch, places)
+    ground = restorer.tiles(batch, places, members, guess=told, group=group)[: len(files)].cpu().numpy()
     for path, tile in zip(files, ground, strict=True):
         with atomic(path) as temporary, temporary.open("wb") as file:
             np.save(file, digital_number(tile))
@@ -202,10 +196,6 @@ def stripes(team: Team, *, rows: int = 512) -> Iterator[tuple[int, NDArray, NDAr
         spread = None if uncertainty is None else np.array(uncertainty[here])
         yield top, np.array(reflectance[here]), np.array(reconstructed[here]), spread
         release(reflectance, reconstructed, uncertainty)
-
-
-def _cells(folder: Path, shape: tuple[int, int]) -> Placed:
-    return Placed(folder / "guess.npy", guess.shape(shape), "float32")
 
 
 def _files(folder: Path, places: Sequence[Tile]) -> tuple[Path, ...]:

@@ -8,8 +8,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of a scene: upper left pixel and size, in pixels. It may hang over the scene's lower/right edge
-    only where the scene is smaller than a tile (the reader pads there)."""
+    """A rectangle of a scene: upper left pixel and size, in pixels. It may hang over the scene's edges (the reader pads
+    there); of `tiles` only where the scene is smaller than a tile."""
 
     row: int
     col: int
@@ -20,6 +20,17 @@ class Tile:
     def slices(self) -> tuple[slice, slice]:
         """(rows, columns), to cut the tile out of an array of the scene."""
         return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+
+    def common(self, other: "Tile") -> "Tile | None":
+        """What two have in common; None without any."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height = min(self.row + self.height, other.row + other.height) - row
+        width = min(self.col + self.width, other.col + other.width) - col
+        return Tile(row, col, height, width) if height > 0 and width > 0 else None
+
+    def within(self, whole: "Tile") -> tuple[slice, slice]:
+        """(rows, columns) of this part of another, counted from the first pixel of that."""
+        return Tile(self.row - whole.row, self.col - whole.col, self.height, self.width).slices
 
 
 def tiles(shape: tuple[int, int], *, size: int, overlap: int) -> list[Tile]:

@@ -42,9 +42,9 @@ def accepted_pairs(folder: RunFolder) -> list[dict]:
 
 
 def unpaired(folder: RunFolder, *, cloudy_range: tuple[float, float], lowest_sun: float) -> list[dict]:
-    """The shown pairs of which the rule rejected the clear date alone, and no person has said anything: their cloudy
-    products, without clear date and reference. The cloudy date keeps the rules of its own: its share of cloud, and
-    degrees of the sun.
+    """The cloudy products that no clear date suits, as pairs without clear date and reference: those without any
+    candidate, and those of shown pairs of which the rule rejected the clear date alone, and no person has said
+    anything. See `stand_alone`.
 
     InputError while nobody has run the stage review.
     """
@@ -56,14 +56,24 @@ def unpaired(folder: RunFolder, *, cloudy_range: tuple[float, float], lowest_sun
             for row in _decisions(folder)
             if (row["decision"], row.get("reviewer")) != by_rule
         }
-        left = [row for row in shown_pairs(folder) if not row["accepted"] and (row["pair"], row["version"]) not in told]
-        low, high = cloudy_range
-        kept = [
-            row for row in left if low <= row["cloudy_cloud"] <= high and _high(row["sun_elevation"][0], lowest_sun)
-        ]
-        return [row | dict.fromkeys(("clear", "reference", "days", "reference_days")) for row in kept]
+        rows = [row for row in folder.rows(folder.pairs, stage="pair") if (row["pair"], row["version"]) not in told]
+        return stand_alone(rows, cloudy_range=cloudy_range, lowest_sun=lowest_sun)
 
     return folder.once("unpaired products", of)
+
+
+def stand_alone(rows: list[dict], *, cloudy_range: tuple[float, float], lowest_sun: float) -> list[dict]:
+    """Of the rows of pairs.jsonl those of cloudy products that no clear date suits, without it. The cloudy date keeps
+    the rules of its own: its share of cloud, and degrees of the sun."""
+    low, high = cloudy_range
+    return [
+        row | dict.fromkeys(("clear", "reference", "days", "reference_days"))
+        for row in rows
+        if (row["shown"] or row["clear"] is None)
+        and not row["accepted"]
+        and low <= row["cloudy_cloud"] <= high
+        and _high(row["sun_elevation"][0], lowest_sun)
+    ]
 
 
 def _high(sun: float | None, lowest: float) -> bool:

@@ -39,6 +39,7 @@ class RunFolder:
         self.archive = self.root / "archive"
         self.jobs = self.root / "jobs" / "log.tsv"  # written by slurm/*.sh
         self.history = self.root / "jobs" / "history.jsonl"
+        self.log = self.root / "jobs" / "log.txt"
         self.drifting = self.root / "drifting"  # <tile>.tif: not 0 where the ground moves from date to date, as sea ice
         self.scenes = self.root / "scenes.jsonl"
         self.pairs = self.root / "pairs.jsonl"
@@ -184,7 +185,7 @@ class ResultsFolder(RunFolder):
         super().__init__(root)
         hidden = self.root / ".cloudjob"
         self.leases, self.records = hidden / "leases", hidden / "records"
-        self.history = hidden / "history.jsonl"
+        self.history, self.log = hidden / "history.jsonl", hidden / "log.txt"
         self.tiles = hidden / "tiles"  # <image>@<digest>: what is decoded and restored of an image that is not done
 
     def output(self, product: str, suffix: str) -> Path:

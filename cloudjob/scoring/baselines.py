@@ -71,7 +71,7 @@ def _half(image: NDArray, known: NDArray) -> tuple[NDArray, NDArray]:
 
 # --- from other, clear dates -----------------------------------------------------------------------------------------
 def first_guess(cloudy: NDArray, reference: NDArray, mask: NDArray) -> NDArray:
-    """What the model starts from: the reference, shifted to agree with the clear surroundings (`Conditions.anchor`).
+    """The reference, shifted to agree with the clear surroundings: what models started from before `similarity`.
 
     mask: (H, W) uint8 classes.
     """
@@ -80,7 +80,7 @@ def first_guess(cloudy: NDArray, reference: NDArray, mask: NDArray) -> NDArray:
     numbers: dict[str, Any] = {"reference_days": nothing, "target_days": nothing[0], "sun_elevation": nothing[0]}
     batch = Batch(**images, mask=torch.from_numpy(mask)[None], **numbers)
     unchanged = Normalisation((0.0,) * len(cloudy), (1.0,) * len(cloudy))
-    return Conditions.of(batch, norm=unchanged).anchor[0].numpy()
+    return Conditions.of(batch, norm=unchanged, first_guess="surroundings").anchor[0].numpy()
 
 
 def poisson_fill(cloudy: NDArray, reference: NDArray, known: NDArray) -> NDArray:

@@ -1,5 +1,6 @@
 """Tells early why a training is going to fail: nothing learned at a noise level, a condition that is not looked at."""
 
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cloudjob.diffusion.batch import Batch
-from cloudjob.diffusion.conditions import CHANNELS
+from cloudjob.diffusion.conditions import CHANNELS, Channels
 from cloudjob.diffusion.recipe import Recipe
 
 _USED = {
@@ -28,7 +29,7 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
     An output of zero is what an untrained network gives: with it, noise is never taken off (noise prediction), or the
     first guess is given back (residual).
     """
-    number, valid = len(batch), batch.target_valid
+    number, valid, conditions = len(batch), batch.target_valid, recipe.conditions(batch)
     found: list[Tensor] = []
     shuffled = dict.fromkeys(_USED, 0.0)
     for repeat in range(repeats):
@@ -37,7 +38,7 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
         def measured(run: Any, samples: list[int] = samples) -> Tensor:
             """Squared errors, those of zero, those of x0, and noise levels (4, terms * N)."""
             rows = []
-            for part in recipe.terms(run, batch, seed=seed, samples=samples):
+            for part in recipe.terms(run, batch, seed=seed, samples=samples, conditions=conditions):
                 error = part.prediction.float() - part.target
                 squares = (
                     part.weight * error.square(),
@@ -50,7 +51,8 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
 
         found.append(measured(network))
         for name in _USED:
-            error, *_ = measured(lambda x, level, channels, name=name: network(x, level, _exchanged(channels, name)))
+            exchanged = partial(_exchanged, table=CHANNELS[recipe.first_guess], name=name)
+            error, *_ = measured(lambda x, level, told, exchanged=exchanged: network(x, level, exchanged(told)))
             shuffled[name] += float(error.sum())
     error, zero, clean, levels = torch.cat(found, 1)
     thirds = [levels.mul(3).long().clamp(max=2) == i for i in range(3)]
@@ -62,10 +64,10 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
     }
 
 
-def _exchanged(channels: Tensor, name: str) -> Tensor:
+def _exchanged(channels: Tensor, *, table: Channels, name: str) -> Tensor:
     """The channels with those of one condition taken from the next sample."""
-    ends = accumulate((width for width, _ in CHANNELS.values()), initial=0)
-    places = dict(zip(CHANNELS, pairwise(ends), strict=True))
+    ends = accumulate((width for width, _ in table.values()), initial=0)
+    places = dict(zip(table, pairwise(ends), strict=True))
     channels = channels.clone()
     for part in _USED[name]:
         channels[:, slice(*places[part])] = channels[:, slice(*places[part])].roll(1, 0)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from cloudjob.diffusion.batch import Batch
 from cloudjob.patches.shards import DAYS
-from cloudjob.patches.splits import REFERENCES
-from cloudjob.pixels import EMPTY_DN, HIDDEN
+from cloudjob.pixels import EMPTY_DN, HIDDEN, REFERENCES
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.scoring import methods, metrics, protocols, strata
 from cloudjob.scoring.tables import NOISE, best_first, finite
@@ -61,7 +60,7 @@ def score_pair(
     `arrays` are those of ShardSet.evenly, `core` (N, H, W) uint8 classes of what lies above, and `places` the positions
     of its triplets in the pair: the noise of a triplet is that of `noise_key` + its place. `pair` are the facts of the
     shard, for the reference as it is; `known` goes into each row, with the `place` that intervals are drawn over.
-    The model is shown the first reference alone. `sensed` (N, 4, H, W) uint16 DN is the clear image with the sensor's
+    `sensed` (N, 4, H, W) uint16 DN is the clear image with the sensor's
     noise, where that is known. `protocol` asks for scores as published ones too, see `protocols`.
     """
     images = {name: reflectance(arrays[name]) for name in ("cloudy", "clear", *REFERENCES) if name in arrays}
@@ -70,8 +69,7 @@ def score_pair(
     found: dict[str, NDArray] = {}
     every = None
     if restorer is not None:
-        given = {name: array for name, array in arrays.items() if not name.startswith(REFERENCES[1:])}
-        batch = Batch.of(given, restorer.device, scored=True)
+        batch = Batch.of(arrays, restorer.device, scored=True)
         members = 1 if restorer.single else members
         found, every = methods.ours(restorer, batch, numbers, members=members, more_steps=more_steps)
     found |= methods.one_date(images["cloudy"], mask)

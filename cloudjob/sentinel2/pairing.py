@@ -27,7 +27,7 @@ class Rules:
     min_days: float = 0
     max_days: float = 30
     reference_max_days: float = 60
-    references: int = 1
+    references: int = 3
     other_orbit_days: float = 3
     min_overlap: float = 0.5
     clear_max_cloud: float = 0.05
@@ -238,6 +238,25 @@ def candidates(
             row["further"] = _further(reference, row["days"], {_datatake(row)}, rows, rules) if reference else []
             row["further_of_ground"] = _further(row, 0, set(), rows, rules)
     return rows
+
+
+def alone(cloudy: Preview) -> dict:
+    """The row of a cloudy product without any candidate: what its own rules ask for, and no clear date."""
+    product, valid = cloudy.product, cloudy.core != NO_DATA
+    sun = None if product.sun_elevation is None else round(product.sun_elevation, 2)
+    return {
+        "pair": product.name.name,
+        "cloudy": product.name.name,
+        "clear": None,
+        "days": None,
+        "cloudy_cloud": _share(masks.any_of(cloudy.core, CLOUD, CIRRUS), valid) or 0.0,
+        "sun_elevation": [sun, None],
+        "reasons": ["no clear product of this tile"],
+        "accepted": False,
+        "shown": False,
+        "reference": None,
+        "reference_days": None,
+    }
 
 
 def _may_pair(cloudy: Product, clear: Product) -> bool:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from cloudjob.config.models import Config, newer
 from cloudjob.files import ask_guards, digest, file_sha256
 from cloudjob.names import ProductName
+from cloudjob.patches.splits import CLEAR_DATE, dates_of
+from cloudjob.pixels import REFERENCES
 from cloudjob.run import collection, decisions, labels, products, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made, Summary
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from cloudjob.sentinel2.product import Product
 
 STAGE = "infer"
-_MASKED = ("cloudy", "clear", "reference")  # the dates of a pair whose masks are read
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:
@@ -40,7 +41,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         inputs = {name: records.output_digest(folder, "download", name) for name in _products(config, pair)}
         drifting = drifts(ProductName.parse(pair["cloudy"]).tile)
         more = checkpoint | drifting | {"pair": pair["version"]}
-        more |= labels.digests(folder, [pair[role] for role in _MASKED if pair[role]])
+        more |= labels.digests(folder, [name for name, _ in _dates_of(pair).values()])
         found.append(Item(STAGE, pair["cloudy"], settings, inputs | more, newer=newer("masks", "infer")))
     return found
 
@@ -52,13 +53,23 @@ def _restored(config: Config, folder: RunFolder) -> list[dict]:
 
 
 def _products(config: Config, pair: dict) -> list[str]:
-    return [pair["cloudy"], *(pair[role] for role in _references(config, pair))]
+    dates = _dates_of(pair)
+    return [dates[role][0] for role in ("cloudy", *_references(config, pair))]
+
+
+def _dates_of(pair: dict) -> dict[str, tuple[str, float]]:
+    """Role -> product and signed days from the cloudy date, of the dates that a pair has: their masks are read."""
+    return {role: date for role, date in dates_of(pair, CLEAR_DATE).items() if date[0]}
 
 
 def _references(config: Config, pair: dict) -> list[str]:
     """Roles of the clear dates given to the model, in order of preference."""
-    roles = {"other": ["reference"], "nearest": ["clear", "reference"], "none": []}[config.infer.reference]
-    return [role for role in roles if pair[role]]
+    dates = _dates_of(pair)
+    roles = {"other": REFERENCES, "nearest": ("clear", *REFERENCES), "none": ()}[config.infer.reference]
+    found = [role for role in roles if role in dates]
+    if config.infer.reference == "nearest":
+        found.sort(key=lambda role: abs(dates[role][1]))
+    return found[: len(REFERENCES)]
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
@@ -145,7 +156,7 @@ def _checks(config: Config, folder: RunFolder, pair: dict) -> list["Unit"]:
     from cloudjob.restoration.team import Unit
 
     shown = _products(config, pair)
-    names = [pair[role] for role in _MASKED if pair[role]]
+    names = [name for name, _ in _dates_of(pair).values()]
     files = dict.fromkeys(file for name in names for file in products.kept(folder, name, bands=name in shown))
     check = partial(products.check_files, folder)
     return [Unit(f"{number}-{file.state}", partial(check, [file])) for number, file in enumerate(files)]
@@ -156,11 +167,11 @@ def _dates(config: Config, folder: RunFolder, pair: dict) -> "Dates":
     from cloudjob.sentinel2 import masks
     from cloudjob.sentinel2.product import Product
 
-    roles = _references(config, pair)
+    dates, shown = _dates_of(pair), _references(config, pair)
     return Dates(
-        {role: Product.open(folder.safe(pair[role])) for role in _MASKED if pair[role]},
-        shown=tuple(roles),
-        days=pair["days" if roles[0] == "clear" else "reference_days"] if roles else None,
+        {role: Product.open(folder.safe(name)) for role, (name, _) in dates.items()},
+        shown=tuple(shown),
+        days=tuple(dates[role][1] for role in shown),
         masks=masks.Settings(**dict(config.masks)),
         labels=folder.labels,
         drifting=folder.drifting,
@@ -173,7 +184,7 @@ def _write(config: Config, folder: RunFolder, item: Item, pair: dict, crew: "Cre
     from cloudjob.sentinel2.product import Product
 
     product = Product.open(folder.safe(item.name))
-    by_hand = labels.among(item.inputs, [pair[role] for role in _MASKED])
+    by_hand = labels.among(item.inputs, [name for name, _ in _dates_of(pair).values()])
     sources = _products(config, pair)
     attributes = written.attributes(
         sources, crew.model, config_sha256=digest(item.config), seed=config.seed, members=config.infer.members

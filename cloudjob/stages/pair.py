@@ -9,7 +9,7 @@ from cloudjob.config.models import Config, newer
 from cloudjob.errors import ConfigError, CorruptFileError, DamagedProductError, OwnFileError, RejectedError
 from cloudjob.files import digest, file_sha256, write_jsonl
 from cloudjob.names import ProductName
-from cloudjob.run import labels, records
+from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.products import open_product
 from cloudjob.run.records import Item, Made, Summary
@@ -58,7 +58,8 @@ def _raster(config: Config, product: str) -> dict[str, str]:
 
 
 def run(config: Config, folder: RunFolder) -> Summary:
-    """Measures and judges the candidates of each cloudy product. ConfigError where none of them is acceptable."""
+    """Measures and judges the candidates of each cloudy product. ConfigError where none of them is acceptable, and
+    nothing else can be made of the products."""
     from cloudjob.sentinel2 import masks, pairing
 
     every = items(config, folder)
@@ -94,11 +95,13 @@ def run(config: Config, folder: RunFolder) -> Summary:
     def make(item: Item) -> Made:
         gone = records.left_out(folder, "download", item.name)
         records.need(folder, "download" if gone else "preview", [item.name], own=item.name)
-        rows = pairing.candidates(preview(item.name), clear(item), rules, settings, halves)
+        cloudy = preview(item.name)
+        rows = pairing.candidates(cloudy, clear(item), rules, settings, halves) or [pairing.alone(cloudy)]
         rows = [row | {"version": _version(row, item.inputs)} for row in rows]
         if not any(row["accepted"] for row in rows):
-            reasons = [f"{row['clear']}: {'; '.join(row['reasons'])}" for row in rows if row["shown"]]
-            raise RejectedError(reasons[0] if reasons else "no clear product of this tile", rows)
+            best = next((row for row in rows if row["shown"]), rows[0])
+            why = "; ".join(best["reasons"])
+            raise RejectedError(f"{best['clear']}: {why}" if best["clear"] else why, rows)
         return [], rows
 
     summary = records.work(folder, STAGE, every, make)
@@ -114,16 +117,26 @@ def _join(config: Config, folder: RunFolder, summary: Summary) -> None:
     if not rows and summary.failed:
         folder.pairs.unlink(missing_ok=True)
         return
-    accepted = sum(row["accepted"] for row in rows)
+    accepted, candidates = sum(row["accepted"] for row in rows), sum(row["clear"] is not None for row in rows)
     write_jsonl(folder.pairs, rows)
-    if not accepted and not summary.failed and not folder.only:
+    alone = decisions.stand_alone(rows, **config.pair.of_cloudy()) if config.infer.unpaired else []
+    if not accepted and not summary.failed and not folder.only and not (alone and _has_network(config, folder)):
         gone = f", and {len(summary.left_out)} cloudy products are left out" if summary.left_out else ""
+        other = ", or restore products without one: --set infer.checkpoint=PATH of a trained network" if alone else ""
         raise ConfigError(
-            f"pair: none of {len(rows)} candidates is acceptable{gone}; {folder.pairs} says why for each. "
+            f"pair: none of {candidates} candidates is acceptable{gone}; {folder.pairs} says why for each. "
             "Loosen the rules in the section pair, search other dates, or accept some by eye: "
-            f"cloudjob review {folder.quoted}"
+            f"cloudjob review {folder.quoted}{other}"
         )
-    summary.note = f"{accepted} pairs of {len(rows)} candidates accepted"
+    summary.note = f"{accepted} pairs of {candidates} candidates accepted"
+    if alone:
+        summary.note += f", {len(alone)} products that no clear date suits"
+
+
+def _has_network(config: Config, folder: RunFolder) -> bool:
+    """Whether `infer` needs no pair to be trained on."""
+    trained = (records.record(folder, "train", "run") or {}).get("status") == "done"
+    return config.infer.checkpoint is not None or trained
 
 
 def _numbered(every: list[Item], results: dict[str, list | None]) -> list[dict]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from cloudjob.config.models import InferConfig, MasksConfig, of_members
 from cloudjob.errors import ConfigError
 from cloudjob.files import ask_guards, digest, file_sha256
-from cloudjob.hpc import machine
 from cloudjob.restoration.trained import checkpoint_at
 from cloudjob.run import records
 from cloudjob.run.folder import ResultsFolder
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from cloudjob.hpc.mpi import Communicator
     from cloudjob.restoration.crew import Crew
     from cloudjob.restoration.network import Model
-    from cloudjob.restoration.own_scene import Options, OwnScene, Source
+    from cloudjob.restoration.own_scene import OwnScene
+    from cloudjob.restoration.own_source import Options, Source
     from cloudjob.restoration.team import Team
 
 STAGE = "restore"
@@ -75,7 +75,7 @@ def _settings(request: Request) -> InferConfig:
 
 
 def _options(request: Request) -> "Options":
-    from cloudjob.restoration.own_scene import Options
+    from cloudjob.restoration.own_source import Options
     from cloudjob.sentinel2 import masks
 
     read = {name: getattr(request, name) for name in ("bands", "scale", "offset", "values", "grown")}
@@ -97,6 +97,8 @@ def look(request: Request, folder: ResultsFolder) -> dict[str, "OwnScene"]:
             )
     if request.mask and len(names) > 1:
         raise ConfigError(f"--mask {request.mask} is the mask of one image: restore {len(names)} images one by one")
+    if alike := [path for path in request.clear if path.resolve() in {image.resolve() for image in request.images}]:
+        raise ConfigError(f"--clear {alike[0]} is the image itself; name other dates of the same ground")
     checkpoint_at(request.checkpoint)
     read = [path.resolve() for path in (*request.images, *request.clear, request.mask) if path]
     if over := [path for name in names for end in _WRITTEN if (path := folder.output(name, end).resolve()) in read]:
@@ -124,7 +126,7 @@ def _crew(
         return model
 
     def prepare(team: "Team", name: str) -> None:
-        scenes[name].make(team, processes=machine.cores(), say=lambda line: folder.say(f"restore: {line}"))
+        scenes[name].make(team, say=lambda line: folder.say(f"restore: {line}"))
 
     return Crew(
         ranks,
@@ -155,7 +157,7 @@ def _digest(source: "Source") -> str:
     from cloudjob.sentinel2 import zipped
 
     if source.product is None:
-        files: Iterable[Path] = (source.path, sidecar.path_of(source.path))
+        files: Iterable[Path] = (*source.raster.files, sidecar.path_of(source.path))
     else:
         if archive := zipped.fingerprint(source.product.folder):
             return archive
@@ -175,7 +177,7 @@ def _lead(
 
     def make(item: Item) -> Made:
         scene = scenes[item.name]
-        _announce(folder, item, scene)
+        _announce(request, folder, item, scene)
         work = folder.tiles / f"{item.name}@{digest([item.config, item.inputs])[:8]}"
         team = crew.team(work, within(folder.progress, STAGE, item.name, names.index(item.name), len(names)))
         if not work.exists():
@@ -190,7 +192,7 @@ def _lead(
     return records.work(folder, STAGE, items, make)
 
 
-def _announce(folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
+def _announce(request: Request, folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
     """Says why an image is restored again, what was guessed of the files, and where the mask comes from."""
     reason = records.why(folder, item)
     if reason and reason != "missing":
@@ -198,6 +200,9 @@ def _announce(folder: ResultsFolder, item: Item, scene: "OwnScene") -> None:
     for note in dict.fromkeys(note for source in (scene.image, *scene.clear) for note in source.notes):
         folder.say(f"restore: {note}")
     folder.say(f"restore: {item.name}: cloud by {scene.mask_source}")
+    if unseen := request.clear[len(scene.clear) :]:
+        left = ", ".join(str(path) for path in unseen)
+        folder.say(f"restore: at most {len(scene.clear)} clear dates are shown to the network; left out: {left}")
 
 
 def _write(
@@ -209,7 +214,7 @@ def _write(
 
     image = scene.image
     attributes = written.attributes(
-        [name_of(path) for path in (image.path, *request.clear)],
+        [name_of(source.path) for source in (image, *scene.clear)],
         crew.model,
         config_sha256=digest(item.config),
         seed=_SEED,

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -95,13 +98,24 @@ def run(config: Config, folder: RunFolder) -> Summary:
         write_text(folder.decisions, _csv(rows + _outdated(folder, pairs, decided)))
     made = {name: (records.record(folder, STAGE, name) or {}).get("result") for name in pairs}
     candidates = folder.rows(folder.pairs, stage="pair")
-    write_text(folder.review_page, review.page(folder.root.resolve().name, candidates, made, decided))
+    write_text(
+        folder.review_page, review.page(folder.root.resolve().name, candidates, made, decided, command=_apply(folder))
+    )
     accepted = sum(row["decision"] == "accept" for row in rows)
     summary.note = (
         f"{accepted} accepted, {len(rows) - accepted} rejected, {len(decided)} of them by a person; "
         f"look at {folder.review_page}"
     )
     return summary
+
+
+def _apply(folder: RunFolder) -> str:
+    """The command that feeds the page's decisions back, from whatever folder it is run in."""
+    own = Path(sys.executable).with_name("cloudjob")  # of a .venv that need not be active
+    program = str(own) if own.exists() else shutil.which("cloudjob")
+    run = shlex.quote(str(folder.root.resolve()))
+    call = shlex.quote(program) if program else f"{shlex.quote(sys.executable)} -m cloudjob"
+    return f"{call} review {run} --apply ~/Downloads/decisions.csv"
 
 
 def _decisions_lease(folder: RunFolder) -> Lease:

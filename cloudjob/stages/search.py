@@ -135,8 +135,9 @@ def _rings(config: Config, folder: RunFolder) -> "list[Ring] | list[None]":
 
 
 def _check_roles(config: Config, rows: list[dict]) -> None:
-    """ConfigError where a role has no product that can be had."""
-    for role in ("clear", "cloudy"):
+    """ConfigError where a role has no product that can be had. A network from elsewhere restores without clear ones."""
+    alone = config.infer.unpaired and config.infer.checkpoint
+    for role in ("cloudy",) if alone else ("clear", "cloudy"):
         own = [row for row in rows if role in row["roles"]]
         if all(row.get("left_out") for row in own):
             query = getattr(config.search, role)

@@ -13,7 +13,8 @@ from cloudjob.files import atomic, digest, file_sha256, write_json
 from cloudjob.hpc import machine
 from cloudjob.names import ProductName, tile_of_pair
 from cloudjob.patches import splits
-from cloudjob.patches.splits import CLEAR_DATE, FURTHER, GROUND, REFERENCES
+from cloudjob.patches.splits import CLEAR_DATE, GROUND, dates_of
+from cloudjob.pixels import REFERENCES
 from cloudjob.run import decisions, labels, records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.products import check, open_product
@@ -43,7 +44,7 @@ def items(config: Config, folder: RunFolder) -> list[Item]:
         asked = config.shard.truth == "everywhere" or (config.shard.truth and assigned[pair["pair"]] != "train")
         group["truth"] = _truth(folder, pair["cloudy"]) if asked else {}
         group["target"] = GROUND if group["truth"] else CLEAR_DATE
-        group["dates"] = _dates(pair, group["target"])
+        group["dates"] = dates_of(pair, group["target"])
         group["acquisitions"] = {role: ProductName.parse(name).datatake for role, (name, _) in group["dates"].items()}
     conflicts = splits.conflicts(grouped, assigned)
     above = {"train": ("val", "test"), "val": ("test",), "test": ()}
@@ -107,20 +108,12 @@ def _truth(folder: RunFolder, product: str) -> dict[str, str]:
     return {"truth": kept["sha256"] if kept else file_sha256(path)}
 
 
-def _dates(pair: dict, target: str) -> dict[str, tuple[str, float]]:
-    """Role -> product and signed days from the cloudy date, of all dates of a pair with this target."""
-    further = [(each["product"], each["days"]) for each in pair.get(FURTHER[target], [])]
-    references = [(pair["reference"], pair["reference_days"]), *further] if pair["reference"] else []
-    found = {"cloudy": (pair["cloudy"], 0.0), "clear": (pair["clear"], pair["days"])}
-    return found | dict(zip(REFERENCES, references, strict=False))
-
-
 def _shown(pair: dict, target: str, without: list[str]) -> dict[str, tuple[str, float]]:
-    """The dates that are decoded, as of `_dates`: where the pair does without a reference, the next ones move up.
+    """The dates that are decoded, as of `dates_of`: where the pair does without a reference, the next ones move up.
 
     Where the ground is the target, the clear date is the first reference, and what else would be it is not needed.
     """
-    dates = _dates(pair, target)
+    dates = dates_of(pair, target)
     first = target == GROUND
     references = [dates[role] for role in REFERENCES[first:] if role in dates and role not in without]
     found = {role: dates[role] for role in ("cloudy", "clear")}
@@ -205,7 +198,7 @@ def _make(config: Config, folder: RunFolder, item: Item, pair: dict) -> Made:
 
     if item.config["drop"]:
         raise RejectedError(item.config["drop"])
-    every_date = [name for name, _ in _dates(pair, item.config["target"]).values()]
+    every_date = [name for name, _ in dates_of(pair, item.config["target"]).values()]
     records.need(folder, "download", every_date, own=pair["cloudy"])
     on_the_day = item.config["target"] == GROUND
     dates = _shown(pair, item.config["target"], item.config["without"])

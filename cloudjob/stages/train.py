@@ -22,7 +22,8 @@ _EXECUTION = {
     *("micro_batch", "threads", "loader_threads", "local_dir", "compile", "max_skipped"),
     *("checkpoint_s", "failure_h", "log_s", "tensorboard", "grid_co2"),
 }
-_NEWER = {"train": {"betas": [0.9, 0.99], "weight_decay": 0.01}}  # keys that older records lack, with their values then
+# Keys that older records lack, with their values then.
+_NEWER = {"train": {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings"}}
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:

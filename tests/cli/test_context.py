@@ -45,7 +45,9 @@ def test_a_file_in_the_place_of_a_run_folder_is_named_and_a_folder_that_refuses_
     with pytest.raises(ConfigError, match=r"file is a file, not a run folder"):
         opened("plan", TEST, "--run-dir", tmp_path / "file")
     for root in (tmp_path / "file" / "run", Path("/proc/cloudjob")):
-        with pytest.raises(ConfigError, match=rf"{root} cannot be written to \(.*\): name a run folder elsewhere"):
+        with pytest.raises(
+            ConfigError, match=rf"{root} cannot be written to \(.*\): name a folder elsewhere with --run-dir"
+        ):
             check_writable(RunFolder(root))
     check_writable(RunFolder(tmp_path / "new" / "run"))
     assert list((tmp_path / "new" / "run").iterdir()) == []

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cloudjob import __version__
 from cloudjob.cli import parser
 from cloudjob.cli.dispatch import COMMANDS, main
+from cloudjob.hpc import machine
 
 
 def test_help_names_every_stage_and_ends_with_how_to_resume(capsys):
@@ -15,6 +17,15 @@ def test_help_names_every_stage_and_ends_with_how_to_resume(capsys):
     text = capsys.readouterr().out
     assert all(f"    {stage} " in text for stage in parser.STAGES)
     assert text.rstrip().endswith("To resume, run the same command again: only what is missing is made.")
+
+
+@pytest.mark.parametrize(("commit", "more"), [("abc+", " (abc+)"), (None, "")])
+def test_version_says_the_commit_where_there_is_one(commit, more, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "commit", lambda: commit)
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"cloudjob {__version__}{more}\n"
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,11 @@ def lines(capsys, *arguments: str, code: int = 0) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def place(said: list[str], stage: str, counts: str) -> int:
+    """The number of the line with a stage's row."""
+    return next(n for n, line in enumerate(said) if line.startswith(f"{stage} ") and counts in line)
+
+
 def test_a_damaged_file_is_named_and_who_does_not_read_it_is_shown(run, capsys, monkeypatch):
     def items(stage: str) -> list[Item]:
         if stage == "review":
@@ -96,7 +101,7 @@ def test_plan_counts_states_and_says_why_the_others_would_run(run, capsys):
         "            would run failed: failed: broken",
         "            would run new and 1 more: missing",
         "evaluate  waits: run infer first",
-        "report    waits: run infer first",
+        "report    waits, as the one before",
     ]
     document = json.loads("\n".join(lines(capsys, "plan", run, "--json", code=4)))
     assert document["run"] == str(run)
@@ -108,15 +113,14 @@ def test_plan_counts_states_and_says_why_the_others_would_run(run, capsys):
 
 def test_status_says_what_failed_and_the_command_that_mends_it(run, capsys):
     said = lines(capsys, "status", run, code=4)
-    at = next(
-        number for number, line in enumerate(said) if line.startswith("infer     1 done, 1 rejected, 1 failed, 2")
-    )
+    at = place(said, "infer", "1 done, 1 rejected, 1 failed, 2 missing")
     assert said[at + 1 : at + 4] == [
         "            failed failed: broken",
         "            rejected rejected: too dark",
         f"            again: sbatch --array=2-4 slurm/infer.sh {run}",
     ]
-    assert said[at + 4] == "evaluate  waits for an earlier stage"
+    assert (said[at + 4].split()[0], said[at + 4].split(maxsplit=1)[1]) == ("evaluate", "waits for an earlier stage")
+    assert said[-1] == f"next: cloudjob run {run} --from infer"
     (run / "out.txt").unlink()
     assert f"            again: sbatch --array=0,2-4 slurm/infer.sh {run}" in lines(capsys, "status", run, code=4)
 
@@ -146,11 +150,11 @@ def test_status_tells_the_training_and_the_unfinished_jobs(run, capsys):
     write_text(folder.jobs, "1\t7\ttrain\tsubmitted\n2\t7\ttrain\tended 4\n1\t8\tinfer\tended 0\n")
     said = lines(capsys, "status", run, code=4)
     (training,) = (line for line in said if line.startswith("training"))
-    assert training.startswith("training  96 of 320 samples, loss 0.5, 8.0 samples/s, 28 s left: ")
+    assert training.startswith("training  96 of 320 samples, loss 0.5, 8.0 samples/s, ends in 28 s, ")
     assert training.endswith("; last sign of life 2 min ago")
     assert [line for line in said if line.startswith("job")] == ["job 7 train: exit code 4"]
     document = json.loads("\n".join(lines(capsys, "status", run, "--json", code=4)))
-    assert set(document) == {"run", "stages", "training", "leases", "jobs"}
+    assert set(document) == {"run", "stages", "training", "leases", "next", "jobs"}
     assert 100 <= document["training"]["last_sign_of_life_s"] < 200
     assert [job["id"] for job in document["jobs"]] == ["7"]
     write_jsonl(folder.metrics, [row | {"samples_per_s": 0}])
@@ -261,7 +265,7 @@ def test_plan_before_anything_says_what_comes_first_and_touches_nothing(tmp_path
     run = tmp_path / "run"
     rows = json.loads("\n".join(lines(capsys, "plan", DEMO, "--run-dir", run, "--json")))["stages"]
     assert [item["why"] for item in rows[0]["items"]] == ["missing"] * 4
-    assert "cloudjob search" in rows[1]["waits"]
+    assert "search comes first" in rows[1]["waits"]
     assert not run.exists()
 
 
@@ -291,7 +295,7 @@ def test_what_is_left_out_is_named_with_its_reason_and_is_not_missing(run, capsy
     at = said.index("infer     1 done, 1 rejected, 1 left out, 1 failed, 1 missing")
     assert "            left out new: HTTP 404 withdrawn" in said[at:]
     said = lines(capsys, "status", run, code=4)
-    at = next(n for n, line in enumerate(said) if line.startswith("infer     1 done, 1 rejected, 1 left out, 1 failed"))
+    at = place(said, "infer", "1 done, 1 rejected, 1 left out, 1 failed, 1 missing")
     assert said[at + 2] == "            left out new: HTTP 404 withdrawn"
     assert said[at + 4] == f"            again: sbatch --array=2,4 slurm/infer.sh {run}"
     assert lines(capsys, "items", "infer", run, "--left-out") == ["3\tnew\tHTTP 404 withdrawn"]

@@ -45,7 +45,9 @@ def test_config_show_says_where_each_value_came_from(capsys):
     assert "demo.yaml:" in batch
     assert "# default" in decay
     assert main(["config", "check", DEMO]) == 0
-    assert capsys.readouterr().out == f"{DEMO}: good\n"
+    good, where = capsys.readouterr().out.splitlines()
+    assert good == f"{DEMO}: good"
+    assert where == "search.polygon: 162 W to 140 W, 68.5 N to 71.5 N (about 838 km by 334 km)"
     assert main(["config", "check", "nowhere.yaml"]) == 2
     assert main(["config", "show"]) == 2
     assert "which CONFIG?" in capsys.readouterr().err

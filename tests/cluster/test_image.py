@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,11 @@ def test_the_image_shows_the_packages_of_the_lock(image):
     print(f"{image.stat().st_size / 2**20:.0f} MiB, {len(packages)} packages:", *packages)
     assert {line.lower() for line in packages if not line.startswith("pip==")} == set(lock)
     assert labels["cloudjob.lock"] == "cpu"
-    assert labels["org.opencontainers.image.version"]
+    command = ["apptainer", "run", image, "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    version, commit = labels["org.opencontainers.image.version"], labels["org.opencontainers.image.revision"]
+    assert said == ["cloudjob", version, f"({commit})"]
+    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_what_runs_is_the_image_and_not_what_the_user_has_loaded(image, tmp_path):

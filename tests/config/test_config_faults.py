@@ -37,7 +37,7 @@ def test_the_example_is_good():
     ("text", "words"),
     [
         ("stall: 0.1\n", ":1  stall: unknown key; did you mean stalled?"),
-        ("every: 0.1\nshort: 20\n", ":2  short = 20: Input should be less than or equal to 1"),
+        ("every: 0.1\nshort: 20\n", ":2  short = 20: must be less than or equal to 1"),
         ("- short\n", ":1  the file must hold keys and values"),
     ],
 )

@@ -152,11 +152,13 @@ def test_splits_that_can_be_made():
 
 def test_settings_of_one_process_are_refused_with_another():
     drawn = {"process": "residual", "alpha": 1}
-    assert config(train=drawn).train.options() == {"alpha": 1}
+    assert config(train=drawn).train.options() == {"first_guess": "similar", "alpha": 1}
     learned = {"process": "ddpm", "prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}
-    assert config(train=learned).train.options() == {key: learned[key] for key in list(learned)[1:]}
+    assert config(train=learned).train.options() == {"first_guess": "similar"} | {
+        key: learned[key] for key in list(learned)[1:]
+    }
     assert config(train=learned | {"process": "ddpm-residual"}).train.options() == config(train=learned).train.options()
-    assert config().train.options() == {}
+    assert config(train={"first_guess": "surroundings"}).train.options() == {"first_guess": "surroundings"}
     assert mistake(train={"process": "ddpm", "alpha": 1}) == "train: alpha belongs to process residual"
     assert "belong to process ddpm" in mistake(train={"schedule": "cosine"})
     assert "belong to process ddpm" in mistake(train={"prediction": "x0"})

@@ -275,7 +275,7 @@ def test_a_dropped_reference_goes_with_its_days_and_leaves_the_other_samples(sha
     assert same(batch.without_references().drop_references(share, seed=1, samples=samples), batch.without_references())
 
 
-def test_several_references_are_dropped_together():
+def test_all_references_are_dropped_or_the_last_ones():
     batch = many(20)
     two = dataclasses.replace(
         batch,
@@ -284,8 +284,11 @@ def test_several_references_are_dropped_together():
     )
     dropped = two.drop_references(0.5, seed=0, samples=list(range(20)))
     gone = chosen(0.5, "drop reference", 0, list(range(20)))
-    assert dropped.references.isnan().all((2, 3, 4)).tolist() == [[each, each] for each in gone]
-    assert dropped.reference_days.isnan().tolist() == [[each, each] for each in gone]
+    alone = chosen(0.5, "how many references", 0, list(range(20)))
+    expected = [[bool(every), bool(every or one)] for every, one in zip(gone, alone, strict=True)]
+    assert all(each in expected for each in ([True, True], [False, True], [False, False]))
+    assert dropped.references.isnan().all((2, 3, 4)).tolist() == expected
+    assert dropped.reference_days.isnan().tolist() == expected
 
 
 def test_without_references_no_other_date_is_there():

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from batches import batch
+from batches import batch, restored
 
 from cloudjob.diffusion import checkpoint
 from cloudjob.diffusion.checkpoint import SCHEMA_VERSION, Checkpoint
@@ -65,7 +65,7 @@ def test_what_was_saved_comes_back(tmp_path):
         if field.name not in ("model", "averages", "optimizer", "written_config"):
             assert getattr(loaded, field.name) == getattr(saved, field.name), field.name
     assert loaded.written_config == saved.config
-    assert loaded.schema_version == SCHEMA_VERSION == 2
+    assert loaded.schema_version == SCHEMA_VERSION == 3
     assert torch.equal(loaded.model["weight"], saved.model["weight"])
     assert list(loaded.averages) == ["0.10", "0.05"]
     assert torch.equal(loaded.averages["0.05"]["weight"], torch.ones(3))
@@ -356,7 +356,7 @@ def test_a_checkpoint_restores_as_the_network_that_it_was_made_of(process, tmp_p
     mask[:, 4:12, 4:] = 1
     told = batch(torch.rand(2, 4, 16, 16), mask, reference=torch.rand(2, 4, 16, 16))
     options = {"noise": normal_noise, "steps": 2, "sampler": "euler"}
-    images = [one.restore(net.eval(), told, **options) for one, net in ((recipe, network), (again, loaded))]
+    images = [restored(one, net.eval(), told, **options) for one, net in ((recipe, network), (again, loaded))]
     assert torch.equal(*images)
     assert images[0].isfinite().all()
 
@@ -393,12 +393,13 @@ def older(tmp_path_factory) -> Path:
 def test_a_checkpoint_of_version_1_is_migrated_and_goes_on(older):
     assert "schema_version" not in torch.load(older, weights_only=True)
     kept = checkpoint.load(older)
-    assert (kept.schema_version, kept.seen, kept.total, kept.skipped) == (2, 8, 24, [0, 0])
+    assert (kept.schema_version, kept.seen, kept.total, kept.skipped) == (3, 8, 24, [0, 0])
     assert (kept.config["train"]["betas"], kept.config["train"]["weight_decay"]) == ([0.9, 0.99], 0.01)
     group = kept.optimizer["param_groups"][0]
     assert (list(group["betas"]), group["weight_decay"]) == ([0.9, 0.99], 0.01)
     assert not {"betas", "weight_decay"} & set(kept.written_config["train"])
-    now = {**kept.written_config, "train": {**kept.written_config["train"], "betas": [0.9, 0.99], "weight_decay": 0.01}}
+    fixed = {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings"}
+    now = {**kept.written_config, "train": {**kept.written_config["train"], **fixed}}
     shards = {"shards": "9d8279f434290268bc5f5d9a6ac61f693a3e884b53c33b2122d40cb66b77a6ec"}
     assert kept.is_of(now, shards)
     assert not kept.is_of({**now, "train": {**now["train"], "weight_decay": 0.02}}, shards)
@@ -426,16 +427,16 @@ def test_a_checkpoint_of_version_1_restores_as_its_own_code_did(older):
         sun_elevation=torch.tensor([20.0]),
     )
     options = {"noise": lambda step: torch.zeros(1, 4, 16, 16), "steps": 2}
-    found = recipe.restore(network, told, **options)[0, :, 6, 9]
+    found = restored(recipe, network, told, **options)[0, :, 6, 9]
     assert found.tolist() == pytest.approx([0.103483, 0.185601, 0.149997, 0.191354], abs=2e-6)
-    found = recipe.restore(network, told.without_references(), **options)[0, :, 6, 9]
+    found = restored(recipe, network, told.without_references(), **options)[0, :, 6, 9]
     assert found.tolist() == pytest.approx([0.111969, 0.275738, 0.141640, 0.117997], abs=2e-6)
 
 
 def test_a_newer_version_is_refused_and_left_alone(tmp_path):
-    path = checkpoint.save(tmp_path, made(5, schema_version=3, cloudjob_version="9.1"))
+    path = checkpoint.save(tmp_path, made(5, schema_version=4, cloudjob_version="9.1"))
     whole = path.read_bytes()
-    said = re.escape(f"{path}: cloudjob 9.1 wrote it, with schema version 3; this one reads versions up to 2")
+    said = re.escape(f"{path}: cloudjob 9.1 wrote it, with schema version 4; this one reads versions up to 3")
     for read in (lambda: checkpoint.load(path), lambda: checkpoint.load_newest(tmp_path)):
         with pytest.raises(ConfigError, match=said):
             read()

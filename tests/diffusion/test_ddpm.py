@@ -17,6 +17,7 @@ SHAPE = (2, 4, 8, 8)
 CONDITIONS = Conditions.of(
     batches.batch(torch.zeros(SHAPE), torch.zeros(2, 8, 8, dtype=torch.uint8)),
     norm=Normalisation((0.0,) * 4, (1.0,) * 4),
+    first_guess="surroundings",
 )
 CLEAN = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
 LIMITS = torch.tensor(-0.4), torch.tensor(0.4)
@@ -266,6 +267,7 @@ def hidden() -> Conditions:
     return Conditions.of(
         batches.batch(torch.randn(SHAPE, generator=generator), mask, reference=reference),
         norm=Normalisation((0.0,) * 4, (1.0,) * 4),
+        first_guess="surroundings",
     )
 
 

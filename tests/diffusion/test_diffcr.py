@@ -5,8 +5,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloudjob.diffusion.conditions import CHANNELS, CONDITION_CHANNELS
+from cloudjob.diffusion.conditions import CHANNELS as TABLES
+from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.diffcr import DATES, WIDTHS, Block, DiffCR, LayerNorm, build
+
+CHANNELS = TABLES["similar"]
+CONDITION_CHANNELS = channel_count("similar")
 
 
 def awake(network: nn.Module) -> nn.Module:

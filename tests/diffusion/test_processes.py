@@ -23,7 +23,7 @@ def batch(count: int = 2, size: int = 8) -> tuple[torch.Tensor, Conditions]:
     torch.manual_seed(0)
     clean, cloudy, reference = torch.randn(3, count, 4, size, size)
     mask = torch.randint(0, 4, (count, size, size), dtype=torch.uint8)
-    return clean, Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM)
+    return clean, Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM, first_guess="surroundings")
 
 
 def normal_noise(step: int, *, count: int = 2, size: int = 8) -> torch.Tensor:
@@ -122,7 +122,7 @@ def kinds_of_pixels() -> tuple[torch.Tensor, Conditions, torch.Tensor]:
     mask = classes[torch.randint(0, 6, (2, 8, 8))]
     reference[:, :, :, 5:] = torch.nan
     cloudy[:, 1, 0, :3] = torch.nan
-    conditions = Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM)
+    conditions = Conditions.of(batches.batch(cloudy, mask, reference=reference), norm=NORM, first_guess="surroundings")
     return clean, conditions, torch.rand(2, 1, 8, 8) < 0.8
 
 
@@ -133,7 +133,10 @@ def rms(error: torch.Tensor, pixels: torch.Tensor) -> float:
 def test_the_spread_in_closed_form():
     clean, conditions, valid = kinds_of_pixels()
     clean = clean + 0.5 * (conditions.mask == CLEAR)  # the clear pixels differ too
-    bare = conditions.without_reference()
+    nothing = {name: torch.zeros_like(getattr(conditions, name)) for name in ("reference", "present", "dates")}
+    bare = dataclasses.replace(
+        conditions, **nothing, anchor=torch.where(conditions.mask == CLEAR, conditions.cloudy, 0)
+    )
     valid_here = valid & (conditions.mask != NO_DATA)
     hidden = valid_here & (conditions.mask != CLEAR)
     expected = (
@@ -141,16 +144,16 @@ def test_the_spread_in_closed_form():
         rms(clean - conditions.anchor, hidden & conditions.present),
         rms(clean - bare.anchor, hidden),
     )
-    assert measure_spread(clean, conditions, valid) == pytest.approx(expected, rel=1e-5)
+    assert measure_spread(clean, conditions, bare, valid) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_spread_is_at_least_a_twentieth_and_1_where_nothing_is_measured():
     clean, conditions, valid = kinds_of_pixels()
     nothing = torch.zeros_like(valid)
-    assert measure_spread(clean, conditions, nothing) == (1.0, 1.0, 1.0)
+    assert measure_spread(clean, conditions, conditions, nothing) == (1.0, 1.0, 1.0)
     clear = valid & (conditions.mask == CLEAR)
-    assert measure_spread(conditions.cloudy, conditions, clear) == (0.05, 1.0, 1.0)
-    assert measure_spread(conditions.cloudy + 0.06, conditions, clear)[0] == pytest.approx(0.06, rel=1e-4)
+    assert measure_spread(conditions.cloudy, conditions, conditions, clear) == (0.05, 1.0, 1.0)
+    assert measure_spread(conditions.cloudy + 0.06, conditions, conditions, clear)[0] == pytest.approx(0.06, rel=1e-4)
 
 
 def test_the_drift_in_closed_form():
@@ -285,7 +288,7 @@ def test_a_sampler_is_chosen_by_name():
 @pytest.mark.parametrize("process", [Residual(), Residual(alpha=1.5, drift=(2.0, 0.3)), Ddpm()])
 def test_a_draw_belongs_to_the_sample_not_to_the_batch(process):
     clean, conditions = batch(count=3)
-    alone = Conditions(*(getattr(conditions, field.name)[2:] for field in dataclasses.fields(conditions)))
+    alone = conditions.samples([2])
     (together,) = process.loss_terms(lambda x, *_: x, clean, conditions, seed=4, indices=[5, 6, 9])
     (single,) = process.loss_terms(lambda x, *_: x, clean[2:], alone, seed=4, indices=[9])
     assert torch.equal(together.target[2], single.target[0])
@@ -313,8 +316,9 @@ def test_with_the_measured_drift_input_and_target_have_unit_variance_at_every_si
     torch.manual_seed(1)
     ground = torch.randn(16, 4, 32, 32)
     seen = batches.batch(ground + 2 * torch.randn(16, 4, 1, 1), torch.ones(16, 32, 32, dtype=torch.uint8))
-    conditions, everywhere = Conditions.of(seen, norm=NORM), torch.ones(16, 1, 32, 32, dtype=torch.bool)
-    spread = measure_spread(ground, conditions, everywhere)
+    conditions = Conditions.of(seen, norm=NORM, first_guess="surroundings")
+    everywhere = torch.ones(16, 1, 32, 32, dtype=torch.bool)
+    spread = measure_spread(ground, conditions, conditions, everywhere)
     drift = measure_drift(ground, conditions, everywhere, spread)
     for sigma in (0.05, 1.0, 30.0):
         process = Residual(spread, alpha, drift, sigma_min=sigma, sigma_max=sigma * 1.0001)

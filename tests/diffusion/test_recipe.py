@@ -9,7 +9,7 @@ import torch
 
 from cloudjob.diffusion import clouds, losses
 from cloudjob.diffusion.batch import Batch
-from cloudjob.diffusion.conditions import NOTEBOOK_2025, Conditions, Normalisation
+from cloudjob.diffusion.conditions import NOTEBOOK_2025, Conditions, Guess, Normalisation
 from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
 from cloudjob.diffusion.networks import MeanAndDetail, NotebookUNet
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
@@ -97,9 +97,11 @@ def test_spread_and_drift_are_measured_in_normalised_units(recipe, batch):
     if type(recipe.process) is Ddpm:
         assert measured is recipe
         return
-    conditions, valid = Conditions.of(batch, norm=NORM), batch.target_valid
+    told = {"norm": NORM, "first_guess": recipe.first_guess}
+    conditions, valid = Conditions.of(batch, **told), batch.target_valid
+    bare = Conditions.of(batch.without_references(), **told)
     clean = NORM.forward(batch.target).nan_to_num(0)
-    spread = measure_spread(clean, conditions, valid)
+    spread = measure_spread(clean, conditions, bare, valid)
     expected = {"spread": spread}
     if getattr(recipe.process, "alpha", 0):
         expected["drift"] = measure_drift(clean, conditions, valid, spread)
@@ -133,7 +135,7 @@ def test_ancestral_steps_are_refused_where_the_drift_is_no_noise(batch):
     drawn = Recipe.of("tiny", "residual", **NORMALS, alpha=3.0)
     assert drawn.sampling("auto", 2) == {"sampler": "euler", "steps": 2}
     with pytest.raises(ConfigError, match="ancestral draws noise alone: alpha is 3 here"):
-        drawn.restore(drawn.network(), batch, noise=lambda step: 0, steps=2, sampler="ancestral")
+        batches.restored(drawn, drawn.network(), batch, noise=lambda step: 0, steps=2, sampler="ancestral")
 
 
 # --- the loss ----------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_a_loss_turns_lays_clouds_drops_and_weighs_by_the_true_mask(batch, synth
     told = true.drop_references(0.4, **key).drop_mask(0.5, **key)
     assert not torch.equal(told.mask, true.mask)
     assert torch.equal(clean, NORM.forward(true.target).nan_to_num(0))
-    assert torch.equal(conditions.channels(), Conditions.of(told, norm=NORM).channels())
+    assert torch.equal(conditions.channels(), Conditions.of(told, norm=NORM, first_guess="surroundings").channels())
     weights = losses.pixel_weights(true.classes, true.target_valid, clear_weight=0.3)
     assert found.item() == pytest.approx((weights * (0.5 * 4 + 1)).mean().item())
     assert found.shape == ()
@@ -189,7 +191,7 @@ def test_terms_are_those_of_the_process_on_the_batch_as_it_is(batch):
     ((network, clean, conditions, seed, indices),) = recipe.process.heard
     assert (network, seed, indices) == ("the network", 5, [7, 8, 9, 10])
     assert torch.equal(clean, NORM.forward(batch.target))
-    assert torch.equal(conditions.channels(), Conditions.of(batch, norm=NORM).channels())
+    assert torch.equal(conditions.channels(), Conditions.of(batch, norm=NORM, first_guess="surroundings").channels())
     with pytest.raises(ValueError, match="without a target"):
         recipe.terms("the network", dataclasses.replace(batch, target=None), seed=5, samples=SAMPLES)
 
@@ -229,9 +231,9 @@ def test_a_restoration_is_told_the_batch_and_comes_back_as_reflectance(batch, pr
     """Within the physical range, but for the notebook's."""
     norm = NOTEBOOK_2025 if preset == "notebook-2025" else NORM
     recipe = Recipe(preset, Sampled([]), norm)
-    found = recipe.restore("the network", batch, noise=normal_noise, steps=6, sampler="heun")
+    found = batches.restored(recipe, "the network", batch, noise=normal_noise, steps=6, sampler="heun")
     ((network, conditions, asked),) = recipe.process.heard
-    whole = Conditions.of(batch, norm=norm)
+    whole = Conditions.of(batch, norm=norm, first_guess="surroundings")
     assert network == "the network"
     assert torch.equal(conditions.channels(), whole.channels())
     assert found.shape == (4, 4, 16, 16)
@@ -244,16 +246,22 @@ def test_a_restoration_is_told_the_batch_and_comes_back_as_reflectance(batch, pr
         assert [limit.tolist() for limit in limits] == [limit.tolist() for limit in NORM.limits()]
 
 
-def test_what_was_continued_of_more_surroundings_makes_the_first_guess(batch):
-    recipe = Recipe("tiny", Sampled([]), NORM)
-    shift, around = torch.randn(2, *batch.cloudy.shape)
-    plain = Conditions.of(batch, norm=NORM)
-    told = recipe.told("the network", batch, continued=(shift, around))
-    assert torch.equal(told.anchor, plain.first_guess(shift, around))
-    hidden = (plain.mask != CLEAR).expand_as(shift)
+@pytest.mark.parametrize("first_guess", ["similar", "surroundings"])
+def test_what_more_surroundings_tell_makes_the_first_guess(batch, first_guess):
+    recipe = Recipe("tiny", Sampled([]), NORM, first_guess)
+    ground, deviation = torch.rand(2, *batch.cloudy.shape)
+    ground[0, :, 3, 4] = deviation[0, :, 3, 4] = torch.nan
+    plain = recipe.told("the network", batch)
+    given = Guess(ground, deviation if first_guess == "similar" else None)
+    told = recipe.told("the network", batch, guess=given)
+    hidden = (plain.mask != CLEAR).expand_as(ground)
     assert torch.equal(told.anchor[~hidden], plain.cloudy[~hidden])
-    assert torch.equal(told.anchor[hidden & ~plain.present], around[hidden & ~plain.present])
-    assert torch.equal(told.anchor[hidden & plain.present], (plain.reference + shift)[hidden & plain.present])
+    assert torch.equal(told.anchor[hidden], NORM.forward(ground).nan_to_num(0)[hidden])
+    if first_guess == "similar":
+        expected = deviation / torch.tensor(NORM.std)[:, None, None]
+        assert torch.equal(told.deviation, expected.nan_to_num(1))
+    else:
+        assert told.deviation is None
 
 
 def test_the_regression_of_a_corrective_is_computed_once_for_all_that_is_drawn(batch):
@@ -267,7 +275,7 @@ def test_the_regression_of_a_corrective_is_computed_once_for_all_that_is_drawn(b
     told = recipe.told(network, batch)
     drawn = [recipe.draw(network, told, noise=lambda step, k=k: k + normal_noise(step), steps=3) for k in range(3)]
     assert asked == [True] + [False] * 9
-    assert torch.equal(drawn[0], recipe.restore(network, batch, noise=normal_noise, steps=3))
+    assert torch.equal(drawn[0], batches.restored(recipe, network, batch, noise=normal_noise, steps=3))
     assert not torch.equal(drawn[0], drawn[1])
 
 
@@ -277,7 +285,7 @@ def test_whatever_a_network_says_a_restoration_stays_in_the_physical_range(proce
     options = {"timesteps": 20} if "ddpm" in process else {}
     recipe = Recipe.of("tiny", process, **NORMALS, **options)
     wild = torch.where(torch.rand(4, 4, 16, 16) < 0.5, -1e6, 1e6)
-    found = recipe.restore(lambda x, level, channels: wild, batch, noise=normal_noise, steps=3)
+    found = batches.restored(recipe, lambda x, level, channels: wild, batch, noise=normal_noise, steps=3)
     for band in range(4):
         assert found[:, band].min().item() == pytest.approx(-0.1, abs=1e-5)
         assert found[:, band].max().item() == pytest.approx(2, abs=1e-5)
@@ -287,4 +295,6 @@ def test_a_restoration_needs_no_target(recipe, batch):
     bare = dataclasses.replace(batch, target=None, donor=None)
     network = recipe.network().eval()
     options = {"noise": normal_noise, "steps": 2, "sampler": "euler"}
-    assert torch.equal(recipe.restore(network, bare, **options), recipe.restore(network, batch, **options))
+    assert torch.equal(
+        batches.restored(recipe, network, bare, **options), batches.restored(recipe, network, batch, **options)
+    )

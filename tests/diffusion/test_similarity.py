@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from cloudjob.diffusion import similarity
-from cloudjob.diffusion.similarity import REACH, similar
+from cloudjob.diffusion.similarity import REACH, Far, similar
 from cloudjob.scoring import baselines
 
 
@@ -149,6 +149,32 @@ def test_what_is_known_far_off_is_told_where_nothing_nearer_is():
     assert (deviation[0, :, :, 700] > deviation[0, :, :, 21]).double().mean() > 0.9
 
 
+def test_a_window_is_told_what_it_does_not_hold():
+    """Under a large cloud, by pixels of the scene: those that have data on the dates that the window has."""
+    truth, references, known = ground((128, 900), 2, clear=1)
+    references[:, 1, :, :, 100:] = torch.nan
+    known[:, :, 100:] = False
+    row, col = (
+        each.flatten() for each in torch.meshgrid(torch.arange(5, 128, 30), torch.arange(7, 200, 5), indexing="ij")
+    )
+    col[row > 100] += 100  # some under the cloud, if they were told
+    place = torch.stack([row, col], 1)[col < 100]
+    far = Far(place, truth[0, :, *place.T].T, references[0, :, :, *place.T].permute(2, 0, 1))
+    whole = similar(truth, references, known, far=far)
+    for first in (512, 640):
+        here = slice(first - REACH, min(first + 128 + REACH, 900))
+        window = similar(truth[..., here], references[..., here], known[..., here], origin=(0, first - REACH), far=far)
+        for one, part in zip(whole, window, strict=True):
+            middle = slice(REACH, REACH + 128)
+            torch.testing.assert_close(part[..., middle], one[..., first : first + 128])
+    guess, deviation = (each[..., 512:] for each in whole)
+    assert rmse(guess, truth[..., 512:], ~known[..., 512:]) < 0.06
+    assert deviation.isfinite().all()
+    none = Far(place[:0], far.cloudy[:0], far.references[:0])
+    mean = similar(truth[..., 512:], references[..., 512:], known[..., 512:], far=none)[0]
+    torch.testing.assert_close(mean, references[:, 0, ..., 512:])
+
+
 def test_neighbouring_blocks_meet_without_a_seam():
     truth, references, known = ground((64, 192), 1, seed=5)
     left = (similar(truth.float(), references.float(), known)[0] - references[:, 0]).diff(dim=-1).abs()
@@ -227,9 +253,8 @@ def test_who_is_told_is_near_or_else_one_of_a_cell():
     few = torch.zeros(128, 128, dtype=torch.bool)
     few[::40, 3::40] = True
     rank[0, near, near] = (rank[0, near, near] + 50).masked_fill(~few, torch.inf)
-    points, told = similarity._told(
-        torch.tensor([[0, 2, 2]]), rank, similarity._sparse(rank, 8), similarity._sparse(rank, 64)
-    )
+    nowhere = similarity._Everywhere(torch.empty(1, 0), torch.empty(0, 2), torch.empty(1, 0))
+    points, told = similarity._told(torch.tensor([[0, 2, 2]]), rank, similarity._sparse(rank, 8), nowhere)
     assert told.all()
     row, col = points[0] // 320, points[0] % 320
     within = (row >= 96) & (row < 224) & (col >= 96) & (col < 224)

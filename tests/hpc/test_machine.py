@@ -48,7 +48,9 @@ def said(folder: Path, **env: str) -> str:
 @pytest.mark.slow
 def test_a_users_repository_is_not_ours(repository, tmp_path_factory):
     assert said(repository / ".venv/lib/site-packages") == "None"
-    assert said(tmp_path_factory.mktemp("nowhere")) == "None"
+    nowhere = tmp_path_factory.mktemp("nowhere")
+    assert said(nowhere) == "None"
+    assert said(nowhere, CLOUDJOB_COMMIT="abc") == "abc"  # as in the image
 
 
 @pytest.mark.slow
@@ -58,6 +60,7 @@ def test_our_own_says_whether_it_is_changed(repository):
     git(repository, "commit", "-q", "-m", "ours")
     head = git(repository, "rev-parse", "--short", "HEAD")
     assert said(repository) == head
+    assert said(repository, CLOUDJOB_COMMIT="abc") == head
     assert said(repository, GIT_DIR="/nowhere") == head  # as a hook of git sets it
     (repository / "cloudjob" / "more.py").touch()
     assert said(repository) == f"{head}+"

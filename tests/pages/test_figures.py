@@ -1,4 +1,4 @@
-"""Figures as people see them: where points and bars lie, what is written beside them."""
+"""Figures as people see them: where points and bars lie, what is written beside them, in the page's own ink."""
 
 import base64
 import re
@@ -8,56 +8,78 @@ import pytest
 
 from cloudjob.pages import figures
 
-
-def svg(text: str) -> ElementTree.Element:
-    """The SVG as XML, its attributes quoted as XML wants them."""
-    return ElementTree.fromstring(re.sub(r"=([^'\s>]+)(?=[\s/>])", r"='\1'", text))
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def points(text: str) -> list[tuple[float, float]]:
-    line = svg(text).find("polyline").attrib["points"]
-    return [tuple(map(float, point.split(","))) for point in line.split()]
+def drawn(figure: figures.Figure) -> ElementTree.Element:
+    return ElementTree.fromstring(figure.svg)
 
 
-def test_a_curve_is_logarithmic_from_the_top_to_the_bottom_and_begins_at_zero():
-    text = figures.curve([(100, 1.0), (200, 0.1), (400, 0.01)], label="loss", unit="samples")
-    assert points(text) == [(60 + 225, 20), (60 + 450, 120), (60 + 900, 220)]
-    assert [label.text for label in svg(text).findall("text")] == ["1", "0.01", "0", "400 samples"]
+def texts(figure: figures.Figure) -> list[str]:
+    return [element.text for element in drawn(figure).iter(f"{SVG}text")]
 
 
-def test_a_flat_curve_is_a_line():
-    assert len(set(points(figures.curve([(1, 0.5), (2, 0.5)], label="", unit="")))) == 2
+def path(figure: figures.Figure, colour: str) -> list[tuple[float, float]]:
+    """The points of the first line of this colour."""
+    line = next(
+        each for each in drawn(figure).iter(f"{SVG}path") if f"stroke: {colour.lower()}" in each.get("style", "")
+    )
+    numbers = list(map(float, re.findall(r"-?[\d.]+", line.get("d"))))
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def test_the_highest_bar_fills_the_height_and_all_stand_on_one_line():
-    text = figures.histogram([1.0, 4.0, 0.0], [0.0, 0.5, 1.0, 1.5], "cloud")
-    bars = [{key: float(bar.attrib[key]) for key in ("x", "y", "width", "height")} for bar in svg(text).findall("rect")]
-    assert [bar["x"] for bar in bars] == [10, 110, 210]
-    assert {bar["width"] for bar in bars} == {99}
-    assert [bar["height"] for bar in bars] == [20, 80, 0]
-    assert {bar["y"] + bar["height"] for bar in bars} == {100}
-    assert [label.text for label in svg(text).findall("text")] == ["cloud", "0", "1.5"]
+def test_with_a_logarithmic_axis_equal_ratios_are_equal_heights_and_the_label_says_so():
+    figure = figures.curves({"loss": [(0, 1.0), (50, 0.0), (100, 0.1), (200, 0.01)]}, x="samples", y="loss", log=True)
+    (x0, y0), (x1, y1), (x2, y2) = path(figure, figures.COLOURS[0])  # zero has no logarithm, and no point
+    assert y1 - y0 == pytest.approx(y2 - y1, abs=0.01)
+    assert x2 - x0 == pytest.approx(2 * (x1 - x0), abs=0.01)
+    assert {"samples", "loss (log scale)"} <= set(texts(figure))
+    assert "loss (log scale)" not in texts(figures.curves({"loss": [(0, 1), (1, 2)]}, x="", y="loss"))
 
 
-def test_a_histogram_of_nothing_has_flat_bars():
-    assert {bar.attrib["height"] for bar in svg(figures.histogram([0, 0], [0, 1, 2], "")).findall("rect")} == {"0.0"}
+def test_a_level_and_several_lines_are_named():
+    figure = figures.curves({"a": [(0, 1), (1, 2)], "b": [(0, 2), (1, 1)]}, x="", y="", level=(1.5, "zero"))
+    assert {"a", "b", "zero"} <= set(texts(figure))
+    assert "a" not in texts(figures.curves({"a": [(0, 1), (1, 2)]}, x="", y=""))
 
 
-def test_a_picture_carries_its_bytes():
-    text = figures.picture(b"\x89PNG", alt="a", caption="b")
-    assert base64.b64decode(text.split("base64,")[1].split("'")[0]) == b"\x89PNG"
+def test_named_ticks_stand_in_place_of_numbers():
+    assert {"2 to 4", "4 to 8"} <= set(
+        texts(figures.curves({"a": [(0, 1), (1, 2)]}, x="", y="", ticks=("2 to 4", "4 to 8")))
+    )
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        figures.histogram([1], [0, 1], "<i>'"),
-        figures.curve([(1, 1), (2, 2)], label="<i>'", unit="<i>'"),
-        figures.picture(b"", alt="<i>'", caption="<i>'"),
-    ],
-)
-def test_words_cannot_become_markup(text):
-    assert "<i>" not in text
-    assert "&lt;i&gt;" in text
-    assert "'<i>'" not in text
-    assert "&#x27;" in text
+def test_what_has_no_point_above_zero_is_an_empty_figure():
+    assert "loss (log scale)" in texts(figures.curves({"loss": [(1, 0.0)]}, x="", y="loss", log=True))
+
+
+@pytest.mark.parametrize("values", [[1.0, 4.0, 0.0], [0, 0, 0]])
+def test_a_histogram_has_a_bar_per_value_between_its_edges(values):
+    figure = figures.histogram(values, [0.0, 0.5, 1.0, 1.5], x="cloud", y="triplets")
+    assert {"cloud", "triplets", "0.5", "1.5"} <= {text.replace("−", "-") for text in texts(figure)} | {"0.5", "1.5"}
+    assert figures.COLOURS[0].lower() in figure.svg.decode()
+
+
+def test_a_map_names_kinds_with_their_number_and_tiles():
+    ring = [(-150, 70), (-149, 70), (-149, 71), (-150, 71), (-150, 70)]
+    figure = figures.footprints({"restored": [ring], "clear": [ring, ring]}, {"05WPS": (-149.5, 70.5)})
+    assert {"restored (1)", "clear (2)", "05WPS", "longitude, degrees east"} <= set(texts(figure))
+
+
+def test_text_is_of_the_colour_of_the_page_light_or_dark():
+    text = figures.curves({"a": [(0, 1), (1, 2)]}, x="x", y="y").svg.decode()
+    assert figures._INK not in text
+    assert "var(--ink)" in text
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_the_same_figure_is_the_same_bytes_and_an_image_carries_them():
+    one, two = (figures.curves({"a": [(0, 1), (1, 2)]}, x="x", y="y") for _ in range(2))
+    assert one.svg == two.svg
+    assert base64.b64decode(one.source.split("base64,")[1]) == one.svg
+
+
+def test_words_cannot_become_markup():
+    figure = figures.curves({"<i>": [(0, 1), (1, 2)]}, x="<i>'", y="<b>", level=(1, "<u>"))
+    assert b"<i>" not in figure.svg
+    assert "<i>" in texts(figure)

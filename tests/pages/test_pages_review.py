@@ -43,19 +43,25 @@ def candidate(pair: str, **more) -> dict:
 
 
 def data(*arguments) -> dict:
-    text = review.page("demo", *arguments)
+    text = review.page("demo", *arguments, command="")
     return json.loads(text.split('<script id="data" type="application/json">')[1].split("</script>")[0])
+
+
+def measures(page: dict) -> list[list[list[str]]]:
+    """What stands below each pair's pictures: names and values."""
+    return [[*map(list, zip(page["measures"], pair["values"], strict=True)), *pair["more"]] for pair in page["pairs"]]
 
 
 def test_it_says_how_much_of_a_mask_a_person_corrected():
     facts = {"size": [915, 900], "gain": None, "by_hand": {"cloudy": 0.0213, "clear": 1.0}}
-    (pair,) = data([candidate("a")], {"a": facts}, {})["pairs"]
-    assert pair["measures"][-1] == ["mask corrected by hand", "cloudy date 2.1%, clear date 100.0%"]
+    (found,) = measures(data([candidate("a")], {"a": facts}, {}))
+    assert found[-1] == ["mask corrected by hand", "cloudy date 2.1%, clear date 100.0%"]
 
 
 def test_measures_are_written_as_people_read_them():
-    (pair,) = data([candidate("a")], {"a": {"size": [915, 900], "gain": 1.0456}}, {})["pairs"]
-    assert pair["measures"] == [
+    page = data([candidate("a")], {"a": {"size": [915, 900], "gain": 1.0456}}, {})
+    (pair,) = page["pairs"]
+    assert measures(page)[0] == [
         ["days to the clear date", "+8.0"],
         ["same relative orbit", "yes"],
         ["joint valid area", "100.0%"],
@@ -82,11 +88,12 @@ def test_measures_are_written_as_people_read_them():
 
 def test_a_pair_without_pictures_reference_or_brightness_says_so():
     rows = [candidate("a", reference=None, reference_days=None, same_orbit=False), candidate("b")]
-    first, second = data(rows, {"a": None, "b": {"size": [1, 1], "gain": None}}, {})["pairs"]
-    assert ["reference", "none"] in first["measures"]
-    assert ["same relative orbit", "no"] in first["measures"]
-    assert not {"size", "images"} & set(first)
-    assert ["light of the clear date", "not measurable"] in second["measures"]
+    page = data(rows, {"a": None, "b": {"size": [1, 1], "gain": None}}, {})
+    first, second = measures(page)
+    assert ["reference", "none"] in first
+    assert ["same relative orbit", "no"] in first
+    assert not {"size", "images"} & set(page["pairs"][0])
+    assert ["light of the clear date", "not measurable"] in second
 
 
 def test_shown_pairs_in_their_order_with_the_other_candidates_of_their_cloudy_date_and_what_was_decided():
@@ -103,7 +110,7 @@ def test_shown_pairs_in_their_order_with_the_other_candidates_of_their_cloudy_da
     assert [pair["reasons"] for pair in page["pairs"]] == [["too dark", "too snowy"], []]
     assert [pair["decided"] for pair in page["pairs"]] == [mine, None]
     (other,) = page["pairs"][0]["others"]
-    assert (other["clear"], other["reasons"], len(other["measures"])) == (OTHER, ["farther"], len(review.MEASURES))
+    assert (other["clear"], other["reasons"], len(other["values"])) == (OTHER, ["farther"], len(review.MEASURES))
     assert page["pairs"][1]["others"] == []
 
 
@@ -126,6 +133,6 @@ def test_what_the_page_offers_and_its_legend():
 def test_words_cannot_end_the_script_that_holds_the_data(evil):
     decided = {"a": {"pair": "a", "reason": evil}}
     assert data([candidate("a")], {}, decided)["pairs"][0]["decided"]["reason"] == evil
-    assert review.page("demo", [candidate("a")], {}, decided).count("</script>") == review.page("", [], {}, {}).count(
-        "</script>"
-    )
+    assert review.page("demo", [candidate("a")], {}, decided, command="").count("</script>") == review.page(
+        "", [], {}, {}, command=""
+    ).count("</script>")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cloudjob.patches.shard_writer import Writer
-from cloudjob.patches.splits import REFERENCES
+from cloudjob.pixels import REFERENCES
 
 WINDOW = 16
 PRODUCT = "S2A_MSIL2A_202403{}T222541_N0510_R029_T05WPS_20240331T001122"

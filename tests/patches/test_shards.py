@@ -23,7 +23,7 @@ from cloudjob.errors import ConfigError, CorruptFileError, ItemError
 from cloudjob.patches import shards
 from cloudjob.patches.shard_writer import read_back
 from cloudjob.patches.shards import DAYS, SCALARS, ShardSet, check, columns
-from cloudjob.patches.splits import REFERENCES
+from cloudjob.pixels import REFERENCES
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_what_nobody_asks_for_is_not_read(tmp_path, monkeypatch):
     """What the model is shown lies together, and is read by one call."""
     write(tmp_path / "train_0.h5", 3, references=3)
     shard_set = ShardSet(tmp_path, index_of(train_0=3), "train")
-    buffers, plainly, sizes = shard_set.buffers(2), os.preadv, []
+    buffers, plainly, sizes = shard_set.buffers(2, references=1), os.preadv, []
     assert not set(REFERENCES[1:]) & set(buffers)
     filler = shards.Filler(shard_set, buffers)
     monkeypatch.setattr(os, "preadv", lambda *given: sizes.append(plainly(*given)) or sizes[-1])

@@ -107,4 +107,4 @@ def test_progress_counts_scenes_and_their_phases():
     told = []
     progress = within(lambda share, words: told.append((share, words)), "infer", "NAME", 1, 4)
     progress("tiles", 0.5)
-    assert told == [((1 + 0.25 + 0.65 / 2) / 4, "infer: 1 of 4 (NAME: tiles 50%)")]
+    assert told == [((1 + 0.4 + 0.5 / 2) / 4, "infer: 1 of 4 (NAME: tiles 50%)")]

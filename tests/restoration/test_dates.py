@@ -4,13 +4,14 @@ from datetime import date
 
 import numpy as np
 import pytest
+from scene_conditions import equal, made_by
 from worlds import together
 
 from cloudjob.archive.make import make_synthetic
 from cloudjob.errors import CorruptFileError, InterruptedJob
 from cloudjob.pixels import EMPTY_DN, NO_DATA
 from cloudjob.restoration import dates
-from cloudjob.restoration.conditions import SceneConditions, first_known
+from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.dates import Dates, make_conditions
 from cloudjob.restoration.team import Team, Unit
 from cloudjob.sentinel2 import masks
@@ -20,7 +21,7 @@ from cloudjob.sentinel2.scene import open_pair
 
 SETTINGS = masks.Settings(cloud_m=50)
 DAYS = {"clear": [date(2024, 3, 12), date(2024, 3, 20)], "cloudy": [date(2024, 3, 8)]}
-NAMES = ("cloudy", "mask", "core", "reference")
+NUMBERS = {"clear": -4.5, "reference": 12.0}  # days
 
 
 @pytest.fixture(scope="module")
@@ -40,45 +41,32 @@ def small_units(monkeypatch):
 
 
 def opened(pair, shown: tuple[str, ...]) -> Dates:
-    return Dates({role: Product.open(folder) for role, folder in pair.items()}, shown, -4.5, SETTINGS)
+    return Dates(
+        {role: Product.open(folder) for role, folder in pair.items()}, shown, tuple(map(NUMBERS.get, shown)), SETTINGS
+    )
 
 
 def made(folder, pair, shown=("clear", "reference"), *, size=1, threads=1, **options) -> SceneConditions:
     def work(ranks):
         make_conditions(Team(folder, ranks, threads=threads, **options), lambda: opened(pair, shown))
 
-    folder.mkdir(exist_ok=True)
-    for problem in together(size, work):
-        if problem:
-            raise problem
-    return SceneConditions.load(folder)
-
-
-def equal(one: SceneConditions, other: SceneConditions) -> None:
-    for name in NAMES:
-        was, is_now = getattr(one, name), getattr(other, name)
-        assert (was is None) == (is_now is None), name
-        if was is not None:
-            assert was.dtype == is_now.dtype
-            np.testing.assert_array_equal(was, is_now, err_msg=name)
-    assert (one.sun_elevation, one.reference_days) == (other.sun_elevation, other.reference_days)
+    return made_by(size, folder, work)
 
 
 def of_scenes(cloudy, others, *, days) -> SceneConditions:
     """The same from whole scenes, one after the other."""
-    shown = [other.clear_only(cloudy.matched(other)) for other in others]
-    reference = first_known(shown) if shown else None
-    return SceneConditions(cloudy.bands, cloudy.mask, cloudy.core, reference, cloudy.product.sun_elevation, days)
+    shown = tuple(other.clear_only(cloudy.matched(other)) for other in others)
+    return SceneConditions(cloudy.bands, cloudy.mask, cloudy.core, shown, cloudy.product.sun_elevation, days)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shown", [("clear", "reference"), ("reference",), ()])
+@pytest.mark.parametrize("shown", [("clear", "reference"), ("reference", "clear"), ("reference",), ()])
 def test_they_are_those_of_the_whole_scenes(pair, tmp_path, shown):
     load = open_pair(pair, SETTINGS)
-    expected = of_scenes(load("cloudy"), map(load, shown), days=-4.5)
-    if len(shown) == 1:
-        assert (expected.reference == EMPTY_DN).any()
-        assert (expected.reference != EMPTY_DN).any()
+    expected = of_scenes(load("cloudy"), map(load, shown), days=tuple(map(NUMBERS.get, shown)))
+    assert all((reference != EMPTY_DN).any() for reference in expected.references)
+    if "reference" in shown:
+        assert (expected.references[shown.index("reference")] == EMPTY_DN).any()
     equal(made(tmp_path / "one", pair, shown), expected)
     equal(made(tmp_path / "more", pair, shown, size=3), expected)
     equal(made(tmp_path / "threads", pair, shown, size=2, threads=3), expected)

@@ -54,6 +54,41 @@ def test_bytes_are_no_reflectance(tmp_path):
     assert Image.open(path, scale=1 / 255).read().max() <= 5500
 
 
+@pytest.mark.parametrize(("times", "dtype"), [(100, "float32"), (20, "uint16")])
+def test_what_is_neither_reflectance_nor_10000_times_it(tmp_path, times, dtype):
+    path = write(tmp_path / "a.tif", (GROUND * times).astype(dtype), nodata=np.nan if dtype == "float32" else 0, **UTM)
+    with pytest.raises(ConfigError, match="neither reflectance nor 10000 times as much; say --scale"):
+        Image.open(path)
+    assert Image.open(path, scale=1 / times).read().max() < 6500
+
+
+def test_complex_numbers_are_no_reflectance(tmp_path):
+    with pytest.raises(ConfigError, match="complex numbers"):
+        Image.open(write(tmp_path / "a.tif", GROUND.astype("complex64"), **UTM))
+
+
+@pytest.mark.parametrize("where", ["file", "item"])
+def test_a_scale_that_the_file_has_wrong_is_named(tmp_path, where):
+    path = write(
+        tmp_path / "a.tif",
+        DN.astype("uint16"),
+        nodata=0,
+        **({"scale": 2.0, "offset": 0.0} if where == "file" else {}),
+        **UTM,
+    )
+    if where == "item":
+        bands = [{"name": name, "raster:scale": 0} for name in ("B04", "B03", "B02", "B08")]
+        item = {"assets": {"a": {"href": "a.tif", "bands": bands}}, "properties": {}}
+        (tmp_path / "a.json").write_text(json.dumps(item))
+    with pytest.raises(ConfigError, match=r"a\.tif: (by scale 2|scale 0).*say --scale"):
+        Image.open(path)
+
+
+def test_a_file_of_nothing_is_opened_all_the_same(tmp_path):
+    assert not Image.open(write(tmp_path / "a.tif", np.full_like(GROUND, np.nan), **UTM)).read().any()
+    assert not Image.open(write(tmp_path / "b.tif", np.zeros((4, 5, 5), "uint16"), nodata=0, **UTM)).read().any()
+
+
 @pytest.mark.parametrize(
     ("dtype", "filler", "nodata", "notes"),
     [
@@ -121,7 +156,7 @@ def test_netcdf(tmp_path, packed):
 def test_bands_by_colour_by_the_item_beside_it_and_as_asked(tmp_path):
     path = write(tmp_path / "a.tif", GROUND[[2, 1, 0, 3]], names=None, **UTM)
     with pytest.raises(
-        ConfigError, match=r"does not tell which of its bands are which: it has 1, 2, 3, 4; .*--bands 4,3,2,8"
+        ConfigError, match=r"does not tell which of its bands are which: it has 1, 2, 3, 4; .*--bands 1,2,3,4, where"
     ):
         Image.open(path)
     np.testing.assert_array_equal(Image.open(path, bands="3,2,1,4").read(), DN)

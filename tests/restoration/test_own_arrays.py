@@ -118,25 +118,52 @@ def test_clear_dates():
         own_arrays.dates(labelled(x=np.arange(30) * 10.0 + 10), given, **UNITS)
 
 
-def test_a_clear_date_is_brought_to_the_light_of_the_image_and_a_second_fills_its_holes():
+def test_a_clear_date_is_brought_to_the_light_of_the_image():
     image, where = clouded(ground(60, 70))
     given = own_arrays.Given.of(image, **UNITS)
     first, second = (np.round(0.8 * ground(60, 70) + 0.02, 4) for _ in range(2))
     first[:, 15:20] = np.nan
     core = np.where(where, CLOUD, CLEAR).astype(np.uint8)
     dates = own_arrays.dates([first, second], given, **UNITS)
-    options = {"grown": True, "pixel_m": 10.0, "sun_elevation": 40.0, "days": 5.0}
+    options = {"grown": True, "pixel_m": 10.0, "sun_elevation": 40.0, "days": (5.0, -3.0)}
     found = own_arrays.conditions(given.dn, core, dates, **options)
-    assert (found.sun_elevation, found.reference_days) == (40.0, 5.0)
+    assert (found.sun_elevation, found.reference_days) == (40.0, (5.0, -3.0))
     truth = np.rint(ground(60, 70) * 10_000) + 1000
-    assert np.abs(found.reference - truth).max() <= 2
-    assert own_arrays.conditions(given.dn, core, [], **options).reference_days is None
+    hole = np.zeros((60, 70), bool)
+    hole[15:20] = True
+    for reference, empty in zip(found.references, (hole, hole & False), strict=True):
+        assert np.abs(reference - truth)[:, ~empty].max() <= 2
+        assert not reference[:, empty].any()
+
+
+def test_at_most_three_clear_dates_are_taken_and_that_is_said():
+    given = own_arrays.Given.of(GROUND, **UNITS)
+    four = [GROUND + 0.01 * number for number in range(4)]
+    with pytest.warns(UserWarning, match="4 clear dates; the first 3 are taken"):
+        taken = own_arrays.dates(four, given, **UNITS)
+    for dn, number in zip(taken, range(3), strict=True):
+        np.testing.assert_array_equal(dn, own_arrays.Given.of(four[number], **UNITS).dn)
+
+
+@pytest.mark.parametrize(
+    ("days", "count", "each"),
+    [
+        (None, 0, ()),
+        (4.0, 0, ()),
+        (4.0, 1, (4.0,)),
+        (4.0, 2, (4.0, None)),
+        ([4.0, -2], 2, (4.0, -2)),
+        ([None, 7.0, 1.0, 2.0], 3, (None, 7.0, 1.0)),
+    ],
+)
+def test_days_are_of_each_date_or_of_the_first_alone(days, count, each):
+    assert own_arrays.days(days, count) == each
 
 
 def test_a_mask_grows_by_metres_of_the_pixels():
     core = np.zeros((24, 30), np.uint8)
     core[12, 15] = CLOUD
-    options = {"sun_elevation": None, "days": None}
+    options = {"sun_elevation": None, "days": ()}
     dn = own_arrays.Given.of(GROUND, **UNITS).dn
     sizes = [
         np.count_nonzero(own_arrays.conditions(dn, core, [], grown=grown, pixel_m=metres, **options).mask)

@@ -6,6 +6,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from own_images import DEGREES, UTM
+from rasterio.warp import Resampling, reproject
 from rasterio.windows import Window
 
 from cloudjob.errors import OwnFileError
@@ -68,38 +69,57 @@ def test_without_a_place_the_size_must_be_the_same():
         placing.part(Grid(None, Affine.identity(), (60, 71)), HERE, name="b.tif")
 
 
-@given(st.integers(-20, 20), st.integers(-20, 20))
-def test_by_whole_pixels_a_date_is_moved_exactly(rows, cols):
+def placed(bands: np.ndarray, other: Grid, *, stripe: int = 60) -> np.ndarray:
+    """The date on the pixels of HERE, made by stripes."""
+
+    def cut(window: Window) -> np.ndarray:
+        return bands[:, *window.toslices()]
+
+    stripes = [slice(top, min(top + stripe, 60)) for top in range(0, 60, stripe)]
+    return np.concatenate([placing.onto(cut, other, HERE, rows=rows) for rows in stripes], 1)
+
+
+@given(st.integers(-20, 20), st.integers(-20, 20), st.integers(1, 60))
+def test_by_whole_pixels_a_date_is_moved_exactly(rows, cols, stripe):
     """What is not there has no data, and nothing leaks into its neighbours."""
     bands = np.random.default_rng(0).integers(1, 65536, (4, 60, 70)).astype(np.uint16)
-    other = grid(left=500_000 + 10 * cols, top=5_700_000 - 10 * rows)
-    out = placing.onto(bands, other, HERE)
+    out = placed(bands, grid(left=500_000 + 10 * cols, top=5_700_000 - 10 * rows), stripe=stripe)
     expected = np.zeros_like(bands)
     there = np.s_[:, max(rows, 0) : 60 + min(rows, 0), max(cols, 0) : 70 + min(cols, 0)]
     expected[there] = bands[:, max(-rows, 0) : 60 - max(rows, 0), max(-cols, 0) : 70 - max(cols, 0)]
     np.testing.assert_array_equal(out, expected)
 
 
-def test_a_part_gives_what_the_whole_gives():
-    bands = np.random.default_rng(0).integers(1, 65536, (4, 300, 300)).astype(np.uint16)
-    other = Grid("EPSG:4326", Affine(1.4e-4, 0, 2.99, 0, -9e-5, 51.46), (300, 300))
-    window = placing.part(other, HERE, name="b.tif")
-    assert window.height < 200
-    here = np.s_[
-        :,
-        int(window.row_off) : int(window.row_off + window.height),
-        int(window.col_off) : int(window.col_off + window.width),
-    ]
-    np.testing.assert_array_equal(
-        placing.onto(bands[here], placing.within(other, window), HERE), placing.onto(bands, other, HERE)
-    )
+TURNED = {
+    "degrees": Grid("EPSG:4326", Affine(1.4e-4, 0, 2.99, 0, -9e-5, 51.46), (300, 300)),
+    "neighbouring zone": Grid("EPSG:32632", Affine(10, 0, 82_500, 0, -10, 5_717_900), (300, 300)),
+    "turned by hand": Grid(
+        "EPSG:32631", Affine.translation(499_600, 5_701_200) @ Affine.rotation(-30) @ Affine.scale(10, -10), (300, 300)
+    ),
+    "south up": Grid("EPSG:32631", Affine(10, 0, 499_500, 0, 10, 5_698_000), (300, 300)),
+}
+
+
+@pytest.mark.parametrize("how", TURNED)
+def test_a_stripe_is_read_of_few_rows_and_comes_out_as_of_the_whole(how):
+    other = TURNED[how]
+    bands = np.random.default_rng(0).integers(1, 65536, (4, *other.shape)).astype(np.uint16)
+    whole = np.zeros((4, 60, 70), np.uint16)
+    place = {"src_crs": other.crs, "src_transform": other.transform, "src_nodata": 0, "dst_nodata": 0}
+    place |= {"dst_crs": HERE.crs, "dst_transform": HERE.transform, "XSCALE": 1, "YSCALE": 1}
+    reproject(bands, whole, resampling=Resampling.bilinear, **place)
+    assert (whole != 0).all()
+    for stripe in (60, 16):
+        np.testing.assert_allclose(placed(bands, other, stripe=stripe), whole, rtol=0, atol=1)  # rounded, after all
+    asked = []
+    placing.onto(lambda window: asked.append(window) or bands[:, *window.toslices()], other, HERE, rows=slice(16, 32))
+    assert asked[0].height * asked[0].width < 120 * 120
 
 
 def test_much_finer_pixels_are_averaged():
     bands = np.full((4, 600, 700), 1000, np.uint16)
     bands[:, ::2, ::2] = 3000  # a quarter
-    out = placing.onto(bands, grid((600, 700), step=1.0), HERE)
-    assert set(np.unique(out)) == {1500}
+    assert set(np.unique(placed(bands, grid((600, 700), step=1.0)))) == {1500}
 
 
 def test_classes_keep_their_numbers():

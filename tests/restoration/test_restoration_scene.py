@@ -11,6 +11,7 @@ from cloudjob.diffusion.conditions import Normalisation
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import InterruptedJob
 from cloudjob.pixels import CLEAR, CLOUD, NO_DATA
+from cloudjob.restoration import guess
 from cloudjob.restoration.conditions import SceneConditions
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.restoration.scene import Layout, make_guess, put_together, restore, restore_tiles, restored, stripes
@@ -23,15 +24,15 @@ NORM = Normalisation(mean=(0.2,) * 4, std=(0.1,) * 4)
 class Painter:
     """Restores each tile with a number of its own: 0.01 for each column it begins at, 0.2 for each member."""
 
-    device, at_once, recipe = torch.device("cpu"), 1, SimpleNamespace(norm=NORM)
+    device, at_once, recipe = torch.device("cpu"), 1, SimpleNamespace(norm=NORM, first_guess="similar")
 
     def __init__(self):
         self.asked: list[list[Tile]] = []
 
-    def tiles(self, batch, places: list[Tile], members: int, *, cells, group: int):
+    def tiles(self, batch, places: list[Tile], members: int, *, guess, group: int):
         height, width = places[0].height, places[0].width
         assert batch.cloudy.shape == (len(places), 4, height, width)
-        assert cells.shape == (len(places), 8, -(-height // 4) + 3, -(-width // 4) + 3)
+        assert guess.ground.shape == guess.deviation.shape == batch.cloudy.shape
         self.asked.append(places)
         self.group = group
         found = [[self.value(tile, member) for member in range(members)] for tile in places]
@@ -49,7 +50,7 @@ def conditions() -> SceneConditions:
     core = mask.copy()
     core[:, 46:60] = CLEAR
     cloudy = np.full((4, 40, 80), 7000, np.uint16)
-    return SceneConditions(cloudy, mask, core, None, 30.0, None)
+    return SceneConditions(cloudy, mask, core, (), 30.0, ())
 
 
 def painted(conditions, folder, painter=None, *, size=32, members=2, **options) -> Painter:
@@ -57,8 +58,9 @@ def painted(conditions, folder, painter=None, *, size=32, members=2, **options) 
     conditions.save(folder)
     team = Team(folder, **options)
     team.begin()
-    make_guess(team, painter)
-    restore_tiles(team, painter, Layout(size, 8, members))
+    layout = Layout(size, 8, members)
+    make_guess(team, painter, layout)
+    restore_tiles(team, painter, layout)
     return painter
 
 
@@ -164,7 +166,7 @@ def test_no_pixel_leaves_the_valid_range(conditions, tmp_path):
 def test_a_scene_without_cloud_comes_back_as_it_was(tmp_path):
     cloudy = np.random.default_rng(0).integers(0, 65536, (4, 40, 80)).astype(np.uint16)
     mask = np.zeros((40, 80), np.uint8)
-    given = SceneConditions(cloudy, mask, mask, None, 30.0, None)
+    given = SceneConditions(cloudy, mask, mask, (), 30.0, ())
     assert painted(given, tmp_path).asked == []
     image, flags, uncertainty = together(given, tmp_path, [1.0] * 4)
     np.testing.assert_array_equal(image, cloudy)
@@ -187,15 +189,17 @@ def test_the_restored_scene_is_read_by_stripes(conditions, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first_guess", ["similar", "surroundings"])
 @pytest.mark.parametrize("process", ["corrective", "residual", "regression", "ddpm-residual"])
-def test_a_scene_comes_out_the_same_by_however_many_ranks(tmp_path, process):
+def test_a_scene_comes_out_the_same_by_however_many_ranks(tmp_path, monkeypatch, process, first_guess):
     """The bytes of all that is written, with a real network; and where ranks stop and others go on."""
+    monkeypatch.setattr(guess, "WINDOW", 64)
     rng, threads = np.random.default_rng(0), torch.get_num_threads()
     torch.set_num_threads(1)
     mask = np.where(rng.random((5, 6)) < 0.5, CLOUD, CLEAR).astype(np.uint8).repeat(16, 0).repeat(16, 1)
-    cloudy, reference = rng.integers(0, 9000, (2, 4, *mask.shape)).astype(np.uint16)
-    given = SceneConditions(cloudy, mask, mask, reference, 30.0, 5.0)
-    recipe = Recipe.of("tiny", process, mean=[0.2] * 4, std=[0.1] * 4)
+    cloudy, *references = rng.integers(0, 9000, (3, 4, *mask.shape)).astype(np.uint16)
+    given = SceneConditions(cloudy, mask, mask, tuple(references), 30.0, (5.0, -8.0))
+    recipe = Recipe.of("tiny", process, mean=[0.2] * 4, std=[0.1] * 4, first_guess=first_guess)
     torch.manual_seed(0)
     made = Restorer(recipe, recipe.network().eval(), seed=3, sampler="euler", steps=2)
 
@@ -218,7 +222,8 @@ def test_a_scene_comes_out_the_same_by_however_many_ranks(tmp_path, process):
         return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
 
     whole = bytes_of(tmp_path / "1", 1)
-    assert {"guess.npy", "restored.npy", "reconstructed.npy", "uncertainty.npy"} < set(whole)
+    first = "guess.npy" if first_guess == "surroundings" else "guess-00000-00000.npy"
+    assert {first, "restored.npy", "reconstructed.npy", "uncertainty.npy"} < set(whole)
     assert bytes_of(tmp_path / "3", 3) == whole
     assert bytes_of(tmp_path / "stopped", 1, stop_after=4) == whole
     torch.set_num_threads(threads)

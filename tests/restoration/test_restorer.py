@@ -9,10 +9,10 @@ from batches import batch
 from torch import nn
 
 from cloudjob.diffusion import noise
+from cloudjob.diffusion.conditions import Guess
 from cloudjob.diffusion.processes import Regression
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
-from cloudjob.restoration import guess
 from cloudjob.restoration.restorer import Restorer
 from cloudjob.restoration.tiles import Tile
 
@@ -25,21 +25,18 @@ class Drawing:
     process = None
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.times = [], 0
 
     def sampling(self, sampler: str, steps: int) -> dict:
         return {"sampler": f"taken {sampler}", "steps": steps + 1}
 
-    def restore(self, network, told, *, noise, **options):
-        self.asked.append(options | {"size": len(told), "bfloat16": torch.is_autocast_enabled("cpu")})
-        return noise(0) + 10 * noise(3)
+    def told(self, network, batch, *, guess=None):
+        self.guess, self.times = guess, self.times + 1
+        return SimpleNamespace(samples=lambda numbers: numbers, cloudy=batch.cloudy)
 
-    def told(self, network, batch, *, continued):
-        self.continued = continued
-        return SimpleNamespace(samples=lambda numbers: numbers)
-
-    def draw(self, network, numbers, *, noise, **options):
-        self.asked.append(options | {"numbers": numbers, "bfloat16": torch.is_autocast_enabled("cpu")})
+    def draw(self, network, told, *, noise, **options):
+        given = {"numbers": told} if isinstance(told, list) else {"size": len(told.cloudy)}
+        self.asked.append(options | given | {"bfloat16": torch.is_autocast_enabled("cpu")})
         return noise(0) + 10 * noise(3)
 
 
@@ -93,6 +90,12 @@ def test_members_are_numbered_from_zero():
         np.testing.assert_array_equal(found[member, :, :, 1:], drawn([4, 5, 6], member)[:, :, 1:])
 
 
+def test_what_members_have_in_common_is_computed_once_for_each_part():
+    made, recipe = restorer()
+    assert made.members(triplets(20), list(range(20)), 5).shape == (5, 20, 4, 8, 8)
+    assert (recipe.times, len(recipe.asked)) == (2, 10)
+
+
 def test_sampler_and_steps_are_those_that_were_asked_for():
     made, recipe = restorer()
     made.member(triplets(1), [0], 0)
@@ -114,10 +117,9 @@ def test_low_precision_is_asked_for():
 # --- tiles of a scene --------------------------------------------------------------------------------------------
 def tiles(made: Restorer, places: list[Tile], *, members: int = 1, group: int = 1) -> torch.Tensor:
     size = places[0].height
-    cells = torch.zeros(len(places), guess.LAYERS, -(-size // 4) + 3, -(-size // 4) + 3)
     cloudy = torch.zeros(len(places), 4, size, size)
     told = batch(cloudy, torch.zeros(len(places), size, size, dtype=torch.uint8))
-    return made.tiles(told, places, members, cells=cells, group=group)
+    return made.tiles(told, places, members, guess=Guess(cloudy, None), group=group)
 
 
 PLACES = [Tile(0, 0, 32, 32), Tile(16, 24, 32, 32), Tile(20, 30, 32, 32)]
@@ -155,12 +157,12 @@ def test_what_a_tile_becomes_depends_on_no_other_tile(group):
             torch.nn.init.normal_(parameter, std=0.02)
     made = Restorer(recipe, network, seed=3, sampler="auto", steps=2)
     image, mask = torch.rand(4, 4, 32, 32), torch.randint(0, 4, (4, 32, 32), dtype=torch.uint8)
-    cells = torch.randn(4, guess.LAYERS, 11, 11)
+    ground = torch.rand(4, 4, 32, 32)
 
     def restored(*order: int) -> torch.Tensor:
         some = list(order)
         places = [Tile(20 * number, 8, 32, 32) for number in some]
-        return made.tiles(batch(image[some], mask[some]), places, 2, cells=cells[some], group=group)
+        return made.tiles(batch(image[some], mask[some]), places, 2, guess=Guess(ground[some], None), group=group)
 
     before = restored(0, 1, 2, 3)
     for order in ((1, 1, 1, 1), (3, 2, 1, 0), (2, 0, 3, 3)):
@@ -196,12 +198,12 @@ def test_a_regression_has_one_member():
         assert made.single == isinstance(recipe.process, Regression)
 
 
-def test_a_real_recipe_restores_a_tile_from_the_cells_of_its_surroundings():
-    """An untrained regression gives its first guess: where all of the tile is hidden, the cells alone hold it."""
+def test_a_real_recipe_restores_a_tile_from_its_first_guess():
+    """An untrained regression gives its first guess."""
     recipe = Recipe.of("tiny", "regression", mean=MEAN, std=STD)
     made = Restorer(recipe, recipe.network().eval(), seed=0, sampler="auto", steps=2)
     told = batch(torch.full((1, 4, 32, 32), 0.9), torch.full((1, 32, 32), CLOUD, dtype=torch.uint8))
-    cells = torch.full((1, guess.LAYERS, 11, 11), 2.0)  # in normalised units: 0.4
-    found = made.tiles(told, [Tile(5, 6, 32, 32)], 1, cells=cells, group=1)
+    ground = torch.full((1, 4, 32, 32), 0.4)
+    found = made.tiles(told, [Tile(5, 6, 32, 32)], 1, guess=Guess(ground, None), group=1)
     assert made.device == torch.device("cpu")
     np.testing.assert_allclose(found, np.full((1, 1, 4, 32, 32), 0.4), atol=1e-5)

@@ -130,6 +130,12 @@ def test_a_product_stands_alone_where_the_rule_rejected_its_clear_date(lonely):
     assert [found[key] for key in ("clear", "reference", "days", "reference_days")] == [None] * 4
 
 
+def test_a_product_without_any_candidate_stands_alone_too(lonely):
+    (found,) = lonely(lone("a", clear=None, shown=False), lone("b", shown=False))
+    assert found["cloudy"] == "a"
+    assert lonely(lone("a", clear=None, shown=False, cloudy_cloud=0.95)) == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"cloudy_cloud": 0.95}, {"cloudy_cloud": 0.0}, {"sun_elevation": [4.9, 30.0]}, {"sun_elevation": [None, 30.0]}],

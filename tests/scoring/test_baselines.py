@@ -134,14 +134,16 @@ def pair(size: int = 12, *, seed: int = 0, references: int = 1) -> tuple[np.ndar
     return np.where(known, ground, 9.0).astype(np.float32), np.array(dates, np.float32), known
 
 
-def test_the_first_guess_is_what_the_model_starts_from():
+def test_the_first_guess_is_what_models_started_from():
     """In reflectance, whatever the units of the model are."""
     cloudy, (reference,), _ = pair(32)
     mask = np.random.default_rng(1).choice(np.array([CLEAR, CLOUD, SHADOW, CIRRUS, UNKNOWN], np.uint8), (32, 32))
     cloudy[2, 3, 4], mask[3, 4] = np.nan, CLEAR
     norm = Normalisation((0.1, 0.2, 0.3, 0.4), (0.05, 0.1, 0.2, 0.3))
     image, other = (torch.from_numpy(each)[None] for each in (cloudy, reference))
-    told = Conditions.of(batches.batch(image, torch.from_numpy(mask)[None], reference=other), norm=norm)
+    told = Conditions.of(
+        batches.batch(image, torch.from_numpy(mask)[None], reference=other), norm=norm, first_guess="surroundings"
+    )
     found = baselines.first_guess(cloudy, reference, mask)
     assert found == pytest.approx(norm.inverse(told.anchor)[0].numpy(), abs=1e-5)
     mask[3, 4] = UNKNOWN

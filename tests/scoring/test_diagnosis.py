@@ -2,11 +2,15 @@ import batches
 import pytest
 import torch
 
-from cloudjob.diffusion.conditions import CHANNELS, CONDITION_CHANNELS
+from cloudjob.diffusion.conditions import CHANNELS as TABLES
+from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.processes import Terms
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.scoring import diagnosis
 from cloudjob.scoring.diagnosis import diagnose, warnings
+
+CHANNELS = TABLES["similar"]
+CONDITION_CHANNELS = channel_count("similar")
 
 WIDTHS = [width for width, _ in CHANNELS.values()]
 
@@ -24,7 +28,7 @@ def batch():
 # --- what is measured --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("process", ["corrective", "residual", "ddpm", "ddpm-residual", "regression"])
 def test_an_untrained_network_is_as_good_as_zero_and_looks_at_nothing(batch, process):
-    recipe = Recipe.of("tiny", process, mean=[0.5] * 4, std=[0.2] * 4)
+    recipe = Recipe.of("tiny", process, mean=[0.5] * 4, std=[0.2] * 4, first_guess="similar")
     found = diagnose(recipe, lambda x, level, channels: 0 * channels[:, :4], batch, seed=0)
     assert all(value is None or value == pytest.approx(1) for value in found["against_zero"])
     assert found["against_shuffled"] == pytest.approx({"cloudy": 1, "mask": 1, "reference": 1})
@@ -34,7 +38,7 @@ def test_an_untrained_network_is_as_good_as_zero_and_looks_at_nothing(batch, pro
 
 def test_what_a_network_looks_at_is_found(batch):
     """This one gives the reference of its channels as the ground, which is right, and not that of another sample."""
-    recipe = Recipe.of("tiny", "ddpm", mean=[0.5] * 4, std=[0.2] * 4, prediction="x0")
+    recipe = Recipe.of("tiny", "ddpm", mean=[0.5] * 4, std=[0.2] * 4, first_guess="similar", prediction="x0")
     found = diagnose(recipe, lambda x, level, channels: channels[:, 8:12], batch, seed=0)
     assert max(found["against_zero"]) < 0.5
     assert found["x0_error"] == pytest.approx([0.25] * 3, rel=0.1)  # 0.05 of the reference over a deviation of 0.2
@@ -46,7 +50,7 @@ def test_what_a_network_looks_at_is_found(batch):
 
 def test_every_condition_is_exchanged_for_a_network_that_is_asked_as_in_training(batch):
     """Images, noise levels and channels, in this order, whichever condition is another sample's."""
-    recipe = Recipe.of("tiny", "ddpm", mean=[0.5] * 4, std=[0.2] * 4, prediction="x0")
+    recipe = Recipe.of("tiny", "ddpm", mean=[0.5] * 4, std=[0.2] * 4, first_guess="similar", prediction="x0")
     asked = []
 
     def network(x, level, channels):
@@ -61,10 +65,15 @@ class Told:
     """A recipe of two terms, of which the first has the errors, scales, weights and levels that are given for its
     sample, and the second is right but at level 1."""
 
+    first_guess = "similar"
+
     def __init__(self, levels: list[float]):
         self.levels, self.samples = levels, []
 
-    def terms(self, network, batch, *, seed, samples):
+    def conditions(self, batch):
+        return None
+
+    def terms(self, network, batch, *, seed, samples, conditions):
         self.samples.append((seed, samples))
         level = torch.tensor([self.levels[sample] for sample in samples])
         number = torch.tensor(samples, dtype=torch.float32).view(-1, 1, 1, 1)

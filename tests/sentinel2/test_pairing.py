@@ -304,7 +304,7 @@ def brute_force(found, first, day, used, rules):
 @examples(200)
 @given(st.lists(SCENES, max_size=9, unique_by=lambda each: each.product.name.name), st.integers(2, 3), st.booleans())
 def test_further_references_are_the_nearest_but_the_second_lies_beyond_the_truth(clear, references, apart):
-    plain = replace(RULES, min_days=2 if apart else 0)
+    plain = replace(RULES, references=1, min_days=2 if apart else 0)
     rules = replace(plain, references=references)
     before, found = rows(*clear, rules=plain), rows(*clear, rules=rules)
     further = ("further", "further_of_ground")
@@ -513,3 +513,13 @@ def test_a_preview_of_a_whole_scene_is_thinned_and_of_a_small_one_is_not(monkeyp
         monkeypatch.setattr(pairing.Preview, "open", lambda *_, read=read, labels: read)
         found = pairing.open_preview(read.product, SETTINGS)
         assert (found.factor, found.core.shape) == (factor, size)
+
+
+def test_a_product_alone_has_the_measures_that_its_own_rules_ask_for():
+    row = pairing.alone(preview(0, 0.25, no_data=0.5, sun=15.126))
+    assert row["cloudy_cloud"] == 0.5  # of the half that has data
+    assert row["sun_elevation"] == [15.13, None]
+    assert not row["accepted"]
+    assert not row["shown"]
+    assert row["pair"] == row["cloudy"] == product(0).name.name
+    assert [row[key] for key in ("clear", "reference", "days", "reference_days")] == [None] * 4

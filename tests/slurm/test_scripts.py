@@ -119,6 +119,39 @@ def test_a_mistake_is_one_message_with_its_cure(home):
     assert not (home / "record").exists()
 
 
+def test_without_slurm_the_command_that_needs_none_is_named(home):
+    tools = home / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "basename", "mkdir", "hostname", "realpath", "sed", "tr"):
+        (tools / name).symlink_to(shutil.which(name))
+    stubbed(home, "0-1")
+    (home / "bin" / "sbatch").unlink()
+    commands = {"train": "torchrun --nproc-per-node=gpu -m cloudjob train", "infer": "mpiexec -n 4 cloudjob infer"}
+    for script, command in commands.items():
+        done = start(home, script, "runs/reviewed", PATH=f"{home}/bin:{tools}")
+        assert done.returncode == 2
+        assert "no SLURM on " in done.stderr
+        assert f"Without SLURM: {command} runs/reviewed" in done.stderr
+    said = "fatal: Could not establish a configuration source"
+    (home / "bin" / "sbatch").write_text(f"#!/bin/bash\necho '{said}' >&2; exit 1\n")
+    (home / "bin" / "sbatch").chmod(0o755)
+    assert "belongs to no cluster" in start(home, "train", "runs/reviewed").stderr
+
+
+@pytest.mark.parametrize("script", ["pipeline", "train"])
+def test_what_fails_is_said_before_anything_is_submitted(home, script):
+    stubbed(home, "0-1")
+    text = '[[ $1 != doctor ]] || { echo "fail  run folder  no"; printf "%s " "$@" >>"$RECORD-doctor"; exit 4; }'
+    (home / "bin" / "cloudjob").write_text(f"#!/bin/bash\n{text}\n")
+    done = start(home, script, "runs/reviewed", "--set", "seed=1", "--force")
+    assert done.returncode == 2
+    assert "fail  run folder  no" in done.stderr
+    assert "mend what fails above" in done.stderr
+    assert not (home / "record").exists()
+    asked = (home / "record-doctor").read_text()
+    assert asked == "doctor runs/reviewed --run-dir runs/reviewed --quick --quiet --set seed=1 "
+
+
 @pytest.mark.parametrize(
     ("job", "made", "cancelled"),
     [

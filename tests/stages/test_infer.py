@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from affine import Affine
-from front_door import copied, good
+from front_door import CONFIG, call, clean_message, copied, good
 from small_runs import settings
 from untrained import untrained
 from worlds import together
@@ -38,6 +38,7 @@ from cloudjob.stages import infer
 FIRST = "S2B_MSIL2A_20240310T222035_N0510_R122_T05WPS_20240311T012735"
 SECOND = "S2B_MSIL2A_20240311T222035_N0510_R122_T05WPS_20240312T012735"
 NEAR = "S2A_MSIL2A_20240304T222541_N0510_R029_T05WPS_20240305T001122"
+OLD = "S2A_MSIL2A_20240130T222541_N0510_R029_T05WPS_20240131T001122"
 FAR = "S2A_MSIL2A_20240320T222541_N0510_R029_T05WPS_20240321T001122"
 HEIGHT, WIDTH = 40, 56
 
@@ -49,11 +50,12 @@ def small(monkeypatch, torch_threads):
     monkeypatch.setattr(networks, "PRESETS", (*networks.PRESETS, "speck"))
 
 
-def row(cloudy: str, *, reference: str | None = FAR) -> dict:
+def row(cloudy: str, *, reference: str | None = FAR, further: dict[str, float] | None = None) -> dict:
     name = f"pair of {cloudy}"
     days = {"days": -6.0, "reference_days": None if reference is None else 10.0}
     shown = {"shown": True, "accepted": True, "version": f"v {cloudy[-6:]}"}
-    return {"pair": name, "cloudy": cloudy, "clear": NEAR, "reference": reference} | days | shown
+    more = {} if further is None else {"further": [{"product": name, "days": days} for name, days in further.items()]}
+    return {"pair": name, "cloudy": cloudy, "clear": NEAR, "reference": reference} | days | shown | more
 
 
 @pytest.fixture
@@ -95,10 +97,28 @@ def chosen(trained: Path, *overrides: str) -> Config:
         ("nearest", row(FIRST), ["clear", "reference"]),
         ("nearest", row(FIRST, reference=None), ["clear"]),
         ("none", row(FIRST), []),
+        ("other", row(FIRST, further={"A": -16.0}), ["reference", "reference2"]),
+        ("other", row(FIRST, further={"A": -16.0, "B": 20.0}), ["reference", "reference2", "reference3"]),
+        ("nearest", row(FIRST, further={"A": -16.0}), ["clear", "reference", "reference2"]),
+        ("nearest", row(FIRST, further={"A": 8.0, "B": -5.0}), ["reference3", "clear", "reference2"]),  # nearest first
+        ("nearest", row(FIRST, reference=None, further={}), ["clear"]),
     ],
 )
 def test_which_clear_dates_the_model_is_shown(reference, pair, roles):
     assert infer._references(settings(f"infer.reference={reference}"), pair) == roles
+
+
+def test_further_dates_are_inputs_whose_masks_are_read(folder, trained):
+    """Of two further dates of the first pair, the second is too far to be shown, but has a say in the masks."""
+    write_jsonl(folder.pairs, [row(FIRST, further={SECOND: 1.0, OLD: -40.0}), row(SECOND)])
+    records.work(folder, "download", [Item("download", OLD, {}, {})], lambda item: ([folder.pairs], None))
+    folder.labels.mkdir(parents=True)
+    (folder.labels / f"{OLD}.tif").write_text("a mask by hand")
+    config = chosen(trained, "infer.reference=nearest")
+    item, _ = infer.items(config, folder)
+    assert {FIRST, NEAR, FAR, SECOND} < set(item.inputs)
+    assert OLD not in item.inputs
+    assert f"review/masks/{OLD}.tif" in item.inputs
 
 
 def test_an_item_is_made_of_its_products_its_network_and_its_pair(folder, trained):
@@ -163,8 +183,8 @@ class Bands:
         mask[5:25, 5:30] = CLOUD
         cloudy = np.full((4, HEIGHT, WIDTH), 9000, np.uint16)
         cloudy[:, mask == CLEAR] = 3000
-        reference = np.full_like(cloudy, 4000) if dates.shown else None
-        SceneConditions(cloudy, mask, mask, reference, 25.0, dates.days).save(folder)
+        references = tuple(np.full_like(cloudy, 4000 + 500 * number) for number in range(len(dates.shown)))
+        SceneConditions(cloudy, mask, mask, references, 25.0, dates.days).save(folder)
 
 
 @pytest.fixture
@@ -183,15 +203,17 @@ def bands(monkeypatch) -> Bands:
 @pytest.mark.parametrize(
     ("reference", "pair", "shown", "days"),
     [
-        ("nearest", row(FIRST), ("clear", "reference"), -6.0),
-        ("other", row(FIRST), ("reference",), 10.0),
-        ("none", row(FIRST), (), None),
-        ("other", row(FIRST, reference=None), (), None),
+        ("nearest", row(FIRST), ("clear", "reference"), (-6.0, 10.0)),
+        ("nearest", row(FIRST, further={SECOND: 1.0}), ("reference2", "clear", "reference"), (1.0, -6.0, 10.0)),
+        ("other", row(FIRST), ("reference",), (10.0,)),
+        ("none", row(FIRST), (), ()),
+        ("other", row(FIRST, reference=None), (), ()),
     ],
 )
 def test_all_dates_of_a_pair_vote_on_masks_and_some_are_shown(folder, trained, bands, reference, pair, shown, days):
     found = infer._dates(chosen(trained, f"infer.reference={reference}", "masks.cloud_m=70"), folder, pair)
     named = {"cloudy": FIRST, "clear": NEAR} | ({"reference": FAR} if pair["reference"] else {})
+    named |= {"reference2": SECOND} if "further" in pair else {}
     assert {role: product.folder for role, product in found.products.items()} == {
         role: folder.safe(name) for role, name in named.items()
     }
@@ -275,7 +297,7 @@ def test_progress_within_a_scene_is_told(folder, trained, bands):
     assert shares == sorted(shares)
     assert told[0] == (0.0025, f"infer: 0 of 2 ({FIRST}: checking 50%)")
     assert (0.1, f"infer: 0 of 2 ({FIRST}: decoding 100%)") in told
-    assert (0.25 + 0.65 / 4) / 2 in shares  # the first of four tiles of the first of two scenes
+    assert (0.4 + 0.5 / 4) / 2 in shares  # the first of four tiles of the first of two scenes
     assert told[-1] == (1.0, f"infer: 2 of 2 ({SECOND})")
 
 
@@ -437,3 +459,28 @@ def test_from_pair_on_a_product_without_a_clear_date_goes_through(finished, tmp_
             assert (file.attrs["source_products"] == name) == (name in alone)
     assert "infer: 0 done, 3 skipped" in good("infer", run.root).stderr
     assert "evaluate: 1 done" in good("evaluate", run.root).stderr
+
+
+@pytest.mark.slow
+def test_a_run_without_any_clear_product_is_restored_by_a_network_from_elsewhere(tmp_path):
+    """No pair, and so nothing to train on."""
+    run, trained = RunFolder(tmp_path / "run"), untrained(tmp_path)
+    alone = ["search.clear.start=2024-05-01", "search.clear.end=2024-05-30", f"infer.checkpoint={trained}"]
+    overrides = [part for each in alone for part in ("--set", each)]
+    good("search", CONFIG, "--run-dir", run.root, *overrides)
+    for stage in ("preview", "pair", "review", "download"):
+        done = good(stage, run.root)
+        if stage == "pair":
+            assert "0 pairs of 0 candidates accepted, 3 products that no clear date suits" in done.stderr
+            assert "no clear product of this tile" in done.stderr
+    done = good("infer", run.root)
+    assert "infer: 3 done" in done.stderr
+    names = [json.loads(line)["cloudy"] for line in run.pairs.read_text().splitlines()]
+    for name in names:
+        said = "has no acceptable clear date, and is restored from itself alone: no clear product of this tile"
+        assert f"infer: {name} {said}" in done.stderr
+        with h5py.File(run.output(name, ".h5")) as file:
+            assert (file["reconstructed"][...] == 1).any()
+    refused = call("pair", run.root, "--set", "infer.checkpoint=null")
+    clean_message(refused, 2, "none of 0 candidates", "--set infer.checkpoint=PATH of a trained network")
+    clean_message(call("pair", run.root, "--set", f"infer.checkpoint={trained}", "--set", "infer.unpaired=false"), 2)

@@ -24,7 +24,7 @@ def test_a_pair_that_an_older_version_made_is_not_made_again(tmp_path):
     folder = RunFolder(tmp_path)
     rows = [{"product": name, "tile": "05WPS", "roles": [role]} for name, role in (("A", "cloudy"), ("B", "clear"))]
     files.write_jsonl(folder.scenes, rows)
-    (item,) = pair.items(source.load(CONFIG, [])[0], folder)
+    (item,) = pair.items(source.load(CONFIG, ["pair.references=1"])[0], folder)
     rules = {key: value for key, value in item.config["pair"].items() if key not in ("min_days", "references")}
     old = Item("pair", item.name, item.config | {"pair": rules}, item.inputs)
     records.work(folder, "pair", [old], lambda _: ([], []))

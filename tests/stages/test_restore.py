@@ -127,6 +127,20 @@ def test_clear_dates_on_other_pixels_are_brought_onto_the_image(run, here):
     assert item["properties"]["cloudjob:source_products"] == "mine_2024-05-10 clear_2024-05-05 later"
 
 
+@pytest.mark.slow
+def test_at_most_three_clear_dates_are_shown_and_that_is_said(run, here):
+    write(here / "mine.tif", IMAGE, **UTM)
+    names = [f"clear{number}_2024-05-{number:02d}.tif" for number in range(1, 5)]
+    for name in names:
+        write(here / name, ground(), **UTM)
+    done = run("mine.tif", "--mask", "mask.tif", *(part for name in names for part in ("--clear", name)))
+    assert done.returncode == 0, done.stderr
+    said = "at most 3 clear dates are shown to the network; left out: clear4_2024-05-04.tif"
+    assert said in done.stderr
+    item = json.loads(Path("out/mine/mine.json").read_text())
+    assert item["properties"]["cloudjob:source_products"].split()[1:] == [Path(name).stem for name in names[:3]]
+
+
 # --- products ----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_the_same_pixels_give_the_bytes_of_infer(finished, tmp_path, monkeypatch):
@@ -174,6 +188,20 @@ def test_the_same_command_does_nothing_more_and_another_says_what_is_made_again(
     assert "mine is made again (output mine/mine.png is gone)" in run("mine.tif", "--members", "2").stderr
 
 
+def test_an_image_is_another_one_where_what_it_refers_to_is(asked, here):
+    """A VRT, which GDAL makes of bands in files of their own."""
+    from rasterio.shutil import copy
+
+    write(here / "mine.tif", IMAGE, **UTM)
+    copy("mine.tif", "mine.vrt", driver="VRT")
+    (before, again) = (restore._digest(asked("mine.vrt")["mine"].image) for _ in range(2))
+    assert before == again
+    (here / "mine.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")  # as a viewer leaves it
+    assert restore._digest(asked("mine.vrt")["mine"].image) == before
+    write(here / "mine.tif", IMAGE + 1e-3, **UTM)
+    assert restore._digest(asked("mine.vrt")["mine"].image) != before
+
+
 @pytest.mark.slow
 def test_what_was_restored_before_a_stop_is_kept(trained, here, monkeypatch):
     from cloudjob.errors import InterruptedJob
@@ -184,8 +212,8 @@ def test_what_was_restored_before_a_stop_is_kept(trained, here, monkeypatch):
     write(here / "mine.tif", image, **UTM)
     request = restore.Request(images=[Path("mine.tif")], checkpoint=trained)
     folder = ResultsFolder(Path("out"))
-    scenes, asked = restore.look(request, folder), []
-    folder.stop_requested = lambda: len(asked) > 3 or asked.append(1)
+    scenes = restore.look(request, folder)
+    folder.stop_requested = lambda: any(Path("out/.cloudjob/tiles").glob("mine@*/tile-*.npy"))
     with pytest.raises(InterruptedJob):
         restore.run(request, scenes, folder)
     kept = list(Path("out/.cloudjob/tiles").glob("mine@*/tile-*.npy"))
@@ -237,16 +265,26 @@ MISTAKES = {
     "two of one name": (["mine.tif", "sub/mine.tif"], {}, r"mine\.tif and sub/mine\.tif would both become mine"),
     "twice": (["mine.tif", "mine.tif"], {}, "would both become mine"),
     "not there": (["no.tif"], {}, r"no\.tif: no such file or folder"),
-    "no product": (["sub"], {}, r"sub/MTD_MSIL2A\.xml: missing"),
+    "no product": (["sub"], {}, r"sub/MTD_MSIL2A\.xml: missing; a folder or archive must be"),
     "no image": (["text.tif"], {}, "not readable as an image"),
     "no checkpoint": (["mine.tif"], {"checkpoint": Path("no.pt")}, r"checkpoint no\.pt: no such file"),
     "members": (["mine.tif"], {"members": 65}, "--members 65: 1 to 64"),
+    "a band twice": (["mine.tif"], {"bands": "1,2,3,3"}, "one of them twice"),
+    "three bands": (["mask.tif"], {}, r"mask\.tif has 1 bands \(1\), and four are needed.*rio stack"),
+    "scale": (["mine.tif"], {"scale": 0.0}, "scale 0 and offset 0 give no reflectance"),
+    "scale of nothing": (["mine.tif"], {"scale": float("nan")}, "scale nan and offset 0 give no reflectance"),
+    "scale of percent": (["mine.tif"], {"scale": 100.0}, "its reflectance is about .*, and should lie between 0 and 1"),
+    "offset": (["mine.tif"], {"scale": 1e-4, "offset": -1000.0}, "its reflectance is about -1e.03"),
+    "offset without end": (["mine.tif"], {"offset": float("inf")}, "scale 1 and offset inf give no reflectance"),
+    "a distant file": (["https:/x.org/a.tif"], {}, "no such file or folder; fetch it first"),
+    "a clear date of itself": (["mine.tif"], {"clear": [Path("mine.tif")]}, "is the image itself"),
+    "mask of bands": (["mine.tif"], {"mask": Path("bare.tif")}, r"bare\.tif: has 4 bands, and a mask has one"),
     "bands": (["mine.tif"], {"bands": "1,2,3,7"}, r"mine\.tif has no band 7; it has 1 \(B04\)"),
     "nameless": (["bare.tif"], {}, "does not tell which of its bands are which"),
     "mask of several": (["mine.tif", "bare.tif"], {"mask": Path("mask.tif")}, "is the mask of one image"),
     "mask without values": (["mine.tif"], {"mask": Path("three.tif")}, "nobody says what its values 1, 2, 3 mean"),
     "mask elsewhere": (["mine.tif"], {"mask": Path("far.tif")}, "shows other ground"),
-    "clear date elsewhere": (["mine.tif"], {"clear": [Path("far.tif")], "bands": "1,1,1,1"}, "shows other ground"),
+    "clear date elsewhere": (["mine.tif"], {"clear": [Path("away.tif")]}, "shows other ground"),
     "clear date of no place": (["mine.tif"], {"clear": [Path("small.tif")]}, "9 x 9 pixels, the image has 60 x 70"),
 }
 
@@ -260,6 +298,7 @@ def test_a_mistake_is_named_before_anything_is_written(asked, here, mistake):
     write(here / "bare.tif", IMAGE, names=None, **UTM)
     write(here / "small.tif", GROUND[:, :9, :9])
     write(here / "three.tif", np.arange(4200, dtype=np.uint8).reshape(1, 60, 70) % 3 + 1, names=None, **UTM)
+    write(here / "away.tif", IMAGE, crs="EPSG:32633", transform=UTM["transform"])
     write(here / "far.tif", np.ones((1, 60, 70), np.float32), names=None, crs="EPSG:32633", transform=UTM["transform"])
     (here / "text.tif").write_text("text")
     with pytest.raises(cloudjob.errors.ConfigError, match=why) as caught:
@@ -294,7 +333,7 @@ def test_names_of_results(name, called):
 
 
 @pytest.mark.slow
-def test_a_mistake_of_the_command_line_ends_with_2_and_one_message(run, here):
+def test_a_mistake_of_the_command_line_ends_with_2_and_one_message(run, here, trained):
     write(here / "mine.tif", IMAGE, **UTM)
     clean_message(run("mine.tif", "--mask-values", "fmask"), 2, "give one with --mask")
     clean_message(
@@ -305,6 +344,8 @@ def test_a_mistake_of_the_command_line_ends_with_2_and_one_message(run, here):
     assert not Path("out").exists()
     Path("out").write_text("")
     clean_message(run("mine.tif"), 2, "--out out is a file")
+    below = call("restore", "mine.tif", "--checkpoint", trained, "--out", "out/below")
+    clean_message(below, 2, "out/below cannot be written to (Not a directory)", "with --out")
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import time
 from datetime import date
 from pathlib import Path
@@ -11,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import rasterio
+from browsing import chromium
 from examples import examples
 from front_door import CONFIG, copied, good
 from hypothesis import given
@@ -29,7 +32,6 @@ from cloudjob.sentinel2 import masks
 from cloudjob.sentinel2.product import Product
 from cloudjob.stages import review
 
-BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")  # Debian's chromium and chromium-driver
 HEAD = ",".join(COLUMNS)
 
 
@@ -126,12 +128,13 @@ def on_page(run: Path) -> dict:
 def test_every_measure_reason_candidate_and_picture_is_on_the_page(run):
     page = on_page(run)
     known = {"pair", "cloudy", "clear", "version", "accepted", "shown", "reasons", "reference", "reference_days"}
+    known |= {"further", "further_of_ground"}
     rows = RunFolder(run).rows(run / "pairs.jsonl", stage="pair")
     assert {key for row in rows for key in row} == known | set(MEASURES)
     assert [pair["accepted"] for pair in page["pairs"]].count(False) == 1
     for row, pair in zip((row for row in rows if row["shown"]), page["pairs"], strict=True):
         assert (row["pair"], row["version"], row["reasons"]) == (pair["pair"], pair["version"], pair["reasons"])
-        assert len(pair["measures"]) == len(MEASURES) + 2
+        assert (len(pair["values"]), len(pair["more"])) == (len(MEASURES), 2)
         assert [other["clear"] for other in pair["others"]] == [
             other["clear"] for other in rows if other["cloudy"] == row["cloudy"] and not other["shown"]
         ]
@@ -241,22 +244,8 @@ def test_a_corrected_mask_counts_in_pair_shard_infer_and_the_report_whatever_the
 @pytest.fixture
 def browser(tmp_path):
     """A headless Chromium that downloads into `tmp_path`, and goes whatever happens."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (BROWSER.exists() and DRIVER.exists()):
-        pytest.skip(f"no {BROWSER} and {DRIVER}: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
-    switches = "headless=new no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update"
-    switches += f" disable-sync disable-quic window-size=1400,900 user-data-dir={tmp_path / 'profile'}"
-    for switch in switches.split():
-        options.add_argument(f"--{switch}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with chromium(tmp_path) as found:
+        yield found
 
 
 class Page:
@@ -328,6 +317,7 @@ def by_rule(run: Path) -> int:
 
 @pytest.mark.slow
 def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
+    cloudjob("review", copy)  # its page names the folder that it lies in
     page, bad = Page(browser, copy), by_rule(copy)
     good, other = (n for n in range(3) if n != bad)
     pairs = names(copy)
@@ -342,6 +332,7 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
     assert page.outcomes()[bad] == '✓ accepted by Ada: thin, but "good" ≠ rule'
     assert page.count() == "2 of 3 decided · 2 accepted, 1 rejected · 2 ≠ rule"
     file = page.export(tmp_path)
+    command = page.find("#status").text.splitlines()[1]
     rows = {row["pair"]: row for row in written(file)}
     assert [rows[name]["decision"] for name in (pairs[good], pairs[bad], pairs[other])] == [
         "reject",
@@ -350,7 +341,11 @@ def test_decided_on_the_page_exported_and_fed_back(browser, copy, tmp_path):
     ]
     assert [rows[name]["reviewer"] for name in (pairs[good], pairs[bad], pairs[other])] == ["Ada", "Ada", "rule"]
 
-    assert "2 accepted, 1 rejected, 2 of them by a person" in cloudjob("review", copy, "--apply", file)
+    (tmp_path / "Downloads").mkdir()
+    shutil.copy(file, tmp_path / "Downloads")
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, shell=True, cwd="/", env=home, capture_output=True, text=True, check=False)
+    assert "2 accepted, 1 rejected, 2 of them by a person" in done.stderr
     accepted = [row["pair"] for row in decisions.accepted_pairs(RunFolder(copy))]
     assert accepted == [name for name in pairs if name != pairs[good]]
     assert written(copy / "review" / "decisions.csv") == written(file)

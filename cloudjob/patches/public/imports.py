@@ -12,8 +12,8 @@ from cloudjob.patches import shard_writer
 from cloudjob.patches.public import allclear, sen2mtc, sen12mscr, sen12mscrts
 from cloudjob.patches.public.samples import L1C, Found, Rules, Sample, Triplet, cloud_share
 from cloudjob.patches.shards import EACH
-from cloudjob.patches.splits import CLEAR_DATE, REFERENCES
-from cloudjob.pixels import EMPTY_DN, NO_DATA
+from cloudjob.patches.splits import CLEAR_DATE
+from cloudjob.pixels import EMPTY_DN, NO_DATA, REFERENCES
 from cloudjob.sentinel2 import masks
 
 _MOST = 500  # samples of a shard; 550 MB without references
