@@ -1,5 +1,7 @@
 """What keeps a program ahead of the device that computes for it: constants that lie there, and questions not asked."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -16,6 +18,24 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 @lru_cache(256)
 def _constant(values: tuple[float, ...], device: torch.device, kind: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=kind, device=device)[:, None, None]
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on the device, to which they are sent without waiting for it."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Within it a GPU rounds the factors of float32 products to nothing less, whatever it may do elsewhere."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def answers(tensor: Tensor) -> bool:

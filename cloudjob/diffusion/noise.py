@@ -102,7 +102,7 @@ def field(
 
 def uniform_field(seed: int, *, rows: range, cols: range, device: torch.device | str = "cpu") -> Tensor:
     """A window of a scene's uniform numbers in (0, 1): float32 (rows, cols), keyed as `field`."""
-    row = _mix(torch.arange(rows.start, rows.stop) * _signed(_GAMMA) + _signed(_stem(seed, "uniform"))).to(device)
+    row = _mix(torch.arange(rows.start, rows.stop, device=device) * _signed(_GAMMA) + _signed(_stem(seed, "uniform")))
     col = torch.arange(cols.start, cols.stop, device=device) * _signed(_GAMMA)
     return (((_mix(row[:, None] + col) >> 41) & (2**23 - 1)).float() + 0.5) / 2**23
 

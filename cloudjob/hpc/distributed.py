@@ -304,13 +304,6 @@ def max_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU on the device, to which they are sent without waiting for it."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
 def asked_for(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """(values on the CPU, what tells that they have arrived there); None where they have."""
     if values.device.type != "cuda":

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cloudjob.diffusion.device import sent
 from cloudjob.hpc import distributed
 
 
@@ -48,7 +49,7 @@ class Agreement:
         """() float32 on the device: 1 where all ranks skip this step, that after `seen` samples. A collective call."""
         bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         votes = [wishes.stop, self.first and wishes.save, self.first and wishes.log]
-        mine = torch.cat([distributed.sent(torch.tensor(votes, dtype=torch.int32), self.device), bad.int().view(1)])
+        mine = torch.cat([sent(torch.tensor(votes, dtype=torch.int32), self.device), bad.int().view(1)])
         agreed = distributed.max_over_ranks(mine)
         self.open.append((*distributed.asked_for(agreed), seen))
         return agreed[-1].to(torch.float32)

@@ -1,5 +1,9 @@
-"""A step asks nothing of its device that the program would have to wait for: counted on torch's meta device."""
+"""What a step asks of its device that the program would have to wait for: nothing but which blocks the first guess by
+similar pixels is made of. Counted on torch's meta device, and where an answer is needed on the processor.
+"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -34,9 +38,19 @@ def arrays(count: int, size: int = 32) -> dict[str, np.ndarray]:
     return images | given | {"mask": mask, "donor": mask[:, ::-1].copy(), "reference": images["clear"]}
 
 
-def recipe(process: str) -> Recipe:
-    options = {"alpha": 0.5, "drift": (1.0, 0.1)} if process == "residual" else {}
+def recipe(process: str, **options) -> Recipe:
+    options |= {"alpha": 0.5, "drift": (1.0, 0.1)} if process == "residual" else {}
     return Recipe.of("tiny", process, mean=[0.2] * 4, std=[0.1] * 4, **options)
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """The processor is asked no more than a GPU would be, and given as much at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("batch", "clouds", "conditions", "similarity"):
+            patch.setattr(f"cloudjob.diffusion.{module}.answers", lambda tensor: False)
+        patch.setattr("cloudjob.diffusion.similarity._budget", lambda like: 2**27)
+        yield
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -53,6 +67,40 @@ def test_preparing_a_batch_neither_waits_nor_transfers_anything(process, share):
     others = {name: count for name, count in asked.names.items() if not name.startswith("launches")}
     assert others == {}
     assert asked.counts["launches"] > 100  # it was counted
+
+
+@pytest.mark.parametrize(("references", "most"), [(1, 1250), (3, 1560)])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_with_a_first_guess_by_similar_pixels_it_waits_once_for_the_blocks(references, most, share):
+    """And sends once which blocks it computes; however many there are, it launches as much."""
+    settings = replace(PLAIN, synthetic_clouds=share)
+    objective = Objective(recipe("corrective", first_guess="similar"), torch.nn.Identity(), settings)
+    given = arrays(4, 128)
+    for number in range(2, references + 1):
+        given |= {f"reference{number}": given["reference"].copy(), f"reference{number}_days": given["reference_days"]}
+        given[f"reference{number}"][:, :, 8 * number : 8 * number + 6] = 0  # so that there are patterns of dates
+    given["mask"][:, 20:110, 30:100] = CLOUD
+    zero, batch, samples = torch.zeros(4, 4, 128, 128), Batch.of(given), torch.arange(4)
+    with unasked():
+        for _ in range(2):
+            with Asked("cpu") as asked:
+                objective.recipe.loss(lambda x, level, told: zero, batch, seed=3, samples=samples, **objective.options)
+    others = {name: count for name, count in asked.names.items() if not name.startswith("launches")}
+    assert others == {"waits: numpy": 1, "to it: lift_fresh": 1}
+    assert asked.counts["launches"] <= most + 1020 * (share > 0)
+
+
+def test_the_counter_hears_of_every_way_to_wait():
+    some = torch.arange(6.0)
+    with Asked("cpu") as asked:
+        some[some > 2]
+        some[some > 2] = 1.0
+        some.sum().item(), bool(some.any()), some.tolist(), some.numpy(), some.nonzero()
+        torch.linalg.cholesky(torch.eye(2))
+        torch.linalg.cholesky_ex(torch.eye(2), check_errors=True)
+        torch.tensor([1.0, 2.0])
+    assert asked.counts["waits"] == 9, asked.names
+    assert asked.names["to it: lift_fresh"] == 2  # the value that was set, and the two numbers
 
 
 def test_a_batch_is_sent_once():
@@ -84,16 +132,14 @@ def test_of_a_whole_step_the_votes_alone_come_back(monkeypatch):
 
 
 def test_without_being_asked_a_device_does_the_same_to_a_sample():
-    """Symmetries and clouds, as a GPU and a compiled graph have them, against what a processor does."""
+    """Symmetries and clouds, as a GPU has them, against what a processor does."""
     batch, samples = Batch.of(arrays(16)), list(range(16))
 
     def prepared() -> Batch:
         return lay(batch.turned(seed=1, samples=samples), share=0.5, other_ground=0.5, seed=1, samples=samples)
 
     expected = prepared()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloudjob.diffusion.batch.answers", lambda tensor: False)
-        patch.setattr("cloudjob.diffusion.clouds.answers", lambda tensor: False)
+    with unasked():
         found = prepared()
     assert not torch.equal(expected.cloudy, batch.cloudy)
     for one, other in zip(found.tensors(), expected.tensors(), strict=True):
