@@ -174,6 +174,10 @@ class TrainConfig(Section):
         description="what the process starts from. similar: what clear pixels tell that are near, and alike on the "
         "other dates; surroundings: the nearest other date, shifted to agree with what is clear around",
     )
+    deviation: bool = Field(
+        True,
+        description="corrective, regression: the regression tells its own deviation too, and learns both by likelihood",
+    )
     alpha: float = Field(0.0, ge=0, le=10, description="residual: how strongly noise is drawn towards the cloudy image")
     prediction: Literal["noise", "x0", "v"] = Field("noise", description="ddpm: what the network puts out")
     schedule: Literal["linear", "cosine", "sigmoid"] = Field("linear", description="ddpm: of the noise")
@@ -253,9 +257,9 @@ class TrainConfig(Section):
     def options(self) -> dict:
         """The fields of the process that `diffusion.recipe` makes."""
         names: dict[str, list[str]] = {
-            "corrective": [],
+            "corrective": ["deviation"],
             "residual": ["alpha"],
-            "regression": [],
+            "regression": ["deviation"],
             "ddpm": ["prediction", "schedule", "zero_terminal_snr"],
             "ddpm-residual": ["prediction", "schedule", "zero_terminal_snr"],
         }

@@ -28,7 +28,7 @@ from cloudjob.pixels import BANDS
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KEPT = 2  # the newest checkpoints that are kept beside the milestones
 _MARK = b"\nsha256 of the above: "
 _TRAILER = len(_MARK) + 64 + 1
@@ -223,7 +223,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _migrated(state: dict[str, Any], version: int) -> dict[str, Any]:
     """The same state as this schema version has it."""
-    fixed: dict[str, Any] = {"first_guess": "surroundings"}  # what was not written down yet
+    fixed: dict[str, Any] = {"deviation": False}  # what was not written down yet
+    if version < 3:
+        fixed["first_guess"] = "surroundings"
     if version == 1:
         fixed |= {"betas": [0.9, 0.99], "weight_decay": 0.01}
     if version < SCHEMA_VERSION:

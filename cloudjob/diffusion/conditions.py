@@ -45,6 +45,10 @@ class Normalisation:
         """A difference of reflectances (..., bands, H, W) in normalised units."""
         return difference / constant(self.std, difference.device)
 
+    def unscaled(self, difference: Tensor) -> Tensor:
+        """Back to reflectance."""
+        return difference * constant(self.std, difference.device)
+
     def limits(self, low: float = -0.1, high: float = 2.0) -> tuple[Tensor, Tensor]:
         """The physical range of reflectance in normalised units, each (bands, 1, 1). Snow under a low sun exceeds 1."""
         pair = torch.tensor([low, high]).view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1)
@@ -79,6 +83,7 @@ class Conditions:
     sun_elevation: Tensor  # (N,) degrees, on the cloudy date
     reference_days: Tensor  # (N,) signed days from the target's date to the reference's
     target_days: Tensor  # (N,) signed days from the cloudy date to the target's: 0 but in training on real pairs
+    unit: Tensor | None = None  # (N, 4, H, W), the spread where a regression tells it
 
     @classmethod
     def of(cls, batch: Batch, *, norm: Normalisation, first_guess: str, guess: Guess | None = None) -> Self:
@@ -129,9 +134,9 @@ class Conditions:
         """A number per sample (N,) at each of its pixels, 0 where it is not known."""
         return value.nan_to_num(0)[:, None, None, None].expand_as(self.mask)
 
-    def anchored(self, anchor: Tensor) -> Self:
-        """With another first guess, which is as sure."""
-        return replace(self, anchor=anchor)
+    def anchored(self, anchor: Tensor, unit: Tensor | None = None) -> Self:
+        """With another first guess, which is as sure, or has a spread of its own, `unit`."""
+        return replace(self, anchor=anchor, unit=unit)
 
     def samples(self, numbers: list[int]) -> Self:
         """These samples alone, in this order; one may be asked for several times."""
@@ -144,7 +149,9 @@ class Conditions:
 
     def spread(self, clear: float, reference: float, nothing: float) -> Tensor:
         """(N, 1 or 4, H, W): how far the ground is from the anchor, in normalised units. Where the anchor tells its own
-        deviation, the numbers for hidden pixels are factors on it."""
+        deviation, the numbers for hidden pixels are factors on it; where a regression tells its own, that is it."""
+        if self.unit is not None:
+            return self.unit
         if self.deviation is None:
             return self.choose(clear, reference, nothing)
         hidden = torch.where(self.present, reference, nothing) * self.deviation
@@ -190,7 +197,10 @@ _FIRST: Channels = {
 }
 _OF_SIMILAR: Channels = {
     "dates": (1, lambda c: c.dates / 3),
-    "deviation": (1, lambda c: c.deviation.mean(1, keepdim=True).clamp(min=_LEAST).log()),
+    "deviation": (
+        1,
+        lambda c: (c.deviation if c.unit is None else c.unit).mean(1, keepdim=True).clamp(min=_LEAST).log(),
+    ),
     "depth": (1, lambda c: _depth(c.mask)),
 }
 _LAST: Channels = {"difference": (BAND_COUNT, lambda c: c.cloudy - c.anchor)}  # the networks put out a share of it

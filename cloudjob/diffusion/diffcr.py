@@ -19,12 +19,13 @@ EMBEDDING = 256
 _LEVELS = 4  # times that the image is halved, each doubling the channels
 
 
-def build(preset: str, *, condition_channels: int) -> "DiffCR":
+def build(preset: str, *, condition_channels: int, deviation: bool = False) -> "DiffCR":
     """The network of one of WIDTHS. The dates come before what tells one table of CHANNELS from another."""
     table = CHANNELS["similar"]
     widths = [width for width, _ in table.values()]
     first = {name: sum(widths[:number]) for number, name in enumerate(table)}
-    return DiffCR(WIDTHS[preset], condition_channels=condition_channels, dates=tuple(first[name] for name in DATES))
+    dates = tuple(first[name] for name in DATES)
+    return DiffCR(WIDTHS[preset], condition_channels=condition_channels, dates=dates, images=1 + deviation)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -76,7 +77,15 @@ class DiffCR(nn.Module):
 
     stride = 2**_LEVELS
 
-    def __init__(self, width: int, *, condition_channels: int, dates: tuple[int, ...], bands: int = BAND_COUNT):
+    def __init__(
+        self,
+        width: int,
+        *,
+        condition_channels: int,
+        dates: tuple[int, ...],
+        bands: int = BAND_COUNT,
+        images: int = 1,  # that it puts out
+    ):
         super().__init__()
         self.images = [list(range(first, first + bands)) for first in dates]
         self.shared = sorted(set(range(condition_channels)).difference(*self.images))
@@ -95,7 +104,7 @@ class DiffCR(nn.Module):
             for channels in reversed(widths[1:])
         )
         self.decoder = nn.ModuleList(Block(channels, timed=True) for channels in reversed(fine))
-        self.head = nn.Conv2d(width, bands, 3, padding=1)
+        self.head = nn.Conv2d(width, images * bands, 3, padding=1)
 
     def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
         x, level = noisy_or_empty(x, level, conditions)

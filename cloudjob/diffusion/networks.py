@@ -40,15 +40,16 @@ SIZES = {
 PRESETS = (*SIZES, *diffcr.WIDTHS, "notebook-2025")
 
 
-def build(preset: str, *, condition_channels: int) -> nn.Module:
-    """A freshly initialised network (from torch's global generator)."""
+def build(preset: str, *, condition_channels: int, deviation: bool = False) -> nn.Module:
+    """A freshly initialised network (from torch's global generator). With `deviation` it puts out (N, 8, H, W): beside
+    the image the logarithm of its deviation."""
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r}: must be one of {', '.join(PRESETS)}")
     if preset == "notebook-2025":
         return NotebookUNet()
     if preset in diffcr.WIDTHS:
-        return diffcr.build(preset, condition_channels=condition_channels)
-    return UNet(SIZES[preset], condition_channels=condition_channels)
+        return diffcr.build(preset, condition_channels=condition_channels, deviation=deviation)
+    return UNet(SIZES[preset], condition_channels=condition_channels, deviation=deviation)
 
 
 def describe(preset: str, size: int, *, condition_channels: int) -> dict[str, int]:
@@ -178,10 +179,11 @@ class UNet(nn.Module):
 
     Skips are added, which beat concatenation in DiffCR's ablation. The output is, at each pixel, a value, a gain on x
     and a share of the difference: what is left of the noise, or seen of the ground through thin cloud and shadow, is
-    taken at full resolution, however narrow the network.
+    taken at full resolution, however narrow the network. One that tells its deviation is a regression and has no x: the
+    gain is a gate on all of it, by which it learns to keep silent where nothing can be known.
     """
 
-    def __init__(self, size: Size, *, condition_channels: int):
+    def __init__(self, size: Size, *, condition_channels: int, deviation: bool = False):
         super().__init__()
         widths = size.widths
         self.stride = CELL * 2 ** (len(widths) - 1)
@@ -201,7 +203,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(stage(width) for width in reversed(widths))
         self.attention = Attention(widths[-1]) if size.attention else nn.Identity()
         self.norm = Norm(widths[0])
-        self.head = nn.Conv2d(widths[0], 3 * BAND_COUNT * CELL**2, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], (3 + deviation) * BAND_COUNT * CELL**2, 3, padding=1)
         _zero(self.head)
 
     def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
@@ -221,8 +223,9 @@ class UNet(nn.Module):
             if index:
                 h = self.up[index - 1](F.interpolate(h, scale_factor=2.0, mode="nearest")) + skips[-1 - index]
             h = _through(blocks, h, embedding)
-        value, gain, share = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).chunk(3, 1)
-        return value + gain * x + share * conditions[:, -BAND_COUNT:]
+        value, gain, share, *deviation = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).split(BAND_COUNT, 1)
+        found = value + share * conditions[:, -BAND_COUNT:]
+        return torch.cat([gain.sigmoid() * found, *deviation], 1) if deviation else found + gain * x
 
 
 class MeanAndDetail(nn.Module):

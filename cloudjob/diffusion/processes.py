@@ -7,7 +7,7 @@ own deviation, how many of these it is on hidden pixels. So r = (x0 - anchor) / 
 and noise that is left over is small where the guess is good.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from cloudjob.pixels import CLEAR, NO_DATA
 Limits = tuple[Tensor, Tensor]  # physical range, each broadcastable to (N, 4, H, W)
 Spread = tuple[float, float, float]
 _LEAST_SPREAD = 0.05  # in normalised units: noise is never as small as the last digit
+_MOST_LOG = 4.0  # of a deviation that a network tells, in units of the spread
 
 
 @torch.compiler.assume_constant_result
@@ -43,6 +44,12 @@ class Terms(NamedTuple):
     level: Tensor  # (N,) what the network was told of the noise: 0 least, 1 most
     scale: Tensor | float  # of an error of 1 in the prediction, in x0; broadcastable to the target, as is the weight
     weight: Tensor | float = 1.0
+    log_deviation: Tensor | None = None  # that of the target from the prediction, where the network tells it
+
+    @property
+    def trusted(self) -> Tensor | float:
+        """The weight of the squared error: less where the network tells that it is large."""
+        return self.weight if self.log_deviation is None else self.weight * (-2 * self.log_deviation).exp()
 
 
 def measure_spread(clean: Tensor, conditions: Conditions, bare: Conditions, valid: Tensor) -> Spread:
@@ -59,27 +66,48 @@ def measure_spread(clean: Tensor, conditions: Conditions, bare: Conditions, vali
 
 @dataclass(frozen=True)
 class Regression:
-    """r at once, from the conditions alone: the mean of what the ground may be, and so smooth where little is known."""
+    """r at once, from the conditions alone: the mean of what the ground may be, and so smooth where little is known.
+
+    With `deviation` the network also tells how far r may be from that, and learns both by the likelihood of a Gaussian
+    (Nix & Weigend 1994): pixels of which nobody can know more do not drown what can be learned of others.
+    """
 
     spread: Spread
+    deviation: bool = False
 
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
+        r, log_deviation = self._predict(network, conditions)
         spread = conditions.spread(*self.spread)
         target = (clean - conditions.anchor) / spread
-        output = network(None, None, conditions.channels(spread)).float()
-        return [Terms(output, target, level=target.new_ones(len(target)), scale=spread)]
+        level = target.new_ones(len(target))
+        return [Terms(r, target, level, scale=spread, log_deviation=log_deviation)]
 
     @torch.no_grad()
     def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **_: Any) -> Tensor:
         """The same whatever the noise and the steps."""
-        told = conditions.channels(conditions.spread(*self.spread))
-        return self.place(network(None, None, told).float(), conditions).clamp(*limits)
+        return self.guessed(network, conditions, limits=limits).anchor
 
-    def place(self, r: Tensor, conditions: Conditions) -> Tensor:
-        """The image that r means."""
-        return conditions.anchor + conditions.spread(*self.spread) * r
+    def guessed(self, network: nn.Module, conditions: Conditions, *, limits: Limits) -> Conditions:
+        """The conditions with this for first guess."""
+        r, log_deviation = self._predict(network, conditions)
+        found = self.place(r, log_deviation, conditions)
+        return replace(found, anchor=found.anchor.clamp(*limits))
+
+    def _predict(self, network: nn.Module, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
+        """r, and the logarithm of its deviation, None where the network tells none; (N, 4, H, W) each."""
+        output = network(None, None, conditions.channels(conditions.spread(*self.spread))).float()
+        if not self.deviation:
+            return output, None
+        r, log_deviation = output.chunk(2, 1)
+        return r, _MOST_LOG * (log_deviation / _MOST_LOG).tanh()
+
+    def place(self, r: Tensor, log_deviation: Tensor | None, conditions: Conditions) -> Conditions:
+        """The conditions with what r means for first guess, and its deviation, where that is told, for spread."""
+        spread = conditions.spread(*self.spread)
+        unit = None if log_deviation is None else spread * log_deviation.exp()
+        return conditions.anchored(conditions.anchor + spread * r, unit)
 
 
 @dataclass(frozen=True)
@@ -181,18 +209,24 @@ class Corrective(Residual):
 
     sigma_max: float = 10.0  # nothing large is left
     share_at_max: float = 0.05
+    deviation: bool = False  # of the regression, which then is the spread of what it leaves
+
+    @property
+    def regression(self) -> Regression:
+        return Regression(self.spread, self.deviation)
 
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
-        regression = Regression(self.spread)
-        (mean,) = regression.loss_terms(network, clean, conditions, seed=seed, indices=indices)
-        guessed = conditions.anchored(regression.place(mean.prediction.detach(), conditions))
+        (mean,) = self.regression.loss_terms(network, clean, conditions, seed=seed, indices=indices)
+        told = None if mean.log_deviation is None else mean.log_deviation.detach()
+        guessed = self.regression.place(mean.prediction.detach(), told, conditions)
         return [mean, *super().loss_terms(network, clean, guessed, seed=seed, indices=indices)]
 
+    @torch.no_grad()
     def guessed(self, network: nn.Module, conditions: Conditions, *, limits: Limits) -> Conditions:
         """The conditions with the regression for first guess, from which `sample` goes on."""
-        return conditions.anchored(Regression(self.spread).sample(network, conditions, limits=limits))
+        return self.regression.guessed(network, conditions, limits=limits)
 
 
 def measure_drift(clean: Tensor, conditions: Conditions, valid: Tensor, spread: Spread) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """A recipe: network, process and normalisation that belong together, as a configuration or checkpoint names them."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -84,10 +85,9 @@ class Recipe:
     def network(self) -> nn.Module:
         """Freshly initialised."""
 
-        def build() -> nn.Module:
-            return networks.build(self.preset, condition_channels=channel_count(self.first_guess))
-
-        return networks.MeanAndDetail(build(), build()) if isinstance(self.process, Corrective) else build()
+        build = partial(networks.build, self.preset, condition_channels=channel_count(self.first_guess))
+        first = build(deviation=getattr(self.process, "deviation", False))
+        return networks.MeanAndDetail(first, build()) if isinstance(self.process, Corrective) else first
 
     def sampler(self, wanted: str) -> str:
         """`wanted`, one of SAMPLERS; "auto" is the one that suits the process."""
@@ -145,7 +145,9 @@ class Recipe:
         weights = losses.pixel_weights(batch.classes, batch.target_valid, clear_weight=clear_weight)
         total = weights.new_zeros(())
         for part in terms:
-            total = total + losses.weighted_mse(part.prediction, part.target, weights * part.weight)
+            total = total + losses.weighted_mse(part.prediction, part.target, weights * part.trusted)
+            if part.log_deviation is not None:  # half of it is the logarithm of a Gaussian's likelihood
+                total = total + 2 * (weights * part.weight * part.log_deviation).mean()
         return total
 
     def told(self, network: nn.Module, batch: Batch, *, guess: Guess | None = None) -> Conditions:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import Conditions, Guess
-from cloudjob.diffusion.processes import Regression
+from cloudjob.diffusion.processes import Corrective, Regression
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.pixels import BANDS, HIDDEN
 from cloudjob.restoration.tiles import Tile
@@ -27,6 +27,7 @@ class Restorer:
         self.low_precision = low_precision
         self.device = next(network.parameters()).device
         self.single = isinstance(recipe.process, Regression)  # no noise, and so no ensemble
+        self.regresses = isinstance(recipe.process, Corrective)  # before it draws
 
     @property
     def sampling(self) -> dict:
@@ -43,6 +44,18 @@ class Restorer:
     def members(self, batch: Batch, numbers: list[int], count: int) -> NDArray:
         """(M, N, 4, H, W) float32 reflectance: the first `count` members of the ensemble."""
         return self._restored(batch, numbers, list(range(count)), self.steps)
+
+    def regression(self, batch: Batch) -> tuple[NDArray, NDArray | None]:
+        """(mean, deviation) of the ground of triplets as the regression has them that the members start from, each
+        (N, 4, H, W) float32 reflectance; no deviation where it tells none. Only where a restorer `regresses`."""
+        means, deviations = [], []
+        for first in range(0, len(batch), _AT_ONCE):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+                told = self.recipe.told(self.network, batch[first : first + _AT_ONCE])
+            means.append(self.recipe.norm.inverse(told.anchor).cpu())
+            if told.unit is not None:
+                deviations.append(self.recipe.norm.unscaled(told.unit).cpu())
+        return torch.cat(means).numpy(), torch.cat(deviations).numpy() if deviations else None
 
     def _restored(self, batch: Batch, numbers: list[int], members: list[int], steps: int) -> NDArray:
         """What members have in common is computed once for all of them."""

@@ -17,6 +17,7 @@ _USED = {
     "reference": ("reference", "present", "anchor"),
 }
 _NOTHING = 0.97  # of the loss of an output of zero; above, the network has learned nothing worth a name
+_SEEN = 0.03  # in normalised units: noise below is less than the sensor's
 
 
 @torch.no_grad()
@@ -41,8 +42,8 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
             for part in recipe.terms(run, batch, seed=seed, samples=samples, conditions=conditions):
                 error = part.prediction.float() - part.target
                 squares = (
-                    part.weight * error.square(),
-                    part.weight * part.target.square(),
+                    part.trusted * error.square(),
+                    part.trusted * part.target.square(),
                     (part.scale * error).square(),
                 )
                 means = [(valid * x).flatten(1).double().mean(1) for x in squares]
@@ -84,7 +85,7 @@ def warnings(found: dict, *, share: float) -> list[str]:
             "the images will be noise, or nothing but the first guess. Look at train.lr, at the values of the shards "
             "(cloudjob shard --stats), and at train.process: noise prediction learns last of all"
         )
-    elif share >= 0.25 and levels[0] > _NOTHING:
+    elif share >= 0.25 and levels[0] > _NOTHING and next(x for x in found["x0_error"] if x is not None) > _SEEN:
         said.append(
             f"after {share:.0%} of the training nothing is learned at low noise ({levels[0]:.2f} of the loss of an "
             "output of zero): a layer of noise will stay on the images. Train longer, or take train.process=residual"

@@ -36,6 +36,23 @@ def ours(
     return found, every if members > 1 else None
 
 
+def regression(
+    restorer: Restorer, batch: Batch, numbers: list[int], *, members: int
+) -> tuple[dict[str, NDArray], NDArray | None]:
+    """As `ours`, of the regression that its members start from, where it has one: its members are drawn from the
+    Gaussian that it tells, each pixel by itself. What diffusion adds is told by the scores of both."""
+    if not restorer.regresses:
+        return {}, None
+    mean, deviation = restorer.regression(batch)
+    found = {"ours_regression": np.where(np.isin(batch.mask.cpu(), HIDDEN)[:, None], mean, batch.cloudy.cpu())}
+    if deviation is None or members < 2:
+        return found, None
+    drawn = (
+        np.random.default_rng(number).standard_normal((members, *mean.shape[1:]), np.float32) for number in numbers
+    )
+    return found, mean + deviation * np.stack(list(drawn), 1)
+
+
 def one_date(cloudy: NDArray, mask: NDArray) -> dict[str, NDArray]:
     """What the cloudy date (N, 4, H, W) alone gives without learning, by method."""
     fills: dict[str, Callable] = {"mean_fill": baselines.mean_fill, "smooth_fill": baselines.smooth_fill}

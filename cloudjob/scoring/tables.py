@@ -9,6 +9,7 @@ NOISE = "sensor_noise"
 METHODS = {
     "ours": "restored by this run; of triplets the mean of the ensemble",
     "ours_member": "one member of the ensemble",
+    "ours_regression": "the regression that the members start from",
     "ours_without_reference": "the mean of the ensemble, where no other date is shown",
     "ours_member_without_reference": "one member of that",
     "cloudy": "the cloudy input as it is",

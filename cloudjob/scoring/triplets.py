@@ -25,7 +25,9 @@ class PairScores:
 
     rows: list[list[dict]]  # of each triplet one per method and region
     changed_clear_pixels: int
-    ensemble: list[dict] | None  # of each triplet by stratum; None where not two members are independent
+    # Of each triplet by stratum; None where not two members are independent, or no regression tells its deviation.
+    ensemble: list[dict] | None
+    gaussian: list[dict] | None  # of as many members of the regression
     published: (
         list[dict] | None
     )  # of each triplet by method, in the protocol of published tables; None if not asked for
@@ -35,7 +37,8 @@ class PairScores:
         """As plain JSON; `pool` takes it."""
         plain: dict[str, Any] = {"rows": self.rows, "changed_clear_pixels": self.changed_clear_pixels}
         plain |= {} if self.published is None else {"published": finite(self.published)}
-        return plain if self.ensemble is None else plain | {"ensemble": finite(self.ensemble)}
+        ensembles = {"ensemble": self.ensemble, "gaussian": self.gaussian}
+        return plain | {name: finite(scores) for name, scores in ensembles.items() if scores is not None}
 
 
 def score_pair(
@@ -67,11 +70,14 @@ def score_pair(
     truth, mask = images.pop("clear"), arrays["mask"]
     numbers = [noise_key + place for place in places]
     found: dict[str, NDArray] = {}
-    every = None
+    every, gaussian = None, None
     if restorer is not None:
         batch = Batch.of(arrays, restorer.device, scored=True)
         members = 1 if restorer.single else members
         found, every = methods.ours(restorer, batch, numbers, members=members, more_steps=more_steps)
+        independent = (members + 1) // 2  # the others are their antithetic twins
+        of_regression, gaussian = methods.regression(restorer, batch, numbers, members=independent)
+        found |= of_regression
     found |= methods.one_date(images["cloudy"], mask)
     if "reference" in images:
         found["nearest_matched"] = images["reference"]
@@ -90,11 +96,13 @@ def score_pair(
         rows.append([finite(facts | row) for row in triplet])
     published = None if protocol == "own" else protocols.scores(found, truth)
     changed = 0 if restorer is None else (digital_number(found["ours"]) != arrays["cloudy"]).any(1)[~hidden].sum()
-    ensemble = None
-    if every is not None and len(independent := every[::2]) > 1:  # the others are their antithetic twins
-        ensemble = methods.score_members(independent, truth, mask, core, factors)
+    ensemble, told = None, None
+    if every is not None and independent > 1:
+        ensemble = methods.score_members(every[::2], truth, mask, core, factors)
+    if gaussian is not None:
+        told = methods.score_members(gaussian, truth, mask, core, [1.0] * len(factors))
     shown = [digital_number(each[:4]) for each in (*(found[name] for name in _SHOWN if name in found), truth)]
-    return PairScores(rows, int(changed), ensemble, published, list(zip(*shown, strict=True)))
+    return PairScores(rows, int(changed), ensemble, told, published, list(zip(*shown, strict=True)))
 
 
 def as_it_is(dn: NDArray, pair: dict[str, Any]) -> NDArray:
@@ -161,7 +169,8 @@ def _differences(results: list[dict], scores: dict) -> dict:
     """Stratum -> method -> PSNR of ours over that of the method, same triplets, with its bootstrap interval."""
 
     def gain(sums: NDArray) -> NDArray:
-        return metrics.pooled_psnr(sums[..., :2]) - metrics.pooled_psnr(sums[..., 2:])
+        with np.errstate(invalid="ignore"):  # of two that make no error there is no difference
+            return metrics.pooled_psnr(sums[..., :2]) - metrics.pooled_psnr(sums[..., 2:])
 
     found: dict[str, dict] = {}
     for on in strata.STRATA:
@@ -176,13 +185,14 @@ def _differences(results: list[dict], scores: dict) -> dict:
 
 
 def _ensemble(results: list[dict]) -> dict:
-    """Stratum -> means over pixels; spread and skill are pooled before their ratio."""
-    triplets = [triplet for result in results for triplet in result.get("ensemble", [])]
-    found = {}
-    for on in strata.STRATA:
-        if parts := [triplet[on] for triplet in triplets if on in triplet]:
-            found[on] = finite(_pooled_ensemble(parts))
-    return {"ensemble": found} if found else {}
+    """Of ours, and of the regression: stratum -> means over pixels; spread and skill are pooled before their ratio."""
+    found: dict[str, dict] = {}
+    for name in ("ensemble", "gaussian"):
+        triplets = [triplet for result in results for triplet in result.get(name, [])]
+        for on in strata.STRATA:
+            if parts := [triplet[on] for triplet in triplets if on in triplet]:
+                found.setdefault(name, {})[on] = finite(_pooled_ensemble(parts))
+    return found
 
 
 def _published(results: list[dict]) -> dict:

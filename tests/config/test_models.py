@@ -158,7 +158,10 @@ def test_settings_of_one_process_are_refused_with_another():
         key: learned[key] for key in list(learned)[1:]
     }
     assert config(train=learned | {"process": "ddpm-residual"}).train.options() == config(train=learned).train.options()
-    assert config(train={"first_guess": "surroundings"}).train.options() == {"first_guess": "surroundings"}
+    assert config(train={"first_guess": "surroundings"}).train.options() == {
+        "first_guess": "surroundings",
+        "deviation": True,
+    }
     assert mistake(train={"process": "ddpm", "alpha": 1}) == "train: alpha belongs to process residual"
     assert "belong to process ddpm" in mistake(train={"schedule": "cosine"})
     assert "belong to process ddpm" in mistake(train={"prediction": "x0"})

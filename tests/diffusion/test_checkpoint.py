@@ -65,7 +65,7 @@ def test_what_was_saved_comes_back(tmp_path):
         if field.name not in ("model", "averages", "optimizer", "written_config"):
             assert getattr(loaded, field.name) == getattr(saved, field.name), field.name
     assert loaded.written_config == saved.config
-    assert loaded.schema_version == SCHEMA_VERSION == 3
+    assert loaded.schema_version == SCHEMA_VERSION == 4
     assert torch.equal(loaded.model["weight"], saved.model["weight"])
     assert list(loaded.averages) == ["0.10", "0.05"]
     assert torch.equal(loaded.averages["0.05"]["weight"], torch.ones(3))
@@ -393,12 +393,12 @@ def older(tmp_path_factory) -> Path:
 def test_a_checkpoint_of_version_1_is_migrated_and_goes_on(older):
     assert "schema_version" not in torch.load(older, weights_only=True)
     kept = checkpoint.load(older)
-    assert (kept.schema_version, kept.seen, kept.total, kept.skipped) == (3, 8, 24, [0, 0])
+    assert (kept.schema_version, kept.seen, kept.total, kept.skipped) == (4, 8, 24, [0, 0])
     assert (kept.config["train"]["betas"], kept.config["train"]["weight_decay"]) == ([0.9, 0.99], 0.01)
     group = kept.optimizer["param_groups"][0]
     assert (list(group["betas"]), group["weight_decay"]) == ([0.9, 0.99], 0.01)
     assert not {"betas", "weight_decay"} & set(kept.written_config["train"])
-    fixed = {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings"}
+    fixed = {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings", "deviation": False}
     now = {**kept.written_config, "train": {**kept.written_config["train"], **fixed}}
     shards = {"shards": "9d8279f434290268bc5f5d9a6ac61f693a3e884b53c33b2122d40cb66b77a6ec"}
     assert kept.is_of(now, shards)
@@ -434,9 +434,9 @@ def test_a_checkpoint_of_version_1_restores_as_its_own_code_did(older):
 
 
 def test_a_newer_version_is_refused_and_left_alone(tmp_path):
-    path = checkpoint.save(tmp_path, made(5, schema_version=4, cloudjob_version="9.1"))
+    path = checkpoint.save(tmp_path, made(5, schema_version=5, cloudjob_version="9.1"))
     whole = path.read_bytes()
-    said = re.escape(f"{path}: cloudjob 9.1 wrote it, with schema version 4; this one reads versions up to 3")
+    said = re.escape(f"{path}: cloudjob 9.1 wrote it, with schema version 5; this one reads versions up to 4")
     for read in (lambda: checkpoint.load(path), lambda: checkpoint.load_newest(tmp_path)):
         with pytest.raises(ConfigError, match=said):
             read()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import batches
 import pytest
@@ -173,6 +174,30 @@ def test_a_loss_turns_lays_clouds_drops_and_weighs_by_the_true_mask(batch, synth
     weights = losses.pixel_weights(true.classes, true.target_valid, clear_weight=0.3)
     assert found.item() == pytest.approx((weights * (0.5 * 4 + 1)).mean().item())
     assert found.shape == ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """A process whose one term tells how far its target may be."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def loss_terms(self, network, clean, conditions, *, seed, indices):
+        level = torch.zeros(len(clean))
+        return [Terms(self.mean, clean, level, scale=1.0, log_deviation=self.deviation.log())]
+
+
+def test_where_a_deviation_is_told_the_loss_is_the_likelihood_of_a_gaussian(batch):
+    mean, deviation = torch.randn(4, 4, 16, 16), torch.rand(4, 4, 16, 16) + 0.1
+    recipe = Recipe("tiny", Gaussian(mean, deviation), NORM)
+    options = {"clear_weight": 1.0, "drop_reference": 0.0, "drop_mask": 0.0, "other_ground": 0.5}
+    found = recipe.loss(None, batch, seed=0, samples=SAMPLES, **options, synthetic_clouds=0.0)
+    turned = batch.turned(seed=0, samples=SAMPLES)
+    likelihood = torch.distributions.Normal(mean, deviation).log_prob(NORM.forward(turned.target).nan_to_num(0))
+    weights = losses.pixel_weights(turned.classes, turned.target_valid, clear_weight=1.0)
+    expected = (weights * (-2 * likelihood - math.log(2 * math.pi))).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_loss_without_clouds_needs_no_donors(batch):

@@ -10,7 +10,7 @@ class Known:
     """Restores each pixel that is not clear as 0.3, a hundredth more per member, a tenth more without references, a
     hundredth of the steps more where these are named; clear ones as they are."""
 
-    device = "cpu"
+    device, regresses = "cpu", False
 
     def __init__(self, *, single: bool = False):
         self.single, self.asked = single, []

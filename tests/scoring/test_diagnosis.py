@@ -153,9 +153,10 @@ def test_the_ratio_to_another_samples_condition_by_hand():
 
 
 # --- what is said of it ------------------------------------------------------------------------------------------
-def found(levels: list, cloudy: float = 0.5, reference: float = 0.5) -> dict:
+def found(levels: list, cloudy: float = 0.5, reference: float = 0.5, error: float = 0.5) -> dict:
     shuffled = {"cloudy": cloudy, "mask": 1.0, "reference": reference}
-    return {"against_zero": levels, "against_shuffled": shuffled}
+    errors = [None if level is None else error for level in levels]
+    return {"against_zero": levels, "x0_error": errors, "against_shuffled": shuffled}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,27 @@ def test_warnings_at_their_borders(levels, share, said):
     heard = warnings(found(levels), share=share)
     assert len(heard) == (said is not None)
     assert said is None or said in heard[0]
+
+
+@pytest.mark.parametrize(("error", "said"), [(0.03, 0), (0.031, 1)])
+def test_noise_below_the_sensors_is_nothing_to_warn_of(error, said):
+    assert len(warnings(found([0.99, 0.98, 0.97], error=error), share=0.5)) == said
+
+
+def test_an_error_weighs_less_where_the_network_tells_that_it_is_large():
+    """Errors of 2 and targets of 4 where the network is sure, 1 and 1 where its deviation is 10."""
+
+    class Sure(Told):
+        def terms(self, network, batch, *, seed, samples, conditions):
+            sure = torch.zeros(1, 4, 2, 2)
+            sure[..., 0, :] = 1
+            deviation = 10 - 9 * sure
+            terms = Terms(2 * sure, 1 + 3 * sure, torch.ones(1), scale=1.0, log_deviation=deviation.log())
+            return [terms]
+
+    whole = batches.batch(torch.ones(1, 4, 2, 2), torch.ones(1, 2, 2, dtype=torch.uint8), target=torch.ones(1, 4, 2, 2))
+    ratio = diagnose(Sure([]), None, whole, seed=0, repeats=1)["against_zero"][2]
+    assert ratio == pytest.approx((4 + 0.01) / (16 + 0.01))
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,30 @@ def test_the_members_of_an_ensemble_come_in_pairs_of_which_one_counts(members, i
         assert pair.ensemble is None
 
 
+def test_the_regression_is_scored_by_as_many_members_of_its_gaussian():
+    class Regresses(Known):
+        regresses = True
+
+        def regression(self, batch):
+            mean = np.full(batch.cloudy.shape, np.float32(0.3))
+            return mean, np.full_like(mean, 0.05)
+
+    pair = score(Regresses(), 0, 1, members=8)
+    found = {row["method"]: row for row in pair.rows[0] if row["on"] == "thick"}
+    seen = np.ones((3, SIZE), bool)
+    seen[2, 2] = False  # where the reference has no data
+    truth = reflectance(arrays()["clear"])[0, :, :3][:, seen].astype(float)
+    assert found["ours_regression"]["rmse"] == pytest.approx(np.sqrt(np.square(0.3 - truth).mean()), abs=1e-6)
+    thick = pair.gaussian[0]["thick"]
+    assert (thick["pixels"], len(thick["ranks"])) == (48, 5)
+    assert thick["spread"] == pytest.approx(0.05, rel=0.15)
+    assert pair.gaussian[0].keys() == pair.ensemble[0].keys()
+    pooled = triplets.pool([pair.result()])
+    assert pooled["gaussian"].keys() == pooled["ensemble"].keys()
+    assert pooled["gaussian"]["thick"]["members"] == 4
+    assert score(Regresses(), 0, 1, members=1).gaussian is None
+
+
 def test_a_line_of_the_picture_shows_the_truth_last(scored):
     pair, _ = scored
     assert len(pair.shown) == COUNT
@@ -251,7 +275,7 @@ def test_a_pair_as_plain_json(single, scored):
     assert result["rows"] == pair.rows
     assert result["changed_clear_pixels"] == pair.changed_clear_pixels
     if single:
-        assert "ensemble" not in result
+        assert not {"ensemble", "gaussian"} & set(result)
         assert "ours_member" not in {row["method"] for row in pair.rows[0]}
     else:
         assert result["ensemble"] == finite(pair.ensemble)

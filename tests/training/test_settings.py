@@ -20,7 +20,15 @@ def test_defaults_are_those_of_the_configuration():
     defaults = {each.name: each.default for each in fields(Settings)}
     assert defaults.pop("options") is MISSING
     assert defaults == {name: elsewhere.get(name, getattr(train, name, None)) for name in defaults}
-    process = {"first_guess", "process", "alpha", "prediction", "schedule", "zero_terminal_snr"}  # these are `options`
+    process = {
+        "first_guess",
+        "process",
+        "deviation",
+        "alpha",
+        "prediction",
+        "schedule",
+        "zero_terminal_snr",
+    }  # these are `options`
     assert set(TrainConfig.model_fields) - set(defaults) == process - {"process"}
 
 

@@ -552,7 +552,7 @@ def test_a_training_of_schema_version_1_goes_on(tmp_path):
     path.write_bytes(lzma.decompress(packed.read_bytes()))
     old = torch.load(path, weights_only=True)
     assert "schema_version" not in old
-    fixed = {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings"}
+    fixed = {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings", "deviation": False}
     config = old["config"] | {"train": old["config"]["train"] | fixed}
     shards = "9d8279f434290268bc5f5d9a6ac61f693a3e884b53c33b2122d40cb66b77a6ec"
     identity = Identity(config=config, inputs={"shards": shards})
@@ -567,7 +567,7 @@ def test_a_training_of_schema_version_1_goes_on(tmp_path):
     assert {"seen": 8, "skipped": (0, 0), "chosen": "0.10"} | expected == everything(made)
     train(made, 1)
     made.save(files(tmp_path), identity, {}, milestones=())
-    assert checkpoint.load(folder / "step-00000010.pt").schema_version == 3
+    assert checkpoint.load(folder / "step-00000010.pt").schema_version == 4
     again, _ = resumed(tmp_path, identity, settings=tiny)
     assert everything(again) == everything(made)
     with pytest.raises(ConfigError, match=r"train\.lr 0\.001 -> 0\.5"):
