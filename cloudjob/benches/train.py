@@ -22,21 +22,21 @@ from cloudjob.diffusion import networks
 from cloudjob.diffusion.batch import Batch, pinned
 from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import ItemError
+from cloudjob.errors import ConfigError, ItemError
 from cloudjob.files import check_room, file_sha256, write_json
 from cloudjob.hpc import distributed, machine
 from cloudjob.patches import loader, shard_writer, shards
 from cloudjob.run import records
 from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import Item, Made
-from cloudjob.training import logs
+from cloudjob.training import ahead, logs, precision
 from cloudjob.training.settings import Settings
 from cloudjob.training.step import Step
 
 SHARDS = {"pair-a": ("train", 32), "pair-b": ("train", 32), "pair-c": ("val", 2)}  # looks at so few are short
 TRIPLETS = sum(count for _, count in SHARDS.values())
 NOTEBOOK_EPOCH = 37_661  # triplets that the notebook cut
-BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (8, 16, 32, 64, 128)}
+BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (32, 128)}  # each shape is compiled on a GPU, which takes most of a minute
 STEPS = {"cpu": 6, "cuda": 400}  # of a whole training
 PRESETS = {"cpu": ("small",), "cuda": ("small", "base")}
 
@@ -99,11 +99,13 @@ class Bench:
         self.shards = shards.ShardSet(folder.shards, self.index, "train")
 
     def batch(self, size: int) -> tuple[list[int], dict[str, np.ndarray]]:
-        """The first samples of the training, in memory."""
-        return next(loader.batches(self.shards, seed=0, start=0, stop=size, batch=size))
+        """The first samples of the training, in memory that the device reads."""
+        return next(self._batches(size, threads=1, stop=size))
 
     def step(self, preset: str, **settings: Any) -> Step:
-        """The product's own step, weights freshly drawn."""
+        """The product's own step, weights freshly drawn, compiled anew where it is compiled."""
+        torch._dynamo.reset()
+        precision.settle(self.device)
         chosen = Settings(preset=preset, options={}, **settings)
         recipe = Recipe.of(preset, chosen.process, first_guess="similar", **self.index["normalisation"])
         some = Batch.of(self.batch(8)[1], self.device)
@@ -111,35 +113,39 @@ class Bench:
         network = recipe.network().to(self.device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         step = Step(recipe, network, chosen)
-        step.connect(some)
+        step.connect(Batch.of(self.batch(step.rehearsed)[1], self.device))
         return step
 
     def steps(self, preset: str) -> dict:
         """Samples per second of the step alone, by precision and batch; and the operations of a sample."""
         fast = distributed.fast_bfloat16(self.device)
         found = []
-        for precision in ("float32", "bfloat16") if fast else ("float32",):
+        both = ("float32", "bfloat16") if self.device.type == "cpu" else ("bfloat16",)
+        for kind in both if fast else ("float32",):
             for size in BATCHES[self.device.type]:
                 try:
-                    seconds = self._seconds(preset, precision, size)
-                except torch.cuda.OutOfMemoryError:
+                    found.append(self._row(preset, kind, size))
+                except ConfigError as error:  # of the memory
+                    found.append({"precision": kind, "batch": size, "samples_per_s": 0.0, "error": str(error)})
                     torch.cuda.empty_cache()
                     break
-                row = {"precision": precision, "batch": size, "samples_per_s": round(size / seconds, 3)}
-                found.append(row)
         with FlopCounterMode(display=False) as counter:
             samples, arrays = self.batch(1)
             step = self.step(preset, precision="float32", batch_size=1, compile=False)
             step.gradient(samples, Batch.of(arrays, self.device))
         return {"preset": preset, "flop_per_sample": counter.get_total_flops(), "by_precision_and_batch": found}
 
-    def _seconds(self, preset: str, precision: str, size: int) -> float:
-        step = self.step(preset, precision=precision, batch_size=size)
+    def _row(self, preset: str, kind: str, size: int) -> dict:
+        """Samples per second of one precision and batch, and whether they were compiled or why not."""
+        step = self.step(preset, precision=kind, batch_size=size)
         samples, arrays = self.batch(size)
-        return min(self._timed(lambda: self._whole(step, samples, arrays)) for _ in range(self.rounds + 1))
+        seconds = min(self._timed(lambda: self._whole(step, samples, arrays)) for _ in range(self.rounds + 1))
+        row = {"precision": kind, "batch": size, "samples_per_s": round(size / seconds, 3)}
+        row["compiled"] = step.compilation.active
+        return row | ({"fallback": step.compilation.fallback} if step.compilation.fallback else {})
 
     def _whole(self, step: Step, samples: list[int], arrays: dict) -> None:
-        loss, _ = step.gradient(samples, Batch.of(arrays, self.device))
+        loss, _ = step.gradient(*next(ahead.sent([(samples, arrays)], self.device)))
         step.update(1e-4)
         float(loss)
 
@@ -220,7 +226,7 @@ class Bench:
             "batch": batch,
             "samples_per_s": max(row["samples_per_s"] for row in rows),  # without neighbours
             "data_wait_pct": round(median(row["data_wait_pct"] for row in rows), 2),
-            "watts": median(row["watts"] for row in rows),
+            "watts": None if rows[-1]["watts"] is None else median(row["watts"] for row in rows),
             "energy": rows[-1]["energy"],
         }
 
@@ -333,7 +339,10 @@ def table(found: dict) -> str:
     for steps in figures["steps"]:
         lines.append(f"step alone, {steps['preset']} ({steps['flop_per_sample'] / 1e9:.0f} GFLOP a sample)")
         for row in steps["by_precision_and_batch"]:
-            lines.append(f"  {row['precision']:9} batch {row['batch']:4}  {row['samples_per_s']:10.2f} samples/s")
+            said = "compiled" if row.get("compiled") else f"WARNING: not compiled: {row.get('fallback', '')}"
+            said = row.get("error", said if row.get("compiled") or "fallback" in row else "")
+            line = f"  {row['precision']:9} batch {row['batch']:4}  {row['samples_per_s']:10.2f} samples/s  {said}"
+            lines.append(line.rstrip())
         if "utilisation" in steps:
             lines.append(
                 f"  {steps['utilisation']:.0%} of {steps['matmul_bfloat16_tflops']} TFLOP/s of bfloat16 products; "
@@ -350,7 +359,8 @@ def table(found: dict) -> str:
     for row in figures["training_by_ranks"]:
         lines.append(
             f"  {row['ranks']:2} ranks, batch {row['batch']:4} {row['samples_per_s']:15.2f} samples/s, "
-            f"{row['data_wait_pct']:.1f} % waiting for data, {row['watts']:.0f} W {row['energy']}"
+            f"{row['data_wait_pct']:.1f} % waiting for data, "
+            + (f"{row['watts']:.0f} W {row['energy']}" if row["watts"] is not None else "energy not measured")
         )
     advice = figures["for_this_node"]
     lines += ["", f"2 ranks over 1: {ratios['ranks2_vs_1']}; ours over the notebook: {ratios['step_vs_notebook']}"]

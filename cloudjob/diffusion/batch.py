@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from cloudjob.diffusion import noise
+from cloudjob.diffusion.device import answers
+from cloudjob.diffusion.noise import Numbers
 from cloudjob.pixels import EMPTY_DN, NO_DATA, OFFSET, REFERENCES, SCALE, UNKNOWN
 
 
@@ -71,8 +73,15 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, change: Any) -> Self:
-        present = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(tensor) for name, tensor in present.items() if tensor is not None})
+        return replace(self, **{name: change(tensor) for name, tensor in self._present().items()})
+
+    def _present(self) -> dict[str, Tensor]:
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
+
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return list(self._present().values())
 
     @property
     def classes(self) -> Tensor:
@@ -91,13 +100,13 @@ class Batch:
         """(N, 1, H, W) bool, where the target has data in all bands."""
         return self.known_target.isfinite().all(1, keepdim=True)
 
-    def turned(self, *, seed: int, samples: list[int]) -> Self:
+    def turned(self, *, seed: int, samples: Numbers) -> Self:
         """Each sample turned and flipped by one of the 8 symmetries of the square, all its images and masks alike."""
         images = ("cloudy", "mask", "references", "target", "donor")
-        present = {name: image for name in images if (image := getattr(self, name)) is not None}
+        present = {name: getattr(self, name) for name in images if getattr(self, name) is not None}
         return replace(self, **{name: turn(image, seed=seed, samples=samples) for name, image in present.items()})
 
-    def drop_references(self, share: float, *, seed: int, samples: list[int]) -> Self:
+    def drop_references(self, share: float, *, seed: int, samples: Numbers) -> Self:
         """Without any reference for a random `share` of the samples, so that the model learns to do without; the others
         have one or more of the first ones, each number as often as another."""
         kept = self._kept(share, "drop reference", seed, samples)[:, None]
@@ -114,21 +123,38 @@ class Batch:
         """The same samples, with no other date (R = 0)."""
         return replace(self, references=self.references[:, :0], reference_days=self.reference_days[:, :0])
 
-    def drop_mask(self, share: float, *, seed: int, samples: list[int]) -> Self:
+    def drop_mask(self, share: float, *, seed: int, samples: Numbers) -> Self:
         """Without the mask for a random `share` of the samples: every pixel with data is unknown there."""
         kept = self._kept(share, "drop mask", seed, samples)[:, None, None]
         return replace(self, mask=torch.where(kept | (self.mask == NO_DATA), self.mask, UNKNOWN))
 
-    def _kept(self, share: float, use: str, seed: int, samples: list[int]) -> Tensor:
+    def _kept(self, share: float, use: str, seed: int, samples: Numbers) -> Tensor:
         """(N,) bool, False for a random `share` of the samples."""
         return (noise.uniforms(seed, samples, use) >= share).to(self.mask.device)
 
 
-def turn(image: Tensor, *, seed: int, samples: list[int], use: str = "turn") -> Tensor:
+def turn(image: Tensor, *, seed: int, samples: Numbers, use: str = "turn") -> Tensor:
     """Each sample of (N, ..., H, W), H = W, flipped and turned by one of the 8 symmetries that its number draws."""
-    draws = (noise.uniforms(seed, samples, use) * 8).long().tolist()
+    drawn = (noise.uniforms(seed, samples, use) * 8).long()
+    if not answers(drawn):
+        return _turned(image, drawn)
+    draws = drawn.tolist()
     turned = [torch.rot90(one, draw % 4, (-2, -1)) for one, draw in zip(image, draws, strict=True)]
     return torch.stack([one.flip(-1) if draw >= 4 else one for one, draw in zip(turned, draws, strict=True)])
+
+
+def _turned(image: Tensor, drawn: Tensor) -> Tensor:
+    """The same without asking which symmetry (N,) it is: each is a transposition or none, then a flip of either axis or
+    none."""
+    quarters, mirrored = drawn % 4, drawn >= 4
+    places = [-1, *[1] * (image.ndim - 1)]
+
+    def where(chosen: Tensor, changed: Tensor, image: Tensor) -> Tensor:
+        return torch.where(chosen.view(places), changed, image)
+
+    image = where(quarters % 2 == 1, image.mT, image)
+    image = where((quarters == 1) | (quarters == 2), image.flip(-2), image)
+    return where((quarters >= 2) != mirrored, image.flip(-1), image)
 
 
 def pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

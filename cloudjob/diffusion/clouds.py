@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch, turn
+from cloudjob.diffusion.device import answers, constant
+from cloudjob.diffusion.noise import Numbers
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 _REACH = 16  # pixels from which on a distance no longer matters
@@ -26,7 +28,8 @@ _ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
 _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
 
 
-def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: list[int]) -> Batch:
+@torch.compiler.disable  # torch 2.13 takes minutes for it, and what it then makes for a processor crashes
+def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: Numbers) -> Batch:
     """For a random `share` of the samples the cloudy image becomes the target below other clouds.
 
     For the share `other_ground` of these, target and references are darkened alike first, each band by a factor of its
@@ -37,16 +40,18 @@ def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: 
     count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
     is random about a sample is a function of (seed, its number) alone.
     """
-    chosen = (noise.uniforms(seed, samples, "synthetic clouds") < share).nonzero().flatten()
+    taken = noise.uniforms(seed, samples, "synthetic clouds") < share
+    # Of a GPU nobody asks which samples these are: it lays clouds over all, and takes those.
+    chosen = taken.nonzero().flatten() if answers(taken) else torch.arange(len(taken), device=taken.device)
     if not len(chosen):
         return batch
-    numbers, chosen = [samples[place] for place in chosen.tolist()], chosen.to(batch.cloudy.device)
+    numbers, chosen = noise.some(samples, chosen), chosen.to(batch.cloudy.device)
     before = batch[chosen]
     if before.donor is None:
         raise ValueError("synthetic clouds need the masks of other triplets: the batch has no donor")
     donor = turn(before.donor, seed=seed, samples=numbers, use="turn donor")
     donor = donor.masked_fill((donor == UNKNOWN) | (donor == NO_DATA), CLEAR)
-    cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1)
+    cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1) & taken.to(donor.device)[chosen]
     gains = _gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
     target = before.known_target * gains
     mask = donor.masked_fill(target.isnan().any(1), NO_DATA)
@@ -65,7 +70,7 @@ def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: 
     return replace(batch, **{name: laid(name) for name in after})
 
 
-def _gains(share: float, *, seed: int, samples: list[int], like: Tensor) -> Tensor:
+def _gains(share: float, *, seed: int, samples: Numbers, like: Tensor) -> Tensor:
     """(N, 4, 1, 1): what a random `share` of the grounds keeps of its light in each band, 1 for the others."""
     darker = noise.uniforms(seed, samples, "other ground") < share
     level = noise.uniforms(seed, samples, "ground level").mul(math.log(0.08)).exp().float()
@@ -74,7 +79,7 @@ def _gains(share: float, *, seed: int, samples: list[int], like: Tensor) -> Tens
     return torch.where(darker.to(like.device)[:, None, None, None], gains.clamp(max=1), 1.0)
 
 
-def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: list[int]) -> Tensor:
+def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tensor:
     """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n)."""
 
     def draw(use: str, low: float, high: float) -> Tensor:
@@ -97,7 +102,7 @@ def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: list[int]) -> Ten
     soft = (edge / 4).clamp(max=1)
     veil = (draw("cirrus", 0.05, 0.5) * (0.4 * streaks).exp()).clamp(max=0.5) * soft * (1 - to_cirrus / 8).clamp(min=0)
     lost = draw("shadow", 0.15, 0.75) * soft * (1 - to_shadow / 8).clamp(min=0)
-    bands = torch.tensor(_SHADOW_BANDS, device=ground.device)[:, None, None] ** draw("shadow colour", -1, 3)
+    bands = constant(_SHADOW_BANDS, ground.device) ** draw("shadow colour", -1, 3)
     lost = (lost * bands).clamp(max=0.95)
 
     opacity = 1 - (1 - veil) * (-depth).exp()
@@ -124,7 +129,7 @@ def _distance(to: Tensor) -> Tensor:
     return square.sqrt()
 
 
-def _texture(seed: int, samples: list[int], *, like: Tensor) -> Tensor:
+def _texture(seed: int, samples: Numbers, *, like: Tensor) -> Tensor:
     """Three independent fields (N, 3, n, n) of smooth noise, mean 0 and standard deviation about 1."""
     size, device = like.shape[-1], like.device
     total = torch.zeros(len(samples), 3, size, size, device=device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.device import answers, constant
 from cloudjob.diffusion.similarity import similar
 from cloudjob.pixels import BANDS, CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
@@ -32,21 +33,21 @@ class Normalisation:
 
     def forward(self, reflectance: Tensor) -> Tensor:
         """(..., bands, H, W) reflectance to normalised units."""
-        mean, std = (torch.tensor(v, device=reflectance.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (constant(v, reflectance.device) for v in (self.mean, self.std))
         return (reflectance - mean) / std
 
     def inverse(self, x: Tensor) -> Tensor:
         """Back to reflectance."""
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (constant(v, x.device) for v in (self.mean, self.std))
         return x * std + mean
 
     def scaled(self, difference: Tensor) -> Tensor:
         """A difference of reflectances (..., bands, H, W) in normalised units."""
-        return difference / torch.tensor(self.std, device=difference.device)[:, None, None]
+        return difference / constant(self.std, difference.device)
 
     def unscaled(self, difference: Tensor) -> Tensor:
         """Back to reflectance."""
-        return difference * torch.tensor(self.std, device=difference.device)[:, None, None]
+        return difference * constant(self.std, difference.device)
 
     def limits(self, low: float = -0.1, high: float = 2.0) -> tuple[Tensor, Tensor]:
         """The physical range of reflectance in normalised units, each (bands, 1, 1). Snow under a low sun exceeds 1."""
@@ -222,8 +223,12 @@ def _from_surroundings(batch: Batch, norm: Normalisation, clear: Tensor) -> Gues
     there = batch.references.isfinite().all(2, keepdim=True)
     cloudy, reference = (norm.forward(image).nan_to_num(0) for image in (batch.cloudy, _first(batch, there)[0]))
     present = there.any(1)
-    shifted = reference + _fill(cloudy - reference, clear & present)
-    return Guess(norm.inverse(torch.where(present, shifted, _fill(cloudy, clear))), None)
+    asked = ((cloudy - reference, clear & present), (cloudy, clear))
+    if answers(clear):
+        shift, around = (_fill(*each) for each in asked)
+    else:
+        shift, around = _fill(*map(torch.cat, zip(*asked, strict=True))).chunk(2)  # in half of the launches
+    return Guess(norm.inverse(torch.where(present, reference + shift, around)), None)
 
 
 FIRST_GUESSES: dict[str, Callable[[Batch, Normalisation, Tensor], Guess]] = {
@@ -234,8 +239,8 @@ FIRST_GUESSES: dict[str, Callable[[Batch, Normalisation, Tensor], Guess]] = {
 
 def _fill(values: Tensor, known: Tensor) -> Tensor:
     """Smooth continuation of the known values (N, C, H, W) into the rest, 0 far from any."""
-    values, weight = values * known, known.float()
-    levels = ([F.avg_pool2d(x, cell, ceil_mode=True) for x in (values, weight)] for cell in CELLS)
+    both, parts = torch.cat([values * known, known.float()], 1), (values.shape[1], 1)
+    levels = (F.avg_pool2d(both, cell, ceil_mode=True).split(parts, 1) for cell in CELLS)
     return F.interpolate(continued(levels), size=values.shape[-2:], mode="bilinear")
 
 
@@ -243,8 +248,10 @@ def continued(levels: Iterable[Sequence[Tensor]]) -> Tensor:
     """(N, C, h, w) of the last of `levels`: means of ever smaller cells, each drawn to those of the coarser level where
     few of its pixels are known (pull-push, Gortler et al. 1996). A level has the mean over a cell's pixels of the
     values, 0 where unknown, (N, C, h, w), and the share that is known (N, 1, h, w)."""
-    guess = torch.zeros(1, 1, 1, 1)
+    guess: Tensor | None = None
     for mean, share in levels:
-        prior = F.interpolate(guess.to(mean).expand(*mean.shape[:2], -1, -1), size=mean.shape[-2:], mode="bilinear")
+        coarser = mean.new_zeros(1, 1, 1, 1) if guess is None else guess.to(mean)
+        prior = F.interpolate(coarser.expand(*mean.shape[:2], -1, -1), size=mean.shape[-2:], mode="bilinear")
         guess = (mean + _PRIOR * prior) / (share + _PRIOR)
+    assert guess is not None, "there is no level"
     return guess

@@ -5,14 +5,14 @@ of a first guess.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cloudjob.diffusion.conditions import Conditions
-from cloudjob.diffusion.noise import normals, uniforms
+from cloudjob.diffusion.noise import Numbers, normals, uniforms
 from cloudjob.diffusion.processes import Limits, Noise, Residual, Spread, Terms
 from cloudjob.diffusion.samplers import SAMPLERS, Levels, ancestral
 
@@ -63,7 +63,7 @@ class Ddpm:
         return alpha_bar
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         """What the network predicts, and what is true, of clean (N, 4, H, W) at random levels.
 
@@ -72,7 +72,7 @@ class Ddpm:
         (Hang et al. 2023, arXiv 2303.09556).
         """
         t = (uniforms(seed, indices, "timestep") * self.timesteps).long()
-        alpha_bar = self.alpha_bar()[t].float().to(clean.device)[:, None, None, None]
+        alpha_bar = _alpha_bar(self, t.device)[t].float().to(clean.device)[:, None, None, None]
         noise = normals(seed, indices, "noise", like=clean)
         a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         level = (t / self.timesteps).to(clean.device)
@@ -131,6 +131,11 @@ class Ddpm:
         return output if self.prediction == "x0" else a * x - b * output
 
 
+@lru_cache
+def _alpha_bar(process: Ddpm, device: torch.device) -> Tensor:
+    return process.alpha_bar().to(device)
+
+
 @dataclass(frozen=True)
 class ResidualDdpm(Ddpm):
     """Ddpm on r = (x0 - anchor) / spread in place of x0, as a Residual is (see `processes`): so the two differ in the
@@ -139,7 +144,7 @@ class ResidualDdpm(Ddpm):
     spread: Spread = Residual.spread
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         spread = conditions.spread(*self.spread)
         residual = (clean - conditions.anchor) / spread

@@ -8,13 +8,14 @@ and noise that is left over is small where the guess is good.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cloudjob.diffusion.conditions import Conditions
-from cloudjob.diffusion.noise import normals, uniforms
+from cloudjob.diffusion.noise import Numbers, normals, uniforms
 from cloudjob.diffusion.samplers import SAMPLERS, Levels, Noise
 from cloudjob.pixels import CLEAR, NO_DATA
 
@@ -22,6 +23,17 @@ Limits = tuple[Tensor, Tensor]  # physical range, each broadcastable to (N, 4, H
 Spread = tuple[float, float, float]
 _LEAST_SPREAD = 0.05  # in normalised units: noise is never as small as the last digit
 _MOST_LOG = 4.0  # of a deviation that a network tells, in units of the spread
+
+
+@torch.compiler.assume_constant_result
+def _logarithms(*numbers: float) -> tuple[float, ...]:
+    """In float32, as the levels of the networks that have learned so far."""
+    return _kept_logarithms(numbers)
+
+
+@lru_cache
+def _kept_logarithms(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(torch.tensor(numbers, dtype=torch.float32).log().tolist())
 
 
 class Terms(NamedTuple):
@@ -64,7 +76,7 @@ class Regression:
     deviation: bool = False
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         r, log_deviation = self._predict(network, conditions)
         spread = conditions.spread(*self.spread)
@@ -125,7 +137,7 @@ class Residual:
 
     def _level(self, sigma: Tensor) -> Tensor:
         """c_noise, scaled to 0..1."""
-        low, high = torch.tensor([self.sigma_min, self.sigma_max]).log().tolist()
+        low, high = _logarithms(self.sigma_min, self.sigma_max)
         return ((sigma.log() - low) / (high - low)).clamp(0, 1)
 
     def _denoise(self, network: nn.Module, x: Tensor, sigma: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +153,7 @@ class Residual:
         return output, covariance / variance * x, (1 - covariance**2 / variance).sqrt()
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         """F and its target (eq. 8), where the weight lambda(sigma) c_out(sigma)^2 is 1."""
         pick, level = uniforms(seed, indices, "share"), uniforms(seed, indices, "sigma")
@@ -204,7 +216,7 @@ class Corrective(Residual):
         return Regression(self.spread, self.deviation)
 
     def loss_terms(
-        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: list[int]
+        self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
         (mean,) = self.regression.loss_terms(network, clean, conditions, seed=seed, indices=indices)
         told = None if mean.log_deviation is None else mean.log_deviation.detach()

@@ -10,6 +10,7 @@ from cloudjob.diffusion import clouds, losses, networks
 from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import NOTEBOOK_2025, Conditions, Guess, Normalisation, channel_count
 from cloudjob.diffusion.ddpm import Ddpm, ResidualDdpm
+from cloudjob.diffusion.noise import Numbers
 from cloudjob.diffusion.processes import Corrective, Regression, Residual, Terms, measure_drift, measure_spread
 from cloudjob.diffusion.samplers import Noise
 from cloudjob.errors import ConfigError
@@ -112,7 +113,7 @@ class Recipe:
         batch: Batch,
         *,
         seed: int,
-        samples: list[int],
+        samples: Numbers,
         conditions: Conditions | None = None,
     ) -> list[Terms]:
         """What the process compares for these samples: `loss` without its weights and without random changes.
@@ -126,7 +127,7 @@ class Recipe:
         batch: Batch,
         *,
         seed: int,
-        samples: list[int],
+        samples: Numbers,
         clear_weight: float,
         drop_reference: float,
         drop_mask: float,

@@ -15,17 +15,22 @@ the dates have no data, a process is made of the others; without any, it varies 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from cloudjob.diffusion import noise
+from cloudjob.diffusion.device import answers, full_products, sent
 
 REACH = 240  # pixels: nothing farther away has a say, but where there is no clear pixel so near
 
 _BLOCK, _BLEND, _NEAR, _FAR = 64, 4, 32, 128  # pixels: of a block, and around it
+_WINDOW = _BLOCK + 2 * _BLEND
 _CELL = 8  # pixels: of each such cell one pixel is told where it is far from the block
 _POINTS, _JUDGES = 320, 96  # clear pixels that a block is told; those of them that its error is judged by
 _AFTER = 100.0  # more than ranks differ by
@@ -45,6 +50,7 @@ class Far:
     references: Tensor  # (K, R, C), NaN where a date has no data
 
 
+@torch.compiler.disable  # how many blocks there are is a question of each batch
 def similar(
     cloudy: Tensor,
     references: Tensor,
@@ -65,24 +71,25 @@ def similar(
     deviation is that of the ground from the guess. Where nothing is known, the guess is the mean of the
     references. NaN where no date has data.
     """
-    with torch.no_grad(), torch.autocast(cloudy.device.type, enabled=False):  # products in bfloat16 are too coarse
+    # Products in bfloat16 are too coarse, and so are those in TF32.
+    with torch.no_grad(), torch.autocast(cloudy.device.type, enabled=False), full_products():
         scene = _Scene.of(cloudy, references, known, margin=margin, origin=origin, seed=seed, far=far)
-        for pattern in scene.pattern[scene.wanted].unique().tolist():
-            for problems in scene.problems(pattern):
-                _solve(scene, problems)
+        for problems in scene.problems():
+            _solve(scene, problems)
         return scene.result(cloudy, margin)
 
 
 @dataclass(frozen=True)
 class _Problems:
-    """Blocks that do not overlap, whose wanted pixels have data on the same dates. Pixels are numbered through."""
+    """Blocks whose wanted pixels have data on the same dates. Pixels are numbered through."""
 
     corner: Tensor  # (G, 2) row and column of the first pixel
-    dates: Tensor  # (R,) bool
+    dates: list[int]  # those of them
     points: Tensor  # (G, M) the pixels that are told, the soonest first
     told: Tensor  # (G, M) bool: there may be fewer
     wanted: Tensor  # (G, P) the pixels that are asked for
     asked: Tensor  # (G, P) bool: there may be fewer
+    apart: list[slice]  # all of G, in parts whose blocks do not overlap
 
 
 @dataclass(frozen=True)
@@ -146,24 +153,38 @@ class _Scene:
             within=within,
         )
 
-    def problems(self, pattern: int) -> Iterator[_Problems]:
-        """The blocks that have wanted pixels of the pattern, in chunks of about as many pixels that fit the memory."""
-        wanted = self.wanted & (self.pattern == pattern)
+    def problems(self) -> Iterator[_Problems]:
+        """All that is wanted, one pattern after the other."""
+        # Of a GPU nobody asks which patterns there are: that would be one wait more.
+        dates = self.references.shape[1]
+        some = self.pattern[self.wanted].unique().tolist() if answers(self.wanted) else range(2**dates)
+        if not some:
+            return
+        wanted = [self.wanted & (self.pattern == pattern) for pattern in some]
+        orders = [_ordered(share) for share in torch.stack([_shares(each, self.rank) for each in wanted]).cpu().numpy()]
+        places = sent(torch.from_numpy(np.concatenate([place for place, *_ in orders])), self.rank.device)
+        parts = places.split([len(place) for place, *_ in orders])
+        for pattern, each, place, (_, colour, share) in zip(some, wanted, parts, orders, strict=True):
+            if share:
+                yield from self._problems(pattern, each, place, colour, share)
+
+    def _problems(
+        self, pattern: int, wanted: Tensor, place: Tensor, colour: list[int], share: list[float]
+    ) -> Iterator[_Problems]:
+        """The blocks (B, 3) that have wanted pixels of the pattern, in chunks of about as many pixels that fit the
+        memory."""
         rank = self.rank.masked_fill(~self.known | (self.pattern & pattern != pattern), torch.inf)
-        cells = _sparse(rank, _CELL)
-        share = F.avg_pool2d(wanted[:, None].to(rank.dtype), _BLOCK + 2 * _BLEND, _BLOCK, _BLEND)[:, 0]
-        around = _FAR // _BLOCK
-        place = share[:, around:-around, around:-around].nonzero() + share.new_tensor([0, around, around]).long()
-        share = share[tuple(place.T)]
-        colour = place[:, 1] % 2 * 2 + place[:, 2] % 2  # those of one do not overlap: their sums have one order
-        order = (2 * colour - share).argsort(stable=True)
-        dates = pattern & _bits(self.references.shape[1], rank) > 0
-        everywhere = self._everywhere(rank, pattern)
-        for part in _chunks(colour[order].tolist(), share[order].tolist(), max(1, _budget(rank) // _POINTS**2)):
-            here = place[order[part]]
+        cells, everywhere = _sparse(rank, _CELL), self._everywhere(rank, pattern)
+        dates = [number for number in range(self.references.shape[1]) if pattern >> number & 1]
+        most = max(1, _budget(rank) // _POINTS**2)
+        # A GPU computes many in the time in which it is told of one more chunk.
+        parts = _chunks(colour, share, most) if answers(rank) else _cut(len(share), most)
+        for part in parts:
+            here = place[part]
             points, told = _told(here, rank, cells, everywhere)
             pixels = _windows(here, wanted.shape, _BLOCK, _BLEND).flatten(1)
-            yield _Problems(here[:, 1:] * _BLOCK, dates, points, told, *_listed(pixels, wanted.flatten()[pixels]))
+            listed = _listed(pixels, wanted.flatten()[pixels], round(_WINDOW**2 * max(share[part])))
+            yield _Problems(here[:, 1:] * _BLOCK, dates, points, told, *listed, _runs(colour[part]))
 
     def _everywhere(self, rank: Tensor, pattern: int) -> "_Everywhere":
         """What blocks are told that have nothing near: with data on the dates of the pattern."""
@@ -184,6 +205,22 @@ class _Scene:
         weight = total[..., -1:].masked_fill(known, 1)  # no data anywhere: 0 / 0 is NaN
         guess, variance = (total[..., :-1] / weight).permute(0, 3, 1, 2).chunk(2, 1)
         return torch.where(known[..., 0][:, None], cloudy, guess), variance.sqrt()
+
+
+def _shares(wanted: Tensor, like: Tensor) -> Tensor:
+    """(N, H / 64, W / 64): how much of the window of each block is wanted, 0 in the border of nothing."""
+    around = _FAR // _BLOCK
+    share = F.avg_pool2d(wanted[:, None].to(like.dtype), _WINDOW, _BLOCK, _BLEND)[:, 0]
+    return F.pad(share[:, around:-around, around:-around], (around,) * 4)
+
+
+def _ordered(share: NDArray) -> tuple[NDArray, list[int], list[float]]:
+    """(place (B, 3), colour, share) of the blocks that are wanted at all, by colour, the most wanted first. Blocks of
+    one colour do not overlap: so the sums of pixels have one order."""
+    place = np.argwhere(share)
+    wanted, colour = share[tuple(place.T)], place[:, 1] % 2 * 2 + place[:, 2] % 2
+    order = np.argsort(2 * colour.astype(share.dtype) - wanted, kind="stable")
+    return place[order], colour[order].tolist(), wanted[order].tolist()
 
 
 def _bits(count: int, like: Tensor) -> Tensor:
@@ -232,15 +269,14 @@ def _windows(place: Tensor, shape: torch.Size, size: int, margin: int) -> Tensor
     return ((sample * shape[1] + rows)[:, :, None] * shape[2]) + cols[:, None]
 
 
-def _listed(pixels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """(G, P) those of the pixels (G, n) that are chosen, P at most in a row, and whether there is one."""
-    count = chosen.sum(1)
-    row, at = chosen.nonzero(as_tuple=True)
-    column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    there = torch.arange(int(count.max()), device=row.device) < count[:, None]
-    listed = torch.zeros_like(there, dtype=torch.int64)
-    listed[row, column] = pixels[row, at]
-    return listed, there
+def _listed(pixels: Tensor, chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """(G, P) those of the pixels (G, n) that are chosen, of which no row has more than `most` (P), and whether there
+    is one; 0 where there is none."""
+    count = chosen.cumsum(1)
+    number = torch.arange(1, most + 1, device=pixels.device).expand(len(pixels), -1)
+    there = number <= count[:, -1:]
+    at = torch.searchsorted(count, number.contiguous()).clamp(max=pixels.shape[1] - 1)
+    return pixels.gather(1, at) * there, there
 
 
 def _chunks(colour: list[int], share: list[float], most: int) -> Iterator[slice]:
@@ -253,6 +289,16 @@ def _chunks(colour: list[int], share: list[float], most: int) -> Iterator[slice]
             stop += 1
         yield slice(start, stop)
         start = stop
+
+
+def _cut(count: int, most: int) -> list[slice]:
+    return [slice(start, start + most) for start in range(0, count, most)]
+
+
+def _runs(colour: list[int]) -> list[slice]:
+    """Where one colour follows on another."""
+    ends = [*(place for place in range(1, len(colour)) if colour[place] != colour[place - 1]), len(colour)]
+    return [slice(start, end) for start, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True)
@@ -282,15 +328,18 @@ def _told(place: Tensor, rank: Tensor, cells: tuple[Tensor, Tensor], everywhere:
     apart = torch.hypot(apart[:, None], apart)
     far_rank = cells[0].flatten()[far] + 2 * (3 + apart).log() + _AFTER
     inner = slice((_FAR - _NEAR) // _CELL, -(_FAR - _NEAR) // _CELL)
-    far_rank[:, inner, inner] = torch.inf
+    far_rank[:, inner, inner].fill_(torch.inf)
     ranks = torch.cat([rank.flatten()[near], far_rank.flatten(1)], 1)
     pixels = torch.cat([near, cells[1].flatten()[far.flatten(1)]], 1)
     found, chosen = ranks.topk(_POINTS, largest=False)
     points, told = pixels.gather(1, chosen), found.isfinite()
-    lost = ~told.any(1)
-    if lost.any():
-        pixels, there = everywhere.nearest(place[lost])
-        points[lost, : pixels.shape[1]], told[lost, : pixels.shape[1]] = pixels, there
+    lost = ~told.any(1, keepdim=True)
+    # Where there are few to choose from, that costs less than to wait for the answer of a GPU.
+    if (answers(lost) or everywhere.rank.shape[1] > _POINTS) and not lost.any():
+        return points, told
+    pixels, there = everywhere.nearest(place)
+    first = slice(pixels.shape[1])
+    points[:, first], told[:, first] = torch.where(lost, pixels, points[:, first]), told[:, first] | (lost & there)
     return points, told
 
 
@@ -306,11 +355,14 @@ class _Seen:
     def of(cls, scene: _Scene, problems: _Problems, pixels: Tensor) -> Self:
         height, width = scene.known.shape[1:]
         place = torch.stack([pixels // width % height, pixels % width], -1)
-        beyond = pixels - scene.known.numel()
-        if scene.far and (beyond >= 0).any():
+        if scene.far and len(scene.far[0]):
+            beyond = pixels - scene.known.numel()
             place = torch.where((beyond < 0)[..., None], place, scene.far[0][beyond.clamp(min=0)])
         place = place - problems.corner[:, None]
-        dates = scene.references[pixels][:, :, problems.dates]
+        dates = scene.references[pixels]
+        if len(problems.dates) < dates.shape[2]:
+            chosen = [dates[:, :, number : number + 1] for number in problems.dates]
+            dates = torch.cat([dates[:, :, :0], *chosen], 2)
         return cls(place.to(dates.dtype), dates.flatten(2), dates.sum(2) / max(1, dates.shape[2]))
 
     def less(self, centre: Tensor) -> Self:
@@ -337,7 +389,8 @@ def _solve(scene: _Scene, problems: _Problems) -> None:
     covariance = _LOCAL * _local(points.alike(told=False), key) + slopes @ points.spectrum.mT + _LEVEL
     covariance *= told * told.mT
     covariance.diagonal(dim1=1, dim2=2).add_(1)  # the noise; pixels that are not told are this alone
-    factor = torch.linalg.cholesky(covariance)
+    # With the noise it is positive definite; a GPU is not asked whether it was.
+    factor = torch.linalg.cholesky_ex(covariance, check_errors=answers(covariance)).L
     weights = torch.cholesky_solve(left, factor)
     unit = ((left * weights).sum(1, keepdim=True) + _UNIT_WEIGHT * _UNIT**2) / (count + _UNIT_WEIGHT)
     identity = torch.eye(_JUDGES, dtype=told.dtype, device=told.device).expand(len(told), -1, -1)
@@ -357,10 +410,11 @@ def _solve(scene: _Scene, problems: _Problems) -> None:
         guess[:, part] += local @ weights.mT
         whitened = torch.baddbmm(explained[:, part], local[:, :, :_JUDGES], whiten)
         variance[:, part] -= whitened.square_().sum(-1, keepdim=True)
-    share = _share(seen.place)
+    answered = problems.asked & (problems.told.any(1, keepdim=True) | bool(problems.dates))
+    share = _share(seen.place) * answered[..., None]  # nothing is added to a pixel of no date, nor to one of the border
     values = torch.cat([guess * share, variance.clamp(min=1) * unit * share, share], -1)
-    answered = problems.asked & (problems.told.any(1, keepdim=True) | problems.dates.any())
-    scene.total.flatten(0, 2)[problems.wanted[answered]] += values[answered]
+    for part in problems.apart:
+        scene.total.flatten(0, 2)[problems.wanted[part]] += values[part]
 
 
 def _local(alike: tuple[Tensor, ...], told: tuple[Tensor, Tensor]) -> Tensor:

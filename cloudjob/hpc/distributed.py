@@ -28,6 +28,8 @@ from cloudjob.hpc.watch import Member, Watch
 T = TypeVar("T")
 MEET_S = 300  # time-out for all ranks to connect: importing torch from a cold file system is slow
 COLLECTIVE_S = 1800  # time-out of a collective call: longer than rank 0 ever evaluates while the others wait
+_MORE_S = 120  # that NCCL waits longer: it ends a process without a word, and is to find none
+_POLL_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class ProcessGroup:
             error.said = passed_on and self.rank > 0
 
 
+class CollectiveTimeoutError(RuntimeError):
+    """A collective call on a GPU that has waited too long."""
+
+
 def _explain(error: Exception, watch: Watch) -> NoReturn:
     """Raises LostRankError for a collective call that failed because of another rank: which one, and why."""
     if verdict := watch.settle():
@@ -98,7 +104,8 @@ def raised_on_all_ranks(error: CloudjobError) -> CloudjobError:
 
 def _of_a_collective(error: Exception) -> bool:
     """Whether a collective call raised this error; gloo raises plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    known = isinstance(error, dist.DistError | CollectiveTimeoutError)
+    return known or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 @contextlib.contextmanager
@@ -114,12 +121,15 @@ def process_group() -> Iterator[ProcessGroup]:
     here = ProcessGroup(rank, size, local_rank, torch.device("cpu"), watch)
     with here.reporting_failures():
         device = _device(local_rank)  # only once all are connected: it may fail on one node alone
+        if device.type == "cuda":
+            check_own_gpu(store, rank, size, str(torch.cuda.get_device_properties(device).uuid))
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            # Small values of the CPU go by gloo, whose errors are told: NCCL's end the process.
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=COLLECTIVE_S),
+            timeout=timedelta(seconds=COLLECTIVE_S + (_MORE_S if device.type == "cuda" else 0)),
             device_id=device if device.type == "cuda" else None,
         )
         dist.barrier()  # no rank may exit with an error of its own while others are still connecting
@@ -230,7 +240,7 @@ def _first_line(error: Exception) -> str:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is the faster type on this device: without hardware for it, a processor is slower with it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
         flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
     except OSError:
@@ -248,6 +258,20 @@ def _device(local_rank: int) -> torch.device:
     device = torch.device("cuda", 0 if visible == 1 else local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def check_own_gpu(store: dist.Store, rank: int, size: int, uuid: str) -> None:
+    """ConfigError, on all ranks, unless each has a GPU (by its UUID) of its own: two on one wait for each other."""
+    store.set(f"gpu-{rank}", uuid)
+    owners: dict[str, list[int]] = {}
+    for other, found in enumerate(store.multi_get([f"gpu-{each}" for each in range(size)])):
+        owners.setdefault(found.decode(), []).append(other)
+    shared = {found: ranks for found, ranks in owners.items() if len(ranks) > 1}
+    if shared:
+        which = "; ".join(f"{found}: ranks {', '.join(map(str, ranks))}" for found, ranks in shared.items())
+        raise raised_on_all_ranks(
+            ConfigError(f"several ranks were given one GPU ({which}): start one task per GPU (--gpus-per-task=1)")
+        )
 
 
 def cores() -> int:
@@ -278,6 +302,27 @@ def max_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
+
+
+def asked_for(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """(values on the CPU, what tells that they have arrived there); None where they have."""
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    there.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return there, event
+
+
+def wait(event: torch.cuda.Event | None) -> None:
+    """Waits for what `asked_for` gave; LostRankError, on all ranks, where a rank keeps it waiting for COLLECTIVE_S: so
+    late a collective call on a GPU says nothing by itself, and the library would end the process."""
+    end = time.monotonic() + COLLECTIVE_S
+    while event is not None and not event.query():
+        if time.monotonic() > end:
+            raise CollectiveTimeoutError(f"a collective call has waited for {COLLECTIVE_S} s")
+        time.sleep(_POLL_S)
 
 
 def gather(value: T) -> list[T]:

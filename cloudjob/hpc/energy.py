@@ -39,6 +39,7 @@ class Energy:
             sources.append(("RAPL", processors, True, True) if processors else estimate)
         self.source = ", ".join(name for name, *_ in sources)
         self.measured = all(measures for *_, measures in sources)
+        self.lacking = any(counter is None and not whole for _, counter, whole, _ in sources)  # a GPU without a counter
         self.counters = [counter for _, counter, whole, _ in sources if counter and (first_on_node or not whole)]
         self._first = [counter() for counter in self.counters]
 

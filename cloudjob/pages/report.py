@@ -87,7 +87,7 @@ def _given(run: Run) -> dict[str, Any]:
         "title": _title(run.summary),
         "verdict": run.summary["verdict"],
         "held_out": _HELD_OUT.get(run.summary["headline_split"], "training tiles: nothing is held out"),
-        "warnings": run.checks[-1]["warnings"] if run.checks else [],
+        "warnings": [*(run.checks[-1]["warnings"] if run.checks else ()), *_uncompiled(run.cards)],
         "failed": [row for row in run.troubles if row["status"] == "failed"],
         "left_out": [row for row in run.troubles if row["status"] != "failed"],
         "scale": {"low": CERTAIN, "high": UNCERTAIN, "end": SPREAD, "outline": OUTLINES[CLOUD][1]},
@@ -289,6 +289,12 @@ def _checks(rows: Sequence[dict]) -> dict[str, Any] | None:
         values = [*row["against_zero"], *row["x0_error"], *(row["against_shuffled"][name] for name in _EXCHANGED)]
         lines.append([f"{row['seen']:,}", *(number(value, ".3f") for value in values)])
     return {"heads": heads, "rows": lines}
+
+
+def _uncompiled(cards: Sequence[dict]) -> list[str]:
+    """Why steps that were to be compiled ran as they are, each reason once."""
+    causes = dict.fromkeys(card["cause"] for card in cards if card["event"] == "not compiled")
+    return [f"The step was not compiled, so it was slower and took more memory: {cause}" for cause in causes]
 
 
 def _energy(run: Run) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from cloudjob.errors import CorruptFileError, ItemError
 from cloudjob.files import atomic, check_room, trouble
 from cloudjob.patches.shards import Filler, ShardSet, check, opened
 
-_AHEAD = 2  # batches that are read while the consumer has one
+_AHEAD = 2  # batches that are read while the consumer has others
 _BLOCK = 8 * 2**20  # bytes
 
 
@@ -48,18 +48,19 @@ def batches(
     threads: int = 1,
     allocate: Callable = np.empty,
     donors: bool = False,
+    in_use: int = 1,
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
     """(sample numbers, arrays) of this rank for the global batches from sample `start` to `stop`.
 
     Rank r of n takes samples start + r, start + r + n, ... of each global batch; the last batch may be short. Arrays:
     those of `ShardSet.buffers`, and with `donors` donor (B, n, n) uint8, the mask of another triplet. They lie in
-    buffers made by `allocate(shape, dtype)` and are valid until the next batch is asked for: `threads` threads then
-    fill them with a later one.
+    buffers made by `allocate(shape, dtype)` and are valid until the next batch but `in_use` - 1 is asked for: `threads`
+    threads then fill them with a later one.
     """
     firsts = range(start, stop, batch)
     if not firsts:
         return
-    ring = [_Slots(shards, len(range(rank, batch, size)), allocate, donors) for _ in range(_AHEAD + 1)]
+    ring = [_Slots(shards, len(range(rank, batch, size)), allocate, donors) for _ in range(_AHEAD + in_use)]
     pool = ThreadPoolExecutor(threads, "loader")
 
     def ask(number: int) -> tuple[range, dict, list[Future]]:

@@ -20,10 +20,12 @@ from cloudjob.hpc import distributed, machine, slurm
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import JOULES_PER_KWH, Energy, carbon
 from cloudjob.sentinel2.render import encode_png
+from cloudjob.training import precision
 from cloudjob.training.settings import Files, Identity, Talk
 from cloudjob.training.state import State
 
 T = TypeVar("T")
+NOT_MEASURED = "not measured"  # where a GPU has no counter that can be read
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -45,15 +47,16 @@ class Meter:
         earlier = rows(metrics)  # the last row may be of samples that will be seen again
         before = earlier[-1] if earlier else {}
         self.device, self.energy, self.grid_co2 = device, energy, grid_co2
-        self.joules_before = before.get("energy_kwh", 0.0) * JOULES_PER_KWH
+        self.joules_before = (before.get("energy_kwh") or 0.0) * JOULES_PER_KWH
         self.seconds_before = before.get("seconds", 0.0)
         self.joules, self.kind = 0.0, "estimated"  # of this job, all ranks, as of the last row
         self.started = time.monotonic()
         self._restart()
 
     def _restart(self) -> None:
-        self.begun, self.waited, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
+        self.begun, self.waited, self.samples = time.monotonic(), 0.0, 0
         self.losses: Tensor | float = 0.0
+        self.steps: Tensor | float = 0.0
 
     def waiting(self, source: Iterable[T]) -> Iterator[T]:
         """The elements of the source; the time that they are waited for is counted."""
@@ -67,11 +70,11 @@ class Meter:
             self.waited += time.monotonic() - begun
             yield element
 
-    def note(self, loss: Tensor | None, samples: int) -> None:
-        """A step that was done, or with no loss one that was skipped."""
+    def note(self, loss: Tensor, samples: int, skip: Tensor) -> None:
+        """A step that was issued; its loss counts where `skip`, on the device, is not 1."""
         self.samples += samples
-        if loss is not None:
-            self.losses, self.steps = self.losses + loss, self.steps + 1
+        self.losses = self.losses + torch.where(skip > 0, 0.0, loss)
+        self.steps = self.steps + (1 - skip)
 
     @property
     def elapsed(self) -> float:
@@ -85,10 +88,11 @@ class Meter:
         """
         elapsed, cuda = self.elapsed, self.device.type == "cuda"
         own: dict[str, Any] = {
-            "loss": float(self.losses) / max(self.steps, 1),
+            "loss": float(self.losses) / max(float(self.steps), 1),
             "wait": self.waited / elapsed,
             "joules": self.energy.joules(),
             "measured": self.energy.measured,
+            "lacking": self.energy.lacking,
             "memory": _resident_gib(),
             "gpu": torch.cuda.max_memory_allocated(self.device) / 2**30 if cuda else None,
         }
@@ -96,6 +100,8 @@ class Meter:
         joules = sum(each["joules"] for each in every)
         watts, self.joules = (joules - self.joules) / elapsed, joules
         self.kind = "measured" if all(each["measured"] for each in every) else "estimated"
+        if any(each["lacking"] for each in every):  # most of it: no figure is better than that of the rest
+            self.kind = NOT_MEASURED
         samples = self.samples
         self._restart()
         return {
@@ -105,14 +111,16 @@ class Meter:
             "data_wait_pct": round(100 * max(each["wait"] for each in every), 2),
             "memory_gib": round(max(each["memory"] for each in every), 3),
             "gpu_memory_gib": round(max(each["gpu"] for each in every), 3) if cuda else None,
-            "watts": round(watts, 1),
+            "watts": None if self.kind == NOT_MEASURED else round(watts, 1),
             **self.used(),
             "energy": self.kind,
         }
 
     def used(self) -> dict:
-        """{"seconds", "energy_kwh", "co2_g"} of the whole training, as of the last row."""
+        """{"seconds", "energy_kwh", "co2_g"} of the whole training, as of the last row; None where not measured."""
         seconds = self.seconds_before + time.monotonic() - self.started
+        if self.kind == NOT_MEASURED:
+            return {"seconds": round(seconds, 1), "energy_kwh": None, "co2_g": None}
         return {"seconds": round(seconds, 1)} | carbon(self.joules_before + self.joules, self.grid_co2)
 
 
@@ -146,9 +154,14 @@ class Journal:
         self.files, self.group, self.state, self.meter, self.talk = files, group, state, meter, talk
         self.key = checkpoint.key(identity.config, identity.inputs)
         self.places = distributed.gather((socket.gethostname(), machine.device_name(group.device)))
-        self.board = None
-        if group.rank:
-            return
+        self.board: Board | None = None
+        self.fallbacks: set[str] = set()
+        if not group.rank:
+            self._begin()
+        self.fell_back()
+
+    def _begin(self) -> None:
+        files, state = self.files, self.state
         for path in (files.metrics, files.checks, files.validation):
             trim(path, state.seen)
         if state.settings.tensorboard:
@@ -159,8 +172,25 @@ class Journal:
             batch=state.settings.batch_size,
             micro_batch=state.step.micro,
             bfloat16=state.step.bfloat16,
-            energy_from=meter.energy.source,
+            **self.step_facts(),
+            energy_from=self.meter.energy.source,
         )
+
+    def step_facts(self) -> dict[str, Any]:
+        """What the step that was rehearsed runs as: `compiled`, and on a GPU by what rules its sums are made."""
+        compilation = self.state.step.compilation
+        return {"compiled": compilation.active} | precision.facts(self.group.device)
+
+    def fell_back(self) -> None:
+        """Says, once each, why the step runs uncompiled on a rank where it was to be compiled. A collective call."""
+        every = distributed.gather(self.state.step.compilation.fallback)
+        found = {cause: rank for rank, cause in enumerate(every) if cause and cause not in self.fallbacks}
+        self.fallbacks.update(found)
+        if self.group.rank:
+            return
+        for cause, rank in found.items():
+            self.talk.say(f"train: WARNING: not compiled on rank {rank}, so slower and in more memory: {cause}")
+            self.card("not compiled", cause=cause)
 
     def lacks(self, path: Path) -> bool:
         """Whether no row of the samples seen now was written."""
@@ -169,16 +199,17 @@ class Journal:
     def log(self, norm: Tensor) -> None:
         """A row of metrics of all ranks, and one line of it. A collective call."""
         measured, state = self.meter.row(), self.state
+        self.fell_back()
         if self.group.rank:
             return
         size = float(norm)
         row = {"step": state.seen // state.settings.batch_size, "seen": state.seen, "total": state.total}
         row |= measured | {"lr": state.rate, "grad_norm": round(size, 4) if math.isfinite(size) else None}
-        row |= {"skipped": state.skipped}
+        row |= {"skipped": state.skipped, "compiled": state.step.compilation.active and not self.fallbacks}
         self._write("metrics", self.files.metrics, row)
         line = f"train: {row['seen']} of {row['total']} samples, loss {row['loss']:.4f}, lr {row['lr']:.2g}, "
         line += f"{row['samples_per_s']:.1f} samples/s, {row['data_wait_pct']:.1f} % waiting for data, "
-        line += f"{row['watts']:.0f} W {row['energy']}"
+        line += "energy not measured" if row["watts"] is None else f"{row['watts']:.0f} W {row['energy']}"
         self.talk.progress(row["seen"] / row["total"], line)
 
     def diagnosis(self, found: dict[str, Any]) -> None:

@@ -7,14 +7,14 @@ averages are functions of it. So to stop anywhere and to go on equals never havi
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cloudjob.diffusion import checkpoint
-from cloudjob.diffusion.batch import Batch, pinned
+from cloudjob.diffusion.batch import pinned
 from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import InterruptedJob
 from cloudjob.hpc import awake, distributed, slurm
@@ -22,7 +22,8 @@ from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import Energy
 from cloudjob.patches import loader
 from cloudjob.patches.shards import ShardSet
-from cloudjob.training import data
+from cloudjob.training import ahead, data, precision
+from cloudjob.training.agreement import NOTHING, Agreement, Wishes
 from cloudjob.training.held_out import HeldOut
 from cloudjob.training.logs import Journal, Meter
 from cloudjob.training.settings import Files, Identity, Settings, Talk
@@ -56,18 +57,21 @@ class Training:
         of this training; `anew` begins anew where there is one already."""
         self.settings, self.files, self.identity, self.group, self.talk = settings, files, identity, group, talk
         torch.set_num_threads(settings.threads or distributed.cores())
+        precision.settle(group.device)
         energy = Energy(group.device, cores=torch.get_num_threads(), first_on_node=group.local_rank == 0)
         self.triplets, held_out = data.open_splits(shards, index, settings, group, talk.say)
         recipe = Recipe.of(settings.preset, settings.process, **(index["normalisation"] | settings.options))
-        recipe = recipe.measure(data.some(self.triplets, 64, group.device))
         self.state = State(recipe, settings, settings.total(len(self.triplets)), group)
         bfloat16 = self.state.step.bfloat16
         self.stopping = _Stopping(talk, self.state)
+        if not self.state.resume(files, identity, talk, anew=anew):
+            self.state.take(recipe.measure(data.some(self.triplets, 64, group.device)))
+        recipe = self.state.recipe
         self.held_out = HeldOut(
             recipe, settings, held_out, self.triplets, group.device, bfloat16=bfloat16, stopped=self.stopping.wished
         )
-        self.state.resume(files, identity, talk, anew=anew)
-        self.state.step.connect(data.some(self.triplets, 2, group.device, donors=True))
+        self.state.step.connect(data.some(self.triplets, self.state.step.rehearsed, group.device, donors=True))
+        self.agreement = Agreement(group.device, first=group.rank == 0)
         self.meter = Meter(group.device, energy, files.metrics, grid_co2=settings.grid_co2)
         self.journal = Journal(files, identity, group, self.state, self.meter, talk)
 
@@ -75,30 +79,32 @@ class Training:
         """Trains until all samples are seen. The last checkpoint and facts of it, on rank 0; InterruptedJob when it
         has stopped in good order."""
         settings, group, state, meter, journal = self.settings, self.group, self.state, self.meter, self.journal
-        first, looked, norm = group.rank == 0, True, torch.zeros(())
-        if first and state.seen < state.total:
-            looked = self._look()  # what was left out when the training stopped
+        first, norm = group.rank == 0, torch.zeros(())
+        if state.seen < state.total:
+            self._look(norm)  # what was left out when the training stopped
         saved = begun = time.monotonic()
         # Take a batch: its samples and all that is random about them follow from the samples seen.
-        for samples, arrays in meter.waiting(_batches(self.triplets, state, group)):
+        for samples, batch in meter.waiting(ahead.sent(_batches(self.triplets, state, group), group.device)):
             # Compute loss and gradient, those of all ranks together.
-            loss, found = state.step.gradient(samples, Batch.of(arrays, group.device))
+            loss, norm = state.step.gradient(samples, batch)
 
-            # Agree: a clock, a signal or a number that is not finite is of one rank alone, what follows is of all.
-            last = state.seen + settings.batch_size >= state.total
-            wishes = _Wishes(
-                stop=_LOOKING * (not looked) or _LATE * self.stopping.late() or _ASKED * self.talk.stop_requested(),
+            # Vote: a clock, a signal or a number that is not finite is of one rank alone, what follows is of all.
+            wishes = Wishes(
+                stop=_LATE * self.stopping.late() or _ASKED * self.talk.stop_requested(),
                 save=time.monotonic() - saved > _interval(settings, state.save_s),
                 log=meter.elapsed > settings.log_s,
             )
-            wishes, bad = _agree(wishes, loss, found, first=first)
-            if wishes.stop == _LOOKING:  # before this step, so that the look can be made at the same weights
-                self._stop(wishes.stop, norm)
+            skip = self.agreement.vote(wishes, loss, norm, seen=state.seen)
 
             # Update the weights and their moving averages.
-            norm = found
-            state.advance(bad=bad, say=self.talk.say)
-            meter.note(None if bad else loss, settings.batch_size)
+            state.advance(skip)
+            meter.note(loss, settings.batch_size, skip)
+
+            # Agree: on a GPU on the votes of the step before, unless something is to be done now.
+            wishes = self._agreed(NOTHING)
+            last = state.seen >= state.total
+            if last or any(wishes) or state.passed((*MILESTONES, *DIAGNOSES, *VALIDATIONS)):
+                wishes = self._agreed(wishes, every=True)
             if last:
                 break
             if wishes.stop:
@@ -116,17 +122,34 @@ class Training:
                 distributed.barrier()
 
             # Look at held-out triplets.
-            looked = not first or self._look()
+            self._look(norm)
             self.stopping.step_s, begun = time.monotonic() - begun, time.monotonic()
         return self._end(norm)
+
+    def _agreed(self, wishes: Wishes, *, every: bool = False) -> Wishes:
+        """These wishes and those of the verdicts that are known by now, whose bad steps are counted."""
+        for verdict in self.agreement.verdicts(every=every):
+            wishes = wishes.and_those(verdict.wishes)
+            self.state.count(bad=verdict.bad, seen=verdict.seen, say=self.talk.say)
+        return wishes
 
     def _save(self) -> None:
         facts = {"seen": self.state.seen, **self.meter.used(), "energy": self.meter.kind}
         self.state.save(self.files, self.identity, facts, milestones=MILESTONES)
 
-    def _look(self) -> bool:
-        """Rank 0 looks at held-out triplets, if it is time to and it has not at these samples. False when it has to
-        stop meanwhile: nothing is written of that look, and the training that goes on begins with it."""
+    def _look(self, norm: Tensor) -> None:
+        """Rank 0 looks at held-out triplets, if it is time to and it has not at these samples. All stop where it has to
+        meanwhile: nothing is written of that look, and the training that goes on begins with it."""
+        if self.state.passed((*DIAGNOSES, *VALIDATIONS)):
+            self._unless_stopped(self._looked, norm)
+
+    def _unless_stopped(self, work: Callable[[], bool], norm: Tensor) -> None:
+        """Rank 0 does this work while the others wait; all stop where it says that it had to. A call of all ranks."""
+        done = work() if self.group.rank == 0 else True
+        if not all(distributed.gather(done)):
+            self._stop(_LOOKING, norm)
+
+    def _looked(self) -> bool:
         state, journal = self.state, self.journal
         try:
             if state.passed(DIAGNOSES) and journal.lacks(self.files.checks):
@@ -153,9 +176,7 @@ class Training:
         """All samples are seen: rank 0 completes the last checkpoint, while the others wait."""
         if self.meter.samples:
             self.journal.log(norm)
-        complete = self._complete() if self.group.rank == 0 else True
-        if distributed.max_over_ranks(torch.tensor([not complete], dtype=torch.int32, device=self.group.device)).item():
-            self._stop(_LOOKING, norm)
+        self._unless_stopped(self._complete, norm)
         if self.group.rank:
             return [], {}
         path = checkpoint.newest(self.files.checkpoints)
@@ -173,7 +194,7 @@ class Training:
             return False
         state.chosen = chosen
         self._save()
-        return self._look()
+        return self._looked()
 
 
 class _Stopping:
@@ -190,28 +211,10 @@ class _Stopping:
         return self.talk.stop_requested() or self.late()
 
 
-class _Wishes(NamedTuple):
-    """What a rank has reason to do after a step: to stop (_ASKED, _LATE, _LOOKING), to save, to log."""
-
-    stop: int
-    save: bool
-    log: bool
-
-
-def _agree(wishes: _Wishes, loss: Tensor, norm: Tensor, *, first: bool) -> tuple[_Wishes, bool]:
-    """What all ranks do, as soon as one of them has reason to (to save and to log, rank 0 alone), and whether the step
-    is bad: its loss or gradient is not finite on some rank."""
-    bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
-    votes = [wishes.stop, first and wishes.save, first and wishes.log]
-    mine = torch.cat([torch.tensor(votes, dtype=torch.int32, device=bad.device), bad.to(torch.int32).view(1)])
-    # Waits for the device: from here on the batch's buffers may be filled anew.
-    stop, save, log, skip = distributed.max_over_ranks(mine).tolist()
-    return _Wishes(stop, bool(save), bool(log)), bool(skip)
-
-
 def _batches(triplets: ShardSet, state: State, group: ProcessGroup) -> Iterator[tuple[list[int], dict]]:
     """(sample numbers, arrays) of this rank for each global batch that is left."""
-    allocate: Callable = pinned if group.device.type == "cuda" else np.empty
+    gpu = group.device.type == "cuda"
+    allocate: Callable = pinned if gpu else np.empty
     return loader.batches(
         triplets,
         seed=state.settings.seed,
@@ -223,6 +226,7 @@ def _batches(triplets: ShardSet, state: State, group: ProcessGroup) -> Iterator[
         threads=state.settings.loader_threads,
         donors=state.settings.synthetic_clouds > 0,
         allocate=allocate,
+        in_use=ahead.IN_USE if gpu else 1,
     )
 
 

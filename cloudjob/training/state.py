@@ -43,23 +43,26 @@ class State:
         """The learning rate of the next step."""
         return learning_rate(self.settings, seen=self.seen, total=self.total)
 
-    def advance(self, *, bad: bool, say: Any) -> None:
-        """The optimizer's step, unless its loss or gradient is not finite; the weights of now into the averages.
+    def count(self, *, bad: bool, seen: int, say: Any) -> None:
+        """Takes down whether the step after `seen` samples was skipped, as its loss or gradient was not finite.
 
-        ItemError, on all ranks, after `max_skipped` bad steps in a row.
+        ItemError, on all ranks, after `max_skipped` such steps in a row.
         """
-        if bad:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            what = f"train: the loss or its gradient was not finite after {self.seen} samples"
-            say(f"{what}; that step is skipped ({self.skipped_in_a_row} in a row)")
-            if self.skipped_in_a_row >= self.settings.max_skipped:
-                hint = "lower train.lr, or look at the shards"
-                raise distributed.raised_on_all_ranks(
-                    ItemError(f"{what}, for {self.skipped_in_a_row} steps in a row: {hint}")
-                )
-        else:
+        if not bad:
             self.skipped_in_a_row = 0
-            self.step.update(self.rate)
+            return
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        what = f"train: the loss or its gradient was not finite after {seen} samples"
+        say(f"{what}; that step is skipped ({self.skipped_in_a_row} in a row)")
+        if self.skipped_in_a_row >= self.settings.max_skipped:
+            hint = "lower train.lr, or look at the shards"
+            raise distributed.raised_on_all_ranks(
+                ItemError(f"{what}, for {self.skipped_in_a_row} steps in a row: {hint}")
+            )
+
+    def advance(self, skip: Tensor | None = None) -> None:
+        """The optimizer's step, but where `skip` is 1 (see `Step.update`); the weights of now into the averages."""
+        self.step.update(self.rate, skip)
         self.seen += self.settings.batch_size
         self.group.note(self.seen)
         for average in self.averages.values():
@@ -103,10 +106,14 @@ class State:
         )
         self.save_s = time.monotonic() - begun
 
-    def resume(self, files: Files, identity: Identity, talk: Talk, *, anew: bool) -> None:
-        """Goes on from the newest readable checkpoint of this very training, which rank 0 finds; else a new training
-        begins, from the weights of `init_from` if there are any, when all ranks have read them. What an earlier one
-        left is then kept aside whole.
+    def take(self, recipe: Recipe) -> None:
+        """The recipe as it was measured, in place of the one that this was made with: of the same network."""
+        self.recipe = self.step.alone.recipe = recipe
+
+    def resume(self, files: Files, identity: Identity, talk: Talk, *, anew: bool) -> bool:
+        """Goes on from the newest readable checkpoint of this very training, which rank 0 finds, and whose recipe it
+        takes; False where a new training begins, from the weights of `init_from` if there are any, when all ranks have
+        read them. What an earlier one left is then kept aside whole.
 
         ConfigError where an earlier training would be lost unasked: one of other settings, on other shards, of a
         version with another network; and where `init_from` cannot be taken. `anew` asks for it, once: a training that
@@ -120,8 +127,9 @@ class State:
             distributed.run_on_all_ranks(lambda: _begin(files, identity, talk, anew) if first else None)
             if given is not None:
                 self._take(given, talk)
-            return
+            return False
         kept = distributed.run_on_all_ranks(lambda: found[1] if found else checkpoint.load(path))
+        self.take(Recipe.of(**kept.recipe))  # measured again, on another device, it might differ in a last digit
         self.seen, (self.skipped, self.skipped_in_a_row) = kept.seen, kept.skipped
         self.network.load_state_dict(kept.model)
         for width, average in self.averages.items():
@@ -130,6 +138,7 @@ class State:
             self.chosen, self.calibration = kept.chosen, kept.calibration
         self.step.optimizer.load_state_dict(kept.optimizer)
         talk.say(f"train: goes on from {path.name}, {self.seen} of {self.total} samples seen")
+        return True
 
     def _newest(self, files: Files, identity: Identity, talk: Talk, anew: bool) -> tuple[Path, Checkpoint] | None:
         """The checkpoint to go on from; None for a new training."""

@@ -6,10 +6,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch
+from cloudjob.diffusion.noise import Numbers
 from cloudjob.diffusion.recipe import Recipe
-from cloudjob.errors import ConfigError
+from cloudjob.errors import CloudjobError, ConfigError
 from cloudjob.hpc import distributed
+from cloudjob.training.compilation import Compilation
 from cloudjob.training.settings import Settings
 
 
@@ -41,7 +44,7 @@ class Objective(nn.Module):
         names = ("clear_weight", "drop_reference", "drop_mask", "synthetic_clouds", "other_ground")
         self.options = {name: getattr(settings, name) for name in names}
 
-    def forward(self, batch: Batch, samples: list[int], **other: float) -> Tensor:
+    def forward(self, batch: Batch, samples: Numbers, **other: float) -> Tensor:
         """Scalar loss of these samples; `other` options than those of the training, if any."""
         return self.recipe.loss(self.network, batch, seed=self.seed, samples=samples, **(self.options | other))
 
@@ -64,12 +67,16 @@ class Step:
         )
         choice = settings.precision
         self.bfloat16 = choice == "bfloat16" or (choice == "auto" and distributed.fast_bfloat16(self.device))
-        self.compiled = settings.compile if settings.compile != "auto" else self.device.type == "cuda"
-        if self.compiled:
-            torch._dynamo.config.suppress_errors = settings.compile == "auto"  # without a compiler: as it is
-            network.compile()
+        noise.prepare(self.device)
         self.alone = Objective(recipe, network, settings)
+        # All of it: what prepares a batch is hundreds of small kernels otherwise.
+        self.compilation = Compilation(self.alone, settings.compile, self.device)
         self.objective: nn.Module = self.alone
+
+    @property
+    def rehearsed(self) -> int:
+        """Samples that `connect` is to be given: as many as are computed at once where that is compiled for them."""
+        return self.micro if self.compilation.asked else 2
 
     def connect(self, batch: Batch) -> None:
         """Gives all ranks the weights of rank 0, when these are as they should be, and rehearses a step with a batch.
@@ -78,15 +85,40 @@ class Step:
         a resume would sum up in another order than a training that was never stopped.
         """
         self.objective = distributed.wrap(self.alone)
-        if self.objective is not self.alone:
-            self._loss(batch, list(range(len(batch)))).backward()
-            self.optimizer.zero_grad(set_to_none=True)
+        if self.objective is self.alone and not self.compilation.asked:
+            return
+        try:
+            self._loss(batch, torch.arange(len(batch), device=self.device)).backward()
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(len(batch), error) from error
+        except Exception as error:
+            if not self.compilation.required or isinstance(error, CloudjobError):
+                raise
+            raise self.compilation.failed(error) from error
+        self.optimizer.zero_grad(set_to_none=True)
 
-    def gradient(self, samples: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
+    def gradient(self, samples: Numbers, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss of this rank's samples, norm of the gradient over all ranks before it was clipped). The device may be
         reading the arrays of the batch until one of the two is known. The mean of the losses over the ranks is that of
         the batch, also where one rank has a sample more than another."""
         self.optimizer.zero_grad(set_to_none=True)
+        try:
+            return self._gradient(samples, batch)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(len(samples), error) from error
+
+    def _too_large(self, samples: int, error: torch.OutOfMemoryError) -> ConfigError:
+        """What to say where the device has no room for a micro-batch, and what would fit by what the samples took."""
+        micro = min(self.micro, samples)
+        advice = "even one sample does not fit: take a smaller train.preset, or a GPU with more memory"
+        if micro > 1:
+            advice = f"set train.micro_batch={max(micro // 2, 1)} (the result stays the same), or a smaller one"
+        first = str(error).partition(". GPU")[0].partition("\n")[0]
+        return ConfigError(
+            f"train.micro_batch: {micro} samples at once do not fit into {self.device}: {first}; {advice}"
+        )
+
+    def _gradient(self, samples: Numbers, batch: Batch) -> tuple[Tensor, Tensor]:
         total, share = torch.zeros((), device=self.device), self.share or len(samples)
         for first in range(0, len(samples), self.micro):
             here = slice(first, first + self.micro)
@@ -97,12 +129,13 @@ class Step:
             total = total + loss.detach()
         return total, torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
 
-    def _loss(self, batch: Batch, samples: list[int]) -> Tensor:
+    def _loss(self, batch: Batch, samples: Numbers) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.objective(batch, samples)
 
-    def update(self, lr: float) -> None:
-        """The optimizer's step with the gradient of now."""
+    def update(self, lr: float, skip: Tensor | None = None) -> None:
+        """The optimizer's step with the gradient of now; where `skip`, () float32 on the device, is 1, nothing."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # what fused kernels read, as GradScaler sets it
         self.optimizer.step()

@@ -200,6 +200,39 @@ def test_low_precision_around_it_changes_nothing():
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_a_device_that_is_not_asked_gives_the_same(monkeypatch, far):
+    """As a GPU has it: blocks of all colours and shares at once, patterns that do not occur, pixels far off for all."""
+    truth, references, known = ground((150, 500), 2)
+    known[:, :, 200:] = False
+    references[:, 1, :, 30:60] = torch.nan
+    places = torch.tensor([[20, 900], [130, 40], [45, -80]])  # in none, in one and in the other of the images
+    told = Far(places, torch.full((3, 4), 0.3).double(), torch.full((3, 2, 4), 0.2).double())
+    given, options = (truth, references, known), {"far": told if far else None, "origin": (5, 9)}
+    expected = similar(*given, **options)
+    monkeypatch.setattr(similarity, "answers", lambda tensor: False)
+    monkeypatch.setattr(similarity, "_budget", lambda like: 2**24)
+    for one, other in zip(similar(*given, **options), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_its_products_are_not_rounded_where_others_are(monkeypatch):
+    rounded, solve, products = [], similarity._solve, torch.backends.cuda.matmul
+
+    def noted(*given) -> None:
+        rounded.append(products.allow_tf32)
+        solve(*given)
+
+    monkeypatch.setattr(similarity, "_solve", noted)
+    products.allow_tf32 = True
+    try:
+        similar(*ground((40, 40), 1))
+        assert products.allow_tf32
+    finally:
+        products.allow_tf32 = False
+    assert rounded == [False]
+
+
 def test_the_deviation_is_that_of_the_error():
     for seed in range(3):
         truth, references, known = ground((64, 64), 1, seed=seed)

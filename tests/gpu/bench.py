@@ -14,7 +14,7 @@ from measure import TrainingStep, flop, inside, preparing, speed, timed
 from trainings import progress, said, small_run, train
 
 from cloudjob.benches.train import NOTEBOOK_EPOCH, Bench
-from cloudjob.training import logs
+from cloudjob.training import logs, precision
 
 PRODUCTS = "matrix product, bfloat16, TFLOP/s"  # the measurement that others are shares of
 WINDOW = 64 if CPU else 256
@@ -108,6 +108,7 @@ def _step_of(found: Findings, preset: str, batches: tuple[int, int]) -> None:
     auto = {"precision": "float32" if CPU else "bfloat16", "compile": not CPU}
     operations = found.attempt("flop of a sample", flop, preset, window) or 0
     last: list[TrainingStep] = []
+    precision.settle(device())  # as a training does
 
     def one(name: str, batch: int, *, steps: int = 20, **settings) -> None:
         def measured() -> dict:
@@ -129,8 +130,10 @@ def _step_of(found: Findings, preset: str, batches: tuple[int, int]) -> None:
     one(f"eager, float32 (TF32), batch {first}", first, precision="float32", compile=False, steps=8)
     torch.backends.cudnn.benchmark = True
     one(f"compiled, cudnn.benchmark, batch {first}", first, **auto)
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    one(f"compiled, cudnn.deterministic, batch {first}", first, **auto)
+    torch.backends.cudnn.benchmark = False
+    precision.settle(device(), exact=False)
+    one(f"compiled, not exact, batch {first}", first, **auto)
+    precision.settle(device())
 
 
 def _shared(speed: dict, operations: int) -> dict:

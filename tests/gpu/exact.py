@@ -16,6 +16,7 @@ from cloudjob.diffusion.batch import Batch
 from cloudjob.diffusion.conditions import Conditions, Normalisation
 from cloudjob.pixels import BANDS
 from cloudjob.run.folder import RunFolder
+from cloudjob.training import precision
 
 PRESET = "tiny" if CPU else "small"
 NEAR = 0.03  # of the loss: bfloat16 may differ by that much
@@ -66,15 +67,17 @@ def _conditions(arrays: dict) -> dict:
 def _losses(arrays: dict) -> dict:
     """[loss, norm of the gradient] by precision; AssertionError where one is far from the CPU's."""
 
-    def one(at: torch.device, precision: str, compiled: bool) -> list[float]:
-        options = {"synthetic_clouds": 0.5, "batch_size": count, "precision": precision, "compile": compiled}
-        value, norm = make_step(PRESET, arrays, at, **options).gradient(list(range(count)), Batch.of(arrays, at))
+    def one(at: torch.device, kind: str, compiled: bool) -> list[float]:
+        options = {"synthetic_clouds": 0.5, "batch_size": count, "precision": kind, "compile": compiled}
+        value, norm = make_step(PRESET, arrays, at, **options).gradient(
+            torch.arange(count, device=at), Batch.of(arrays, at)
+        )
         return [float(value), float(norm)]
 
     count, found = len(arrays["mask"]), {}
-    for precision in ("float32", "bfloat16"):
+    for kind in ("float32", "bfloat16"):
         for compiled in COMPILED:
-            found[f"{precision}{' compiled' if compiled else ''}"] = one(device(), precision, compiled)
+            found[f"{kind}{' compiled' if compiled else ''}"] = one(device(), kind, compiled)
     torch.backends.cudnn.allow_tf32 = False
     found["float32 without TF32"] = one(device(), "float32", False)
     found["CPU, float32"] = one(torch.device("cpu"), "float32", False)
@@ -90,8 +93,8 @@ def same_bits(found: Findings) -> None:
     size, batch = (64, 4) if CPU else (256, 16)
     arrays = triplets(batch, size)
     for flag in (False, True):
-        torch.backends.cudnn.deterministic = flag
-        name = "cudnn.deterministic" if flag else "as it is"
+        precision.settle(device(), exact=flag)
+        name = "as a training has it" if flag else "not exact"
         found.attempt(f"{PRESET}, eager, {name}", _again, PRESET, arrays, compiled=False)
         if not CPU:
             found.attempt(f"small, compiled, {name}", _again, "small", arrays, compiled=True)
@@ -104,7 +107,7 @@ def _again(preset: str, arrays: dict, *, compiled: bool, repeats: int = 4) -> di
     made = make_step(preset, arrays, here, compile=compiled, synthetic_clouds=0.5, batch_size=count)
     seen = []
     for _ in range(repeats):
-        loss, _ = made.gradient(list(range(count)), Batch.of(arrays, here))
+        loss, _ = made.gradient(torch.arange(count, device=here), Batch.of(arrays, here))
         seen.append([loss.detach().clone(), *(weight.grad.clone() for weight in made.network.parameters())])
     names = ["loss", *(name for name, _ in made.network.named_parameters())]
     other = [

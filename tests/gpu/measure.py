@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cloudjob.diffusion.average import GAMMAS, PowerAverage
 from cloudjob.diffusion.batch import Batch, pinned
+from cloudjob.training import ahead
+from cloudjob.training.agreement import NOTHING, Agreement
 
 OURS = str(ROOT / "cloudjob") + "/"
 
@@ -34,13 +36,14 @@ class TrainingStep:
         self.step = make_step(preset, self.arrays, self.device, synthetic_clouds=share, batch_size=batch, **settings)
         self.averages = [PowerAverage(self.step.network, gamma=gamma) for gamma in GAMMAS.values()]
         self.samples = list(range(batch))
+        self.agreement = Agreement(self.device, first=True)
 
     def __call__(self, number: int) -> None:
-        loss, norm = self.step.gradient(self.samples, Batch.of(self.arrays, self.device))
-        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        votes = torch.tensor([0, 0, 0], dtype=torch.int32, device=self.device)
-        torch.cat([votes, bad.to(torch.int32).view(1)]).tolist()
-        self.step.update(1e-4)
+        samples, batch = next(ahead.sent([(self.samples, self.arrays)], self.device))
+        loss, norm = self.step.gradient(samples, batch)
+        self.step.update(1e-4, self.agreement.vote(NOTHING, loss, norm, seen=number))
+        for _ in self.agreement.verdicts():  # of the step before
+            pass
         for average in self.averages:
             average.update(self.step.network, step=number + 2)
 
@@ -85,7 +88,8 @@ def speed(step: TrainingStep, steps: int) -> dict:
         "ms a step": round(middle * 1e3, 2),
         "best": round(min(laps) * 1e3, 2),
         "samples/s": round(batch / middle, 1),
-        "compiled": step.step.compiled,
+        "compiled": step.step.compilation.active,
+        "fallback": step.step.compilation.fallback,
         "bfloat16": step.step.bfloat16,
         "graphs": {
             "compiled": counters["stats"].get("unique_graphs", 0),
@@ -121,6 +125,7 @@ def inside(step: TrainingStep) -> dict:
         "ms a step, profiled": round(wall * 1e3, 2),
         "ms of kernels": round(sum(event.self_device_time_total for event in kernels) / 3e3, 2),
         "kernels and copies": sum(event.count for event in kernels) // 3,
+        "copies": {event.key: event.count // 3 for event in kernels if event.key.startswith("Memcpy")},
         "operators on the host": sum(event.count for event in events if event not in kernels) // 3,
         "the longest, us a step": {event.key[:90]: round(event.self_device_time_total / 3) for event in kernels[:18]},
     }
@@ -148,7 +153,8 @@ def _waits() -> Iterator[collections.Counter]:
 
 def preparing(preset: str, batch: int, window: int, share: float) -> dict:
     """Milliseconds of preparing a batch, alone: the loss with a network that costs nothing."""
-    here, arrays, samples = device(), triplets(batch, window, donor=share > 0), list(range(batch))
+    here, arrays = device(), triplets(batch, window, donor=share > 0)
+    samples = torch.arange(batch, device=here)
     objective = make_step(preset, arrays, here, compile=False, synthetic_clouds=share, batch_size=batch).alone
     zero = torch.zeros(batch, 4, window, window, device=here)
 

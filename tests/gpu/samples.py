@@ -48,5 +48,5 @@ def make_step(
             weight.add_(0.02 * torch.randn_like(weight))
     network = network.to(device, memory_format=torch.channels_last)
     made = Step(recipe, network, chosen)
-    made.connect(some)
+    made.connect(Batch.of({name: array[: made.rehearsed] for name, array in arrays.items()}, device))
     return made

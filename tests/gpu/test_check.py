@@ -12,6 +12,7 @@ import check
 import pytest
 import smoke
 import summary
+import table
 from findings import Findings
 
 HERE = Path(__file__).resolve().parent
@@ -165,3 +166,23 @@ def test_the_summary_names_what_failed_and_the_figures():
     assert "step_base: compiled: RuntimeError: no compiler" in lines
     assert "same_bits: small: True" in lines
     assert "step_base: eager: 12.5 samples/s, 80 ms, 0.4 of the matrix product, None GiB" in lines
+
+
+def test_the_table_is_made_of_what_came_back(tmp_path):
+    speed = {"samples/s": 12.5, "ms a step": 80, "share of the matrix product": 0.4, "gpu_gib": 3.5}
+    bench = {
+        "machine": {"ok": True, "result": {"gpu": "H200", "versions": {"torch": "2.13"}}},
+        "step_base": {"ok": True, "result": {"eager": speed, "compiled": speed | {"fallback": "no compiler"}}},
+        "notebook": {"ok": True, "result": {"small": {"ratio": 5.1}}},
+        "training": {"ok": False},
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    assert table.table(tmp_path).splitlines() == [
+        "H200, torch 2.13",
+        "",
+        "| what | measured |",
+        "|---|---|",
+        "| `base`, eager | 12.5 samples/s, 40% of the matrix product, 3.5 GiB |",
+        "| `base`, compiled | 12.5 samples/s, 40% of the matrix product, 3.5 GiB; NOT COMPILED: no compiler |",
+        "| `small`: step over the notebook's way | 5.1 |",
+    ]

@@ -5,6 +5,7 @@ warm.py PRESET BATCH WINDOW PROCESS
 
 import sys
 
+import torch
 from machine import device
 from samples import make_step, triplets
 
@@ -14,6 +15,6 @@ preset, batch, window, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 arrays = triplets(batch, window)
 options = {"precision": "bfloat16", "compile": True, "batch_size": batch}
 loss, _ = make_step(preset, arrays, device(), process=process, **options).gradient(
-    list(range(batch)), Batch.of(arrays, device())
+    torch.arange(batch, device=device()), Batch.of(arrays, device())
 )
 print(float(loss))

@@ -3,13 +3,14 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from forked import Forked
 from torch import nn
 
-from cloudjob.errors import SystemTroubleError
+from cloudjob.errors import ConfigError, SystemTroubleError
 from cloudjob.hpc import distributed
 
 PROGRAM = """
@@ -52,6 +53,52 @@ def test_an_error_of_the_system_is_one_of_all_ranks():
 def start(environment: dict) -> Forked:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
     return Forked([sys.executable, "-c", PROGRAM], env=kept | environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_gpu_is_asked_for_bfloat16_in_hardware(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or False)
+    assert not distributed.fast_bfloat16(torch.device("cuda"))
+    assert asked == [{"including_emulation": False}]
+
+
+def test_two_ranks_on_one_gpu_are_named():
+    """By a real store, which several threads share as ranks do."""
+    store = torch.distributed.TCPStore("localhost", 0, 1, is_master=True, wait_for_workers=False)
+
+    def meet(gpus: list[str], attempt: int) -> list[str]:
+        def one(rank: int) -> str:
+            here = torch.distributed.TCPStore("localhost", store.port, is_master=False)
+            try:
+                distributed.check_own_gpu(
+                    torch.distributed.PrefixStore(str(attempt), here), rank, len(gpus), gpus[rank]
+                )
+            except ConfigError as error:
+                return f"{error} {error.on_all_ranks}"
+            return ""
+
+        with ThreadPoolExecutor(len(gpus)) as pool:
+            return list(pool.map(one, range(len(gpus))))
+
+    assert meet(["a", "b", "c"], 1) == [""] * 3
+    said = meet(["a", "b", "a"], 2)
+    assert len(set(said)) == 1
+    assert "one GPU (a: ranks 0, 2): start one task per GPU" in said[0]
+    assert said[0].endswith("True")
+
+
+class Never:
+    def query(self) -> bool:
+        return False
+
+
+def test_a_collective_call_that_does_not_end_is_noticed(monkeypatch):
+    """As on a GPU, where it says nothing: by an event that never comes."""
+    monkeypatch.setattr(distributed, "COLLECTIVE_S", 0.05)
+    with pytest.raises(RuntimeError, match=r"has waited for 0\.05 s") as late:
+        distributed.wait(Never())
+    assert distributed._of_a_collective(late.value)
+    distributed.wait(None)
 
 
 @pytest.mark.slow

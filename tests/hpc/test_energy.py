@@ -50,6 +50,16 @@ def test_without_counters_it_is_an_estimate_and_says_so(monkeypatch):
     assert (found.measured, found.source) == (False, "10 W per core")
 
 
+def test_a_gpu_that_cannot_be_counted_is_said_to_be_lacking(monkeypatch):
+    for name in ("find_spec", "cray", "rapl", "nvml"):
+        monkeypatch.setattr(energy, name, lambda *_: None)
+    for device, lacking in (("cuda", True), ("cpu", False)):
+        found = energy.Energy(torch.device(device), cores=2, first_on_node=True)
+        assert (found.lacking, found.measured) == (lacking, False)
+    monkeypatch.setattr(energy, "nvml", lambda device: lambda: 7.0)
+    assert not energy.Energy(torch.device("cuda"), cores=2, first_on_node=False).lacking
+
+
 def test_the_whole_node_is_counted_once(monkeypatch):
     monkeypatch.setattr(energy, "find_spec", lambda *_: None)
     monkeypatch.setattr(energy, "cray", lambda: lambda: 1000 * time.monotonic())

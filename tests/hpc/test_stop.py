@@ -1,8 +1,11 @@
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from cloudjob.hpc import stop
 
 PROGRAM = """
 import pathlib, sys, time
@@ -40,6 +43,19 @@ def test_a_stop_file_is_a_wish(tmp_path):
     process = start(tmp_path)
     (tmp_path / "STOP").touch()
     assert process.wait(10) == 75
+
+
+def test_a_file_system_is_asked_once_a_second(tmp_path, monkeypatch):
+    clock, asked = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(stop, "_state", dict(stop._state))
+    monkeypatch.setattr(stop, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(stop.os.path, "exists", lambda path: bool(asked.append(path)) or clock.now > 2)
+    stop.install(tmp_path / "STOP")
+    heard = []
+    for clock.now in (0.0, 0.4, 0.9, 1.0, 1.9, 2.5, 2.6):
+        heard.append(stop.requested())
+    assert heard == [False] * 5 + [True] * 2
+    assert len(asked) == 3
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path):

@@ -255,6 +255,21 @@ def test_energy_and_carbon_with_the_grid_they_are_counted_for(run):
         assert said in text
 
 
+def test_energy_that_nobody_measured_is_no_figure(run):
+    unknown = {"energy_kwh": None, "energy": "not measured", "co2_g": None, "seconds": 5400.0}
+    text = report.page(replace(run, metrics=[*run.metrics[:-1], run.metrics[-1] | unknown]))
+    assert "<dt>energy</dt><dd>not measured</dd>" in text
+    assert "1.50 h" in text
+    assert "kWh" not in text
+
+
+def test_a_step_that_was_to_be_compiled_and_was_not_is_a_warning_with_its_cause(run):
+    cards = [*run.cards, *[run.cards[0] | {"event": "not compiled", "cause": "no <compiler>"}] * 2]
+    assert "not compiled" not in report.page(run)
+    text = report.page(replace(run, cards=cards))
+    assert text.count("<li>The step was not compiled, so it was slower and took more memory: no &lt;compiler&gt;") == 1
+
+
 def test_validation_and_checks_have_a_row_per_look(run):
     text = report.page(run)
     assert the(text, "samples", "loss") == [["96", "0.2500", "27.50", "0.9000", "–", "–"]]

@@ -18,6 +18,7 @@ from cloudjob.training.logs import Board, Journal, Meter
 from cloudjob.training.settings import Files, Identity, Settings, Talk
 
 CPU = torch.device("cpu")
+GOOD, BAD = torch.zeros(()), torch.ones(())  # whether a step is skipped
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ class Clock:
 
 
 class Joules:
-    source, measured = "10 W per core", True
+    source, measured, lacking = "10 W per core", True, False
 
     def __init__(self):
         self.total = 0.0
@@ -103,9 +104,9 @@ def test_a_row_is_of_the_steps_since_the_last_one(clock, tmp_path, monkeypatch):
     made = meter(tmp_path, energy)
     clock.now += 4
     made.waited = 1.0
-    made.note(torch.tensor(0.25), 8)
-    made.note(torch.tensor(0.75), 8)
-    made.note(None, 8)  # skipped: of the samples, not of the losses
+    made.note(torch.tensor(0.25), 8, GOOD)
+    made.note(torch.tensor(0.75), 8, GOOD)
+    made.note(torch.tensor(torch.nan), 8, BAD)  # skipped: of the samples, not of the losses
     energy.total = 100.0
     row = made.row()
     assert row == {
@@ -127,7 +128,7 @@ def test_a_row_is_of_the_steps_since_the_last_one(clock, tmp_path, monkeypatch):
     assert (row["loss"], row["samples_per_s"], row["data_wait_pct"]) == (0, 0, 0)
     assert (row["watts"], row["seconds"]) == (450.0, 6.0)
     assert (row["energy_kwh"], row["co2_g"]) == (0.000278, 0.111)
-    made.note(torch.tensor(2.0), 8)
+    made.note(torch.tensor(2.0), 8, GOOD)
     clock.now += 1
     assert made.row()["loss"] == 2.0
     assert made.used()["seconds"] == 7.0
@@ -137,11 +138,11 @@ def test_a_row_is_of_the_steps_since_the_last_one(clock, tmp_path, monkeypatch):
 
 def test_a_row_is_of_all_ranks(clock, tmp_path, monkeypatch):
     """The mean of the losses, the sum of the energy, and of what is a burden the rank with most of it."""
-    other = {"loss": 1.5, "wait": 0.5, "joules": 300.0, "measured": False, "memory": 9.0, "gpu": None}
+    other = {"loss": 1.5, "wait": 0.5, "joules": 300.0, "measured": False, "memory": 9.0, "gpu": None, "lacking": False}
     monkeypatch.setattr(distributed, "gather", lambda own: [own, other])
     energy = Joules()
     made = meter(tmp_path, energy)
-    made.note(torch.tensor(0.5), 8)
+    made.note(torch.tensor(0.5), 8, GOOD)
     clock.now += 10
     energy.total = 100.0
     row = made.row()
@@ -152,6 +153,10 @@ def test_a_row_is_of_all_ranks(clock, tmp_path, monkeypatch):
     assert row["energy_kwh"] == round(400 / 3.6e6, 6)
     assert row["samples_per_s"] == 0.8  # `note` is told of the samples of all ranks
     assert row["energy"] == "estimated"  # of one rank at least
+    other["lacking"] = True  # a GPU whose counter cannot be read
+    clock.now += 1
+    row = made.row()
+    assert (row["energy"], row["watts"], row["energy_kwh"], row["co2_g"]) == ("not measured", None, None, None)
 
 
 def test_what_earlier_jobs_of_the_training_used_is_not_forgotten(clock, tmp_path):
@@ -230,8 +235,9 @@ class Paper:
             skipped=3,
             rate=0.00123,
             settings=Settings(options={}, batch_size=8, tensorboard=tensorboard),
-            step=SimpleNamespace(micro=4, bfloat16=True),
+            step=SimpleNamespace(micro=4, bfloat16=True, compilation=SimpleNamespace(active=True, fallback="")),
         )
+        self.causes = ["", ""]  # by rank: why its step is not compiled
         self.measured = {
             "loss": 0.51234,
             "samples_per_s": 12.34,
@@ -245,13 +251,29 @@ class Paper:
         )
         group = SimpleNamespace(rank=rank, size=2, device=CPU)
         self.identity = Identity(config={"train": {"lr": 1}}, inputs={"shards": "abc"})
-        monkeypatch.setattr(distributed, "gather", lambda own: [("node-2", "chip"), ("node-1", "chip")])
+        monkeypatch.setattr(distributed, "gather", self.gather)
         monkeypatch.setattr(machine, "describe", lambda: {"versions": {"torch": "2"}})
         monkeypatch.setattr(machine, "commit", lambda: "abc123+")
         monkeypatch.setattr(machine, "device_name", lambda device: "chip")
         monkeypatch.setattr(slurm, "job_id", lambda: "77")
         talk = Talk(say=self.said.append, progress=lambda share, line: self.bars.append((share, line)))
         self.journal = Journal(self.files, self.identity, group, self.state, meter, talk)
+
+    def gather(self, own):
+        return self.causes if isinstance(own, str) else [("node-2", "chip"), ("node-1", "chip")]
+
+
+def test_a_step_that_is_not_compiled_is_said_with_its_cause_once(tmp_path, monkeypatch):
+    paper = Paper(tmp_path, monkeypatch)
+    paper.journal.log(torch.tensor(1.0))
+    paper.causes[1] = "no working C++ compiler"
+    for _ in range(2):
+        paper.journal.log(torch.tensor(1.0))
+    assert [row["compiled"] for row in logs.rows(paper.files.metrics)] == [True, False, False]
+    (line,) = [line for line in paper.said if "WARNING" in line]
+    assert line == ("train: WARNING: not compiled on rank 1, so slower and in more memory: no working C++ compiler")
+    start, card = logs.rows(paper.files.job_cards)
+    assert (start["compiled"], card["event"], card["cause"]) == (True, "not compiled", "no working C++ compiler")
 
 
 def test_the_logs_go_on_from_where_the_training_does(tmp_path, monkeypatch):
@@ -284,6 +306,7 @@ def test_a_card_says_what_runs_where(tmp_path, monkeypatch, clock):
         "batch": 8,
         "micro_batch": 4,
         "bfloat16": True,
+        "compiled": True,
         "energy_from": "RAPL",
         "versions": {"torch": "2"},
     }
@@ -291,7 +314,7 @@ def test_a_card_says_what_runs_where(tmp_path, monkeypatch, clock):
     assert line.startswith(
         f"train: start of job 77: 2 ranks on node-1, node-2 (chip), cloudjob {__version__} at abc123+, threads "
     )
-    assert line.endswith("batch 8, micro_batch 4, bfloat16 True, energy_from RAPL")
+    assert line.endswith("batch 8, micro_batch 4, bfloat16 True, compiled True, energy_from RAPL")
     monkeypatch.setattr(slurm, "job_id", lambda: None)
     monkeypatch.setattr(machine, "commit", lambda: None)
     paper.journal.group.size = 1
@@ -305,7 +328,7 @@ def test_a_log_is_a_row_and_a_line(tmp_path, monkeypatch):
     paper.journal.log(torch.tensor(1.23456))
     paper.journal.log(torch.tensor(torch.inf))
     first, second = logs.rows(paper.files.metrics)
-    own = {"step": 2, "seen": 16, "total": 80, "lr": 0.00123, "grad_norm": 1.2346, "skipped": 3}
+    own = {"step": 2, "seen": 16, "total": 80, "lr": 0.00123, "grad_norm": 1.2346, "skipped": 3, "compiled": True}
     assert first == own | paper.measured
     assert second["grad_norm"] is None  # JSON has no infinity
     share, line = paper.bars[0]
@@ -313,6 +336,13 @@ def test_a_log_is_a_row_and_a_line(tmp_path, monkeypatch):
     assert line == (
         "train: 16 of 80 samples, loss 0.5123, lr 0.0012, 12.3 samples/s, 5.7 % waiting for data, 42 W estimated"
     )
+
+
+def test_what_is_not_measured_is_not_0_watts(tmp_path, monkeypatch):
+    paper = Paper(tmp_path, monkeypatch)
+    paper.measured |= {"watts": None, "energy": "not measured"}
+    paper.journal.log(torch.tensor(1.0))
+    assert paper.bars[0][1].endswith("5.7 % waiting for data, energy not measured")
 
 
 def test_other_ranks_count_with_it_and_say_nothing(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +14,15 @@ from small_runs import workspace
 
 from cloudjob.diffusion import checkpoint, networks
 from cloudjob.diffusion.processes import Residual
+from cloudjob.diffusion.recipe import Recipe
 from cloudjob.errors import InterruptedJob
 from cloudjob.hpc import distributed
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.patches import loader
 from cloudjob.training import held_out, logs, loop
+from cloudjob.training.agreement import Agreement
 from cloudjob.training.held_out import HeldOut
-from cloudjob.training.loop import Training, _agree, _interval, _late, _Wishes
+from cloudjob.training.loop import Training, _interval, _late
 from cloudjob.training.settings import Files, Identity, Settings, Talk
 
 CPU = torch.device("cpu")
@@ -193,6 +194,21 @@ def test_the_process_is_measured_and_the_step_rehearsed_on_triplets_of_the_train
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
+def test_a_training_that_goes_on_takes_the_spread_that_was_measured_when_it_began(shards, tmp_path, monkeypatch):
+    made = training(shards, tmp_path, stop=lambda: True)
+    measured = made.state.recipe
+    with pytest.raises(InterruptedJob):
+        made.run()
+
+    def other(recipe, batch):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Recipe, "measure", other)
+    again = training(shards, tmp_path)
+    assert again.state.recipe == again.state.step.alone.recipe == measured
+
+
 # --- by the clock ------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_checkpoints_and_logs_come_by_the_clock(shards, tmp_path, monkeypatch):
@@ -239,10 +255,44 @@ def test_batches_are_those_from_the_samples_seen_on(shards, tmp_path, monkeypatc
         made.state.settings = replace(made.state.settings, synthetic_clouds=synthetic)
         assert list(loop._batches(made.triplets, made.state, SECOND)) == []
     expected = {"seed": 3, "start": 6, "stop": 16, "batch": 2, "rank": 1, "size": 2, "threads": 5, "allocate": np.empty}
+    expected["in_use"] = 1
     assert asked == [(made.triplets, expected | {"donors": False}), (made.triplets, expected | {"donors": True})]
 
 
 # --- stop and go on ----------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_outcomes_that_come_a_step_later_change_no_bit_of_what_is_learned(shards, tmp_path, never_stopped, monkeypatch):
+    """As on a GPU: a stop takes effect a step later, a bad step is skipped on the device and counted afterwards."""
+    monkeypatch.setattr(loop, "Agreement", functools.partial(Agreement, late=True))
+    for name in ("VALIDATIONS", "DIAGNOSES"):  # before which nothing is left open
+        monkeypatch.setattr(loop, name, ())
+    settings, asked = replace(PLAIN, synthetic_clouds=0.5), itertools.count(1)
+    made = training(shards, tmp_path / "stopped", settings, stop=lambda: next(asked) == 5)
+    with pytest.raises(InterruptedJob, match="stopped at 12 of 16 samples"):
+        made.run()
+    (path,), _ = training(shards, tmp_path / "stopped", settings).run()
+    assert path.read_bytes() == never_stopped
+    weights = []
+    for late in (True, False):
+        monkeypatch.setattr(loop, "Agreement", functools.partial(Agreement, late=late))
+        made = bad_third_step(training(shards, tmp_path / f"{late}"))
+        (path,), _ = made.run()
+        weights.append(path.read_bytes())
+        assert sum("not finite after 4 samples; that step is skipped" in line for line in made.said) == 1
+    assert weights[0] == weights[1]
+
+
+def bad_third_step(made: Training) -> Training:
+    gradient = made.state.step.gradient
+
+    def sometimes(samples, batch):
+        loss, norm = gradient(samples, batch)
+        return (loss * torch.nan if samples[0] == 4 else loss), norm
+
+    made.state.step.gradient = sometimes
+    return made
+
+
 @pytest.fixture(scope="module")
 def never_stopped(shards, tmp_path_factory) -> bytes:
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -293,7 +343,7 @@ def test_a_stop_is_heard_in_every_look_which_is_made_when_the_training_goes_on(s
     settings = replace(PLAIN, process="residual", members=2, steps=2, samples=8)
     asked, inside = [], set()  # how often it was asked, and which times it was in a look
     plain = training(shards, tmp_path / "plain", settings, stop=lambda: bool(asked.append(1)))
-    for name in ("_look", "_complete"):
+    for name in ("_looked", "_complete"):
         whole = getattr(plain, name)
 
         def noted(whole=whole):
@@ -393,59 +443,7 @@ def test_late_is_when_what_is_left_does_not_fit(monkeypatch):
         assert _late(needed) is late
 
 
-# --- what ranks agree on -----------------------------------------------------------------------------------------
-@pytest.fixture
-def others(monkeypatch):
-    """What the other ranks want, and what this one said."""
-    made = SimpleNamespace(votes=[0, 0, 0, 0], said=[])
-
-    def most(mine):
-        made.said.append(mine.tolist())
-        return torch.maximum(mine, torch.tensor(made.votes, dtype=torch.int32))
-
-    monkeypatch.setattr(distributed, "max_over_ranks", most)
-    return made
-
-
-GOOD = torch.tensor(1.0)
-NOTHING = _Wishes(0, False, False)
-
-
-@pytest.mark.parametrize(
-    ("own", "first", "said"),
-    [
-        (_Wishes(0, False, False), True, [0, 0, 0, 0]),
-        (_Wishes(2, True, False), True, [2, 1, 0, 0]),
-        (_Wishes(1, False, True), True, [1, 0, 1, 0]),
-        (_Wishes(1, True, True), False, [1, 0, 0, 0]),  # to save and to log is rank 0's
-        (_Wishes(2, True, True), False, [2, 0, 0, 0]),
-    ],
-)
-def test_a_wish_to_stop_is_everybodys_to_save_and_to_log_that_of_rank_0(others, own, first, said):
-    agreed, bad = _agree(own, GOOD, GOOD, first=first)
-    assert others.said == [said]
-    assert agreed == _Wishes(said[0], bool(said[1]), bool(said[2]))
-    assert not bad
-
-
-def test_one_ranks_wish_is_what_all_do(others):
-    others.votes = [2, 1, 1, 0]
-    assert _agree(NOTHING, GOOD, GOOD, first=False) == (_Wishes(2, True, True), False)
-    others.votes = [1, 0, 0, 1]
-    assert _agree(_Wishes(2, False, False), GOOD, GOOD, first=True) == (_Wishes(2, False, False), True)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_loss_or_a_gradient_that_is_not_finite_is_bad_for_all(others, value):
-    for loss, norm in ((torch.tensor(value), GOOD), (GOOD, torch.tensor(value))):
-        assert _agree(NOTHING, loss, norm, first=True) == (NOTHING, True)
-    assert others.said == [[0, 0, 0, 1]] * 2
-
-
-def test_alone_one_agrees_with_oneself():
-    assert _agree(_Wishes(1, True, False), GOOD, GOOD, first=True) == (_Wishes(1, True, False), False)
-
-
+# --- bad steps --------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_a_bad_step_is_skipped_and_its_loss_left_out(shards, tmp_path):
     made = training(shards, tmp_path)

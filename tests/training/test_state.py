@@ -61,7 +61,7 @@ def triplets(first: int):
 def train(made: State, steps: int) -> None:
     for _ in range(steps):
         made.step.gradient([made.seen, made.seen + 1], triplets(made.seen))
-        made.advance(bad=False, say=lambda line: None)
+        made.advance()
 
 
 def digests(tensors: dict[str, torch.Tensor], prefix: str = "") -> dict[str, str]:
@@ -118,10 +118,10 @@ def test_more_ranks_than_samples_are_a_mistake():
 # --- a step ------------------------------------------------------------------------------------------------------
 def test_a_step_takes_the_rate_of_the_samples_seen_before_it(monkeypatch):
     made, rates = state(), []
-    monkeypatch.setattr(made.step, "update", rates.append)
+    monkeypatch.setattr(made.step, "update", lambda rate, skip: rates.append(rate))
     for _ in range(3):
         assert made.rate == learning_rate(PLAIN, seen=made.seen, total=16)
-        made.advance(bad=False, say=print)
+        made.advance()
     assert rates == [learning_rate(PLAIN, seen=seen, total=16) for seen in (0, 2, 4)]
     assert made.seen == 6
 
@@ -163,7 +163,14 @@ def test_a_bad_step_changes_no_weight_and_is_counted(monkeypatch):
     train(made, 1)
     before = {name: value.clone() for name, value in made.network.state_dict().items()}
     made.step.gradient([2, 3], triplets(2))
-    made.advance(bad=True, say=heard.append)
+    for weight in made.network.parameters():
+        weight.grad.fill_(torch.nan)
+    moments = made.step.optimizer.state_dict()["state"]
+    kept = {number: {name: value.clone() for name, value in each.items()} for number, each in moments.items()}
+    made.advance(torch.ones(()))  # on the device: nobody has asked what it is
+    made.count(bad=True, seen=2, say=heard.append)
+    for number, each in made.step.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(kept[number][name], value) for name, value in each.items())
     assert all(torch.equal(before[name], value) for name, value in made.network.state_dict().items())
     assert (made.seen, made.skipped, made.skipped_in_a_row) == (4, 1, 1)
     assert heard == [
@@ -174,12 +181,13 @@ def test_a_bad_step_changes_no_weight_and_is_counted(monkeypatch):
 def test_too_many_in_a_row_end_it_on_all_ranks():
     made, heard = state(replace(PLAIN, max_skipped=3)), Heard()
     for bad in (True, True, False, True, True):
-        made.advance(bad=bad, say=heard.append)
+        made.count(bad=bad, seen=made.seen, say=heard.append)
+        made.seen += 2
     assert (made.skipped, made.skipped_in_a_row, made.seen) == (4, 2, 10)
     with pytest.raises(
         ItemError, match=r"not finite after 10 samples, for 3 steps in a row: lower train\.lr"
     ) as failed:
-        made.advance(bad=True, say=heard.append)
+        made.count(bad=True, seen=made.seen, say=heard.append)
     assert failed.value.on_all_ranks
     assert len(heard) == 5
     assert made.seen == 10

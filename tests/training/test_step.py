@@ -9,6 +9,7 @@ from batches import batch as made
 from torch import nn
 
 from cloudjob.diffusion.recipe import Recipe
+from cloudjob.errors import ConfigError
 from cloudjob.hpc import distributed
 from cloudjob.pixels import CLOUD
 from cloudjob.training.settings import Settings
@@ -55,6 +56,7 @@ class Squares:
         self.calls = []
 
     def loss(self, network, batch, *, seed, samples, **options):
+        samples = torch.as_tensor(samples).tolist()
         self.calls.append({"seed": seed, "samples": samples, "cloudy": batch.cloudy[:, 0, 0, 0].tolist(), **options})
         self.bfloat16 = torch.is_autocast_enabled("cpu")
         numbers = torch.tensor(samples, dtype=network.weight.dtype)
@@ -206,10 +208,11 @@ def test_bfloat16_where_it_is_wanted_or_fast(monkeypatch, precision, fast, expec
 @pytest.mark.parametrize(("choice", "compiled"), [(True, True), (False, False), ("auto", False)])
 def test_the_network_is_compiled_where_it_is_wanted(monkeypatch, choice, compiled):
     calls = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: calls.append(self))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *, dynamic: calls.append((self, dynamic)))
     one, _ = step(replace(PLAIN, compile=choice))
-    assert one.compiled is compiled
-    assert calls == [one.network] * compiled
+    assert one.compilation.asked is compiled
+    assert calls == [(one.alone, False)] * compiled  # with what prepares a batch; kernels do not depend on the past
+    assert one.rehearsed == (one.micro if compiled else 2)
     if choice is True:
         assert torch._dynamo.config.suppress_errors is False  # who asks for it is told why it fails
 
@@ -239,6 +242,21 @@ class Wrapped(nn.Module):
 
     def forward(self, *arguments):
         return self.module(*arguments)
+
+
+@pytest.mark.parametrize(("samples", "advice"), [(8, "set train.micro_batch=4 "), (1, "even one sample does not fit")])
+def test_what_does_not_fit_into_the_memory_is_a_setting(samples, advice):
+    one, recipe = step(replace(PLAIN, batch_size=samples))
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 80 GiB")
+
+    recipe.loss = full
+    numbers = list(range(samples))
+    with pytest.raises(ConfigError, match=rf"train.micro_batch: {samples} samples at once do not fit") as failed:
+        one.gradient(numbers, triplets(numbers))
+    assert "Tried to allocate 2.00 GiB; " in str(failed.value)
+    assert advice in str(failed.value)
 
 
 # --- objective ---------------------------------------------------------------------------------------------------
