@@ -8,7 +8,6 @@ does: a network that has learned one law of clouds alone is lost under another (
 arXiv 1703.06907).
 """
 
-import math
 from dataclasses import replace
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch, turn
 from cloudjob.diffusion.device import answers, constant
+from cloudjob.diffusion.ground import gains, moved
 from cloudjob.diffusion.noise import Numbers
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
@@ -29,12 +29,13 @@ _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the
 
 
 @torch.compiler.disable  # torch 2.13 takes minutes for it, and what it then makes for a processor crashes
-def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: Numbers) -> Batch:
+def lay(batch: Batch, *, share: float, other_ground: float, moving_ground: float, seed: int, samples: Numbers) -> Batch:
     """For a random `share` of the samples the cloudy image becomes the target below other clouds.
 
     For the share `other_ground` of these, target and references are darkened alike first, each band by a factor of its
-    own, so that a model that has seen snow alone is not lost over soil, plants and water. The target then is the ground
-    of the cloudy day itself: its `target_days` become 0.
+    own, so that a model that has seen snow alone is not lost over soil, plants and water; for the share `moving_ground`
+    a part of the ground lies elsewhere on the other dates. The target then is the ground of the cloudy day itself: its
+    `target_days` become 0.
 
     The donor, another triplet's mask, is turned and says what lies where; its unknown pixels and those without data
     count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
@@ -52,12 +53,12 @@ def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: 
     donor = turn(before.donor, seed=seed, samples=numbers, use="turn donor")
     donor = donor.masked_fill((donor == UNKNOWN) | (donor == NO_DATA), CLEAR)
     cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1) & taken.to(donor.device)[chosen]
-    gains = _gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
-    target = before.known_target * gains
+    kept = gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
+    target = before.known_target * kept
     mask = donor.masked_fill(target.isnan().any(1), NO_DATA)
     after = {
         "target": target,
-        "references": before.references * gains[:, None],
+        "references": moved(before.references, moving_ground, seed=seed, samples=numbers) * kept[:, None],
         "mask": mask,
         "cloudy": _seen(target, mask[:, None], seed=seed, samples=numbers),
         "target_days": torch.zeros_like(before.target_days),
@@ -68,15 +69,6 @@ def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: 
         return whole.index_copy(0, chosen, torch.where(cloud.view(-1, *[1] * (old.ndim - 1)), after[name], old))
 
     return replace(batch, **{name: laid(name) for name in after})
-
-
-def _gains(share: float, *, seed: int, samples: Numbers, like: Tensor) -> Tensor:
-    """(N, 4, 1, 1): what a random `share` of the grounds keeps of its light in each band, 1 for the others."""
-    darker = noise.uniforms(seed, samples, "other ground") < share
-    level = noise.uniforms(seed, samples, "ground level").mul(math.log(0.08)).exp().float()
-    colour = noise.normals(seed, samples, "ground colour", like=like[..., :1, :1])
-    gains = level.to(like.device)[:, None, None, None] * (0.4 * colour).exp()
-    return torch.where(darker.to(like.device)[:, None, None, None], gains.clamp(max=1), 1.0)
 
 
 def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tensor:

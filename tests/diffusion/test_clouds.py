@@ -46,8 +46,9 @@ def batch() -> Batch:
     )
 
 
-def lay(batch, *, share=1.0, other_ground=0.0, seed=0, samples=SAMPLES):
-    return clouds.lay(batch, share=share, other_ground=other_ground, seed=seed, samples=samples)
+def lay(batch, *, share=1.0, other_ground=0.0, moving_ground=0.0, seed=0, samples=SAMPLES):
+    options = {"other_ground": other_ground, "moving_ground": moving_ground}
+    return clouds.lay(batch, share=share, **options, seed=seed, samples=samples)
 
 
 def fields(batch: Batch) -> dict[str, torch.Tensor]:
@@ -155,7 +156,7 @@ def test_what_is_laid_is_pinned(batch):
 @given(st.permutations(range(COUNT)), st.integers(1, COUNT), st.floats(0, 1), st.floats(0, 1))
 def test_what_is_laid_belongs_to_the_sample(batch, order, number, share, other):
     """Any composition and any order of the batch; so more ranks, and a resumed training, see the same images."""
-    chosen, options = list(order[:number]), {"share": share, "other_ground": other}
+    chosen, options = list(order[:number]), {"share": share, "other_ground": other, "moving_ground": other}
     whole = some(lay(batch, **options), chosen)
     assert same(lay(some(batch, chosen), **options, samples=[SAMPLES[place] for place in chosen]), whole)
 
@@ -274,7 +275,7 @@ def test_the_loss_of_a_sample_is_the_same_in_any_batch_with_and_without_a_refere
     torch.manual_seed(0)
     network = recipe.network()
     options = {"seed": 3, "clear_weight": 0.2, "drop_reference": 0.5, "drop_mask": 0.3}
-    options |= {"synthetic_clouds": 0.5, "other_ground": 0.5}
+    options |= {"synthetic_clouds": 0.5, "other_ground": 0.5, "moving_ground": 0.5}
     for images in (batch.without_references(), batch):
         halves = [list(range(6)), list(range(6, COUNT))]
         parts = [recipe.loss(network, some(images, h), samples=[SAMPLES[p] for p in h], **options) for h in halves]
