@@ -142,7 +142,7 @@ def _write(axes: "Axes", names: Mapping[str, tuple[float, float]]) -> None:
         written = axes.annotate(name, place, (0, 0), textcoords="offset points", ha="center", va="center", fontsize=8)
         written.set_in_layout(False)
         for line in sorted(range(-len(names), len(names) + 1), key=abs):
-            written.xyann = (0, line * _LINE)
+            written.xyann = (0, 7 + line * _LINE)
             box = written.get_window_extent().expanded(1.1, 1)
             if not any(box.overlaps(other) for other in covered):
                 break
