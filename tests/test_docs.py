@@ -29,6 +29,7 @@ from cloudjob.config.models import Config
 # docs/how-good.md has benchmarks of hours; test_docs_outputs.py follows docs/outputs.md over scenes of three dates.
 ELSEWHERE = {"how-good.md", "outputs.md"}
 COMMAND = re.compile(r"^    (cloudjob|slurm/|sbatch|make|pip|python|export|mpiexec|import|from) ?", re.MULTILINE)
+SCRIPTS = {path.stem for path in (ROOT / "slurm").glob("*.sh")} - {"common"}
 RUN = [name for name in PAGES if name not in ELSEWHERE and any(block.runs for block in blocks(name))]
 ADDRESSES = {
     "stac": "/v1",
@@ -88,6 +89,10 @@ def test_the_commands_of_a_page_run(place, images, page, monkeypatch):
     reader = Reader(place, **images)
     reader.env |= {"CDSE_USERNAME": "me", "CDSE_PASSWORD": "secret"}
     reader.follow(page)
+    if page == "cluster.md":
+        jobs = [path.read_text() for path in place.glob("job-*.out")]
+        assert {re.match(r"--- cloudjob-(\w+) ", job)[1] for job in jobs} == SCRIPTS - {"pipeline"}
+        assert all(job.endswith(" s\n") and "ended with 0 after" in job for job in jobs)
 
 
 def test_all_code_stands_between_fences_and_what_is_not_run_says_why():
