@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import forked
+import rehearsal
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -69,8 +70,7 @@ class Reader:
         programs = folder / "bin"
         self.env = os.environ | {"HOME": str(folder), "PATH": f"{programs}:{Path(sys.executable).parent}:/usr/bin:/bin"}
         programs.mkdir(exist_ok=True)
-        (programs / "cloudjob").write_text(f'#!/bin/sh\nexec {shlex.join(CLOUDJOB)} "$@"\n')
-        (programs / "cloudjob").chmod(0o755)
+        rehearsal.install(programs, CLOUDJOB)
 
     def follow(self, page: str) -> dict[str, str]:
         """Runs the page; what each of its Python blocks printed, by heading."""

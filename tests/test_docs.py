@@ -1,7 +1,7 @@
 """The documentation: every command of it runs, every link leads somewhere, every configuration key is described.
 
-The embedded archive stands in for the Data Space, and an sbatch that takes down what it is told for SLURM: what the
-scripts do there is tested in tests/slurm and tests/cluster.
+The embedded archive stands in for the Data Space, and an sbatch that rehearses its jobs (rehearsal.py) for SLURM: what
+the scripts do there is tested in tests/slurm and tests/cluster.
 """
 
 import importlib.util
@@ -29,6 +29,7 @@ from cloudjob.config.models import Config
 # docs/how-good.md has benchmarks of hours; test_docs_outputs.py follows docs/outputs.md over scenes of three dates.
 ELSEWHERE = {"how-good.md", "outputs.md"}
 COMMAND = re.compile(r"^    (cloudjob|slurm/|sbatch|make|pip|python|export|mpiexec|import|from) ?", re.MULTILINE)
+SCRIPTS = {path.stem for path in (ROOT / "slurm").glob("*.sh")} - {"common"}
 RUN = [name for name in PAGES if name not in ELSEWHERE and any(block.runs for block in blocks(name))]
 ADDRESSES = {
     "stac": "/v1",
@@ -36,7 +37,6 @@ ADDRESSES = {
     "download": "/odata/v1",
     "token": "/auth/realms/CDSE/protocol/openid-connect/token",
 }
-SBATCH = '#!/bin/sh\necho "$@" >> sbatch.txt\necho 101\n'
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,12 @@ def place(tmp_path, finished, data_space) -> Path:
     """The clone as its user sees it after `make demo`, with small runs below the names of the documentation."""
     for name in ("slurm", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
     settings = yaml.safe_load(CONFIG.read_text())
     of_service = {name: part for name, part in settings.items() if name != "archive"}
     of_service["copernicus"] = {key: data_space.url + path for key, path in ADDRESSES.items()}
     for name, written in (("demo", settings), ("north_slope", of_service)):
         shutil.copytree(finished, tmp_path / "runs" / name)
         (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(written))
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sbatch").write_text(SBATCH)
-    (tmp_path / "bin" / "sbatch").chmod(0o755)
     return tmp_path
 
 
@@ -93,10 +89,14 @@ def test_the_commands_of_a_page_run(place, images, page, monkeypatch):
     reader = Reader(place, **images)
     reader.env |= {"CDSE_USERNAME": "me", "CDSE_PASSWORD": "secret"}
     reader.follow(page)
+    if page == "cluster.md":
+        jobs = [path.read_text() for path in place.glob("job-*.out")]
+        assert {re.match(r"--- cloudjob-(\w+) ", job)[1] for job in jobs} == SCRIPTS - {"pipeline"}
+        assert all(job.endswith(" s\n") and "ended with 0 after" in job for job in jobs)
 
 
 def test_all_code_stands_between_fences_and_what_is_not_run_says_why():
-    for name in PAGES.keys() - {"how-good.md"}:
+    for name in PAGES:
         text = re.sub(r"^```.*?^```$", "", PAGES[name].read_text(), flags=re.DOTALL | re.MULTILINE)
         assert not COMMAND.search(text), f"{name}: a command without fences, which no test runs"
     known = {"sh", "python", "yaml", "text", ""}

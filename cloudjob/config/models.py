@@ -199,7 +199,7 @@ class TrainConfig(Section):
     clear_weight: Annotated[float, Field(gt=0)] = Field(
         0.2, description="loss weight of clear pixels; cloud pixels have 1"
     )
-    drop_reference: Fraction = Field(0.3, description="share of samples that must do without the reference date")
+    drop_reference: Fraction = Field(0.3, description="share of samples that must do without other dates")
     drop_mask: Fraction = Field(0.1, description="share of samples that must do without the mask")
     synthetic_clouds: Fraction = Field(
         0.0, description="share of samples whose clear date gets clouds of another triplet's shape: exact ground truth"

@@ -17,7 +17,7 @@ METHODS = {
     "mean_fill": "clear pixels kept, the others set to the mean of the scene's clear pixels (sees one date)",
     "nearest_clear": "nearest clear date, the whole image as it is",
     "nearest_matched": "nearest clear date, each band radiometrically normalised to the cloudy date",
-    "first_guess": "the matched date, shifted to agree with the clear surroundings: what the model starts from",
+    "first_guess": "the matched date, shifted to agree with the clear surroundings",
     "poisson": "the matched date, cloned seamlessly into the surroundings (Poisson blending)",
     "similar_pixels": "the matched date, and what pixels near by and of like spectrum add (Gaussian process)",
     "similar_and_seen": "that, with the detail that thin cloud lets through",

@@ -2,9 +2,12 @@
 
 import base64
 import re
+from itertools import combinations, product
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cloudjob.pages import figures
 
@@ -64,6 +67,20 @@ def test_a_map_names_kinds_with_their_number_and_tiles():
     ring = [(-150, 70), (-149, 70), (-149, 71), (-150, 71), (-150, 70)]
     figure = figures.footprints({"restored": [ring], "clear": [ring, ring]}, {"05WPS": (-149.5, 70.5)})
     assert {"restored (1)", "clear (2)", "05WPS", "longitude, degrees east"} <= set(texts(figure))
+
+
+@given(st.lists(st.tuples(st.floats(-156, -140), st.floats(68, 71.5)), min_size=1, max_size=15))
+@settings(max_examples=15)
+def test_no_name_of_a_map_covers_another(middles):
+    """As those of tiles of two UTM zones would, which lie on the same ground."""
+    ring = [(-157, 67), (-139, 67), (-139, 72), (-157, 72), (-157, 67)]
+    names = dict(zip(map("05W{}{}".format, *zip(*product("MN", "LMNPQRST"), strict=True)), middles, strict=False))
+    figure = figures.footprints({"restored": [ring]}, names)
+    written = [element for element in drawn(figure).iter(f"{SVG}text") if element.text in names]
+    assert len(written) == len(names)
+    for one, other in combinations(written, 2):
+        right, down = (abs(float(one.get(axis)) - float(other.get(axis))) for axis in "xy")
+        assert right > 24 or down > 8, (one.text, other.text)
 
 
 def test_text_is_of_the_colour_of_the_page_light_or_dark():

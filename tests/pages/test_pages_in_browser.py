@@ -72,6 +72,19 @@ def test_a_page_prints_dark_on_white_without_what_is_pressed(driver, finished, n
     buttons = driver.find_elements("css selector", "header button, #back, #on, .buttons button")
     assert buttons
     assert not any(button.is_displayed() for button in buttons)
+    assert not any(key.is_displayed() for key in driver.find_elements("tag name", "kbd"))
+
+
+def test_what_a_printed_page_needs_is_on_it(driver, finished):
+    """The words of the table, the colours of a scale, and no pair on two sheets."""
+    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    look(driver, finished / "report" / "index.html", width=800, medium="print")
+    assert driver.execute_script("return document.querySelector('#scores details li').checkVisibility()")
+    look(driver, finished / "review" / "index.html", width=800, medium="print")
+    assert driver.execute_script(style, ".scale", "printColorAdjust") == "exact"
+    assert driver.execute_script(style, "main > section", "breakInside") == "avoid"
+    sheet = 24.7 / 2.54 * 96  # pixels of CSS: A4, without margins of 2.5 cm
+    assert max(row.rect["height"] for row in driver.find_elements("css selector", "main > section")) < sheet
 
 
 def test_report_of_500_scenes_is_quick_and_small_and_each_scene_is_reached_by_keys(driver, many):
