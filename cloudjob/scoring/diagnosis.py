@@ -17,6 +17,7 @@ _USED = {
     "reference": ("reference", "present", "anchor"),
 }
 _NOTHING = 0.97  # of the loss of an output of zero; above, the network has learned nothing worth a name
+_USELESS = 1.0  # in normalised units: an error no smaller than that of the mean of the training split
 _SEEN = 0.03  # in normalised units: noise below is less than the sensor's
 
 
@@ -79,13 +80,15 @@ def warnings(found: dict, *, share: float) -> list[str]:
     """What a person should know of a `diagnose` after this share of the training; nothing is good news."""
     said = []
     levels = [value for value in found["against_zero"] if value is not None]
-    if share >= 0.05 and all(value > _NOTHING for value in levels):
+    errors = [value for value in found["x0_error"] if value is not None]
+    # What starts from a good first guess may take a while to add to it.
+    if share >= (0.05 if max(errors) >= _USELESS else 0.25) and all(value > _NOTHING for value in levels):
         said.append(
             f"after {share:.0%} of the training the loss still is that of an output of zero ({min(levels):.2f} of it): "
             "the images will be noise, or nothing but the first guess. Look at train.lr, at the values of the shards "
             "(cloudjob shard --stats), and at train.process: noise prediction learns last of all"
         )
-    elif share >= 0.25 and levels[0] > _NOTHING and next(x for x in found["x0_error"] if x is not None) > _SEEN:
+    elif share >= 0.25 and levels[0] > _NOTHING and errors[0] > _SEEN:
         said.append(
             f"after {share:.0%} of the training nothing is learned at low noise ({levels[0]:.2f} of the loss of an "
             "output of zero): a layer of noise will stay on the images. Train longer, or take train.process=residual"

@@ -143,6 +143,18 @@ def test_one_of_three_numbers_for_each_kind_of_pixel():
     assert conditions.choose(1, 2, 3).flatten().tolist() == [1, 2, 2, 2, 2, 3]
 
 
+def test_where_a_guess_knows_its_deviation_that_is_the_spread_but_for_a_factor():
+    """Another date bounds it: far above 0.4 in normalised units it counts as that. Noise bounds it below."""
+    conditions = one_row([0, 1, 2, 3, 1, 1], reference=[0.3, 0.3, 0.3, 0.3, 0.3, np.nan])
+    deviation = torch.tensor([9.0, 0.0, 0.04, 0.3, 400.0, 3.0]).expand(1, 4, 1, 6)
+    told = dataclasses.replace(conditions, deviation=deviation)
+    found = told.spread(0.1, 2.0, 5.0)
+    assert found[0, 0, 0].tolist() == pytest.approx([0.1, 0.02, 0.08 / 1.01**0.5, 0.6 / 1.25, 0.8, 15], rel=1e-5)
+    unit = torch.rand(1, 4, 1, 6)
+    assert torch.equal(told.anchored(told.anchor, unit).spread(0.1, 2.0, 5.0), unit)
+    assert torch.equal(conditions.spread(1, 2, 3), conditions.choose(1, 2, 3))
+
+
 def test_channels_follow_the_table():
     conditions = one_row([0, 1, 2, 3, 4, 255], reference=[np.nan, 0.3, 0.3, 0.3, 0.3, 0.3])
     channels = conditions.channels()

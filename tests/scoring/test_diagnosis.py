@@ -32,8 +32,9 @@ def test_an_untrained_network_is_as_good_as_zero_and_looks_at_nothing(batch, pro
     found = diagnose(recipe, lambda x, level, channels: 0 * channels[:, :4], batch, seed=0)
     assert all(value is None or value == pytest.approx(1) for value in found["against_zero"])
     assert found["against_shuffled"] == pytest.approx({"cloudy": 1, "mask": 1, "reference": 1})
-    assert "noise" in warnings(found, share=0.05)[0]
-    assert not warnings(found, share=0.01)
+    early = 0.05 if process.startswith("ddpm") else 0.25  # one that is noise, not a first guess, without learning
+    assert "noise" in warnings(found, share=early)[0]
+    assert not warnings(found, share=early - 0.01)
 
 
 def test_what_a_network_looks_at_is_found(batch):
@@ -175,9 +176,14 @@ def found(levels: list, cloudy: float = 0.5, reference: float = 0.5, error: floa
     ],
 )
 def test_warnings_at_their_borders(levels, share, said):
-    heard = warnings(found(levels), share=share)
+    heard = warnings(found(levels, error=1.0), share=share)
     assert len(heard) == (said is not None)
     assert said is None or said in heard[0]
+
+
+@pytest.mark.parametrize(("error", "share", "said"), [(0.99, 0.249, 0), (0.99, 0.25, 1), (1.0, 0.05, 1)])
+def test_a_good_first_guess_takes_its_time_to_be_bettered(error, share, said):
+    assert len(warnings(found([0.98, 0.98, 0.98], error=error), share=share)) == said
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.03, 0), (0.031, 1)])
