@@ -19,6 +19,7 @@ from cloudjob.diffusion.recipe import Recipe
 from cloudjob.hpc import distributed
 from cloudjob.pixels import CLOUD
 from cloudjob.training.agreement import NOTHING, Agreement
+from cloudjob.training.compilation import without_vectors
 from cloudjob.training.settings import Settings
 from cloudjob.training.step import Objective, Step
 
@@ -182,7 +183,7 @@ def test_the_noise_is_the_one_that_running_trainings_have_begun_with():
 
 
 @pytest.mark.slow
-def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_60_kernels():
+def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_100_kernels(monkeypatch):
     """Counted by what torch makes for a processor, with a network that costs one kernel a call."""
     made = recipe("corrective")
     settings = replace(PLAIN, synthetic_clouds=0.0)
@@ -196,11 +197,13 @@ def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_60_kernels():
         return made.loss(network, batch, seed=0, samples=samples, **options)
 
     noise.prepare(torch.device("cpu"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", None)  # as before, afterwards
+    without_vectors(torch.device("cpu"))
     metrics.reset()
     torch._dynamo.reset()
     compiled = torch.compile(prepared, fullgraph=True, dynamic=False)
     with torch.no_grad():
         for first in (0, 4):
             samples = torch.arange(first, first + 4)
-            torch.testing.assert_close(compiled(batch, samples), prepared(batch, samples))
-    assert 10 < metrics.generated_kernel_count - 2 <= 60  # without the two of the network; once for both steps
+            torch.testing.assert_close(compiled(batch, samples), prepared(batch, samples), rtol=1e-5, atol=0)
+    assert 10 < metrics.generated_kernel_count - 2 <= 100  # without the two of the network; once for both steps
