@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -25,6 +26,7 @@ class Compilation:
         if self.asked:
             torch._dynamo.config.suppress_errors = not self.required
             _hear(self)
+            without_vectors(device)
             module.compile(dynamic=False)
 
     @property
@@ -63,6 +65,13 @@ def reason(error: Any) -> str:
     """The line of an error of torch's compiler that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "Error:" in line or "Compiler:" in line), lines[0] if lines else repr(error))
+
+
+def without_vectors(device: torch.device) -> None:
+    """Kernels for a processor are made without vectors: with them torch 2.13 makes one that crashes of the preparation
+    of a batch."""
+    if device.type == "cpu":
+        torch._inductor.config.cpp.simdlen = 1
 
 
 def _graphs() -> int:

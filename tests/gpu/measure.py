@@ -156,11 +156,15 @@ def preparing(preset: str, batch: int, window: int, share: float) -> dict:
     here, arrays = device(), triplets(batch, window, donor=share > 0)
     samples = torch.arange(batch, device=here)
     objective = make_step(preset, arrays, here, compile=False, synthetic_clouds=share, batch_size=batch).alone
-    zero = torch.zeros(batch, 4, window, window, device=here)
+    zero = torch.zeros(batch, 8, window, window, device=here)  # of a regression that tells its deviation
 
     def prepare() -> None:
         objective.recipe.loss(
-            lambda x, level, channels: zero, Batch.of(arrays, here), seed=0, samples=samples, **objective.options
+            lambda x, level, channels: zero if x is None else zero[:, :4],
+            Batch.of(arrays, here),
+            seed=0,
+            samples=samples,
+            **objective.options,
         )
 
     with torch.no_grad():
@@ -168,9 +172,11 @@ def preparing(preset: str, batch: int, window: int, share: float) -> dict:
 
 
 def flop(preset: str, window: int) -> int:
-    """Floating-point operations of one sample, forward and backward."""
+    """Floating-point operations of the networks for one sample, forward and backward: without those of the first guess,
+    which no utilisation of the networks' products is to count."""
     arrays = triplets(1, window)
-    made = make_step(preset, arrays, "cpu", precision="float32", batch_size=1, compile=False)
+    options = {"first_guess": "surroundings", "precision": "float32", "batch_size": 1, "compile": False}
+    made = make_step(preset, arrays, "cpu", **options)
     with FlopCounterMode(display=False) as counter:
         made.gradient([0], Batch.of(arrays))
     return counter.get_total_flops()

@@ -35,13 +35,23 @@ def triplets(count: int, window: int, *, donor: bool = True) -> dict[str, np.nda
 
 
 def make_step(
-    preset: str, arrays: dict, device: torch.device | str, *, process: str = "corrective", **settings
+    preset: str,
+    arrays: dict,
+    device: torch.device | str,
+    *,
+    process: str = "corrective",
+    first_guess: str = "similar",
+    **settings,
 ) -> Step:
-    """The product's own step on this device, the same weights each time, none of them zero."""
+    """The product's own step on this device, the same weights each time, none of them zero. Its first guess and its
+    regression are those of the configuration's defaults."""
     torch.manual_seed(0)
     chosen = Settings(preset=preset, process=process, options={}, **settings)
     some = Batch.of({name: array[:8] for name, array in arrays.items()})
-    recipe = Recipe.of(preset, process, mean=[0.2] * len(BANDS), std=[0.08] * len(BANDS)).measure(some)
+    options: dict = {"first_guess": first_guess}
+    if process in ("corrective", "regression"):
+        options["deviation"] = True
+    recipe = Recipe.of(preset, process, mean=[0.2] * len(BANDS), std=[0.08] * len(BANDS), **options).measure(some)
     network = recipe.network()
     with torch.no_grad():  # weights that begin as zero hide wrong gradients, and cost less than those that have learned
         for weight in network.parameters():

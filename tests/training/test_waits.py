@@ -19,6 +19,7 @@ from cloudjob.diffusion.recipe import Recipe
 from cloudjob.hpc import distributed
 from cloudjob.pixels import CLOUD
 from cloudjob.training.agreement import NOTHING, Agreement
+from cloudjob.training.compilation import without_vectors
 from cloudjob.training.settings import Settings
 from cloudjob.training.step import Objective, Step
 
@@ -74,17 +75,22 @@ def test_preparing_a_batch_neither_waits_nor_transfers_anything(process, share):
 def test_with_a_first_guess_by_similar_pixels_it_waits_once_for_the_blocks(references, most, share):
     """And sends once which blocks it computes; however many there are, it launches as much."""
     settings = replace(PLAIN, synthetic_clouds=share)
-    objective = Objective(recipe("corrective", first_guess="similar"), torch.nn.Identity(), settings)
+    made = recipe("corrective", first_guess="similar", deviation=True)
+    objective = Objective(made, torch.nn.Identity(), settings)
     given = arrays(4, 128)
     for number in range(2, references + 1):
         given |= {f"reference{number}": given["reference"].copy(), f"reference{number}_days": given["reference_days"]}
         given[f"reference{number}"][:, :, 8 * number : 8 * number + 6] = 0  # so that there are patterns of dates
     given["mask"][:, 20:110, 30:100] = CLOUD
-    zero, batch, samples = torch.zeros(4, 4, 128, 128), Batch.of(given), torch.arange(4)
+    zero, batch, samples = torch.zeros(4, 8, 128, 128), Batch.of(given), torch.arange(4)
+
+    def network(x, level, told):
+        return zero if x is None else zero[:, :4]
+
     with unasked():
         for _ in range(2):
             with Asked("cpu") as asked:
-                objective.recipe.loss(lambda x, level, told: zero, batch, seed=3, samples=samples, **objective.options)
+                objective.recipe.loss(network, batch, seed=3, samples=samples, **objective.options)
     others = {name: count for name, count in asked.names.items() if not name.startswith("launches")}
     assert others == {"waits: numpy": 1, "to it: lift_fresh": 1}
     assert asked.counts["launches"] <= most + 1020 * (share > 0)
@@ -177,7 +183,7 @@ def test_the_noise_is_the_one_that_running_trainings_have_begun_with():
 
 
 @pytest.mark.slow
-def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_60_kernels():
+def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_100_kernels(monkeypatch):
     """Counted by what torch makes for a processor, with a network that costs one kernel a call."""
     made = recipe("corrective")
     settings = replace(PLAIN, synthetic_clouds=0.0)
@@ -191,11 +197,13 @@ def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_60_kernels():
         return made.loss(network, batch, seed=0, samples=samples, **options)
 
     noise.prepare(torch.device("cpu"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", None)  # as before, afterwards
+    without_vectors(torch.device("cpu"))
     metrics.reset()
     torch._dynamo.reset()
     compiled = torch.compile(prepared, fullgraph=True, dynamic=False)
     with torch.no_grad():
         for first in (0, 4):
             samples = torch.arange(first, first + 4)
-            torch.testing.assert_close(compiled(batch, samples), prepared(batch, samples))
-    assert 10 < metrics.generated_kernel_count - 2 <= 60  # without the two of the network; once for both steps
+            torch.testing.assert_close(compiled(batch, samples), prepared(batch, samples), rtol=1e-5, atol=0)
+    assert 10 < metrics.generated_kernel_count - 2 <= 100  # without the two of the network; once for both steps
