@@ -23,6 +23,7 @@ from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 _REACH = 16  # pixels from which on a distance no longer matters
 _GROWN, _MOST_COVERED = 10, 0.4  # pixels that a mask is grown by at most, and the share of its depth that they may be
+_THICK = 0.5  # opacity from which on the ground counts as unseen
 _OCTAVES = (64, 32, 16, 8, 4, 2)  # wavelengths of a cloud's texture in pixels
 _ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
 _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
@@ -56,11 +57,13 @@ def lay(batch: Batch, *, share: float, other_ground: float, moving_ground: float
     kept = gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
     target = before.known_target * kept
     mask = donor.masked_fill(target.isnan().any(1), NO_DATA)
+    cloudy, opacity = _seen(target, mask[:, None], seed=seed, samples=numbers)
+    references = moved(before.references, moving_ground, where=opacity < _THICK, seed=seed, samples=numbers)
     after = {
         "target": target,
-        "references": moved(before.references, moving_ground, seed=seed, samples=numbers) * kept[:, None],
+        "references": references * kept[:, None],
         "mask": mask,
-        "cloudy": _seen(target, mask[:, None], seed=seed, samples=numbers),
+        "cloudy": cloudy,
         "target_days": torch.zeros_like(before.target_days),
     }
 
@@ -71,8 +74,9 @@ def lay(batch: Batch, *, share: float, other_ground: float, moving_ground: float
     return replace(batch, **{name: laid(name) for name in after})
 
 
-def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tensor:
-    """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n)."""
+def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> tuple[Tensor, Tensor]:
+    """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n); and the
+    share of the light that they take (N, 1, n, n)."""
 
     def draw(use: str, low: float, high: float) -> Tensor:
         value = low + (high - low) * noise.uniforms(seed, samples, use)
@@ -102,7 +106,7 @@ def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tenso
     below = ground.flatten(2).nanmean(2).clamp(0, 0.9)[..., None, None]
     white = white + (1 - white) ** 2 * below / (1 - white * below)  # to and fro between cloud and snow: adding method
     seen = (1 - opacity) * (1 - lost) * ground + opacity * white * (0.1 * tops).exp()
-    return torch.where(hidden, seen, ground)
+    return torch.where(hidden, seen, ground), opacity * hidden
 
 
 def _distance(to: Tensor) -> Tensor:

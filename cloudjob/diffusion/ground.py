@@ -10,7 +10,7 @@ from cloudjob.diffusion import noise
 from cloudjob.diffusion.noise import Numbers
 
 _FARTHEST = 12  # pixels that the ground moves from a date to the next
-_CELLS = (32, 8)  # pixels: of the shapes of what moves
+_CELL = 16  # pixels: of the shapes of what moves
 
 
 def gains(share: float, *, seed: int, samples: Numbers, like: Tensor) -> Tensor:
@@ -22,9 +22,12 @@ def gains(share: float, *, seed: int, samples: Numbers, like: Tensor) -> Tensor:
     return torch.where(darker.to(like.device)[:, None, None, None], kept.clamp(max=1), 1.0)
 
 
-def moved(references: Tensor, share: float, *, seed: int, samples: Numbers) -> Tensor:
-    """The other dates (N, R, C, n, n), in a random `share` of the samples with a part of their ground where it lay on
-    those dates, as drifting ice does, which goes on in its direction: on the second date twice as far, and so on."""
+def moved(references: Tensor, share: float, *, where: Tensor, seed: int, samples: Numbers) -> Tensor:
+    """The other dates (N, R, C, n, n), in a random `share` of the samples with a part of their ground elsewhere, as
+    drifting ice is: it goes on in its direction, on the second date twice as far, and so on.
+
+    Only `where` (N, 1, n, n) bool something is seen of it: a model is to learn to see, not to guess movements.
+    """
     size, device = references.shape[-1], references.device
 
     def draw(use: str) -> Tensor:
@@ -37,15 +40,10 @@ def moved(references: Tensor, share: float, *, seed: int, samples: Numbers) -> T
     places = torch.arange(size, device=device)
     there = references.gather(-2, ((places - rows) % size)[:, :, None, :, None].expand_as(references))
     there = there.gather(-1, ((places - cols) % size)[:, :, None, None, :].expand_as(references))
-    part = _shapes(seed, samples, size, device) > (2 * draw("part of the ground") - 1)[:, None, None, None]
-    return torch.where(part[:, None], there, references)
-
-
-def _shapes(seed: int, samples: Numbers, size: int, device: torch.device) -> Tensor:
-    """(N, 1, n, n) smooth noise, mean 0 and standard deviation about 1."""
-    total = torch.zeros(len(samples), 1, size, size, device=device)
-    for cell in _CELLS:
-        coarse = torch.empty(len(samples), 1, *[max(size // cell, 2)] * 2, device=device)
-        coarse = noise.normals(seed, samples, f"ground of {cell} pixels", like=coarse)
-        total += F.interpolate(coarse, size=(size, size), mode="bicubic")
-    return total
+    shapes = torch.empty(len(samples), 1, *[max(size // _CELL, 2)] * 2, device=device)
+    shapes = noise.normals(seed, samples, "shapes of the ground", like=shapes)
+    part = (
+        F.interpolate(shapes, size=(size, size), mode="bicubic")
+        > (2 * draw("part of the ground") - 1)[:, None, None, None]
+    )
+    return torch.where((part & where)[:, None], there, references)

@@ -161,6 +161,18 @@ def test_what_is_laid_belongs_to_the_sample(batch, order, number, share, other):
     assert same(lay(some(batch, chosen), **options, samples=[SAMPLES[place] for place in chosen]), whole)
 
 
+def test_where_something_is_seen_the_ground_of_other_dates_moves_but_not_under_thick_cloud(batch):
+    laid = lay(batch, moving_ground=1.0)
+    plain = lay(batch)
+    assert torch.equal(laid.cloudy.nan_to_num(-1), plain.cloudy.nan_to_num(-1))
+    assert torch.equal(laid.target.nan_to_num(-1), plain.target.nan_to_num(-1))
+    changed = (laid.references != plain.references) & laid.references.isfinite() & plain.references.isfinite()
+    _, opacity = clouds._seen(laid.target, laid.mask[:, None], seed=0, samples=SAMPLES)
+    assert changed[:, 0].any()
+    assert opacity.expand_as(laid.target)[changed[:, 0]].max() < 0.5
+    assert opacity.max() > 0.9
+
+
 def test_another_ground_is_darker_in_target_and_reference_alike(batch):
     """Each band by a factor of its own, and the clouds above it are as bright as ever."""
     many = some(batch, [place % (COUNT - 1) for place in range(40)])

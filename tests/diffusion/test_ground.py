@@ -8,6 +8,7 @@ from cloudjob.diffusion.ground import gains, moved
 
 SAMPLES = list(range(40, 72))
 SIZE = 48
+EVERYWHERE = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def test_a_part_of_the_ground_lies_elsewhere_and_on_later_dates_farther_on():
     size = 96
     row = torch.arange(size, dtype=torch.float32)
     image = (row[:, None] * 100 + row).expand(len(SAMPLES), 3, 4, size, size)
-    found = moved(image.contiguous(), 1.0, seed=3, samples=SAMPLES)
+    found = moved(image.contiguous(), 1.0, where=EVERYWHERE, seed=3, samples=SAMPLES)
     assert torch.equal(found[:, :, 0], found[:, :, 3]), "all bands alike"
     seen = set()
     for sample in found[:, :, 0]:
@@ -47,22 +48,30 @@ def test_a_part_of_the_ground_lies_elsewhere_and_on_later_dates_farther_on():
 
 def test_as_many_samples_as_the_share_and_each_by_its_number_alone(references):
     drawn = noise.uniforms(3, SAMPLES, "moving ground")
-    found = moved(references, 0.4, seed=3, samples=SAMPLES)
+    found = moved(references, 0.4, where=EVERYWHERE, seed=3, samples=SAMPLES)
     changed = (found != references).flatten(1).any(1)
     assert not changed[drawn >= 0.4].any()
     assert changed[drawn < 0.4].float().mean() > 0.8, "the part that moves may be none"
-    assert torch.equal(moved(references[5:9], 0.4, seed=3, samples=SAMPLES[5:9]), found[5:9])
-    assert torch.equal(moved(references, 0.0, seed=3, samples=SAMPLES), references)
+    assert torch.equal(moved(references[5:9], 0.4, where=EVERYWHERE, seed=3, samples=SAMPLES[5:9]), found[5:9])
+    assert torch.equal(moved(references, 0.0, where=EVERYWHERE, seed=3, samples=SAMPLES), references)
     without = references[:, :0]
-    assert moved(without, 1.0, seed=3, samples=SAMPLES).shape == without.shape
+    assert moved(without, 1.0, where=EVERYWHERE, seed=3, samples=SAMPLES).shape == without.shape
+
+
+def test_only_what_is_seen_moves(references):
+    where = torch.rand(len(SAMPLES), 1, SIZE, SIZE) < 0.5
+    found = moved(references, 1.0, where=where, seed=3, samples=SAMPLES)
+    everywhere = moved(references, 1.0, where=EVERYWHERE, seed=3, samples=SAMPLES)
+    assert torch.equal(found, torch.where(where[:, None], everywhere, references))
+    assert not torch.equal(found, references)
 
 
 def test_what_a_date_does_not_show_moves_along(references):
     holes = references.clone()
     holes[:, :, :, 10:20, 10:20] = torch.nan
-    found = moved(holes, 1.0, seed=3, samples=SAMPLES)
+    found = moved(holes, 1.0, where=EVERYWHERE, seed=3, samples=SAMPLES)
     assert found.isnan().any()
-    known = moved(holes.isnan().float(), 1.0, seed=3, samples=SAMPLES)
+    known = moved(holes.isnan().float(), 1.0, where=EVERYWHERE, seed=3, samples=SAMPLES)
     assert torch.equal(found.isnan(), known == 1)
 
 
