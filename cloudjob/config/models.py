@@ -207,9 +207,6 @@ class TrainConfig(Section):
     other_ground: Fraction = Field(
         0.25, description="share of these samples whose ground is darkened at random, as soil, plants and water are"
     )
-    moving_ground: Fraction = Field(
-        0.25, description="share of them of whose ground a part lies elsewhere on the other dates, as drifting ice does"
-    )
     average: Literal["auto", "0.10", "0.05", "0.9999", "none"] = Field(
         "auto",
         description="relative width of the moving average of the weights; auto: the better one on val; 0.9999: an "

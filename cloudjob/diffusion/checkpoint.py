@@ -223,7 +223,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _migrated(state: dict[str, Any], version: int) -> dict[str, Any]:
     """The same state as this schema version has it."""
-    fixed: dict[str, Any] = {"deviation": False, "moving_ground": 0.0}  # what was not written down yet
+    fixed: dict[str, Any] = {"deviation": False}  # what was not written down yet
     if version < 3:
         fixed["first_guess"] = "surroundings"
     if version == 1:

@@ -8,6 +8,7 @@ does: a network that has learned one law of clouds alone is lost under another (
 arXiv 1703.06907).
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -17,26 +18,23 @@ from torch.nn import functional as F
 from cloudjob.diffusion import noise
 from cloudjob.diffusion.batch import Batch, turn
 from cloudjob.diffusion.device import answers, constant
-from cloudjob.diffusion.ground import gains, moved
 from cloudjob.diffusion.noise import Numbers
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 _REACH = 16  # pixels from which on a distance no longer matters
 _GROWN, _MOST_COVERED = 10, 0.4  # pixels that a mask is grown by at most, and the share of its depth that they may be
-_THICK = 0.5  # opacity from which on the ground counts as unseen
 _OCTAVES = (64, 32, 16, 8, 4, 2)  # wavelengths of a cloud's texture in pixels
 _ROUGHNESS = 0.85  # their amplitude goes with wavelength ** 0.85
 _SHADOW_BANDS = (1.0, 0.95, 0.85, 1.09)  # light lost in B04, B03, B02, B08: the sky still lights the ground in blue
 
 
 @torch.compiler.disable  # torch 2.13 takes minutes for it, and what it then makes for a processor crashes
-def lay(batch: Batch, *, share: float, other_ground: float, moving_ground: float, seed: int, samples: Numbers) -> Batch:
+def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: Numbers) -> Batch:
     """For a random `share` of the samples the cloudy image becomes the target below other clouds.
 
     For the share `other_ground` of these, target and references are darkened alike first, each band by a factor of its
-    own, so that a model that has seen snow alone is not lost over soil, plants and water; for the share `moving_ground`
-    a part of the ground lies elsewhere on the other dates. The target then is the ground of the cloudy day itself: its
-    `target_days` become 0.
+    own, so that a model that has seen snow alone is not lost over soil, plants and water. The target then is the ground
+    of the cloudy day itself: its `target_days` become 0.
 
     The donor, another triplet's mask, is turned and says what lies where; its unknown pixels and those without data
     count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
@@ -54,16 +52,14 @@ def lay(batch: Batch, *, share: float, other_ground: float, moving_ground: float
     donor = turn(before.donor, seed=seed, samples=numbers, use="turn donor")
     donor = donor.masked_fill((donor == UNKNOWN) | (donor == NO_DATA), CLEAR)
     cloud = ((donor == CLOUD) | (donor == CIRRUS)).flatten(1).any(1) & taken.to(donor.device)[chosen]
-    kept = gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
-    target = before.known_target * kept
+    gains = _gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
+    target = before.known_target * gains
     mask = donor.masked_fill(target.isnan().any(1), NO_DATA)
-    cloudy, opacity = _seen(target, mask[:, None], seed=seed, samples=numbers)
-    references = moved(before.references, moving_ground, where=opacity < _THICK, seed=seed, samples=numbers)
     after = {
         "target": target,
-        "references": references * kept[:, None],
+        "references": before.references * gains[:, None],
         "mask": mask,
-        "cloudy": cloudy,
+        "cloudy": _seen(target, mask[:, None], seed=seed, samples=numbers),
         "target_days": torch.zeros_like(before.target_days),
     }
 
@@ -74,9 +70,17 @@ def lay(batch: Batch, *, share: float, other_ground: float, moving_ground: float
     return replace(batch, **{name: laid(name) for name in after})
 
 
-def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> tuple[Tensor, Tensor]:
-    """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n); and the
-    share of the light that they take (N, 1, n, n)."""
+def _gains(share: float, *, seed: int, samples: Numbers, like: Tensor) -> Tensor:
+    """(N, 4, 1, 1): what a random `share` of the grounds keeps of its light in each band, 1 for the others."""
+    darker = noise.uniforms(seed, samples, "other ground") < share
+    level = noise.uniforms(seed, samples, "ground level").mul(math.log(0.08)).exp().float()
+    colour = noise.normals(seed, samples, "ground colour", like=like[..., :1, :1])
+    gains = level.to(like.device)[:, None, None, None] * (0.4 * colour).exp()
+    return torch.where(darker.to(like.device)[:, None, None, None], gains.clamp(max=1), 1.0)
+
+
+def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tensor:
+    """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n)."""
 
     def draw(use: str, low: float, high: float) -> Tensor:
         value = low + (high - low) * noise.uniforms(seed, samples, use)
@@ -106,7 +110,7 @@ def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> tuple
     below = ground.flatten(2).nanmean(2).clamp(0, 0.9)[..., None, None]
     white = white + (1 - white) ** 2 * below / (1 - white * below)  # to and fro between cloud and snow: adding method
     seen = (1 - opacity) * (1 - lost) * ground + opacity * white * (0.1 * tops).exp()
-    return torch.where(hidden, seen, ground), opacity * hidden
+    return torch.where(hidden, seen, ground)
 
 
 def _distance(to: Tensor) -> Tensor:

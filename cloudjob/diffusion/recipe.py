@@ -133,15 +133,13 @@ class Recipe:
         drop_mask: float,
         synthetic_clouds: float,
         other_ground: float,
-        moving_ground: float,
     ) -> Tensor:
         """Scalar loss of a batch with a target, and with donors where `synthetic_clouds` (a share of the samples, see
         `clouds.lay`) is not 0. What is random about a sample is a function of (seed, its number) alone."""
         key: dict[str, Any] = {"seed": seed, "samples": samples}
         batch = batch.turned(**key)
         if synthetic_clouds:  # else no draws of it in every step
-            others = {"other_ground": other_ground, "moving_ground": moving_ground}
-            batch = clouds.lay(batch, share=synthetic_clouds, **others, **key)
+            batch = clouds.lay(batch, share=synthetic_clouds, other_ground=other_ground, **key)
         told = batch.drop_references(drop_reference, **key).drop_mask(drop_mask, **key)
         terms = self.terms(network, told, **key)
         weights = losses.pixel_weights(batch.classes, batch.target_valid, clear_weight=clear_weight)

@@ -23,15 +23,7 @@ _EXECUTION = {
     *("checkpoint_s", "failure_h", "log_s", "tensorboard", "grid_co2"),
 }
 # Keys that older records lack, with their values then.
-_NEWER = {
-    "train": {
-        "betas": [0.9, 0.99],
-        "weight_decay": 0.01,
-        "first_guess": "surroundings",
-        "deviation": False,
-        "moving_ground": 0.0,
-    }
-}
+_NEWER = {"train": {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings", "deviation": False}}
 
 
 def items(config: Config, folder: RunFolder) -> list[Item]:

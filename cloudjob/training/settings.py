@@ -29,7 +29,6 @@ class Settings:
     drop_mask: float = 0.1
     synthetic_clouds: float = 0.0
     other_ground: float = 0.25
-    moving_ground: float = 0.25
     average: str = "auto"
     clip_norm: float = 1.0
     max_skipped: int = 10

@@ -41,7 +41,7 @@ class Objective(nn.Module):
     def __init__(self, recipe: Recipe, network: nn.Module, settings: Settings):
         super().__init__()
         self.recipe, self.network, self.seed = recipe, network, settings.seed
-        names = ("clear_weight", "drop_reference", "drop_mask", "synthetic_clouds", "other_ground", "moving_ground")
+        names = ("clear_weight", "drop_reference", "drop_mask", "synthetic_clouds", "other_ground")
         self.options = {name: getattr(settings, name) for name in names}
 
     def forward(self, batch: Batch, samples: Numbers, **other: float) -> Tensor:

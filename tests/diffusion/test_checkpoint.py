@@ -398,13 +398,7 @@ def test_a_checkpoint_of_version_1_is_migrated_and_goes_on(older):
     group = kept.optimizer["param_groups"][0]
     assert (list(group["betas"]), group["weight_decay"]) == ([0.9, 0.99], 0.01)
     assert not {"betas", "weight_decay"} & set(kept.written_config["train"])
-    fixed = {
-        "betas": [0.9, 0.99],
-        "weight_decay": 0.01,
-        "first_guess": "surroundings",
-        "deviation": False,
-        "moving_ground": 0.0,
-    }
+    fixed = {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings", "deviation": False}
     now = {**kept.written_config, "train": {**kept.written_config["train"], **fixed}}
     shards = {"shards": "9d8279f434290268bc5f5d9a6ac61f693a3e884b53c33b2122d40cb66b77a6ec"}
     assert kept.is_of(now, shards)

@@ -46,9 +46,8 @@ def batch() -> Batch:
     )
 
 
-def lay(batch, *, share=1.0, other_ground=0.0, moving_ground=0.0, seed=0, samples=SAMPLES):
-    options = {"other_ground": other_ground, "moving_ground": moving_ground}
-    return clouds.lay(batch, share=share, **options, seed=seed, samples=samples)
+def lay(batch, *, share=1.0, other_ground=0.0, seed=0, samples=SAMPLES):
+    return clouds.lay(batch, share=share, other_ground=other_ground, seed=seed, samples=samples)
 
 
 def fields(batch: Batch) -> dict[str, torch.Tensor]:
@@ -156,21 +155,9 @@ def test_what_is_laid_is_pinned(batch):
 @given(st.permutations(range(COUNT)), st.integers(1, COUNT), st.floats(0, 1), st.floats(0, 1))
 def test_what_is_laid_belongs_to_the_sample(batch, order, number, share, other):
     """Any composition and any order of the batch; so more ranks, and a resumed training, see the same images."""
-    chosen, options = list(order[:number]), {"share": share, "other_ground": other, "moving_ground": other}
+    chosen, options = list(order[:number]), {"share": share, "other_ground": other}
     whole = some(lay(batch, **options), chosen)
     assert same(lay(some(batch, chosen), **options, samples=[SAMPLES[place] for place in chosen]), whole)
-
-
-def test_where_something_is_seen_the_ground_of_other_dates_moves_but_not_under_thick_cloud(batch):
-    laid = lay(batch, moving_ground=1.0)
-    plain = lay(batch)
-    assert torch.equal(laid.cloudy.nan_to_num(-1), plain.cloudy.nan_to_num(-1))
-    assert torch.equal(laid.target.nan_to_num(-1), plain.target.nan_to_num(-1))
-    changed = (laid.references != plain.references) & laid.references.isfinite() & plain.references.isfinite()
-    _, opacity = clouds._seen(laid.target, laid.mask[:, None], seed=0, samples=SAMPLES)
-    assert changed[:, 0].any()
-    assert opacity.expand_as(laid.target)[changed[:, 0]].max() < 0.5
-    assert opacity.max() > 0.9
 
 
 def test_another_ground_is_darker_in_target_and_reference_alike(batch):
@@ -287,7 +274,7 @@ def test_the_loss_of_a_sample_is_the_same_in_any_batch_with_and_without_a_refere
     torch.manual_seed(0)
     network = recipe.network()
     options = {"seed": 3, "clear_weight": 0.2, "drop_reference": 0.5, "drop_mask": 0.3}
-    options |= {"synthetic_clouds": 0.5, "other_ground": 0.5, "moving_ground": 0.5}
+    options |= {"synthetic_clouds": 0.5, "other_ground": 0.5}
     for images in (batch.without_references(), batch):
         halves = [list(range(6)), list(range(6, COUNT))]
         parts = [recipe.loss(network, some(images, h), samples=[SAMPLES[p] for p in h], **options) for h in halves]

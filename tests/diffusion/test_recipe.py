@@ -19,14 +19,7 @@ from cloudjob.errors import ConfigError
 from cloudjob.pixels import CLEAR
 
 OPTIONS = {"residual": {"alpha": 1.0}, "ddpm": {"prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}}
-LOSS = {
-    "clear_weight": 0.2,
-    "drop_reference": 0.3,
-    "drop_mask": 0.1,
-    "synthetic_clouds": 0.5,
-    "other_ground": 0.5,
-    "moving_ground": 0.5,
-}
+LOSS = {"clear_weight": 0.2, "drop_reference": 0.3, "drop_mask": 0.1, "synthetic_clouds": 0.5, "other_ground": 0.5}
 NORMALS = {"mean": [0.5, 0.6, 0.7, 0.8], "std": [0.1, 0.2, 0.3, 0.4]}
 NORM = Normalisation((0.5, 0.6, 0.7, 0.8), (0.1, 0.2, 0.3, 0.4))
 SAMPLES = [0, 1, 2, 3]
@@ -165,14 +158,14 @@ class Told:
 @pytest.mark.parametrize("synthetic", [0.0, 0.7])
 def test_a_loss_turns_lays_clouds_drops_and_weighs_by_the_true_mask(batch, synthetic):
     batch = dataclasses.replace(batch, target=batch.target.masked_fill(torch.rand(4, 1, 16, 16) < 0.1, torch.nan))
-    options = {"clear_weight": 0.3, "drop_reference": 0.4, "drop_mask": 0.5, "other_ground": 0.5, "moving_ground": 0.5}
+    options = {"clear_weight": 0.3, "drop_reference": 0.4, "drop_mask": 0.5, "other_ground": 0.5}
     recipe, key = Recipe("tiny", Told([]), NORM), {"seed": 5, "samples": [11, 12, 13, 14]}
     found = recipe.loss("the network", batch, **key, **options, synthetic_clouds=synthetic)
     ((network, clean, conditions, seed, indices),) = recipe.process.heard
     assert (network, seed, indices) == ("the network", 5, [11, 12, 13, 14])
     true = batch.turned(**key)
     if synthetic:
-        true = clouds.lay(true, share=synthetic, other_ground=0.5, moving_ground=0.5, **key)
+        true = clouds.lay(true, share=synthetic, other_ground=0.5, **key)
         assert not torch.equal(true.mask, batch.turned(**key).mask)
     told = true.drop_references(0.4, **key).drop_mask(0.5, **key)
     assert not torch.equal(told.mask, true.mask)
@@ -198,7 +191,7 @@ class Gaussian:
 def test_where_a_deviation_is_told_the_loss_is_the_likelihood_of_a_gaussian(batch):
     mean, deviation = torch.randn(4, 4, 16, 16), torch.rand(4, 4, 16, 16) + 0.1
     recipe = Recipe("tiny", Gaussian(mean, deviation), NORM)
-    options = {"clear_weight": 1.0, "drop_reference": 0.0, "drop_mask": 0.0, "other_ground": 0.5, "moving_ground": 0.5}
+    options = {"clear_weight": 1.0, "drop_reference": 0.0, "drop_mask": 0.0, "other_ground": 0.5}
     found = recipe.loss(None, batch, seed=0, samples=SAMPLES, **options, synthetic_clouds=0.0)
     turned = batch.turned(seed=0, samples=SAMPLES)
     likelihood = torch.distributions.Normal(mean, deviation).log_prob(NORM.forward(turned.target).nan_to_num(0))
@@ -209,7 +202,7 @@ def test_where_a_deviation_is_told_the_loss_is_the_likelihood_of_a_gaussian(batc
 
 def test_a_loss_without_clouds_needs_no_donors(batch):
     recipe = Recipe("tiny", Told([]), NORM)
-    options = {"clear_weight": 1.0, "drop_reference": 0.0, "drop_mask": 0.0, "other_ground": 0.5, "moving_ground": 0.5}
+    options = {"clear_weight": 1.0, "drop_reference": 0.0, "drop_mask": 0.0, "other_ground": 0.5}
     bare = dataclasses.replace(batch, donor=None)
     assert recipe.loss(None, bare, seed=0, samples=SAMPLES, **options, synthetic_clouds=0.0).item() == pytest.approx(3)
     with pytest.raises(ValueError, match="no donor"):

@@ -94,13 +94,7 @@ def test_the_loss_is_the_mean_over_triplets_however_they_are_taken():
 
 def test_it_is_that_of_training_but_that_nothing_is_hidden_or_laid_over():
     settings = replace(
-        PLAIN,
-        drop_mask=0.4,
-        synthetic_clouds=0.6,
-        drop_reference=0.2,
-        clear_weight=0.3,
-        other_ground=0.7,
-        moving_ground=0.8,
+        PLAIN, drop_mask=0.4, synthetic_clouds=0.6, drop_reference=0.2, clear_weight=0.3, other_ground=0.7
     )
     found = held_out(settings=settings)
     found.loss(NETWORK, 3)
@@ -113,7 +107,6 @@ def test_it_is_that_of_training_but_that_nothing_is_hidden_or_laid_over():
         "drop_reference": 0.2,
         "clear_weight": 0.3,
         "other_ground": 0.7,
-        "moving_ground": 0.8,
     }
 
 

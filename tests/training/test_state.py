@@ -552,13 +552,7 @@ def test_a_training_of_schema_version_1_goes_on(tmp_path):
     path.write_bytes(lzma.decompress(packed.read_bytes()))
     old = torch.load(path, weights_only=True)
     assert "schema_version" not in old
-    fixed = {
-        "betas": [0.9, 0.99],
-        "weight_decay": 0.01,
-        "first_guess": "surroundings",
-        "deviation": False,
-        "moving_ground": 0.0,
-    }
+    fixed = {"betas": [0.9, 0.99], "weight_decay": 0.01, "first_guess": "surroundings", "deviation": False}
     config = old["config"] | {"train": old["config"]["train"] | fixed}
     shards = "9d8279f434290268bc5f5d9a6ac61f693a3e884b53c33b2122d40cb66b77a6ec"
     identity = Identity(config=config, inputs={"shards": shards})

@@ -262,20 +262,13 @@ def test_what_does_not_fit_into_the_memory_is_a_setting(samples, advice):
 # --- objective ---------------------------------------------------------------------------------------------------
 def test_the_objective_hands_over_the_settings_and_what_differs_from_them():
     settings = replace(
-        PLAIN,
-        seed=4,
-        clear_weight=0.11,
-        drop_reference=0.22,
-        drop_mask=0.33,
-        synthetic_clouds=0.44,
-        other_ground=0.55,
-        moving_ground=0.66,
+        PLAIN, seed=4, clear_weight=0.11, drop_reference=0.22, drop_mask=0.33, synthetic_clouds=0.44, other_ground=0.55
     )
     recipe, network = Squares(), nn.Linear(1, 1, bias=False)
     objective = Objective(recipe, network, settings)
     objective(triplets([1]), [6])
     objective(triplets([1]), [6], drop_mask=0, synthetic_clouds=0)
-    options = {"clear_weight": 0.11, "drop_reference": 0.22, "other_ground": 0.55, "moving_ground": 0.66}
+    options = {"clear_weight": 0.11, "drop_reference": 0.22, "other_ground": 0.55}
     told = [{key: value for key, value in call.items() if key != "cloudy"} for call in recipe.calls]
     assert told == [
         {"seed": 4, "samples": [6], "drop_mask": 0.33, "synthetic_clouds": 0.44, **options},
