@@ -28,6 +28,7 @@ class Batch:
     target_days: Tensor  # (N,) signed days from the cloudy date to the target's; 0 asks for the cloudy day's ground
     sun_elevation: Tensor  # (N,) degrees, on the cloudy date
     target: Tensor | None = None  # (N, 4, H, W) the ground that is learned; None where nobody knows it
+    light: Tensor | None = None  # (N, 1, H, W) share of the ground's light that clouds let through; NaN: nobody knows
     donor: Tensor | None = None  # (N, H, W) uint8 mask classes of another triplet, for synthetic clouds; None without
 
     @classmethod

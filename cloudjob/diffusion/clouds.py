@@ -34,7 +34,7 @@ def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: 
 
     For the share `other_ground` of these, target and references are darkened alike first, each band by a factor of its
     own, so that a model that has seen snow alone is not lost over soil, plants and water. The target then is the ground
-    of the cloudy day itself: its `target_days` become 0.
+    of the cloudy day itself: its `target_days` become 0, and the `light` that its clouds let through is known.
 
     The donor, another triplet's mask, is turned and says what lies where; its unknown pixels and those without data
     count as clear, and one without cloud changes nothing. Outside of the mask the image is the target bit for bit. What
@@ -45,6 +45,7 @@ def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: 
     chosen = taken.nonzero().flatten() if answers(taken) else torch.arange(len(taken), device=taken.device)
     if not len(chosen):
         return batch
+    batch = replace(batch, light=torch.full_like(batch.cloudy[:, :1], torch.nan))
     numbers, chosen = noise.some(samples, chosen), chosen.to(batch.cloudy.device)
     before = batch[chosen]
     if before.donor is None:
@@ -55,11 +56,13 @@ def lay(batch: Batch, *, share: float, other_ground: float, seed: int, samples: 
     gains = _gains(other_ground, seed=seed, samples=numbers, like=before.known_target)
     target = before.known_target * gains
     mask = donor.masked_fill(target.isnan().any(1), NO_DATA)
+    cloudy, light = _seen(target, mask[:, None], seed=seed, samples=numbers)
     after = {
         "target": target,
         "references": before.references * gains[:, None],
         "mask": mask,
-        "cloudy": _seen(target, mask[:, None], seed=seed, samples=numbers),
+        "cloudy": cloudy,
+        "light": light,
         "target_days": torch.zeros_like(before.target_days),
     }
 
@@ -79,8 +82,9 @@ def _gains(share: float, *, seed: int, samples: Numbers, like: Tensor) -> Tensor
     return torch.where(darker.to(like.device)[:, None, None, None], gains.clamp(max=1), 1.0)
 
 
-def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tensor:
-    """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n)."""
+def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> tuple[Tensor, Tensor]:
+    """What a sensor sees of `ground` (N, 4, n, n), in reflectance, through the clouds of `mask` (N, 1, n, n); and the
+    share of its light that they let through (N, 1, n, n)."""
 
     def draw(use: str, low: float, high: float) -> Tensor:
         value = low + (high - low) * noise.uniforms(seed, samples, use)
@@ -110,7 +114,7 @@ def _seen(ground: Tensor, mask: Tensor, *, seed: int, samples: Numbers) -> Tenso
     below = ground.flatten(2).nanmean(2).clamp(0, 0.9)[..., None, None]
     white = white + (1 - white) ** 2 * below / (1 - white * below)  # to and fro between cloud and snow: adding method
     seen = (1 - opacity) * (1 - lost) * ground + opacity * white * (0.1 * tops).exp()
-    return torch.where(hidden, seen, ground)
+    return torch.where(hidden, seen, ground), torch.where(hidden, 1 - opacity, 1.0)
 
 
 def _distance(to: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def build(preset: str, *, condition_channels: int, deviation: bool = False) -> "
     widths = [width for width, _ in table.values()]
     first = {name: sum(widths[:number]) for number, name in enumerate(table)}
     dates = tuple(first[name] for name in DATES)
-    return DiffCR(WIDTHS[preset], condition_channels=condition_channels, dates=dates, images=1 + deviation)
+    return DiffCR(WIDTHS[preset], condition_channels=condition_channels, dates=dates, more=(BAND_COUNT + 1) * deviation)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -84,7 +84,7 @@ class DiffCR(nn.Module):
         condition_channels: int,
         dates: tuple[int, ...],
         bands: int = BAND_COUNT,
-        images: int = 1,  # that it puts out
+        more: int = 0,  # channels that it puts out beside the image
     ):
         super().__init__()
         self.images = [list(range(first, first + bands)) for first in dates]
@@ -104,7 +104,7 @@ class DiffCR(nn.Module):
             for channels in reversed(widths[1:])
         )
         self.decoder = nn.ModuleList(Block(channels, timed=True) for channels in reversed(fine))
-        self.head = nn.Conv2d(width, images * bands, 3, padding=1)
+        self.head = nn.Conv2d(width, bands + more, 3, padding=1)
 
     def forward(self, x: Tensor | None, level: Tensor | None, conditions: Tensor) -> Tensor:
         x, level = noisy_or_empty(x, level, conditions)

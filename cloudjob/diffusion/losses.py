@@ -1,6 +1,7 @@
 """Weighted squared error: what the network is asked to be right about."""
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from cloudjob.pixels import CLEAR, NO_DATA, UNKNOWN
 
@@ -15,6 +16,13 @@ def pixel_weights(mask: Tensor, clean_valid: Tensor, *, clear_weight: float) -> 
     kept = (mask == CLEAR) | (mask == UNKNOWN)
     weights = (~kept).float() + clear_weight * kept
     return weights * (mask != NO_DATA) * clean_valid
+
+
+def weighted_entropy(logit: Tensor, share: Tensor, weights: Tensor) -> Tensor:
+    """As `weighted_mse`, of the cross-entropy between a share and its logit; 0 where the share is not known (NaN)."""
+    known = share.isfinite()
+    each = F.binary_cross_entropy_with_logits(logit.float(), share.where(known, 0.5), reduction="none")
+    return (weights * known * each).mean()
 
 
 def weighted_mse(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ PRESETS = (*SIZES, *diffcr.WIDTHS, "notebook-2025")
 
 
 def build(preset: str, *, condition_channels: int, deviation: bool = False) -> nn.Module:
-    """A freshly initialised network (from torch's global generator). With `deviation` it puts out (N, 8, H, W): beside
-    the image the logarithm of its deviation."""
+    """A freshly initialised network (from torch's global generator). With `deviation` it puts out (N, 9, H, W): beside
+    the image the logarithm of its deviation, and the logit of the share of the ground's light that is seen."""
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r}: must be one of {', '.join(PRESETS)}")
     if preset == "notebook-2025":
@@ -179,8 +179,8 @@ class UNet(nn.Module):
 
     Skips are added, which beat concatenation in DiffCR's ablation. The output is, at each pixel, a value, a gain on x
     and a share of the difference: what is left of the noise, or seen of the ground through thin cloud and shadow, is
-    taken at full resolution, however narrow the network. One that tells its deviation is a regression and has no x: the
-    gain is a gate on all of it, by which it learns to keep silent where nothing can be known.
+    taken at full resolution, however narrow the network. One that tells its deviation is a regression and has no x: it
+    has the light for a gain on all of it, and so keeps silent where nothing is seen.
     """
 
     def __init__(self, size: Size, *, condition_channels: int, deviation: bool = False):
@@ -225,7 +225,10 @@ class UNet(nn.Module):
             h = _through(blocks, h, embedding)
         value, gain, share, *deviation = F.pixel_shuffle(self.head(F.silu(self.norm(h))), CELL).split(BAND_COUNT, 1)
         found = value + share * conditions[:, -BAND_COUNT:]
-        return torch.cat([gain.sigmoid() * found, *deviation], 1) if deviation else found + gain * x
+        if not deviation:
+            return found + gain * x
+        light = gain.mean(1, keepdim=True)
+        return torch.cat([light.sigmoid() * found, *deviation, light], 1)
 
 
 class MeanAndDetail(nn.Module):

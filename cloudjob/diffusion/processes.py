@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cloudjob.diffusion.conditions import Conditions
+from cloudjob.diffusion.conditions import BAND_COUNT, Conditions
 from cloudjob.diffusion.noise import Numbers, normals, uniforms
 from cloudjob.diffusion.samplers import SAMPLERS, Levels, Noise
 from cloudjob.pixels import CLEAR, NO_DATA
@@ -46,6 +46,8 @@ class Terms(NamedTuple):
     weight: Tensor | float = 1.0
     log_deviation: Tensor | None = None  # that of the target from the prediction, where the network tells it
 
+    light: Tensor | None = None  # logit of the share of the ground's light that is seen, where the network tells it
+
     @property
     def trusted(self) -> Tensor | float:
         """The weight of the squared error: less where the network tells that it is large."""
@@ -69,7 +71,8 @@ class Regression:
     """r at once, from the conditions alone: the mean of what the ground may be, and so smooth where little is known.
 
     With `deviation` the network also tells how far r may be from that, and learns both by the likelihood of a Gaussian
-    (Nix & Weigend 1994): pixels of which nobody can know more do not drown what can be learned of others.
+    (Nix & Weigend 1994): pixels of which nobody can know more do not drown what can be learned of others. It also tells
+    how much of the ground's light it sees, and learns that from clouds that were laid over the ground.
     """
 
     spread: Spread
@@ -78,11 +81,11 @@ class Regression:
     def loss_terms(
         self, network: nn.Module, clean: Tensor, conditions: Conditions, *, seed: int, indices: Numbers
     ) -> list[Terms]:
-        r, log_deviation = self._predict(network, conditions)
+        r, log_deviation, light = self._predict(network, conditions)
         spread = conditions.spread(*self.spread)
         target = (clean - conditions.anchor) / spread
         level = target.new_ones(len(target))
-        return [Terms(r, target, level, scale=spread, log_deviation=log_deviation)]
+        return [Terms(r, target, level, scale=spread, log_deviation=log_deviation, light=light)]
 
     @torch.no_grad()
     def sample(self, network: nn.Module, conditions: Conditions, *, limits: Limits, **_: Any) -> Tensor:
@@ -91,17 +94,18 @@ class Regression:
 
     def guessed(self, network: nn.Module, conditions: Conditions, *, limits: Limits) -> Conditions:
         """The conditions with this for first guess."""
-        r, log_deviation = self._predict(network, conditions)
+        r, log_deviation, _ = self._predict(network, conditions)
         found = self.place(r, log_deviation, conditions)
         return replace(found, anchor=found.anchor.clamp(*limits))
 
-    def _predict(self, network: nn.Module, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
-        """r, and the logarithm of its deviation, None where the network tells none; (N, 4, H, W) each."""
+    def _predict(self, network: nn.Module, conditions: Conditions) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """r (N, 4, H, W); the logarithm of its deviation, as large, and the logit of the light (N, 1, H, W), both None
+        where the network does not tell them."""
         output = network(None, None, conditions.channels(conditions.spread(*self.spread))).float()
         if not self.deviation:
-            return output, None
-        r, log_deviation = output.chunk(2, 1)
-        return r, _MOST_LOG * (log_deviation / _MOST_LOG).tanh()
+            return output, None, None
+        r, log_deviation, light = output.split([BAND_COUNT, BAND_COUNT, 1], 1)
+        return r, _MOST_LOG * (log_deviation / _MOST_LOG).tanh(), light
 
     def place(self, r: Tensor, log_deviation: Tensor | None, conditions: Conditions) -> Conditions:
         """The conditions with what r means for first guess, and its deviation, where that is told, for spread."""

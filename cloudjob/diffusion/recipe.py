@@ -148,6 +148,8 @@ class Recipe:
             total = total + losses.weighted_mse(part.prediction, part.target, weights * part.trusted)
             if part.log_deviation is not None:  # half of it is the logarithm of a Gaussian's likelihood
                 total = total + 2 * (weights * part.weight * part.log_deviation).mean()
+            if part.light is not None and batch.light is not None:
+                total = total + losses.weighted_entropy(part.light, batch.light, weights)
         return total
 
     def told(self, network: nn.Module, batch: Batch, *, guess: Guess | None = None) -> Conditions:

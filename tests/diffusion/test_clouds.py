@@ -55,7 +55,12 @@ def fields(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a.nan_to_num(-1), fields(other)[name].nan_to_num(-1)) for name, a in fields(one).items())
+    """Light that nobody knows is as none at all."""
+    unknown = torch.full_like(one.cloudy[:, :1], torch.nan)
+    first, second = (
+        fields(each if each.light is not None else dataclasses.replace(each, light=unknown)) for each in (one, other)
+    )
+    return all(torch.equal(a.nan_to_num(-1), second[name].nan_to_num(-1)) for name, a in first.items())
 
 
 def some(batch: Batch, places: list[int]) -> Batch:
@@ -158,6 +163,24 @@ def test_what_is_laid_belongs_to_the_sample(batch, order, number, share, other):
     chosen, options = list(order[:number]), {"share": share, "other_ground": other}
     whole = some(lay(batch, **options), chosen)
     assert same(lay(some(batch, chosen), **options, samples=[SAMPLES[place] for place in chosen]), whole)
+
+
+def test_the_light_that_clouds_let_through_is_known_where_they_are_laid():
+    """Over black ground a cloud is as bright as it takes light away: one of the same texture, twice as opaque, too."""
+    donor = torch.full((COUNT, 32, 32), CLEAR, dtype=torch.uint8)
+    donor[:, 4:28, 4:28] = CLOUD
+    donor[:, 10:20, 24:28] = SHADOW
+    ground = torch.rand(COUNT, 4, 32, 32) * 0.3
+    for number in range(COUNT):
+        one = [over(x[number : number + 1], donor[number : number + 1]) for x in (ground, ground * 0.5)]
+        bright, dark = (lay(each, samples=[number]) for each in one)
+        assert torch.equal(bright.light, dark.light)
+        cloud = (bright.mask == CLOUD)[:, None]
+        assert (bright.light[~cloud & (bright.mask != SHADOW)[:, None]] == 1).all()
+        assert bright.light[cloud].min() < 0.9
+    laid = lay(over(ground, donor), share=0.5).light.isfinite().flatten(1)
+    assert torch.equal(laid.any(1), laid.all(1)), "nobody knows it of clouds that are real"
+    assert laid.all(1).tolist() == (noise.uniforms(0, SAMPLES, "synthetic clouds") < 0.5).tolist()
 
 
 def test_another_ground_is_darker_in_target_and_reference_alike(batch):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cloudjob.diffusion.losses import pixel_weights, weighted_mse
+from cloudjob.diffusion.losses import pixel_weights, weighted_entropy, weighted_mse
 from cloudjob.pixels import CIRRUS, CLEAR, CLOUD, NO_DATA, SHADOW, UNKNOWN
 
 
@@ -31,3 +31,15 @@ def test_the_error_is_taken_in_float32():
     found = weighted_mse(prediction, torch.ones(1, 4, 1, 1), torch.ones(1, 1, 1, 1))
     assert found.dtype == torch.float32
     assert found.item() == 0.0078125**2
+
+
+def test_entropy_of_what_is_known_alone():
+    share, logit = torch.tensor([0.0, 0.25, 1.0, torch.nan]), torch.tensor([-1.0, 2.0, 3.0, 50.0])
+    chance = 1 / (1 + (-logit.double()).exp())
+    each = -(share * chance.log() + (1 - share) * (1 - chance).log())
+    weights = torch.tensor([1.0, 0.5, 0.0, 1.0])
+    found = weighted_entropy(logit.view(1, 1, 2, 2), share.view(1, 1, 2, 2), weights.view(1, 1, 2, 2))
+    assert found.item() == pytest.approx(((each[0] + 0.5 * each[1]) / 4).item(), rel=1e-5)
+    best = torch.special.logit(share[:3]).clamp(-30, 30).view(1, 1, 1, 3).requires_grad_()
+    weighted_entropy(best, share[:3].view(1, 1, 1, 3), torch.ones(1, 1, 1, 3)).backward()
+    assert best.grad.abs().max() < 1e-6

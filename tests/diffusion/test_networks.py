@@ -159,24 +159,25 @@ def test_a_regression_is_told_the_most_noise_and_an_empty_image():
 def test_a_network_tells_a_deviation_beside_its_image(preset):
     network = build(preset, condition_channels=CONDITION_CHANNELS, deviation=True)
     conditions = torch.randn(2, CONDITION_CHANNELS, 16, 16)
-    assert network(None, None, conditions).shape == (2, 8, 16, 16)
+    assert network(None, None, conditions).shape == (2, 9, 16, 16)
 
 
-def test_a_regression_keeps_silent_where_its_gate_is_shut():
+def test_a_regression_keeps_silent_where_it_sees_no_light():
     network = build("tiny", condition_channels=CONDITION_CHANNELS, deviation=True)
     conditions = torch.randn(2, CONDITION_CHANNELS, 16, 16)
-    _, gate, _, deviation = network.head.bias.data.view(4, 4, CELL**2)
+    _, light, _, deviation = network.head.bias.data.view(4, 4, CELL**2)
     nn.init.normal_(network.head.weight[: 4 * CELL**2].data)  # of the values
     said = network(None, None, conditions)
     assert said[:, :4].any()
     assert not said[:, 4:].any()
     deviation += 2
-    gate[:3] -= 100
-    gate[3] += 100
+    light += 100
     told = network(None, None, conditions)
-    assert not told[:, :3].any()
-    assert torch.allclose(told[:, 3], 2 * said[:, 3])  # a gate begins half open
-    assert (told[:, 4:] == 2).all()
+    assert torch.allclose(told[:, :4], 2 * said[:, :4])  # it begins with half of it
+    assert (told[:, 4:8] == 2).all()
+    assert (told[:, 8] == 100).all()
+    light -= 300
+    assert not network(None, None, conditions)[:, :4].any()
 
 
 def test_two_networks_in_one_by_whether_there_is_a_noisy_image():

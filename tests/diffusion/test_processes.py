@@ -386,9 +386,11 @@ def test_a_deviation_that_is_told_is_the_spread_of_what_is_left(process):
     clean, conditions = batch()
     spread = conditions.choose(*process.spread)
     r, log = torch.rand(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    network, told = heard(lambda x: torch.cat([r, log], 1) if x is None else 0 * x)
+    light = torch.randn(2, 1, 8, 8)
+    network, told = heard(lambda x: torch.cat([r, log, light], 1) if x is None else 0 * x)
     mean, *detail = process.loss_terms(network, clean, conditions, seed=0, indices=[0, 1])
     assert torch.equal(mean.prediction, r)
+    assert torch.equal(mean.light, light)
     assert torch.allclose(mean.log_deviation, 4 * (log / 4).tanh())
     assert torch.allclose(mean.trusted, mean.log_deviation.exp() ** -2)
     guessed = process.guessed(network, conditions, limits=WIDE)
@@ -397,7 +399,7 @@ def test_a_deviation_that_is_told_is_the_spread_of_what_is_left(process):
     assert torch.equal(guessed.spread(9, 9, 9), guessed.unit)
     for terms in detail:
         assert torch.allclose(told[1][2], guessed.channels(guessed.unit), atol=1e-5)  # beside the limits
-        assert terms.log_deviation is None
+        assert terms.log_deviation is terms.light is None
         assert not terms.scale.requires_grad
 
 
@@ -406,7 +408,7 @@ def test_a_deviation_cannot_be_told_without_bounds():
     process = Regression((0.5, 1.0, 2.0), deviation=True)
     for told in (-1e4, 1e4):
         (terms,) = process.loss_terms(
-            lambda *_, told=told: torch.full((2, 8, 8, 8), told), clean, conditions, seed=0, indices=[0, 1]
+            lambda *_, told=told: torch.full((2, 9, 8, 8), told), clean, conditions, seed=0, indices=[0, 1]
         )
         assert terms.log_deviation.unique().tolist() == [math.copysign(4, told)]
 

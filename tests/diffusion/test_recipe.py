@@ -200,6 +200,28 @@ def test_where_a_deviation_is_told_the_loss_is_the_likelihood_of_a_gaussian(batc
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_light_is_learned_where_clouds_were_laid(batch):
+    class Lit(Gaussian):
+        def loss_terms(self, *given, **key):
+            (terms,) = super().loss_terms(*given, **key)
+            return [terms._replace(light=torch.full((4, 1, 16, 16), 0.7))]
+
+    one = torch.ones(4, 4, 16, 16)
+    options = {"clear_weight": 0.3, "drop_reference": 0.0, "drop_mask": 0.0, "other_ground": 0.0}
+    plain, lit = (
+        Recipe("tiny", kind(one, one), NORM).loss(None, batch, seed=5, samples=SAMPLES, **options, synthetic_clouds=0.7)
+        for kind in (Gaussian, Lit)
+    )
+    laid = clouds.lay(batch.turned(seed=5, samples=SAMPLES), share=0.7, other_ground=0.0, seed=5, samples=SAMPLES)
+    weights = losses.pixel_weights(laid.classes, laid.target_valid, clear_weight=0.3)
+    logit = torch.full((4, 1, 16, 16), 0.7)
+    assert (lit - plain).item() == pytest.approx(losses.weighted_entropy(logit, laid.light, weights).item(), rel=1e-4)
+    bare = Recipe("tiny", Lit(one, one), NORM).loss(
+        None, batch, seed=5, samples=SAMPLES, **options, synthetic_clouds=0.0
+    )
+    assert bare.isfinite(), "nothing is known of clouds that were not laid"
+
+
 def test_a_loss_without_clouds_needs_no_donors(batch):
     recipe = Recipe("tiny", Told([]), NORM)
     options = {"clear_weight": 1.0, "drop_reference": 0.0, "drop_mask": 0.0, "other_ground": 0.5}

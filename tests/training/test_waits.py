@@ -82,7 +82,7 @@ def test_with_a_first_guess_by_similar_pixels_it_waits_once_for_the_blocks(refer
         given |= {f"reference{number}": given["reference"].copy(), f"reference{number}_days": given["reference_days"]}
         given[f"reference{number}"][:, :, 8 * number : 8 * number + 6] = 0  # so that there are patterns of dates
     given["mask"][:, 20:110, 30:100] = CLOUD
-    zero, batch, samples = torch.zeros(4, 8, 128, 128), Batch.of(given), torch.arange(4)
+    zero, batch, samples = torch.zeros(4, 9, 128, 128), Batch.of(given), torch.arange(4)
 
     def network(x, level, told):
         return zero if x is None else zero[:, :4]
