@@ -40,7 +40,8 @@ class ProcessGroup:
     size: int
     local_rank: int
     device: torch.device
-    watch: Watch | None = None  # only with several ranks
+    watch: Watch | None = None  # only with several ranks, as this:
+    store: dist.Store | None = None  # where one rank leaves a word that the others find when they look
 
     def note(self, seen: int) -> None:
         """Records the samples seen by this rank: after a time-out they show which rank was behind."""
@@ -133,7 +134,7 @@ def process_group() -> Iterator[ProcessGroup]:
             device_id=device if device.type == "cuda" else None,
         )
         dist.barrier()  # no rank may exit with an error of its own while others are still connecting
-    yield ProcessGroup(rank, size, local_rank, device, watch)
+    yield ProcessGroup(rank, size, local_rank, device, watch, dist.PrefixStore("words", store))
     if watch.stands:  # after an error it would wait for ranks that have exited
         dist.destroy_process_group()
         watch.close()

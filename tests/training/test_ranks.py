@@ -11,6 +11,8 @@ import pytest
 import torch
 from small_runs import CLOUDJOB, TORCHRUN, Ranks, configure, last_seen, weights, workspace
 
+from cloudjob.diffusion import checkpoint
+
 pytestmark = pytest.mark.slow
 LONG = ("train.epochs=16", "train.log_s=0.001", "train.checkpoint_s=0.3", "evaluate.members=1")  # 32 steps, 256 samples
 
@@ -84,6 +86,23 @@ def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_
     with Ranks(space, size, *LONG) as ranks:
         assert ranks.wait(30) == [0] * size
         assert "0 done, 1 skipped" in ranks.text()
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_stop_is_heard_in_a_look_by_the_rank_that_works_and_by_the_one_that_waits(tmp_path, told):
+    """In a calibration of four triplets, which one rank does while the other waits: half a minute of it."""
+    space = workspace(tmp_path / "run")
+    long = ("train.epochs=1", "train.log_s=0.001", "train.checkpoint_s=1e6", "infer.steps=50", "evaluate.members=64")
+    with Ranks(space, 2, *long) as ranks:
+        ranks.until(lambda: "held-out loss by width" in ranks.text())
+        time.sleep(0.2)
+        ranks.processes[told].send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        assert ranks.wait(60) == [75, 75], ranks.text()
+        assert time.monotonic() - asked < 10  # of which most is the end of two processes
+        assert "while it looked at held-out triplets), saved" in ranks.text()
+    kept = checkpoint.load(checkpoint.newest(space.checkpoints))
+    assert (kept.seen, kept.calibration) == (16, {})
 
 
 # --- nobody waits ----------------------------------------------------------------------------------------------------
