@@ -109,7 +109,7 @@ class HeldOut:
             if numbers[0] == 0:
                 first.update(arrays, restored=digital_number(restored))
             truth = batch.known_target.cpu().numpy()
-            return methods.score({"ours": restored}, truth, arrays["mask"], arrays["mask"])
+            return methods.score({"ours": restored}, truth, arrays["mask"], arrays["mask"], device=self.device)
 
         scores = [score for part in self._parts(16, scored) for triplet in part for score in triplet]
         for on in ("cloud", "clear", "all"):
