@@ -27,7 +27,7 @@ from cloudjob.hpc.watch import Member, Watch
 
 T = TypeVar("T")
 MEET_S = 300  # time-out for all ranks to connect: importing torch from a cold file system is slow
-COLLECTIVE_S = 1800  # time-out of a collective call: longer than rank 0 ever evaluates while the others wait
+COLLECTIVE_S = 1800  # time-out of a collective call, and of work that is shared: longer than one rank's ever takes
 _MORE_S = 120  # that NCCL waits longer: it ends a process without a word, and is to find none
 _POLL_S = 0.0005
 
@@ -81,7 +81,7 @@ class ProcessGroup:
 
 
 class CollectiveTimeoutError(RuntimeError):
-    """A collective call on a GPU that has waited too long."""
+    """A collective call on a GPU, or a rank at the end of shared work, that has waited too long."""
 
 
 def _explain(error: Exception, watch: Watch) -> NoReturn:

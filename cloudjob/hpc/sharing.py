@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from cloudjob.errors import InterruptedJob
 from cloudjob.hpc import distributed
-from cloudjob.hpc.distributed import ProcessGroup
+from cloudjob.hpc.distributed import CollectiveTimeoutError, ProcessGroup
 
 T = TypeVar("T")
 _ASK_S = 0.5  # between two looks for a wish to stop: each may ask a file system
@@ -60,7 +60,10 @@ class Sharing:
             found = [task(part) for part in range(group.rank, number, group.size)]
         finally:
             group.store.add(ready, 1)
+        end = time.monotonic() + distributed.COLLECTIVE_S
         while group.store.add(ready, 0) < group.size and (group.watch is None or group.watch.stands):
             self.ask()
+            if time.monotonic() > end:
+                raise CollectiveTimeoutError(f"shared work has been waited for {distributed.COLLECTIVE_S} s")
             time.sleep(_POLL_S)
         return found

@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from forked import Forked
 
+from cloudjob.hpc import distributed
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.sharing import Sharing, Stopped
 
@@ -82,3 +84,19 @@ def test_one_rank_does_all_and_asks_by_itself():
     sharing.asked -= 0.5  # so much later
     with pytest.raises(Stopped):
         sharing.ask()
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_longer_than_in_a_collective_call(monkeypatch):
+    monkeypatch.setattr(distributed, "COLLECTIVE_S", 0.05)
+    alone = ProcessGroup(0, 2, 0, torch.device("cpu"), store=torch.distributed.HashStore())
+    with pytest.raises(RuntimeError, match=r"waited for 0\.05 s") as late:
+        Sharing(alone).each(str, 2)
+    assert distributed._of_a_collective(late.value)
+
+
+def test_a_rank_that_is_known_to_be_lost_is_not_waited_for(monkeypatch):
+    """The collective call that follows tells who it was."""
+    watch = SimpleNamespace(stands=False)
+    group = ProcessGroup(0, 2, 0, torch.device("cpu"), watch, torch.distributed.HashStore())
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, own])
+    assert Sharing(group).each(str, 4) == ["0", "0", "2", "2"]
