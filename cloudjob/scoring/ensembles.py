@@ -134,4 +134,4 @@ def tally(restorer: Restorer, batch: Batch, numbers: list[int], count: int, *, i
     truth, mask = batch.known_target.cpu().numpy(), batch.mask.cpu().numpy()
     drawn = restorer.members(batch, numbers, count)[:: 2 if independent else 1]
     hidden = np.isin(mask, HIDDEN)
-    return sum((_tally(drawn[:, i], truth[i], hidden[i]) for i in range(len(numbers))), start=_NONE)
+    return np.sum([_tally(drawn[:, i], truth[i], hidden[i]) for i in range(len(numbers))], 0)

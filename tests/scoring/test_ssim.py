@@ -29,7 +29,7 @@ def test_agrees_with_scikit_image_on_every_pixel_with_a_whole_window(seed, heigh
     assert np.isnan(found).sum() == found.size - found[INNER].size
 
 
-@pytest.mark.parametrize(("height", "width"), [(10, 30), (30, 10), (3, 3)])
+@pytest.mark.parametrize(("height", "width"), [(10, 30), (30, 10), (30, 3), (3, 3)])
 def test_an_image_smaller_than_the_window_has_none(height, width):
     image = np.zeros((4, height, width), np.float32)
     assert np.isnan(ssim_map(image, image)).all()
