@@ -15,7 +15,7 @@ from cloudjob.diffusion import checkpoint
 
 pytestmark = pytest.mark.slow
 LONG = ("train.epochs=16", "train.log_s=0.001", "train.checkpoint_s=0.3", "evaluate.members=1")  # 32 steps, 256 samples
-LOOKING = ("train.epochs=1", "train.log_s=0.001", "train.checkpoint_s=1e6", "infer.steps=50", "evaluate.members=128")
+LOOKING = ("train.epochs=1", "train.log_s=0.001", "train.checkpoint_s=1e6", "infer.steps=50", "evaluate.members=64")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_
 
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_stop_is_heard_in_a_look_by_the_rank_that_works_and_by_the_one_that_waits(tmp_path, told):
-    """In a calibration of four triplets, which one rank does while the other waits: a minute of it."""
+    """In a calibration of four triplets, which one rank does while the other waits: half a minute of it."""
     space = workspace(tmp_path / "run")
     with Ranks(space, 2, *LOOKING) as ranks:
         ranks.until(lambda: "held-out loss by width" in ranks.text())
