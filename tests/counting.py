@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero", "equal")
 WAITS += ("_linalg_check_errors", "repeat_interleave")
@@ -19,6 +19,8 @@ INDEXES = ("index", "index_put", "index_put_", "_index_put_impl_")  # which wait
 READS = ("tolist", "numpy")
 MOVES = ("_to_copy", "copy_", "_copy_from", "lift_fresh")
 VIEWS = ("detach", "_unsafe_view", "alias", "empty", "lift_fresh")  # of those that make no view by their schema
+
+CASTS = {"conv2d": torch.bfloat16, "linear": torch.bfloat16, "group_norm": torch.float32}  # of autocast on a GPU
 
 
 class Asked(TorchDispatchMode):
@@ -85,3 +87,30 @@ class _Reads(TorchFunctionMode):
 
 def tensors(values: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+class Autocast(TorchFunctionMode):
+    """What torch's autocast to bfloat16 does on a GPU to the layers of our networks, where there is none of it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kind := CASTS.get(getattr(function, "__name__", "")):
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(kind), (args, kwargs))
+        return function(*args, **kwargs)
+
+
+def kept(network: torch.nn.Module, *given: Tensor) -> int:
+    """Bytes that the backward pass of a network keeps of what it was given; weights, and their copies in bfloat16, are
+    not counted."""
+    storages = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(*given)
+    for parameter in network.parameters():
+        storages.pop(parameter.untyped_storage()._cdata, None)
+    copies = sum(2 * parameter.numel() for parameter in network.parameters() if parameter.ndim > 1)
+    return sum(storage.nbytes() for storage in storages.values()) - copies

@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cloudjob.benches import notebook
+from cloudjob.config.models import TrainConfig
 from cloudjob.diffusion import networks
 from cloudjob.diffusion.batch import Batch, pinned
 from cloudjob.diffusion.conditions import channel_count
@@ -103,11 +104,14 @@ class Bench:
         return next(self._batches(size, threads=1, stop=size))
 
     def step(self, preset: str, **settings: Any) -> Step:
-        """The product's own step, weights freshly drawn, compiled anew where it is compiled."""
+        """The product's own step, with the process as the configuration has it by default, weights freshly drawn,
+        compiled anew where it is compiled."""
         torch._dynamo.reset()
         precision.settle(self.device)
-        chosen = Settings(preset=preset, options={}, **settings)
-        recipe = Recipe.of(preset, chosen.process, first_guess="similar", **self.index["normalisation"])
+        process = settings.get("process", TrainConfig().process)
+        options = TrainConfig(process=process).options()
+        chosen = Settings(preset=preset, options=options, **settings)
+        recipe = Recipe.of(preset, process, **(self.index["normalisation"] | options))
         some = Batch.of(self.batch(8)[1], self.device)
         recipe = recipe.measure(some)
         network = recipe.network().to(self.device)

@@ -113,6 +113,31 @@ class _ByFloat32(torch.autograd.Function):
         return dx, d_weight, d_bias, None, None
 
 
+class _KeptInBfloat16(torch.autograd.Function):
+    """Group normalisation of which the bfloat16 images before and after are kept, and nothing else. Between them all is
+    float32, weights and statistics too, which torch's own kernel for a GPU rounds; the backward pass makes it anew."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.groups, ctx.eps = groups, eps
+        return F.group_norm(x.float(), groups, weight, bias, eps).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        given = x, weight, bias = tuple(tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+        with torch.enable_grad():
+            y = F.group_norm(x.float(), ctx.groups, weight, bias, ctx.eps)
+        return *torch.autograd.grad(y, given, dy.float()), None, None
+
+
+def _widens(x: Tensor) -> bool:
+    """Whether torch, unasked, would normalise these bfloat16 images into float32 ones, and keep both until the backward
+    pass. A graph that is compiled keeps what it likes."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+
+
 class Norm(nn.GroupNorm):
     """Normalisation in 8 groups. With fewer than 16 channels in each, torch's backward pass over bfloat16 with channels
     last takes two to five times as long on a processor as one through float32."""
@@ -121,6 +146,8 @@ class Norm(nn.GroupNorm):
         super().__init__(8, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if _widens(x):
+            return _KeptInBfloat16.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         slow = x.is_cpu and x.dtype == torch.bfloat16 and self.num_channels < 16 * self.num_groups
         if slow and x.is_contiguous(memory_format=torch.channels_last):
             return _ByFloat32.apply(x, self.weight, self.bias, self.num_groups, self.eps)

@@ -27,7 +27,7 @@ from cloudjob.hpc.watch import Member, Watch
 
 T = TypeVar("T")
 MEET_S = 300  # time-out for all ranks to connect: importing torch from a cold file system is slow
-COLLECTIVE_S = 1800  # time-out of a collective call: longer than rank 0 ever evaluates while the others wait
+COLLECTIVE_S = 1800  # time-out of a collective call, and of work that is shared: longer than one rank's ever takes
 _MORE_S = 120  # that NCCL waits longer: it ends a process without a word, and is to find none
 _POLL_S = 0.0005
 
@@ -40,7 +40,8 @@ class ProcessGroup:
     size: int
     local_rank: int
     device: torch.device
-    watch: Watch | None = None  # only with several ranks
+    watch: Watch | None = None  # only with several ranks, as this:
+    store: dist.Store | None = None  # where one rank leaves a word that the others find when they look
 
     def note(self, seen: int) -> None:
         """Records the samples seen by this rank: after a time-out they show which rank was behind."""
@@ -80,7 +81,7 @@ class ProcessGroup:
 
 
 class CollectiveTimeoutError(RuntimeError):
-    """A collective call on a GPU that has waited too long."""
+    """A collective call on a GPU, or a rank at the end of shared work, that has waited too long."""
 
 
 def _explain(error: Exception, watch: Watch) -> NoReturn:
@@ -133,7 +134,7 @@ def process_group() -> Iterator[ProcessGroup]:
             device_id=device if device.type == "cuda" else None,
         )
         dist.barrier()  # no rank may exit with an error of its own while others are still connecting
-    yield ProcessGroup(rank, size, local_rank, device, watch)
+    yield ProcessGroup(rank, size, local_rank, device, watch, dist.PrefixStore("words", store))
     if watch.stands:  # after an error it would wait for ranks that have exited
         dist.destroy_process_group()
         watch.close()

@@ -155,12 +155,14 @@ class ShardSet:
         self.read(position, arrays, 0)
         return {name: array[0] for name, array in arrays.items()}
 
-    def evenly(self, number: int, *, references: int | None = None) -> tuple[list[int], dict[str, np.ndarray]]:
-        """Positions and arrays (see `buffers`) of up to `number` triplets, evenly spread over the split: the same ones
-        each time."""
+    def evenly(
+        self, number: int, part: slice = slice(None), *, references: int | None = None
+    ) -> tuple[list[int], dict[str, np.ndarray]]:
+        """Positions and arrays (see `buffers`) of up to `number` triplets, or this part of them, evenly spread over the
+        split: the same ones each time."""
         number = min(number, len(self))
-        positions = [place * len(self) // number for place in range(number)]
-        arrays = self.buffers(number, references=references)
+        positions = [place * len(self) // number for place in range(number)][part]
+        arrays = self.buffers(len(positions), references=references)
         for slot, position in enumerate(positions):
             self.read(position, arrays, slot)
         return positions, arrays

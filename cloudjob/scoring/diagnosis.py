@@ -1,5 +1,6 @@
 """Tells early why a training is going to fail: nothing learned at a noise level, a condition that is not looked at."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
@@ -21,23 +22,29 @@ _USELESS = 1.0  # in normalised units: an error no smaller than that of the mean
 _SEEN = 0.03  # in normalised units: noise below is less than the sensor's
 
 
+def _one_by_one(task: Callable, number: int) -> list:
+    return [task(i) for i in range(number)]
+
+
 @torch.no_grad()
-def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, repeats: int = 4) -> dict:
+def diagnose(
+    recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, repeats: int = 4, each: Callable = _one_by_one
+) -> dict:
     """{"against_zero": loss over that of an output of zero, by third of the noise levels, the least noise first, None
     where no sample fell; "x0_error": by the same thirds, RMSE of the estimate of x0 in normalised units;
     "against_shuffled": condition -> loss over that with the condition of another sample in its
     place}, on triplets as `Recipe.loss` takes them, each at `repeats` levels. 1 is bad in both.
 
     An output of zero is what an untrained network gives: with it, noise is never taken off (noise prediction), or the
-    first guess is given back (residual).
+    first guess is given back (residual). `each` (task, number) gives [task(0), ...]: ranks may share the repeats.
     """
     number, valid, conditions = len(batch), batch.target_valid, recipe.conditions(batch)
-    found: list[Tensor] = []
-    shuffled = dict.fromkeys(_USED, 0.0)
-    for repeat in range(repeats):
+
+    def repeated(repeat: int) -> tuple[Tensor, dict[str, float]]:
+        """What was measured of the network, and the sums of squared errors with each condition exchanged."""
         samples = [repeat * number + i for i in range(number)]
 
-        def measured(run: Any, samples: list[int] = samples) -> Tensor:
+        def measured(run: Any) -> Tensor:
             """Squared errors, those of zero, those of x0, and noise levels (4, terms * N)."""
             rows = []
             for part in recipe.terms(run, batch, seed=seed, samples=samples, conditions=conditions):
@@ -51,11 +58,15 @@ def diagnose(recipe: Recipe, network: nn.Module, batch: Batch, *, seed: int, rep
                 rows.append(torch.stack([*means, part.level.double()]).cpu())
             return torch.cat(rows, 1)
 
-        found.append(measured(network))
+        own, errors = measured(network), {}
         for name in _USED:
             exchanged = partial(_exchanged, table=CHANNELS[recipe.first_guess], name=name)
             error, *_ = measured(lambda x, level, told, exchanged=exchanged: network(x, level, exchanged(told)))
-            shuffled[name] += float(error.sum())
+            errors[name] = float(error.sum())
+        return own, errors
+
+    found, sums = zip(*each(repeated, repeats), strict=True)
+    shuffled = {name: sum(errors[name] for errors in sums) for name in _USED}
     error, zero, clean, levels = torch.cat(found, 1)
     thirds = [levels.mul(3).long().clamp(max=2) == i for i in range(3)]
     ratios = {name: float(error.sum()) / total if total else 1.0 for name, total in shuffled.items()}

@@ -18,6 +18,7 @@ from cloudjob.restoration.restorer import Restorer
 
 _LAGS = (1, 2, 4)  # pixels between the two of a pair
 _BINS = np.geomspace(1e-3, 1e3, 2**14 + 1)  # of |error| / deviation: 0.1 % wide
+_NONE = np.zeros((4, len(_BINS) - 1), np.int64)
 
 
 def score(
@@ -90,12 +91,21 @@ def temperature(samples: Iterable[tuple[NDArray, NDArray, NDArray]]) -> list[flo
     |error| / deviation over 1.645, to 0.1 %. Pixels on whose value all members agree have no part in it, as no factor
     helps them; a band without any others keeps 1.
     """
-    counts = np.zeros((4, len(_BINS) - 1), np.int64)
-    for members, truth, pixels in samples:
-        error, deviation, _, _ = _moments(members, truth, pixels)
-        for band, size, unit in zip(counts, np.abs(error), deviation, strict=True):
-            ratio = size[unit > 0] / unit[unit > 0]
-            band += np.histogram(ratio.clip(_BINS[0], _BINS[-1]), _BINS)[0]
+    return factors(sum((_tally(*sample) for sample in samples), start=_NONE))
+
+
+def _tally(members: NDArray, truth: NDArray, pixels: NDArray) -> NDArray:
+    """(4, bins) how often |error| / deviation fell in which bin."""
+    error, deviation, _, _ = _moments(members, truth, pixels)
+    counts = []
+    for size, unit in zip(np.abs(error), deviation, strict=True):
+        ratio = size[unit > 0] / unit[unit > 0]
+        counts.append(np.histogram(ratio.clip(_BINS[0], _BINS[-1]), _BINS)[0])
+    return np.stack(counts)
+
+
+def factors(counts: NDArray) -> list[float]:
+    """What `temperature` finds, of the `tally` of held-out triplets; of several, their sum."""
     return [
         float(_BINS[1 + np.searchsorted(band.cumsum(), 0.9 * band.sum())] / ndtri(0.95)) if band.any() else 1.0
         for band in counts
@@ -114,8 +124,14 @@ def _moments(members: NDArray, truth: NDArray, pixels: NDArray) -> tuple[NDArray
 def calibrate(restorer: Restorer, batch: Batch, count: int, *, independent: bool = False) -> dict:
     """{"factors", "sampler", "steps"}: the `temperature` of `count` members on a batch of held-out triplets, which have
     a target; and the sampler and steps that it holds for. Of independent members, that of every second."""
+    counts = tally(restorer, batch, list(range(len(batch))), count, independent=independent)
+    return restorer.sampling | {"factors": factors(counts)}
+
+
+def tally(restorer: Restorer, batch: Batch, numbers: list[int], count: int, *, independent: bool = False) -> NDArray:
+    """(4, bins) int64 of these triplets of all that `calibrate` takes, by their numbers there: what `factors` are of,
+    whatever parts the sum was made of."""
     truth, mask = batch.known_target.cpu().numpy(), batch.mask.cpu().numpy()
-    numbers = list(range(len(batch)))
     drawn = restorer.members(batch, numbers, count)[:: 2 if independent else 1]
-    found = temperature((drawn[:, i], truth[i], np.isin(mask[i], HIDDEN)) for i in numbers)
-    return restorer.sampling | {"factors": found}
+    hidden = np.isin(mask, HIDDEN)
+    return np.sum([_tally(drawn[:, i], truth[i], hidden[i]) for i in range(len(numbers))], 0)

@@ -115,11 +115,18 @@ def by_similarity(cloudy: NDArray, references: NDArray, mask: NDArray) -> dict[s
     return found
 
 
-def score(methods: dict[str, NDArray], truth: NDArray, mask: NDArray, core: NDArray) -> list[list[dict]]:
+def score(
+    methods: dict[str, NDArray],
+    truth: NDArray,
+    mask: NDArray,
+    core: NDArray,
+    *,
+    device: torch.device | str = "cpu",
+) -> list[list[dict]]:
     """For each of N triplets the rows {"method", "on", scores...}, for every method and stratum that has pixels.
 
     All methods are scored on the same pixels: those for which each of them has a prediction. `missing` counts what a
-    method lacks.
+    method lacks. The dearest map of the scores is made on `device`.
     """
     rows = []
     for number, classes in enumerate(mask):
@@ -127,7 +134,8 @@ def score(methods: dict[str, NDArray], truth: NDArray, mask: NDArray, core: NDAr
         common = np.logical_and.reduce([np.isfinite(images[number]).all(0) for images in methods.values()])
         here = []
         for method, images in methods.items():
-            for on, values in metrics.scores(images[number], truth[number], where, common=common).items():
+            found = metrics.scores(images[number], truth[number], where, common=common, device=device)
+            for on, values in found.items():
                 if values["pixels"] or values["missing"]:
                     here.append({"method": method, "on": on} | values)
         rows.append(here)

@@ -6,11 +6,12 @@ Images are (bands, H, W) float32 reflectance, NaN where there are no data; `pixe
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, uniform_filter
-from skimage.metrics import structural_similarity
 
-_SSIM_BORDER = 5  # half of the 11 x 11 window: pixels nearer to the edge have no whole window
+from cloudjob.scoring.ssim import BORDER, ssim_map
+
 _OCTAVES = 4  # wavelengths of 2-4, 4-8, 8-16 and 16-32 pixels
 _HALVING = 0.75  # Gaussian sigma in pixels that lets half the amplitude of a wavelength of 4 pixels through
 
@@ -28,9 +29,14 @@ def score(pred: NDArray, truth: NDArray, pixels: NDArray) -> dict:
 
 
 def scores(
-    pred: NDArray, truth: NDArray, regions: dict[str, NDArray], *, common: NDArray | None = None
+    pred: NDArray,
+    truth: NDArray,
+    regions: dict[str, NDArray],
+    *,
+    common: NDArray | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, dict]:
-    """`score` on several kinds of pixels, by name; the maps of the whole image are made once.
+    """`score` on several kinds of pixels, by name; the maps of the whole image are made once, that of SSIM on `device`.
 
     `common` (H, W) bool: where every method that this one is compared with has data, so that all are scored on the same
     pixels. missing: the pixels of a region where there is a truth and this prediction has no data.
@@ -38,8 +44,8 @@ def scores(
     predicted, known = np.isfinite(pred).all(0), np.isfinite(truth).all(0)
     valid = predicted & known if common is None else predicted & known & common
     inner = np.zeros_like(valid)
-    inner[_SSIM_BORDER:-_SSIM_BORDER, _SSIM_BORDER:-_SSIM_BORDER] = True
-    similarity, textures = ssim_map(pred, truth), (high_pass(pred), high_pass(truth))
+    inner[BORDER:-BORDER, BORDER:-BORDER] = True
+    similarity, textures = ssim_map(pred, truth, device), (high_pass(pred), high_pass(truth))
     found = {}
     for name, region in regions.items():
         pixels = region & valid
@@ -80,14 +86,6 @@ def _psnr(mse: NDArray | float) -> NDArray:
 
 def _by_key(dicts: list[dict]) -> dict[str, list]:
     return {key: [each[key] for each in dicts] for key in dicts[0]}
-
-
-def ssim_map(pred: NDArray, truth: NDArray) -> NDArray:
-    """(bands, H, W) structural similarity (Wang et al. 2004): Gaussian 11 x 11 window of sigma 1.5, K 0.01 and 0.03,
-    range 1, population covariance."""
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "full": True}
-    pairs = zip(np.nan_to_num(pred), np.nan_to_num(truth), strict=True)
-    return np.stack([structural_similarity(a, b, **options)[1] for a, b in pairs])
 
 
 def high_pass(image: NDArray) -> NDArray:

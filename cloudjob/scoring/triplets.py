@@ -90,7 +90,8 @@ def score_pair(
         found[NOISE] = reflectance(sensed)
     hidden = np.isin(mask, HIDDEN)
     rows = []
-    for i, triplet in enumerate(methods.score(found, truth, mask, core)):
+    device = "cpu" if restorer is None else restorer.device
+    for i, triplet in enumerate(methods.score(found, truth, mask, core, device=device)):
         facts = known | {"triplet": places[i], "cloud": hidden[i].mean()}
         facts |= {name: arrays[name][i] for name in ("sun_elevation", *DAYS) if name in arrays}
         rows.append([finite(facts | row) for row in triplet])

@@ -4,7 +4,8 @@ import math
 import resource
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,7 +148,7 @@ class Board:
 
 
 class Journal:
-    """The rows, pictures and lines of a training; rank 0 writes them."""
+    """The rows, pictures and lines of a training; rank 0 writes them: those of a validation while the steps go on."""
 
     def __init__(self, files: Files, identity: Identity, group: ProcessGroup, state: State, meter: Meter, talk: Talk):
         """The logs go on from where the training does. A collective call."""
@@ -156,6 +157,8 @@ class Journal:
         self.places = distributed.gather((socket.gethostname(), machine.device_name(group.device)))
         self.board: Board | None = None
         self.fallbacks: set[str] = set()
+        self.writer, self.writing = ThreadPoolExecutor(1), Future[None]()
+        self.writing.set_result(None)
         if not group.rank:
             self._begin()
         self.fell_back()
@@ -193,8 +196,8 @@ class Journal:
             self.card("not compiled", cause=cause)
 
     def lacks(self, path: Path) -> bool:
-        """Whether no row of the samples seen now was written."""
-        return all(row["seen"] != self.state.seen for row in rows(path))
+        """Whether no row of the samples seen now was written, as rank 0 finds. A collective call."""
+        return distributed.gather(not self.group.rank and all(row["seen"] != self.state.seen for row in rows(path)))[0]
 
     def log(self, norm: Tensor) -> None:
         """A row of metrics of all ranks, and one line of it. A collective call."""
@@ -214,15 +217,27 @@ class Journal:
 
     def diagnosis(self, found: dict[str, Any]) -> None:
         """A row of checks.jsonl; its warnings are said."""
+        if self.group.rank:
+            return
         append_jsonl(self.files.checks, {"seen": self.state.seen, **found})
         for warning in found["warnings"]:
             self.talk.say(f"train: WARNING: {warning}")
 
-    def validation(self, row: dict[str, Any], picture: NDArray | None) -> None:
-        """A row of validation.jsonl, and the picture beside the others, if there is one."""
-        if picture is not None:
-            write_bytes(self.files.samples / f"seen-{self.state.seen:08d}.png", encode_png(picture))
-        self._write("validation", self.files.validation, {"seen": self.state.seen, **row})
+    def validation(self, row: dict[str, Any], picture: Callable[[], NDArray] | None) -> None:
+        """The picture beside the others, if there is one, then a row of validation.jsonl, by a thread: see `settle`."""
+        if self.group.rank:
+            return
+        self.settle()
+        self.writing = self.writer.submit(self._validation, {"seen": self.state.seen, **row}, picture)
+
+    def _validation(self, row: dict[str, Any], picture: Callable[[], NDArray] | None) -> None:
+        if picture:
+            write_bytes(self.files.samples / f"seen-{row['seen']:08d}.png", encode_png(picture()))
+        self._write("validation", self.files.validation, row)
+
+    def settle(self) -> None:
+        """Waits until all is written, and raises what went wrong with it."""
+        self.writing.result()
 
     def card(self, event: str, **facts: Any) -> None:
         """What runs where, or what it used: a row of jobs.jsonl and a line."""

@@ -20,6 +20,7 @@ from cloudjob.errors import InterruptedJob
 from cloudjob.hpc import awake, distributed, slurm
 from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.hpc.energy import Energy
+from cloudjob.hpc.sharing import Stopped
 from cloudjob.patches import loader
 from cloudjob.patches.shards import ShardSet
 from cloudjob.training import ahead, data, precision
@@ -35,7 +36,7 @@ VALIDATIONS = tuple(tenth / 10 for tenth in range(1, 11))
 MILESTONES = (0.25, 0.5, 0.75)  # their checkpoints are kept
 _RESERVE_S = 30.0  # before the end of the job: what is left to do when the last checkpoint is written
 _ASKED, _LATE = 1, 2  # why a training stops
-_LOOKING = 3  # one or the other, while rank 0 looked at held-out triplets
+_LOOKING = 3  # one or the other, while it looked at held-out triplets
 
 
 class Training:
@@ -68,7 +69,7 @@ class Training:
             self.state.take(recipe.measure(data.some(self.triplets, 64, group.device)))
         recipe = self.state.recipe
         self.held_out = HeldOut(
-            recipe, settings, held_out, self.triplets, group.device, bfloat16=bfloat16, stopped=self.stopping.wished
+            recipe, settings, held_out, self.triplets, group, bfloat16=bfloat16, stopped=self.stopping.wished
         )
         self.state.step.connect(data.some(self.triplets, self.state.step.rehearsed, group.device, donors=True))
         self.agreement = Agreement(group.device, first=group.rank == 0)
@@ -138,32 +139,29 @@ class Training:
         self.state.save(self.files, self.identity, facts, milestones=MILESTONES)
 
     def _look(self, norm: Tensor) -> None:
-        """Rank 0 looks at held-out triplets, if it is time to and it has not at these samples. All stop where it has to
-        meanwhile: nothing is written of that look, and the training that goes on begins with it."""
-        if self.state.passed((*DIAGNOSES, *VALIDATIONS)):
-            self._unless_stopped(self._looked, norm)
+        """All ranks look at held-out triplets, if it is time to and they have not at these samples. They stop if they
+        have to meanwhile: nothing is written of that look, and the training that goes on begins with it."""
+        self._unless_stopped(self._looked, norm)
 
-    def _unless_stopped(self, work: Callable[[], bool], norm: Tensor) -> None:
-        """Rank 0 does this work while the others wait; all stop where it says that it had to. A call of all ranks."""
-        done = work() if self.group.rank == 0 else True
-        if not all(distributed.gather(done)):
+    def _unless_stopped(self, work: Callable[[], None], norm: Tensor) -> None:
+        """All ranks share this work, and stop where they have to meanwhile."""
+        try:
+            work()
+        except Stopped:
             self._stop(_LOOKING, norm)
 
-    def _looked(self) -> bool:
+    def _looked(self) -> None:
         state, journal = self.state, self.journal
-        try:
-            if state.passed(DIAGNOSES) and journal.lacks(self.files.checks):
-                share = state.seen / state.total
-                journal.diagnosis(self.held_out.faults(state.averaged("none"), share=share))
-            if state.passed(VALIDATIONS) and journal.lacks(self.files.validation):
-                journal.validation(*self.held_out.validate(state.averaged(state.chosen)))
-        except InterruptedJob:
-            return False
-        return True
+        if state.passed(DIAGNOSES) and journal.lacks(self.files.checks):
+            share = state.seen / state.total
+            journal.diagnosis(self.held_out.faults(state.averaged("none"), share=share))
+        if state.passed(VALIDATIONS) and journal.lacks(self.files.validation):
+            journal.validation(*self.held_out.validate(state.averaged(state.chosen)))
 
     def _stop(self, why: int, norm: Tensor) -> NoReturn:
         """Logs, saves and leaves; a call of all ranks. `norm` is that of the gradient of the last step done."""
-        late = self.stopping.late()  # now: what a save takes may be found to be less
+        late = any(distributed.gather(self.stopping.late()))  # now: what a save takes may be found to be less
+        self.journal.settle()
         if self.meter.samples:
             self.journal.log(norm)
         if self.group.rank == 0:
@@ -173,28 +171,28 @@ class Training:
         raise distributed.raised_on_all_ranks(InterruptedJob(_stopped(self.state, why, late=late)))
 
     def _end(self, norm: Tensor) -> tuple[list[Path], dict[str, Any]]:
-        """All samples are seen: rank 0 completes the last checkpoint, while the others wait."""
+        """All samples are seen: the last checkpoint is completed, and a last look taken. A training that is stopped
+        meanwhile, and goes on from the last sample, does all of this again."""
         if self.meter.samples:
             self.journal.log(norm)
-        self._unless_stopped(self._complete, norm)
+        self._unless_stopped(self._choose, norm)
+        if self.group.rank == 0:
+            self._save()
+        distributed.barrier()
+        self._look(norm)
+        self.journal.settle()
         if self.group.rank:
             return [], {}
         path = checkpoint.newest(self.files.checkpoints)
         self.journal.card("end", **self.meter.used(), energy=self.meter.kind)
         return [path], {"checkpoint": path.name, "seen": self.state.seen, "triplets": len(self.triplets)}
 
-    def _complete(self) -> bool:
-        """Writes the last checkpoint, with the best moving average and a calibrated ensemble, and looks a last time.
-        False when it has to stop meanwhile: a training that goes on from the last sample does all of this again."""
+    def _choose(self) -> None:
+        """Finds the best moving average, and calibrates its ensemble."""
         state = self.state
-        try:
-            chosen = self.held_out.best_average(state.averaged, state.chosen, self.talk.say)
-            state.calibration = self.held_out.calibrate(state.averaged(chosen))
-        except InterruptedJob:
-            return False
+        chosen = self.held_out.best_average(state.averaged, state.chosen, self.talk.say)
+        state.calibration = self.held_out.calibrate(state.averaged(chosen))
         state.chosen = chosen
-        self._save()
-        return self._looked()
 
 
 class _Stopping:

@@ -1,9 +1,11 @@
 import near
 import pytest
 import torch
+from counting import Autocast, kept
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cloudjob.diffusion import noise
+from cloudjob.diffusion import networks, noise
 from cloudjob.diffusion.conditions import channel_count
 from cloudjob.diffusion.networks import (
     CELL,
@@ -273,3 +275,57 @@ def test_the_norm_and_its_gradient_are_torchs(channels):
     near.assert_close(x.grad.double(), exact.grad, rtol=2**-7, atol=2**-7)
     for found, true in zip(norm.parameters(), oracle.parameters(), strict=True):
         near.assert_close(found.grad.double(), true.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(networks, "_widens", lambda x: x.dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_on_a_gpu_the_norm_is_float32_between_bfloat16_images(as_on_a_gpu, layout):
+    """Its statistics too: of groups whose mean is many times their deviation they must not be rounded."""
+    torch.manual_seed(0)
+    norm = Norm(32)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    x, dy = (torch.randn(3, 32, 12, 10, dtype=torch.bfloat16).to(memory_format=layout) for _ in range(2))
+    x = (x / 8 + 5).requires_grad_()
+    y = norm(x)
+    y.backward(dy)
+    found = [x.grad, *(parameter.grad for parameter in norm.parameters())]
+    wide = nn.functional.group_norm(x.float(), 8, norm.weight, norm.bias)
+    assert torch.equal(y, wide.to(torch.bfloat16))
+    expected = torch.autograd.grad(wide, (x, *norm.parameters()), dy.float())
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert [each.dtype for each in found] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_only_a_gpu_would_widen_and_only_where_it_does_not_compile(monkeypatch):
+    with FakeTensorMode():
+        there = torch.empty(1, 8, 2, 2, device="cuda", dtype=torch.bfloat16)
+        assert networks._widens(there)
+        assert not networks._widens(torch.empty(1, 8, 2, 2, device="cuda"))
+        assert not networks._widens(torch.empty(1, 8, 2, 2, dtype=torch.bfloat16))
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not networks._widens(there)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "before", "after"), [("small", 111, 73), ("base", 289, 180)])
+def test_under_autocast_no_image_of_a_network_is_kept_in_float32(monkeypatch, preset, before, after):
+    """MiB of a sample of 256 x 256, as docs/many-gpus.md has them: counted on the meta device."""
+    channels, kinds, found = channel_count("similar"), [], []
+    with torch.device("meta"):
+        network = build(preset, condition_channels=channels)
+        given = torch.empty(1, 4, 256, 256), torch.empty(1), torch.empty(1, channels, 256, 256)
+    for layer in network.modules():
+        if isinstance(layer, Norm):
+            layer.register_forward_hook(lambda layer, x, y: kinds.append((x[0].dtype, y.dtype)))
+    for widens in (False, True):
+        monkeypatch.setattr(networks, "_widens", lambda x, widens=widens: widens)
+        kinds.clear()
+        with Autocast():
+            found.append(round(kept(network, *given) / 2**20))
+    assert found == [before, after]
+    assert set(kinds) == {(torch.bfloat16, torch.bfloat16)}

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cloudjob.scoring import metrics
+from cloudjob.scoring.ssim import ssim_map
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 RNG = np.random.default_rng(0)
@@ -82,7 +83,7 @@ def test_a_pixel_of_high_pass_is_what_differs_from_the_mean_around():
 
 def test_similarity_counts_where_its_window_is_whole():
     """From the sixth pixel on, at each edge."""
-    similarity = metrics.ssim_map(PRED, TRUTH)
+    similarity = ssim_map(PRED, TRUTH)
     for rows, cols in ((np.s_[:], np.s_[:]), (np.s_[5:6], np.s_[5:6]), (np.s_[-6:-5], np.s_[-6:-5])):
         pixels = np.zeros_like(ALL)
         pixels[rows, cols] = True
@@ -383,7 +384,7 @@ def test_reproduces_the_published_predictions_scores(shared_data):
             torch.tensor(pred)[None], torch.tensor(truth)[None], data_range=1.0, return_full_image=True
         )
         assert float(whole) == pytest.approx(float(row["ssim_torchmetrics"]), abs=1e-4)
-        ours = metrics.ssim_map(pred, truth)[:, 5:-5, 5:-5]
+        ours = ssim_map(pred, truth)[:, 5:-5, 5:-5]
         assert np.abs(ours - similarity[0, :, 5:-5, 5:-5].numpy()).max() < 2e-3
         angle = float(torchmetrics.spectral_angle_mapper(torch.tensor(pred)[None], torch.tensor(truth)[None]))
         assert found["sam"] == pytest.approx(math.degrees(angle), abs=1e-2)

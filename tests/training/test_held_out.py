@@ -1,21 +1,31 @@
 """Looks at held-out triplets: their loss, the choice of the moving average, calibration, faults, scores and picture."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked
+from small_runs import workspace
 from torch import nn
 
 from cloudjob.diffusion.average import GAMMAS
+from cloudjob.diffusion.batch import Batch
+from cloudjob.hpc.distributed import ProcessGroup
 from cloudjob.pixels import CLEAR, CLOUD, NO_DATA
+from cloudjob.run.folder import RunFolder
 from cloudjob.scoring import diagnosis, ensembles
 from cloudjob.sentinel2.render import true_colour
 from cloudjob.training.held_out import HeldOut
 from cloudjob.training.settings import Settings
 
-CPU = torch.device("cpu")
+ALONE = ProcessGroup(0, 1, 0, torch.device("cpu"))
 PLAIN = Settings(options={}, seed=5, members=4, sampler="heun", steps=3, preview_gain=1.5, precision="float32")
 
 
@@ -31,9 +41,13 @@ class Triplets:
     def __len__(self) -> int:
         return self.count
 
-    def evenly(self, number: int) -> tuple[list[int], dict[str, np.ndarray]]:
+    def evenly(self, number: int, part: slice = slice(None)) -> tuple[list[int], dict[str, np.ndarray]]:
         self.asked.append(number)
         number = min(number, self.count)
+        arrays = self._all(number)
+        return list(range(number))[part], {name: array[part] for name, array in arrays.items()}
+
+    def _all(self, number: int) -> dict[str, np.ndarray]:
         cloudy = np.full((number, 4, 16, 16), 6500, np.uint16)
         cloudy[:, :, 0, 0] = 1001 + np.arange(number)[:, None]
         arrays = {
@@ -44,14 +58,14 @@ class Triplets:
         if self.reference:
             arrays["reference"] = np.full((number, 4, 16, 16), 3000, np.uint16)
             arrays["reference_days"] = np.full(number, 9, np.float32)
-        return list(range(number)), arrays
+        return arrays
 
 
 class Numbers:
     """A recipe whose loss is the mean number of the triplets, read off their images, and which restores 0.3."""
 
     def __init__(self):
-        self.calls, self.restored = [], []
+        self.calls, self.restored, self.spread = [], [], 0.0
 
     def loss(self, network, batch, *, seed, samples, **options):
         numbers = (batch.cloudy[:, 0, 0, 0] * 1e4 - 1).round()
@@ -68,14 +82,14 @@ class Numbers:
 
     def draw(self, network, batch, *, noise, steps, sampler):
         self.restored.append({"steps": steps, "sampler": sampler, "low": torch.is_autocast_enabled("cpu")})
-        return torch.full_like(batch.cloudy, 0.3)
+        return torch.full_like(batch.cloudy, 0.3) + self.spread * noise(0)
 
     process = None
 
 
 def held_out(shards=None, settings: Settings = PLAIN, *, instead=None, bfloat16: bool = False) -> HeldOut:
     shards = Triplets(40) if shards is None else shards
-    return HeldOut(Numbers(), settings, shards, instead or Triplets(7), CPU, bfloat16=bfloat16)
+    return HeldOut(Numbers(), settings, shards, instead or Triplets(7), ALONE, bfloat16=bfloat16)
 
 
 NETWORK = nn.Linear(1, 1)
@@ -83,12 +97,12 @@ NETWORK = nn.Linear(1, 1)
 
 # --- loss --------------------------------------------------------------------------------------------------------
 def test_the_loss_is_the_mean_over_triplets_however_they_are_taken():
-    """Twenty: a part of 16 and one of 4, whose means do not weigh the same."""
+    """Six: a part of four and one of two, whose means do not weigh the same."""
     found = held_out()
-    assert found.loss(NETWORK, 20) == pytest.approx(9.5)
-    assert found.shards.asked == [20]
+    assert found.loss(NETWORK, 6) == pytest.approx(2.5)
+    assert set(found.shards.asked) == {6}
     calls = found.recipe.calls
-    assert [call["samples"] for call in calls] == [list(range(16)), list(range(16, 20))]
+    assert [call["samples"] for call in calls] == [[0, 1, 2, 3], [4, 5]]
     assert found.loss(NETWORK, 5) == 2.0
 
 
@@ -150,25 +164,27 @@ def test_there_may_be_nothing_to_choose(settings, shards):
 # --- calibration -------------------------------------------------------------------------------------------------
 @pytest.fixture
 def calibrated(monkeypatch) -> list:
-    calls = []
+    calls, tally = [], ensembles.tally
 
-    def calibrate(restorer, batch, count):
-        calls.append(SimpleNamespace(restorer=restorer, batch=batch, count=count))
-        return {"factors": [1, 2, 3, 4]}
+    def spy(restorer, batch, numbers, count, **options):
+        calls.append(SimpleNamespace(restorer=restorer, batch=batch, numbers=numbers, count=count))
+        return tally(restorer, batch, numbers, count, **options)
 
-    monkeypatch.setattr(ensembles, "calibrate", calibrate)
+    monkeypatch.setattr(ensembles, "tally", spy)
     return calls
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_an_ensemble_is_calibrated_on_held_out_triplets(calibrated, bfloat16):
     found = held_out(Triplets(100), bfloat16=bfloat16)
-    assert found.calibrate(NETWORK) == {"factors": [1, 2, 3, 4]}
-    (call,) = calibrated
-    assert call.count == 4
-    assert len(call.batch) == 64
-    assert call.batch.target is not None
-    restorer = call.restorer
+    found.recipe.spread = 0.1
+    calibration = found.calibrate(NETWORK)
+    assert [number for call in calibrated for number in call.numbers] == list(range(64))
+    assert {(call.count, len(call.batch), len(call.numbers)) for call in calibrated} == {(4, 4, 4)}
+    restorer = calibrated[0].restorer
+    assert calibration == ensembles.calibrate(restorer, Batch.of(found.shards.evenly(64)[1]), 4)
+    assert calibration["factors"] != [1.0] * 4
+    assert (calibration["sampler"], calibration["steps"]) == ("heun", 3)
     assert restorer.network is NETWORK
     assert (restorer.seed, restorer.sampler, restorer.steps, restorer.low_precision) == (5, "heun", 3, bfloat16)
 
@@ -187,20 +203,21 @@ def test_an_ensemble_is_calibrated_on_held_out_triplets(calibrated, bfloat16):
 )
 def test_where_there_is_an_ensemble_that_does_not_take_long(calibrated, changed, held, done):
     found = held_out(Triplets(held), replace(PLAIN, **changed))
-    assert found.calibrate(NETWORK) == ({"factors": [1, 2, 3, 4]} if done else {})
-    assert len(calibrated) == done
+    assert bool(found.calibrate(NETWORK)) == bool(calibrated) == done
 
 
 # --- faults ------------------------------------------------------------------------------------------------------
 def test_faults_are_measured_on_sixteen_triplets_and_judged_by_the_share_of_the_training(monkeypatch):
-    def diagnose(recipe, network, batch, *, seed):
-        assert (network, len(batch), seed) == (NETWORK, 16, 5)
-        return {"against_zero": [1.0], "against_shuffled": {"cloudy": 0.5, "reference": 0.5}}
+    measured = {"against_zero": [1.0], "x0_error": [1.0], "against_shuffled": {"cloudy": 0.5, "reference": 0.5}}
+
+    def diagnose(recipe, network, batch, *, seed, each):
+        assert (network, len(batch), seed, each(str, 2)) == (NETWORK, 16, 5, ["0", "1"])
+        return dict(measured)
 
     monkeypatch.setattr(diagnosis, "diagnose", diagnose)
     found = held_out()
     early, late = (found.faults(NETWORK, share=share) for share in (0.04, 0.06))
-    assert early == {"against_zero": [1.0], "against_shuffled": {"cloudy": 0.5, "reference": 0.5}, "warnings": []}
+    assert early == measured | {"warnings": []}
     (warning,) = late["warnings"]
     assert warning.startswith("after 6% of the training")
 
@@ -211,7 +228,7 @@ def test_scores_are_those_of_the_restored_pixels():
     """Restored as 0.3 and seen as 0.55, where the ground is 0.5."""
     found = held_out()
     row, _ = found.validate(NETWORK)
-    assert found.shards.asked == [16]
+    assert set(found.shards.asked) == {16}
     assert row["triplets"] == 16
     assert row["loss"] == 7.5
     assert row["cloud_mae"] == pytest.approx(0.2)
@@ -222,7 +239,7 @@ def test_scores_are_those_of_the_restored_pixels():
     assert set(row) == {"triplets", "loss"} | {
         f"{on}_{name}" for on in ("cloud", "clear", "all") for name in ("psnr", "ssim", "mae")
     }
-    assert found.recipe.restored == [{"steps": 3, "sampler": "heun", "low": False}]
+    assert found.recipe.restored == [{"steps": 3, "sampler": "heun", "low": False}] * 4
 
 
 def test_pixels_that_there_are_none_of_have_no_score():
@@ -246,7 +263,8 @@ def test_a_perfect_score_is_plain_json():
 @pytest.mark.parametrize("reference", [True, False])
 def test_the_picture_shows_the_first_four_triplets(reference):
     shards = Triplets(40, reference=reference)
-    _, picture = held_out(shards).validate(NETWORK)
+    _, draw = held_out(shards).validate(NETWORK)
+    picture = draw()
     _, arrays = shards.evenly(4)
     hidden = shards.mask == CLOUD
     restored = np.where(hidden, 4000, arrays["cloudy"]).astype(np.uint16)
@@ -266,3 +284,72 @@ def test_where_restoring_is_slow_there_is_a_loss_alone():
     assert picture is None
     assert found.recipe.restored == []
     assert held_out(settings=replace(PLAIN, steps=50)).validate(NETWORK)[1] is not None
+
+
+# --- shared by ranks ---------------------------------------------------------------------------------------------
+PROGRAM = """
+import hashlib, json, sys
+import torch
+from cloudjob.diffusion.recipe import Recipe
+from cloudjob.files import read_json
+from cloudjob.hpc import distributed
+from cloudjob.patches.shards import ShardSet
+from cloudjob.run.folder import RunFolder
+from cloudjob.training.held_out import HeldOut
+from cloudjob.training.settings import Settings
+
+torch.set_num_threads(1)
+space = RunFolder(sys.argv[1])
+index = space.index()
+split = ShardSet(space.shards, index, "train")  # it has more triplets
+settings = Settings(options={}, members=3, steps=2, precision="float32")
+recipe = Recipe.of("tiny", "corrective", first_guess="similar", deviation=True, **index["normalisation"])
+
+def network(seed):
+    torch.manual_seed(seed)
+    made = recipe.network().eval()
+    for parameter in made.parameters():
+        parameter.data += 0.03 * torch.randn(parameter.shape)
+    return made
+
+said, parts = [], []
+with distributed.process_group() as group:
+    looks = HeldOut(recipe, settings, split, split, group, bfloat16=False)
+    each = looks.sharing.each
+    looks.sharing.each = lambda task, number: each(lambda part: parts.append(part) or task(part), number)
+    row, draw = looks.validate(network(0))
+    validated = len(parts)
+    found = [row, looks.faults(network(0), share=0.3), looks.calibrate(network(0))]
+    found.append(looks.best_average(lambda width: network(round(100 * float(width))), "0.10", said.append))
+    picture = hashlib.sha256(draw().tobytes()).hexdigest() if draw else None
+print(json.dumps({"found": [*found, said], "picture": picture, "parts": [validated, len(parts)]}))
+"""
+
+
+def looked(space: RunFolder, size: int) -> list[dict]:
+    """What each of so many ranks finds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launched = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
+    command, ranks = [sys.executable, "-c", PROGRAM, str(space.root)], []
+    for rank in range(size):
+        own = kept | {name: str(value) for name, value in ({"RANK": rank, "LOCAL_RANK": rank} | launched).items()}
+        ranks.append(Forked(command, env=own, stdout=subprocess.PIPE, text=True))
+    return [json.loads(each.communicate(timeout=300)[0]) for each in ranks]
+
+
+@pytest.mark.slow
+def test_however_many_ranks_share_the_looks_they_find_the_same(tmp_path):
+    """To the last digit: loss and scores, faults, calibration, and the losses by which an average is chosen."""
+    space = workspace(tmp_path / "run")
+    (alone,) = looked(space, 1)
+    assert alone["parts"] == [8, 8 + 4 + 4 + 8]  # losses and scores of 16 triplets, repeats, members, two averages
+    assert alone["found"][2]["factors"] != [1.0] * 4
+    assert len({alone["found"][0][name] for name in ("loss", "cloud_psnr", "clear_ssim", "all_mae")}) == 4
+    for size in (2, 3):
+        ranks = looked(space, size)
+        assert [rank["found"] for rank in ranks] == [alone["found"]] * size
+        assert [rank["picture"] for rank in ranks] == [alone["picture"]] + [None] * (size - 1)
+        assert np.sum([rank["parts"] for rank in ranks], 0).tolist() == alone["parts"]
+        assert max(rank["parts"][1] for rank in ranks) <= alone["parts"][1] / size + 5

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -365,10 +366,12 @@ def test_a_diagnosis_is_a_row_and_its_warnings_are_said(tmp_path, monkeypatch):
 
 def test_a_validation_is_a_row_and_a_picture_if_there_is_one(tmp_path, monkeypatch, tensorboard):
     paper = Paper(tmp_path, monkeypatch, tensorboard=True)
-    paper.journal.validation({"loss": 0.5}, np.zeros((4, 5, 3), np.uint8))
+    paper.journal.validation({"loss": 0.5}, lambda: np.zeros((4, 5, 3), np.uint8))
+    paper.journal.settle()
     assert (paper.files.samples / "seen-00000016.png").read_bytes().startswith(b"\x89PNG")
     paper.state.seen = 24
     paper.journal.validation({"loss": 0.25}, None)
+    paper.journal.settle()
     assert [path.name for path in paper.files.samples.iterdir()] == ["seen-00000016.png"]
     assert logs.rows(paper.files.validation) == [{"seen": 16, "loss": 0.5}, {"seen": 24, "loss": 0.25}]
     paper.journal.log(torch.tensor(1.0))
@@ -381,3 +384,28 @@ def test_a_validation_is_a_row_and_a_picture_if_there_is_one(tmp_path, monkeypat
 def test_without_a_board_only_the_rows_are_written(tmp_path, monkeypatch):
     assert Paper(tmp_path, monkeypatch).journal.board is None
     assert json.loads((tmp_path / "jobs.jsonl").read_text())["event"] == "start"
+
+
+def test_a_picture_is_drawn_while_the_steps_go_on_and_is_there_before_its_row(tmp_path, monkeypatch):
+    paper, drawn = Paper(tmp_path, monkeypatch), threading.Event()
+
+    def draw() -> np.ndarray:
+        assert drawn.wait(30)
+        return np.zeros((4, 5, 3), np.uint8)
+
+    paper.journal.validation({"loss": 0.5}, draw)
+    assert logs.rows(paper.files.validation) == []  # and nobody waits
+    paper.state.seen = 24  # which is another step's
+    drawn.set()
+    paper.journal.settle()
+    assert logs.rows(paper.files.validation) == [{"seen": 16, "loss": 0.5}]
+    assert [path.name for path in paper.files.samples.iterdir()] == ["seen-00000016.png"]
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    paper = Paper(tmp_path, monkeypatch)
+    paper.files.samples.write_text("a file where the folder should be")
+    paper.journal.validation({"loss": 0.5}, lambda: np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(OSError, match="samples"):
+        paper.journal.settle()
+    assert logs.rows(paper.files.validation) == []

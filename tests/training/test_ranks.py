@@ -11,8 +11,11 @@ import pytest
 import torch
 from small_runs import CLOUDJOB, TORCHRUN, Ranks, configure, last_seen, weights, workspace
 
+from cloudjob.diffusion import checkpoint
+
 pytestmark = pytest.mark.slow
 LONG = ("train.epochs=16", "train.log_s=0.001", "train.checkpoint_s=0.3", "evaluate.members=1")  # 32 steps, 256 samples
+LOOKING = ("train.epochs=1", "train.log_s=0.001", "train.checkpoint_s=1e6", "infer.steps=50", "evaluate.members=64")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,22 @@ def test_asked_to_stop_in_every_way_all_ranks_save_and_leave_with_75(plain, tmp_
         assert "0 done, 1 skipped" in ranks.text()
 
 
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_stop_is_heard_in_a_look_by_the_rank_that_works_and_by_the_one_that_waits(tmp_path, told):
+    """In a calibration of four triplets, which one rank does while the other waits: half a minute of it."""
+    space = workspace(tmp_path / "run")
+    with Ranks(space, 2, *LOOKING) as ranks:
+        ranks.until(lambda: "held-out loss by width" in ranks.text())
+        time.sleep(0.2)
+        ranks.processes[told].send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        assert ranks.wait(60) == [75, 75], ranks.text()
+        assert time.monotonic() - asked < 20  # of which most is the end of two processes
+        assert "while it looked at held-out triplets), saved" in ranks.text()
+    kept = checkpoint.load(checkpoint.newest(space.checkpoints))
+    assert (kept.seen, kept.calibration) == (16, {})
+
+
 # --- nobody waits ----------------------------------------------------------------------------------------------------
 HURRIED = """
 import os, sys
@@ -117,6 +136,22 @@ def test_a_lost_rank_ends_all_and_is_named(tmp_path, rank, what):
     assert len(named) == 1, said
     assert cause in named[0]
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_lost_in_a_look_ends_all_and_is_named(tmp_path, rank):
+    """The one that works, or the one that waits for it."""
+    with Ranks(workspace(tmp_path / "run"), 2, *LOOKING, program=hurried()) as ranks:
+        ranks.until(lambda: "held-out loss by width" in ranks.text())
+        time.sleep(0.2)
+        ranks.processes[rank].send_signal(signal.SIGKILL)
+        asked = time.monotonic()
+        codes = ranks.wait(60)
+        assert time.monotonic() - asked < 20
+    assert (codes[rank], codes[1 - rank]) == (-signal.SIGKILL, 76), ranks.text()
+    named = f"rank {rank} of 2 on {socket.gethostname()} (process {ranks.processes[rank].pid})"
+    assert ranks.text().count(named) == 1, ranks.text()
+    assert "Traceback" not in ranks.text()
 
 
 @pytest.mark.parametrize(
