@@ -176,8 +176,8 @@ class TrainConfig(Section):
     )
     deviation: bool = Field(
         True,
-        description="corrective, regression: the regression tells its own deviation, learns by likelihood, and keeps silent "
-        "where it sees nothing of the ground",
+        description="corrective, regression: the regression tells its own deviation, learns by likelihood, and keeps "
+        "silent where it sees nothing of the ground",
     )
     alpha: float = Field(0.0, ge=0, le=10, description="residual: how strongly noise is drawn towards the cloudy image")
     prediction: Literal["noise", "x0", "v"] = Field("noise", description="ddpm: what the network puts out")

@@ -1,9 +1,9 @@
 """First guess of the ground under clouds: what clear pixels nearby, and alike on other dates, tell of the hidden ones.
 
 A Gaussian process over space and spectrum (Rasmussen & Williams 2006, eq. 2.25 and 2.26) of the cloudy date less the
-mean of the other dates. In units of its noise its covariance is 4 exp(-d / 100 - s^2 / 2 h^2) + 50 x x' + 2.5: d is the
-distance in pixels, s that of all bands x of all R other dates (reflectance), h = 0.06 sqrt(R). So it is also a linear
-regression on the other dates.
+mean of the other dates, where each counts twice as much as the next. In units of its noise its covariance is
+4 exp(-d / 100 - s^2 / 2 h^2) + 50 x x' + 2.5: d is the distance in pixels, s that of all bands x of all R other dates
+(reflectance), h = 0.06 sqrt(R). So it is also a linear regression on the other dates.
 
 Each block of 64 x 64 pixels has a process of its own, which is told 320 of the clear pixels around it; what it does not
 know of a pixel is judged by 96 of them, in units of the noise that the block shows. Which pixels these are depends on
@@ -33,6 +33,7 @@ _BLOCK, _BLEND, _NEAR, _FAR = 64, 4, 32, 128  # pixels: of a block, and around i
 _WINDOW = _BLOCK + 2 * _BLEND
 _CELL = 8  # pixels: of each such cell one pixel is told where it is far from the block
 _POINTS, _JUDGES = 320, 96  # clear pixels that a block is told; those of them that its error is judged by
+_NEARER = 2.0  # times as much as the next date a date counts in the mean
 _AFTER = 100.0  # more than ranks differ by
 _SIMILAR, _DISTANCE = 0.06, 100.0  # reflectance, pixels
 _LOCAL, _SLOPE, _LEVEL = 4.0, 50.0, 2.5  # of the covariance
@@ -349,7 +350,7 @@ class _Seen:
 
     place: Tensor  # (G, n, 2) row and column from the block's first pixel on
     spectrum: Tensor  # (G, n, F) all bands of all dates
-    mean: Tensor  # (G, n, C) of the dates
+    mean: Tensor  # (G, n, C) of the dates, where the nearer ones count more
 
     @classmethod
     def of(cls, scene: _Scene, problems: _Problems, pixels: Tensor) -> Self:
@@ -363,7 +364,8 @@ class _Seen:
         if len(problems.dates) < dates.shape[2]:
             chosen = [dates[:, :, number : number + 1] for number in problems.dates]
             dates = torch.cat([dates[:, :, :0], *chosen], 2)
-        return cls(place.to(dates.dtype), dates.flatten(2), dates.sum(2) / max(1, dates.shape[2]))
+        shares = _NEARER ** -torch.arange(dates.shape[2], dtype=dates.dtype, device=dates.device)
+        return cls(place.to(dates.dtype), dates.flatten(2), (dates * (shares / shares.sum())[:, None]).sum(2))
 
     def less(self, centre: Tensor) -> Self:
         return replace(self, spectrum=self.spectrum - centre)
