@@ -15,31 +15,24 @@ the dates have no data, a process is made of the others; without any, it varies 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloudjob.diffusion import noise
+from cloudjob.diffusion import neighbours, noise
 from cloudjob.diffusion.device import answers, full_products, sent
+from cloudjob.diffusion.neighbours import BLEND, BLOCK, CELL, FAR, POINTS, WINDOW, Everywhere
 
 REACH = 240  # pixels: nothing farther away has a say, but where there is no clear pixel so near
 
-_BLOCK, _BLEND, _NEAR, _FAR = 64, 4, 32, 128  # pixels: of a block, and around it
-_WINDOW = _BLOCK + 2 * _BLEND
-_CELL = 8  # pixels: of each such cell one pixel is told where it is far from the block
-_POINTS, _JUDGES = 320, 96  # clear pixels that a block is told; those of them that its error is judged by
+_JUDGES = 96  # of the pixels that a block is told: those that its error is judged by
 _NEARER = 2.0  # times as much as the next date a date counts in the mean
-_AFTER = 100.0  # more than ranks differ by
 _SIMILAR, _DISTANCE = 0.06, 100.0  # reflectance, pixels
 _LOCAL, _SLOPE, _LEVEL = 4.0, 50.0, 2.5  # of the covariance
 _UNIT, _UNIT_WEIGHT = 0.02, 4.0  # reflectance: what the noise is before anything is known, and for how many pixels
-# Rings around what is wanted: their width in pixels, and how much farther than the ring before the next one is.
-_RINGS = ((1, 1.0), (1, 1.0), (2, 1.5), (4, 3.0), (8, 6.0), (16, 12.0), (0, 24.0))
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class _Problems:
 
 @dataclass(frozen=True)
 class _Scene:
-    """Images on a grid of whole blocks, with `_FAR` pixels of nothing around them."""
+    """Images on a grid of whole blocks, with `FAR` pixels of nothing around them."""
 
     cloudy: Tensor  # (N H W + K, C) of all pixels, then of those far off; 0 without data
     references: Tensor  # (N H W + K, R, C), 0 without data
@@ -120,8 +113,8 @@ class _Scene:
         far: Far | None,
     ) -> Self:
         bands, *size = cloudy.shape[1:]
-        before = [first % _BLOCK + _FAR for first in origin]
-        after = [-(first + length) % _BLOCK + _FAR for first, length in zip(origin, size, strict=True)]
+        before = [first % BLOCK + FAR for first in origin]
+        after = [-(first + length) % BLOCK + FAR for first, length in zip(origin, size, strict=True)]
         edge = (before[1], after[1], before[0], after[0])
         present, seen = references.isfinite().all(2), cloudy.isfinite().all(1)
         pattern = (present * _bits(references.shape[1], cloudy)[:, None, None]).sum(1)
@@ -149,7 +142,7 @@ class _Scene:
             pattern=pattern,
             known=known,
             wanted=asked,
-            rank=drawn.log() + 2 * (3 + _distance(wanted, cloudy)).log(),
+            rank=drawn.log() + 2 * (3 + neighbours.distances(wanted, cloudy)).log(),
             total=cloudy.new_zeros(*known.shape, 2 * bands + 1),
             within=within,
         )
@@ -162,7 +155,8 @@ class _Scene:
         if not some:
             return
         wanted = [self.wanted & (self.pattern == pattern) for pattern in some]
-        orders = [_ordered(share) for share in torch.stack([_shares(each, self.rank) for each in wanted]).cpu().numpy()]
+        shares = torch.stack([neighbours.shares(each, self.rank) for each in wanted]).cpu().numpy()
+        orders = [neighbours.ordered(share) for share in shares]
         places = sent(torch.from_numpy(np.concatenate([place for place, *_ in orders])), self.rank.device)
         parts = places.split([len(place) for place, *_ in orders])
         for pattern, each, place, (_, colour, share) in zip(some, wanted, parts, orders, strict=True):
@@ -175,30 +169,30 @@ class _Scene:
         """The blocks (B, 3) that have wanted pixels of the pattern, in chunks of about as many pixels that fit the
         memory."""
         rank = self.rank.masked_fill(~self.known | (self.pattern & pattern != pattern), torch.inf)
-        cells, everywhere = _sparse(rank, _CELL), self._everywhere(rank, pattern)
+        cells, everywhere = neighbours.sparse(rank, CELL), self._everywhere(rank, pattern)
         dates = [number for number in range(self.references.shape[1]) if pattern >> number & 1]
-        most = max(1, _budget(rank) // _POINTS**2)
+        most = max(1, _budget(rank) // POINTS**2)
         # A GPU computes many in the time in which it is told of one more chunk.
-        parts = _chunks(colour, share, most) if answers(rank) else _cut(len(share), most)
+        parts = neighbours.chunks(colour, share, most) if answers(rank) else neighbours.cut(len(share), most)
         for part in parts:
             here = place[part]
-            points, told = _told(here, rank, cells, everywhere)
-            pixels = _windows(here, wanted.shape, _BLOCK, _BLEND).flatten(1)
-            listed = _listed(pixels, wanted.flatten()[pixels], round(_WINDOW**2 * max(share[part])))
-            yield _Problems(here[:, 1:] * _BLOCK, dates, points, told, *listed, _runs(colour[part]))
+            points, told = neighbours.select(here, rank, cells, everywhere)
+            pixels = neighbours.windows(here, wanted.shape, BLOCK, BLEND).flatten(1)
+            listed = neighbours.chosen_of(pixels, wanted.flatten()[pixels], round(WINDOW**2 * max(share[part])))
+            yield _Problems(here[:, 1:] * BLOCK, dates, points, told, *listed, neighbours.runs(colour[part]))
 
-    def _everywhere(self, rank: Tensor, pattern: int) -> "_Everywhere":
+    def _everywhere(self, rank: Tensor, pattern: int) -> "Everywhere":
         """What blocks are told that have nothing near: with data on the dates of the pattern."""
         if self.far is None:
-            lowest, pixel = _sparse(rank, _BLOCK)
+            lowest, pixel = neighbours.sparse(rank, BLOCK)
             row, col = (torch.arange(n, device=rank.device) for n in lowest.shape[1:])
             place = torch.cartesian_prod(row, col)
-            return _Everywhere(lowest.flatten(1), place, pixel.flatten(1))
+            return Everywhere(lowest.flatten(1), place, pixel.flatten(1))
         place, dates = self.far
         lowest = rank.new_zeros(dates.shape).masked_fill(dates & pattern != pattern, torch.inf)
         pixel = rank.numel() + torch.arange(len(place), device=rank.device)
         samples = len(rank)
-        return _Everywhere(lowest.expand(samples, -1), place / _BLOCK - 0.5, pixel.expand(samples, -1))
+        return Everywhere(lowest.expand(samples, -1), place / BLOCK - 0.5, pixel.expand(samples, -1))
 
     def result(self, cloudy: Tensor, margin: int) -> tuple[Tensor, Tensor]:
         cloudy = cloudy[:, :, margin : cloudy.shape[2] - margin, margin : cloudy.shape[3] - margin]
@@ -208,22 +202,6 @@ class _Scene:
         return torch.where(known[..., 0][:, None], cloudy, guess), variance.sqrt()
 
 
-def _shares(wanted: Tensor, like: Tensor) -> Tensor:
-    """(N, H / 64, W / 64): how much of the window of each block is wanted, 0 in the border of nothing."""
-    around = _FAR // _BLOCK
-    share = F.avg_pool2d(wanted[:, None].to(like.dtype), _WINDOW, _BLOCK, _BLEND)[:, 0]
-    return F.pad(share[:, around:-around, around:-around], (around,) * 4)
-
-
-def _ordered(share: NDArray) -> tuple[NDArray, list[int], list[float]]:
-    """(place (B, 3), colour, share) of the blocks that are wanted at all, by colour, the most wanted first. Blocks of
-    one colour do not overlap: so the sums of pixels have one order."""
-    place = np.argwhere(share)
-    wanted, colour = share[tuple(place.T)], place[:, 1] % 2 * 2 + place[:, 2] % 2
-    order = np.argsort(2 * colour.astype(share.dtype) - wanted, kind="stable")
-    return place[order], colour[order].tolist(), wanted[order].tolist()
-
-
 def _bits(count: int, like: Tensor) -> Tensor:
     return 2 ** torch.arange(count, device=like.device)
 
@@ -231,117 +209,6 @@ def _bits(count: int, like: Tensor) -> Tensor:
 def _budget(like: Tensor) -> int:
     """How many numbers a matrix may have: of a CPU, what its cache holds."""
     return 2**27 if like.is_cuda else 2**19
-
-
-def _distance(wanted: Tensor, like: Tensor) -> Tensor:
-    """(N, H, W) about how far the nearest wanted pixel is, the longer way of rows and columns; at most 48.5 pixels."""
-    distance = torch.zeros(wanted.shape, dtype=like.dtype, device=like.device)
-    for width, farther in _RINGS:
-        distance += torch.where(wanted, 0, farther)
-        for along in (1, 2):
-            wanted = _spread(wanted, along, width)
-    return distance
-
-
-def _spread(chosen: Tensor, along: int, width: int) -> Tensor:
-    """The pixels, and those that are so far from one of them along a dimension."""
-    spread = chosen.clone()
-    length = chosen.shape[along] - width
-    for start, other in ((0, width), (width, 0)):
-        spread.narrow(along, start, length).logical_or_(chosen.narrow(along, other, length))
-    return spread
-
-
-def _sparse(rank: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(N, H / size, W / size): in each cell the lowest rank, and the pixel that has it."""
-    samples, height, width = rank.shape
-    cells = rank.view(samples, height // size, size, width // size, size).transpose(2, 3).flatten(3)
-    lowest, at = cells.min(-1)
-    number = torch.arange(rank.numel(), device=rank.device).view(rank.shape)
-    first = number[:, ::size, ::size]
-    return lowest, first + at // size * width + at % size
-
-
-def _windows(place: Tensor, shape: torch.Size, size: int, margin: int) -> Tensor:
-    """(G, size + 2 margin, the same) the pixels of blocks of that size and of a margin around them. place: (G, 3)."""
-    side = torch.arange(-margin, size + margin, device=place.device)
-    sample, row, col = place[:, :, None].unbind(1)
-    rows, cols = row * size + side, col * size + side
-    return ((sample * shape[1] + rows)[:, :, None] * shape[2]) + cols[:, None]
-
-
-def _listed(pixels: Tensor, chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(G, P) those of the pixels (G, n) that are chosen, of which no row has more than `most` (P), and whether there
-    is one; 0 where there is none."""
-    count = chosen.cumsum(1)
-    number = torch.arange(1, most + 1, device=pixels.device).expand(len(pixels), -1)
-    there = number <= count[:, -1:]
-    at = torch.searchsorted(count, number.contiguous()).clamp(max=pixels.shape[1] - 1)
-    return pixels.gather(1, at) * there, there
-
-
-def _chunks(colour: list[int], share: list[float], most: int) -> Iterator[slice]:
-    """Runs of at most so many blocks of one colour, none of which is asked for much less than the first."""
-    start = 0
-    while start < len(colour):
-        stop = start + 1
-        alike = (colour[start], 0.75 * share[start])
-        while stop < min(len(colour), start + most) and colour[stop] == alike[0] and share[stop] >= alike[1]:
-            stop += 1
-        yield slice(start, stop)
-        start = stop
-
-
-def _cut(count: int, most: int) -> list[slice]:
-    return [slice(start, start + most) for start in range(0, count, most)]
-
-
-def _runs(colour: list[int]) -> list[slice]:
-    """Where one colour follows on another."""
-    ends = [*(place for place in range(1, len(colour)) if colour[place] != colour[place - 1]), len(colour)]
-    return [slice(start, end) for start, end in pairwise([0, *ends])]
-
-
-@dataclass(frozen=True)
-class _Everywhere:
-    """About one pixel for each block of all there are."""
-
-    rank: Tensor  # (N, K)
-    place: Tensor  # (K, 2) row and column, in blocks
-    pixel: Tensor  # (N, K) their numbers
-
-    def nearest(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """(G, M) those to be told to blocks (G, 3), the pixels and whether there is one."""
-        apart = (self.place - place[:, None, 1:]).to(self.rank.dtype).square().sum(-1).sqrt()
-        ranks = self.rank[place[:, 0]] + 2 * (1 + apart).log()
-        found, chosen = ranks.topk(min(_POINTS, ranks.shape[1]), largest=False)
-        return self.pixel[place[:, 0]].gather(1, chosen), found.isfinite()
-
-
-def _told(place: Tensor, rank: Tensor, cells: tuple[Tensor, Tensor], everywhere: _Everywhere) -> tuple[Tensor, Tensor]:
-    """(G, M) the pixels that blocks are told, and whether there is one: of those nearby the ones of the lowest rank; if
-    they are too few, of cells farther off, the nearer ones the likelier; if there is none, of all the image."""
-    near = _windows(place, rank.shape, _BLOCK, _NEAR).flatten(1)
-    share = _BLOCK // _CELL
-    far = _windows(place, cells[0].shape, share, _FAR // _CELL)
-    side = torch.arange(far.shape[1], device=rank.device) - _FAR // _CELL
-    apart = _CELL * torch.maximum(-side, side - share + 1).clamp(min=0).to(rank.dtype)
-    apart = torch.hypot(apart[:, None], apart)
-    far_rank = cells[0].flatten()[far] + 2 * (3 + apart).log() + _AFTER
-    inner = slice((_FAR - _NEAR) // _CELL, -(_FAR - _NEAR) // _CELL)
-    far_rank[:, inner, inner].fill_(torch.inf)
-    ranks = torch.cat([rank.flatten()[near], far_rank.flatten(1)], 1)
-    pixels = torch.cat([near, cells[1].flatten()[far.flatten(1)]], 1)
-    found, chosen = ranks.topk(_POINTS, largest=False)
-    points, told = pixels.gather(1, chosen), found.isfinite()
-    lost = ~told.any(1, keepdim=True)
-    # Where there are few to choose from, that costs less than to wait for the answer of a GPU.
-    if (answers(lost) or everywhere.rank.shape[1] > _POINTS) and not lost.any():
-        return points, told
-    pixels, there = everywhere.nearest(place)
-    first = slice(pixels.shape[1])
-    points[:, first], told[:, first] = torch.where(lost, pixels, points[:, first]), told[:, first] | (lost & there)
-    return points, told
 
 
 @dataclass(frozen=True)
@@ -426,5 +293,5 @@ def _local(alike: tuple[Tensor, ...], told: tuple[Tensor, Tensor]) -> Tensor:
 
 def _share(place: Tensor) -> Tensor:
     """(G, n, 1) of a block in the blend: 1 in its inside, falling linearly where it overlaps with its neighbours."""
-    inside = torch.minimum(place, _BLOCK - 1 - place) + _BLEND + 0.5
-    return (inside / (2 * _BLEND)).clamp(max=1).prod(-1, keepdim=True)
+    inside = torch.minimum(place, BLOCK - 1 - place) + BLEND + 0.5
+    return (inside / (2 * BLEND)).clamp(max=1).prod(-1, keepdim=True)

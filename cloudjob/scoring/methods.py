@@ -45,7 +45,7 @@ def regression(
         return {}, None
     mean, deviation = restorer.regression(batch)
     found = {"ours_regression": np.where(np.isin(batch.mask.cpu(), HIDDEN)[:, None], mean, batch.cloudy.cpu())}
-    if deviation is None or members < 2:
+    if deviation is None or not members:
         return found, None
     drawn = (
         np.random.default_rng(number).standard_normal((members, *mean.shape[1:]), np.float32) for number in numbers
@@ -61,6 +61,13 @@ def one_date(cloudy: NDArray, mask: NDArray) -> dict[str, NDArray]:
         filled = np.stack([fill(image, classes == CLEAR) for image, classes in zip(cloudy, mask, strict=True)])
         found[name] = np.where(np.isin(mask, HIDDEN)[:, None], filled, cloudy)
     return found
+
+
+def from_other_dates(cloudy: NDArray, references: NDArray, mask: NDArray, numbers: Sequence[int]) -> dict[str, NDArray]:
+    """What one, two, ... of the references (N, R, 4, H, W), normalised to the cloudy date, give without learning."""
+    found = from_another_date(cloudy, references[:, 0], mask, numbers)
+    found |= from_more_dates(cloudy, references, mask, numbers, found["similar_pixels"])
+    return found | by_similarity(cloudy, references, mask)
 
 
 def from_another_date(cloudy: NDArray, reference: NDArray, mask: NDArray, numbers: Sequence[int]) -> dict[str, NDArray]:
@@ -143,9 +150,12 @@ def score(
 
 
 def score_members(
-    members: NDArray, truth: NDArray, mask: NDArray, core: NDArray, factors: list[float]
-) -> list[dict[str, dict]]:
-    """For each of N triplets stratum -> ensembles.score and the number of pixels, where it has any."""
+    members: NDArray | None, truth: NDArray, mask: NDArray, core: NDArray, factors: list[float]
+) -> list[dict[str, dict]] | None:
+    """For each of N triplets stratum -> ensembles.score and the number of pixels, where it has any. None of less than
+    two members."""
+    if members is None or len(members) < 2:
+        return None
     found = []
     for i, classes in enumerate(mask):
         known = np.isfinite(truth[i]).all(0)

@@ -70,22 +70,19 @@ def score_pair(
     truth, mask = images.pop("clear"), arrays["mask"]
     numbers = [noise_key + place for place in places]
     found: dict[str, NDArray] = {}
-    every, gaussian = None, None
+    drawn, gaussian = None, None
     if restorer is not None:
         batch = Batch.of(arrays, restorer.device, scored=True)
         members = 1 if restorer.single else members
         found, every = methods.ours(restorer, batch, numbers, members=members, more_steps=more_steps)
-        independent = (members + 1) // 2  # the others are their antithetic twins
-        of_regression, gaussian = methods.regression(restorer, batch, numbers, members=independent)
-        found |= of_regression
+        drawn = None if every is None else every[::2]  # the others are their antithetic twins
+        alone, gaussian = methods.regression(restorer, batch, numbers, members=0 if drawn is None else len(drawn))
+        found |= alone
     found |= methods.one_date(images["cloudy"], mask)
     if "reference" in images:
-        found["nearest_matched"] = images["reference"]
-        found["nearest_clear"] = as_it_is(arrays["reference"], pair)
-        found |= methods.from_another_date(images["cloudy"], images["reference"], mask, numbers)
+        found |= {"nearest_matched": images["reference"], "nearest_clear": as_it_is(arrays["reference"], pair)}
         references = np.stack([images[name] for name in REFERENCES if name in images], 1)
-        found |= methods.from_more_dates(images["cloudy"], references, mask, numbers, found["similar_pixels"])
-        found |= methods.by_similarity(images["cloudy"], references, mask)
+        found |= methods.from_other_dates(images["cloudy"], references, mask, numbers)
     if sensed is not None:
         found[NOISE] = reflectance(sensed)
     hidden = np.isin(mask, HIDDEN)
@@ -97,11 +94,8 @@ def score_pair(
         rows.append([finite(facts | row) for row in triplet])
     published = None if protocol == "own" else protocols.scores(found, truth)
     changed = 0 if restorer is None else (digital_number(found["ours"]) != arrays["cloudy"]).any(1)[~hidden].sum()
-    ensemble, told = None, None
-    if every is not None and independent > 1:
-        ensemble = methods.score_members(every[::2], truth, mask, core, factors)
-    if gaussian is not None:
-        told = methods.score_members(gaussian, truth, mask, core, [1.0] * len(factors))
+    ensemble = methods.score_members(drawn, truth, mask, core, factors)
+    told = methods.score_members(gaussian, truth, mask, core, [1.0] * len(factors))
     shown = [digital_number(each[:4]) for each in (*(found[name] for name in _SHOWN if name in found), truth)]
     return PairScores(rows, int(changed), ensemble, told, published, list(zip(*shown, strict=True)))
 

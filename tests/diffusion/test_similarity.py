@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from cloudjob.diffusion import similarity
+from cloudjob.diffusion import neighbours, similarity
 from cloudjob.diffusion.similarity import REACH, Far, similar
 from cloudjob.scoring import baselines
 
@@ -288,8 +288,8 @@ def test_who_is_told_is_near_or_else_one_of_a_cell():
     few = torch.zeros(128, 128, dtype=torch.bool)
     few[::40, 3::40] = True
     rank[0, near, near] = (rank[0, near, near] + 50).masked_fill(~few, torch.inf)
-    nowhere = similarity._Everywhere(torch.empty(1, 0), torch.empty(0, 2), torch.empty(1, 0))
-    points, told = similarity._told(torch.tensor([[0, 2, 2]]), rank, similarity._sparse(rank, 8), nowhere)
+    nowhere = neighbours.Everywhere(torch.empty(1, 0), torch.empty(0, 2), torch.empty(1, 0))
+    points, told = neighbours.select(torch.tensor([[0, 2, 2]]), rank, neighbours.sparse(rank, 8), nowhere)
     assert told.all()
     row, col = points[0] // 320, points[0] % 320
     within = (row >= 96) & (row < 224) & (col >= 96) & (col < 224)

@@ -48,7 +48,7 @@ def recipe(process: str, **options) -> Recipe:
 def unasked() -> Iterator[None]:
     """The processor is asked no more than a GPU would be, and given as much at once."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("batch", "clouds", "conditions", "similarity"):
+        for module in ("batch", "clouds", "conditions", "neighbours", "similarity"):
             patch.setattr(f"cloudjob.diffusion.{module}.answers", lambda tensor: False)
         patch.setattr("cloudjob.diffusion.similarity._budget", lambda like: 2**27)
         yield
@@ -70,7 +70,7 @@ def test_preparing_a_batch_neither_waits_nor_transfers_anything(process, share):
     assert asked.counts["launches"] > 100  # it was counted
 
 
-@pytest.mark.parametrize(("references", "most"), [(1, 1250), (3, 1560)])
+@pytest.mark.parametrize(("references", "most"), [(1, 1260), (3, 1580)])
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_with_a_first_guess_by_similar_pixels_it_waits_once_for_the_blocks(references, most, share):
     """And sends once which blocks it computes; however many there are, it launches as much."""
@@ -93,7 +93,7 @@ def test_with_a_first_guess_by_similar_pixels_it_waits_once_for_the_blocks(refer
                 objective.recipe.loss(network, batch, seed=3, samples=samples, **objective.options)
     others = {name: count for name, count in asked.names.items() if not name.startswith("launches")}
     assert others == {"waits: numpy": 1, "to it: lift_fresh": 1}
-    assert asked.counts["launches"] <= most + 1020 * (share > 0)
+    assert asked.counts["launches"] <= most + 1030 * (share > 0)
 
 
 def test_the_counter_hears_of_every_way_to_wait():
