@@ -15,6 +15,7 @@ import torch
 
 from cloudjob import __version__
 from cloudjob.benches import shard
+from cloudjob.config.models import TrainConfig
 from cloudjob.diffusion import checkpoint
 from cloudjob.diffusion.average import GAMMAS
 from cloudjob.diffusion.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ from cloudjob.run.folder import RunFolder
 from cloudjob.run.records import record
 
 CLOUD = 0.3  # of the scene
-PRESET, PROCESS = "tiny", "corrective"
+PRESET, PROCESS = "tiny", TrainConfig().process
 NOTEBOOK_STEPS, NOTEBOOK_STRIDE = 1000, 64  # of the notebook of 2025: DDPM's, and between its windows of 256 pixels
 _NETWORK = ("first guess", "tiles")  # the phases that are not a matter of reading and writing
 _PATCH, _PASSES = 256, 5
@@ -69,10 +70,14 @@ def _made(work: Path, size: int, say: Callable[[str], None]) -> Path:
         say(f"making a scene of {size} x {size} pixels in {work}, for this time and later ones")
         shard.make_pair(work / "archive", size, cloud=CLOUD, every=1)
         shard.fetch(work, size)
-        recipe = Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4, first_guess="similar")
-        checkpoint.save(work, untrained(recipe)).rename(work / "step.pt")
         done.touch()
+    checkpoint.save(work, untrained(_recipe())).rename(work / "step.pt")  # of today's network, whenever the scene is of
     return work / "run"
+
+
+def _recipe() -> Recipe:
+    """As a training has it by default."""
+    return Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4, **TrainConfig(process=PROCESS).options())
 
 
 def untrained(recipe: Recipe, **facts: Any) -> Checkpoint:
@@ -167,12 +172,12 @@ print(time.process_time() - begun)
 def _notebook(run_folder: Path) -> dict[str, Any]:
     """The notebook's way, extrapolated: 1000 passes of the same network for each of its windows with cloud, one at a
     time, from the seconds of a few passes. And the same without the overlap of its windows."""
-    recipe = Recipe.of(PRESET, PROCESS, mean=[0.2] * 4, std=[0.1] * 4, first_guess="similar")
+    recipe = _recipe()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = recipe.network().to(device).eval()
     torch.set_num_threads(1)
     x, level = torch.randn(1, len(BANDS), _PATCH, _PATCH, device=device), torch.ones(1, device=device)
-    told = torch.randn(1, channel_count("similar"), _PATCH, _PATCH, device=device)
+    told = torch.randn(1, channel_count(recipe.first_guess), _PATCH, _PATCH, device=device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds = []
     with torch.no_grad():
