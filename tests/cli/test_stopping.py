@@ -14,6 +14,7 @@ from cloudjob.run.folder import RunFolder
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> RunFolder:
     monkeypatch.setattr(stop.signal, "signal", lambda *_: None)  # they belong to the test's own process
+    monkeypatch.setattr(stop, "_LOOK_S", 0.0)
     monkeypatch.setattr(stop, "_state", {"signalled": False, "file": None})
     monkeypatch.delenv("CLOUDJOB_STOP_FILE", raising=False)
     return RunFolder(tmp_path)
