@@ -148,6 +148,7 @@ def test_it_moves_to_a_device_with_all_that_it_has(monkeypatch):
     batch = Batch.of(arrays())
     assert asked == []
     assert same(batch.to("a gpu"), batch)
+    # All but the light, which is known of clouds that are laid later.
     assert asked == [{"non_blocking": True}] * (
         len(dataclasses.fields(Batch)) - 1
     )  # light is known of clouds laid later
