@@ -17,7 +17,7 @@ BAND_COUNT = len(BANDS)
 
 CELLS, _PRIOR = (64, 32, 16, 8, 4), 0.05  # pixels; the share of known pixels that weighs as much as the coarser level
 _DAYS, _ELEVATION = 15.0, 30.0  # days and degrees that count as 1
-_LEAST = 0.02  # in normalised units: about the noise of the sensor
+LEAST = 0.02  # in normalised units: about the noise of the sensor
 _FARTHEST = 0.4  # in normalised units: about 0.1 of reflectance
 _FAR_OFF = 10.0  # deviations: a difference of more does not tell the ground
 _WIDTHS = (1, 2, 4, 8, 16)  # pixels
@@ -158,7 +158,7 @@ class Conditions:
         # Another date bounds how far off the ground may be, which the guess does not know where nothing near is clear.
         known = self.deviation / (1 + (self.deviation / _FARTHEST).square()).sqrt()
         hidden = torch.where(self.present, reference * known, nothing * self.deviation)
-        return torch.where(self.mask == CLEAR, clear, hidden.clamp(min=_LEAST))
+        return torch.where(self.mask == CLEAR, clear, hidden.clamp(min=LEAST))
 
 
 def _first(batch: Batch, there: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +202,7 @@ _OF_SIMILAR: Channels = {
     "dates": (1, lambda c: c.dates / 3),
     "deviation": (
         1,
-        lambda c: (c.deviation if c.unit is None else c.unit).mean(1, keepdim=True).clamp(min=_LEAST).log(),
+        lambda c: (c.deviation if c.unit is None else c.unit).mean(1, keepdim=True).clamp(min=LEAST).log(),
     ),
     "depth": (1, lambda c: _depth(c.mask)),
 }

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cloudjob.diffusion.conditions import BAND_COUNT, Conditions
+from cloudjob.diffusion.conditions import BAND_COUNT, LEAST, Conditions
 from cloudjob.diffusion.noise import Numbers, normals, uniforms
 from cloudjob.diffusion.samplers import SAMPLERS, Levels, Noise
 from cloudjob.pixels import CLEAR, NO_DATA
@@ -101,11 +101,14 @@ class Regression:
     def _predict(self, network: nn.Module, conditions: Conditions) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """r (N, 4, H, W); the logarithm of its deviation, as large, and the logit of the light (N, 1, H, W), both None
         where the network does not tell them."""
-        output = network(None, None, conditions.channels(conditions.spread(*self.spread))).float()
+        spread = conditions.spread(*self.spread)
+        output = network(None, None, conditions.channels(spread)).float()
         if not self.deviation:
             return output, None, None
         r, log_deviation, light = output.split([BAND_COUNT, BAND_COUNT, 1], 1)
-        return r, _MOST_LOG * (log_deviation / _MOST_LOG).tanh(), light
+        log_deviation = _MOST_LOG * (log_deviation / _MOST_LOG).tanh()
+        # Beside the sensor's noise: clouds that training lays over a date leave some of its pixels as they were.
+        return r, torch.logaddexp(2 * log_deviation, 2 * (LEAST / spread).log()) / 2, light
 
     def place(self, r: Tensor, log_deviation: Tensor | None, conditions: Conditions) -> Conditions:
         """The conditions with what r means for first guess, and its deviation, where that is told, for spread."""

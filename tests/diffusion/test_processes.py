@@ -391,7 +391,8 @@ def test_a_deviation_that_is_told_is_the_spread_of_what_is_left(process):
     mean, *detail = process.loss_terms(network, clean, conditions, seed=0, indices=[0, 1])
     assert torch.equal(mean.prediction, r)
     assert torch.equal(mean.light, light)
-    assert torch.allclose(mean.log_deviation, 4 * (log / 4).tanh())
+    deviation = ((8 * (log / 4).tanh()).exp() + (0.02 / spread) ** 2).sqrt()
+    assert torch.allclose(mean.log_deviation.exp(), deviation, rtol=1e-5)
     assert torch.allclose(mean.trusted, mean.log_deviation.exp() ** -2)
     guessed = process.guessed(network, conditions, limits=WIDE)
     assert torch.allclose(guessed.anchor, conditions.anchor + spread * r)
@@ -410,7 +411,9 @@ def test_a_deviation_cannot_be_told_without_bounds():
         (terms,) = process.loss_terms(
             lambda *_, told=told: torch.full((2, 9, 8, 8), told), clean, conditions, seed=0, indices=[0, 1]
         )
-        assert terms.log_deviation.unique().tolist() == [math.copysign(4, told)]
+        spread = conditions.choose(*process.spread)
+        deviation = (math.exp(math.copysign(8, told)) + (0.02 / spread) ** 2).sqrt().expand(2, 4, 8, 8)
+        assert torch.allclose(terms.log_deviation.exp(), deviation, rtol=1e-5)
 
 
 class Two(torch.nn.Module):
