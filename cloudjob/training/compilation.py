@@ -27,6 +27,9 @@ class Compilation:
             torch._dynamo.config.suppress_errors = not self.required
             _hear(self)
             without_vectors(device)
+            torch._inductor.config.cpp_cache_precompile_headers = (
+                False  # some 200 MB: the /tmp of an image may be small
+            )
             module.compile(dynamic=False)
 
     @property
@@ -62,9 +65,13 @@ class Compilation:
 
 
 def reason(error: Any) -> str:
-    """The line of an error of torch's compiler that says what is wrong."""
+    """The line of an error of torch's compiler that says what is wrong, and what the C++ compiler said."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "Error:" in line or "Compiler:" in line), lines[0] if lines else repr(error))
+    first = next(
+        (line for line in lines if "Error:" in line or "Compiler:" in line), lines[0] if lines else repr(error)
+    )
+    detail = next((line.partition(" error: ")[2] for line in lines if " error: " in line), "")
+    return f"{first}: {detail}" if detail else first
 
 
 def without_vectors(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """The image itself: what it says of itself, that its %test can fail, and that it needs no rights to run."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -70,7 +71,7 @@ def test_a_broken_package_fails_the_build(build, image, tmp_path):
 
 
 def test_a_user_without_rights_runs_the_chain_with_one_folder_bound(image, tmp_path):
-    """As nobody, root read-only, no home, nothing of the machine but the run folder."""
+    """As nobody, root read-only, no home, nothing of the machine but the run folder. Its training is compiled."""
     run = tmp_path / "run"
     run.mkdir()
     for folder in (run, *run.parents[:3]):
@@ -87,10 +88,13 @@ def test_a_user_without_rights_runs_the_chain_with_one_folder_bound(image, tmp_p
         command += ["apptainer", "exec", "--unsquash", "--containall", "--bind", f"{run}:/job"]
         command += [visible / "cloudjob.sif", "sh", "-c"]
         script = "touch /opt/x 2>/dev/null && exit 9; id -u; cloudjob run /job/test.yaml --run-dir /job/test"
-        script += " --set train.samples=16"
+        script += " --set train.samples=16 --set train.compile=true"
         done = subprocess.run([*command, script], env=env, capture_output=True, text=True, timeout=1800, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("65534")
         assert (run / "test" / "report" / "index.html").stat().st_uid == 65534
+        cards = [json.loads(line) for line in (run / "test" / "train" / "jobs.jsonl").read_text().splitlines()]
+        assert [card["compiled"] for card in cards if card["event"] == "start"] == [True]  # it has a compiler
+        assert [card for card in cards if card["event"] == "not compiled"] == []
     finally:
         shutil.rmtree(visible)

@@ -41,6 +41,8 @@ def said(tmp_path, choice: str, **environment: str) -> tuple[str, str]:
 def test_compiled_it_says_so(tmp_path):
     assert said(tmp_path, "true")[0] == "True|True|1|True|"
     assert said(tmp_path, "false")[0] == "False|False|0|True|"
+    # The /tmp of an image without one of its own holds 64 MiB; a precompiled header alone has more.
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 32 * 2**20
 
 
 def test_without_a_compiler_it_goes_on_and_says_why(tmp_path):
@@ -66,3 +68,10 @@ def test_asked_for_it_does_not_go_on_without(tmp_path):
 def test_the_reason_is_the_line_that_says_what_is_wrong():
     assert reason(RuntimeError("backend raised:\nInductorError: no compiler\nmore")) == "InductorError: no compiler"
     assert reason(RuntimeError("")) == "RuntimeError('')"
+
+
+def test_what_the_compiler_of_cpp_says_is_part_of_it():
+    output = (
+        "CppCompileError: C++ compile error\n\nCommand:\ng++\nOutput:\n/a.h:9:2: fatal error: cannot write: No space"
+    )
+    assert reason(RuntimeError(output)) == "CppCompileError: C++ compile error: cannot write: No space"
