@@ -26,10 +26,7 @@ class Compilation:
         if self.asked:
             torch._dynamo.config.suppress_errors = not self.required
             _hear(self)
-            without_vectors(device)
-            torch._inductor.config.cpp_cache_precompile_headers = (
-                False  # some 200 MB: the /tmp of an image may be small
-            )
+            plain_kernels(device)
             module.compile(dynamic=False)
 
     @property
@@ -74,11 +71,12 @@ def reason(error: Any) -> str:
     return f"{first}: {detail}" if detail else first
 
 
-def without_vectors(device: torch.device) -> None:
+def plain_kernels(device: torch.device) -> None:
     """Kernels for a processor are made without vectors: with them torch 2.13 makes one that crashes of the preparation
-    of a batch."""
+    of a batch. And without precompiled headers: of 132 MB, where the /tmp of an image may hold 64."""
     if device.type == "cpu":
         torch._inductor.config.cpp.simdlen = 1
+        torch._inductor.config.cpp_cache_precompile_headers = False
 
 
 def _graphs() -> int:

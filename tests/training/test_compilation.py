@@ -32,7 +32,7 @@ except Exception as error:
 
 def said(tmp_path, choice: str, **environment: str) -> tuple[str, str]:
     """What it prints, and what torch says beside it."""
-    folders = {name: str(tmp_path) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    folders = {name: str(tmp_path) for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
     command = [sys.executable, "-c", PROGRAM, choice]
     done = subprocess.run(command, env=os.environ | folders | environment, capture_output=True, text=True, check=True)
     return done.stdout.strip(), done.stderr

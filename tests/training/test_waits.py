@@ -19,7 +19,7 @@ from cloudjob.diffusion.recipe import Recipe
 from cloudjob.hpc import distributed
 from cloudjob.pixels import CLOUD
 from cloudjob.training.agreement import NOTHING, Agreement
-from cloudjob.training.compilation import without_vectors
+from cloudjob.training.compilation import plain_kernels
 from cloudjob.training.settings import Settings
 from cloudjob.training.step import Objective, Step
 
@@ -198,7 +198,8 @@ def test_compiled_a_batch_is_prepared_by_one_graph_of_at_most_100_kernels(monkey
 
     noise.prepare(torch.device("cpu"))
     monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", None)  # as before, afterwards
-    without_vectors(torch.device("cpu"))
+    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", True)
+    plain_kernels(torch.device("cpu"))
     metrics.reset()
     torch._dynamo.reset()
     compiled = torch.compile(prepared, fullgraph=True, dynamic=False)
